@@ -1,0 +1,396 @@
+//! What can be asked of a ledger, what it answers, and what it tells others. All of it is plain data: in a replicated
+//! store an [`Op`] is the log entry. Variants and fields are only ever appended, since older programs may read them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Beat, Blob, InvalidInput, Key, KeyView, NodeId, Revision, SessionId, StopReason, Term, Token, Work, limits,
+    record::{range, size},
+};
+
+/// One atomic request to the authority of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// Declares work. A known key takes the new weight, priority, due time and payload, and stays where it is; a key that
+    /// was being removed is wanted again.
+    Add(Work),
+    /// The work is no longer wanted. An owner is asked to stop first.
+    Remove {
+        /// The key.
+        key: Key,
+    },
+    /// Lets a quarantined key run again, with a clean history.
+    Retry {
+        /// The key.
+        key: Key,
+    },
+    /// Asks that balance be restored now, as if every node had just joined.
+    Rebalance,
+
+    /// A node opens a session.
+    Join {
+        /// The new session.
+        session: SessionId,
+        /// Who it is, for people.
+        node: NodeId,
+        /// How much work it wants, in proportion to the others.
+        affinity: u32,
+        /// Most keys that it holds at once.
+        capacity: Option<u32>,
+        /// How long it may be silent, in milliseconds.
+        lease_ms: u32,
+    },
+    /// Sets the affinity.
+    SetAffinity {
+        /// The node's session.
+        session: SessionId,
+        /// 0 to [`MAX_AFFINITY`](limits::MAX_AFFINITY).
+        affinity: u32,
+    },
+    /// Changes the affinity by a difference, once for each number.
+    AlterAffinity {
+        /// The node's session.
+        session: SessionId,
+        /// Counts the alterations of a session from 1, so that one which is sent again for want of an answer is not done
+        /// twice.
+        number: u64,
+        /// The difference.
+        delta: i64,
+    },
+    /// The session takes no work any more.
+    Drain {
+        /// The node's session.
+        session: SessionId,
+    },
+    /// The session is over and its node acts on none of its keys any more: they are free at once.
+    End {
+        /// The node's session.
+        session: SessionId,
+    },
+    /// The owner no longer acts on the key: it is free.
+    Confirm {
+        /// The owner.
+        session: SessionId,
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+        /// False where the owner never began; it then does not count as an attempt.
+        started: bool,
+    },
+    /// The owner wants to be asked to stop the key, which then goes to another node if any other takes it.
+    GiveUp {
+        /// The owner.
+        session: SessionId,
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+        /// Not to be started again before this time (milliseconds since the Unix epoch).
+        not_before_ms: u64,
+    },
+    /// The work is done for good: the key ends.
+    Complete {
+        /// The owner.
+        session: SessionId,
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+    },
+    /// Keeps bytes for the next owner.
+    Checkpoint {
+        /// The owner.
+        session: SessionId,
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+        /// The bytes.
+        bytes: Blob,
+    },
+
+    /// The leader gives a free key to a session.
+    Assign {
+        /// The leader's term.
+        term: Term,
+        /// The key.
+        key: Key,
+        /// The new owner.
+        session: SessionId,
+    },
+    /// The leader asks an owner to stop, so that the key can move.
+    Revoke {
+        /// The leader's term.
+        term: Term,
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+    },
+    /// The leader frees a key whose owner has not confirmed its stop within the time limit that the user chose.
+    Force {
+        /// The leader's term.
+        term: Term,
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+    },
+    /// The leader ends a session that has been silent for its lease.
+    Expire {
+        /// The leader's term.
+        term: Term,
+        /// The silent session.
+        session: SessionId,
+        /// The beat at which it stood still: refused if it has moved since.
+        beat: Beat,
+        /// Grants with lower tokens had run for long enough that the death is not held against their keys.
+        healthy_below: Token,
+    },
+    /// The leader sets a free key aside because its owners keep dying.
+    Quarantine {
+        /// The leader's term.
+        term: Term,
+        /// The key.
+        key: Key,
+    },
+    /// A newcomer has got its share; from now on only its leave or a request moves keys for balance.
+    Settle {
+        /// The leader's term.
+        term: Term,
+        /// The newcomer.
+        session: SessionId,
+    },
+    /// The leader has waited a lease in a new lineage; grants may go on.
+    EndHold {
+        /// The leader's term.
+        term: Term,
+    },
+}
+
+impl Op {
+    /// Checks every number and length. Names are checked by their types.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] that names the first limit that is broken.
+    pub fn validate(&self) -> Result<(), InvalidInput> {
+        match self {
+            Self::Add(work) => work.validate(),
+            Self::Join { affinity, .. } | Self::SetAffinity { affinity, .. } => affinity_in_range((*affinity).into()),
+            Self::Checkpoint { bytes, .. } => size("checkpoint", bytes.len(), limits::MAX_CHECKPOINT_BYTES),
+            Self::GiveUp { not_before_ms, .. } => {
+                range("not_before_ms", (*not_before_ms).into(), 0, limits::MAX_NOT_BEFORE_MS.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// About how many bytes of user data the op carries: what a batch is bounded by.
+    pub fn bytes(&self) -> usize {
+        64 + match self {
+            Self::Add(work) => work.key.as_str().len() + work.payload.len(),
+            Self::Checkpoint { key, bytes, .. } => key.as_str().len() + bytes.len(),
+            Self::Remove { key }
+            | Self::Retry { key }
+            | Self::Confirm { key, .. }
+            | Self::GiveUp { key, .. }
+            | Self::Complete { key, .. }
+            | Self::Assign { key, .. }
+            | Self::Revoke { key, .. }
+            | Self::Force { key, .. }
+            | Self::Quarantine { key, .. } => key.as_str().len(),
+            _ => 0,
+        }
+    }
+}
+
+/// Checks an affinity.
+pub(crate) fn affinity_in_range(affinity: i128) -> Result<(), InvalidInput> {
+    range("affinity", affinity, 0, limits::MAX_AFFINITY.into())
+}
+
+/// What the ledger did with one [`Op`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done; something changed.
+    Done,
+    /// It was so already; nothing changed.
+    Unchanged,
+    /// The affinity is now this.
+    Affinity(u32),
+    /// The key belongs to the session, under this token.
+    Granted(Token),
+    /// Refused; nothing changed.
+    Refused(Refusal),
+}
+
+/// Why the ledger refused an [`Op`]. Nothing changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No such key.
+    #[error("no such key")]
+    UnknownKey,
+    /// The session does not own the key under this token.
+    #[error("the session does not own the key under this token")]
+    StaleToken,
+    /// The session is unknown or has ended.
+    #[error("the session is unknown or has ended")]
+    SessionEnded,
+    /// The session takes no work: it drains, or its affinity is 0.
+    #[error("the session takes no work")]
+    NotTaking,
+    /// The session holds as many keys as it has room for.
+    #[error("the session has no room")]
+    NoRoom,
+    /// The key is not free.
+    #[error("the key is not free")]
+    NotFree,
+    /// The key is not quarantined.
+    #[error("the key is not quarantined")]
+    NotQuarantined,
+    /// The key is not being stopped.
+    #[error("the key is not being stopped")]
+    NotStopping,
+    /// The term is not the current one.
+    #[error("the term is not the current one")]
+    OldTerm,
+    /// The session's beat has moved.
+    #[error("the session's beat has moved")]
+    StillBeating,
+    /// A new lineage has begun, and grants are held back.
+    #[error("grants are held back after a new lineage of the store")]
+    Holding,
+    /// The affinity would leave its range; this is what it would have become.
+    #[error("the affinity would be {0}")]
+    AffinityOutOfRange(i64),
+}
+
+/// What became of a batch of ops.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// One for each op, in the same order.
+    pub outcomes: Vec<Outcome>,
+    /// The group's revision after the batch.
+    pub revision: Revision,
+}
+
+/// A session, as the leader and the followers of a group see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionView {
+    /// Which.
+    pub session: SessionId,
+    /// Who, for people.
+    pub node: NodeId,
+    /// How much work it wants.
+    pub affinity: u32,
+    /// Most keys that it holds at once.
+    pub capacity: Option<u32>,
+    /// How long it may be silent, in milliseconds.
+    pub lease_ms: u32,
+    /// Takes no work any more.
+    pub draining: bool,
+    /// Has had its share since it joined.
+    pub settled: bool,
+    /// Set once it has ended: keys still in its name are free, and ownerships with a token below this one had run for
+    /// long enough not to be blamed.
+    pub ended: Option<Token>,
+}
+
+impl SessionView {
+    /// Whether the ledger would give it a key, room aside.
+    pub fn takes_work(&self) -> bool {
+        self.ended.is_none() && !self.draining && self.affinity > 0
+    }
+}
+
+/// What is true of the group as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// The newest leadership.
+    pub term: Term,
+    /// Who leads, if anybody.
+    pub leader: Option<SessionId>,
+    /// A new lineage has begun; nothing is granted until the leader has waited a lease.
+    pub hold: bool,
+}
+
+/// One thing that is different now. Each carries the whole new state of what it names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// The key is new, or stands like this now.
+    Key(KeyView),
+    /// The key has ended.
+    KeyGone(Key),
+    /// The session is new, or stands like this now.
+    Session(SessionView),
+    /// The session has ended and no key is in its name any more.
+    SessionGone(SessionId),
+    /// The group stands like this now.
+    Group(GroupView),
+}
+
+/// All changes of one [`apply`](crate::Store::apply), in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// The group's revision with these changes; the one before it is lower by one.
+    pub revision: Revision,
+    /// The changes.
+    pub changes: Vec<Change>,
+}
+
+/// One key that a session holds, with all that its node hands to the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The key.
+    pub key: Key,
+    /// The ownership's token.
+    pub token: Token,
+    /// Which attempt this is, from 1.
+    pub attempts: u32,
+    /// See [`Work::weight`].
+    pub weight: u32,
+    /// See [`Work::priority`].
+    pub priority: i32,
+    /// See [`Work::payload`].
+    pub payload: Blob,
+    /// What the owner before wanted this one to know.
+    pub checkpoint: Blob,
+    /// Set where it is to be stopped.
+    pub stopping: Option<StopReason>,
+}
+
+/// What a session is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Notice {
+    /// The key is yours.
+    Granted(Holding),
+    /// Stop the key.
+    Stop {
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+        /// Why.
+        reason: StopReason,
+    },
+    /// The key has been taken without your confirmation.
+    Taken {
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+    },
+    /// The session is over.
+    Ended,
+}
+
+/// All notices of one [`apply`](crate::Store::apply) to one session, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Counts the messages to a session from 1, without gaps.
+    pub seq: u64,
+    /// The notices.
+    pub notices: Vec<Notice>,
+}
