@@ -1,1 +1,4 @@
 //! Divider core.
+#![forbid(unsafe_code)]
+
+pub mod planner;
