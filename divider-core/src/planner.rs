@@ -37,6 +37,8 @@ mod board;
 mod bulk;
 mod facts;
 mod membership;
+#[cfg(test)]
+mod model;
 mod moves;
 mod queue;
 mod quota;
