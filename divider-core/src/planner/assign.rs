@@ -22,15 +22,13 @@ impl Planner {
             return;
         }
         // Each key taken from the queue finds a place: there is room for all of them, and no node with room refuses any.
-        let mut batch = std::mem::take(&mut self.batch);
-        batch.clear();
-        let ranked = self.queue.take(&mut self.keys, count, &mut batch);
         if count >= FEW && count * 4 >= self.open.nodes as usize {
-            self.assign_many(&batch, ranked, out);
-        } else {
-            for &k in &batch {
-                self.assign_one(k, out);
-            }
+            return self.assign_many(count, out);
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        self.queue.take(&mut self.keys, count, |k, _| batch.push(k));
+        for k in batch.drain(..) {
+            self.assign_one(k, out);
         }
         self.batch = batch;
     }

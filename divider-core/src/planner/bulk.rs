@@ -34,20 +34,21 @@ struct Taker {
 }
 
 impl Planner {
-    /// Gives a batch, which is no longer in the queue and for which there is room, to the nodes.
-    pub(super) fn assign_many(&mut self, batch: &[u32], ranked: bool, out: &mut Vec<(KeyIx, NodeIx)>) {
+    /// Gives the first `count` keys of the queue, for which there is room, to the nodes.
+    pub(super) fn assign_many(&mut self, count: usize, out: &mut Vec<(KeyIx, NodeIx)>) {
         let first = out.len();
         let mut apart = Vec::new();
         let mut weight = 0u64;
-        for &k in batch {
-            let key = &self.keys[k as usize];
+        out.reserve(count);
+        let ranked = self.queue.take(&mut self.keys, count, |k, key| {
             if key.target == NONE && key.place == NONE {
                 weight += u64::from(key.weight);
-                out.push((KeyIx(k), NodeIx(NONE)));
+                // What a key weighs stands where its node will: the two are never needed together.
+                out.push((KeyIx(k), NodeIx(key.weight)));
             } else {
                 apart.push(k);
             }
-        }
+        });
         // Keys on the move first, for their place is known and counted; keys that avoid a node last, for theirs
         // depends on the others.
         let (bound, picky): (Vec<u32>, Vec<u32>) =
@@ -65,7 +66,7 @@ impl Planner {
         }
     }
 
-    /// Fills in the nodes of the pairs and makes them so. Returns how many of them, from the front, were given one.
+    /// Puts nodes in the place of the weights of the pairs, and makes it so. Returns how many of them, from the front, were given one.
     fn deal(&mut self, pairs: &mut [(KeyIx, NodeIx)], weight: u64, ranked: bool) -> usize {
         if pairs.is_empty() {
             return 0;
@@ -84,13 +85,11 @@ impl Planner {
             })
             .collect();
         fill(&mut takers, weight / unit, equal, &mut self.remainders);
-        if equal {
-            deal_equal(&mut takers, pairs, ranked);
+        let end = if equal {
+            deal_equal(&takers, pairs, ranked)
         } else {
-            self.deal_mixed(&mut takers, pairs);
-        }
-        // What found no node, because mixed weights met scarce room, is moved to the end.
-        let end = partition(pairs);
+            deal_mixed(&mut takers, pairs)
+        };
         self.settle_many(&pairs[..end]);
         end
     }
@@ -111,70 +110,6 @@ impl Planner {
         }
         self.recount_open();
         self.ranking.mark_all();
-    }
-
-    /// Heaviest first, each to whoever lacks most.
-    fn deal_mixed(&self, takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)]) {
-        let order = self.heaviest_first(pairs);
-        let mut order = order.into_iter();
-        let mut heads = vec![NONE; BUCKETS];
-        let mut nexts = vec![NONE; takers.len()];
-        loop {
-            let most = takers.iter().filter(|t| t.room > 0).map(|t| t.lacks).max().unwrap_or(0);
-            if most == 0 {
-                return;
-            }
-            let bits = 64 - most.leading_zeros();
-            let coarse = bits.saturating_sub(BUCKETS.ilog2());
-            heads[0] = NONE;
-            for (at, taker) in takers.iter().enumerate().rev() {
-                if taker.lacks > 0 && taker.room > 0 {
-                    let bucket = (taker.lacks >> coarse) as usize;
-                    nexts[at] = std::mem::replace(&mut heads[bucket], at as u32);
-                }
-            }
-            let mut cursor = (most >> coarse) as usize;
-            // The lowest bucket holds all that is finer than this grid can tell apart: it is sown anew on a finer one.
-            while cursor > 0 {
-                let at = heads[cursor];
-                if at == NONE {
-                    cursor -= 1;
-                    continue;
-                }
-                let Some((pos, weight)) = order.next() else { return };
-                let taker = &mut takers[at as usize];
-                heads[cursor] = nexts[at as usize];
-                pairs[pos as usize].1 = NodeIx(taker.node);
-                taker.room -= 1;
-                taker.lacks = taker.lacks.saturating_sub(weight.into());
-                if taker.room > 0 {
-                    let bucket = (taker.lacks >> coarse) as usize;
-                    if bucket > 0 {
-                        nexts[at as usize] = std::mem::replace(&mut heads[bucket], at);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The places of the pairs and their weights, from the heaviest to the lightest, equals in their order.
-    fn heaviest_first(&self, pairs: &[(KeyIx, NodeIx)]) -> Vec<(u32, u32)> {
-        let weight = |pair: &(KeyIx, NodeIx)| self.keys[pair.0.0 as usize].weight;
-        let mut starts = vec![0u32; CLASSES * STEPS + 1];
-        for pair in pairs {
-            starts[rank(weight(pair)) + 1] += 1;
-        }
-        for i in 1..starts.len() {
-            starts[i] += starts[i - 1];
-        }
-        let mut order = vec![(0, 0); pairs.len()];
-        for (pos, pair) in (0u32..).zip(pairs) {
-            let weight = weight(pair);
-            let start = &mut starts[rank(weight)];
-            order[*start as usize] = (pos, weight);
-            *start += 1;
-        }
-        order
     }
 }
 
@@ -227,26 +162,90 @@ fn fill(takers: &mut [Taker], units: u64, counts_room: bool, scratch: &mut Remai
     }
 }
 
-/// Node by node in as many rounds as wanted, each round a proportional part of what the node lacks.
-fn deal_equal(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)], ranked: bool) {
+/// Node by node in as many rounds as wanted, each round a proportional part of what the node lacks. Returns how many
+/// keys, from the front, were given a node.
+fn deal_equal(takers: &[Taker], pairs: &mut [(KeyIx, NodeIx)], ranked: bool) -> usize {
     let rounds = if ranked { ROUNDS } else { 1 };
+    let all = pairs.len();
     let mut pairs = pairs.iter_mut();
     for round in 0..rounds {
-        for taker in takers.iter() {
+        for taker in takers {
             let part = taker.lacks * (round + 1) / rounds - taker.lacks * round / rounds;
             for pair in pairs.by_ref().take(part as usize) {
                 pair.1 = NodeIx(taker.node);
             }
         }
     }
+    all - pairs.len()
 }
 
-/// Moves the pairs that have no node to the end, in order, and returns where they begin.
-fn partition(pairs: &mut [(KeyIx, NodeIx)]) -> usize {
-    if pairs.iter().all(|pair| pair.1.0 != NONE) {
+/// Heaviest first, each to whoever lacks most. Returns how many were given a node; the others, for which mixed weights
+/// and scarce room left none, are moved to the end.
+fn deal_mixed(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)]) -> usize {
+    let order = heaviest_first(pairs);
+    let mut order = order.iter();
+    let mut heads = vec![NONE; BUCKETS];
+    let mut nexts = vec![NONE; takers.len()];
+    'all: loop {
+        let most = takers.iter().filter(|t| t.room > 0).map(|t| t.lacks).max().unwrap_or(0);
+        if most == 0 {
+            break;
+        }
+        let bits = 64 - most.leading_zeros();
+        let coarse = bits.saturating_sub(BUCKETS.ilog2());
+        heads[0] = NONE;
+        for (at, taker) in takers.iter().enumerate().rev() {
+            if taker.lacks > 0 && taker.room > 0 {
+                let bucket = (taker.lacks >> coarse) as usize;
+                nexts[at] = std::mem::replace(&mut heads[bucket], at as u32);
+            }
+        }
+        let mut cursor = (most >> coarse) as usize;
+        // The lowest bucket holds all that is finer than this grid can tell apart: it is sown anew on a finer one.
+        while cursor > 0 {
+            let at = heads[cursor];
+            if at == NONE {
+                cursor -= 1;
+                continue;
+            }
+            let Some(&pos) = order.next() else { break 'all };
+            let taker = &mut takers[at as usize];
+            heads[cursor] = nexts[at as usize];
+            let weight = std::mem::replace(&mut pairs[pos as usize].1, NodeIx(taker.node)).0;
+            taker.room -= 1;
+            taker.lacks = taker.lacks.saturating_sub(weight.into());
+            if taker.room > 0 {
+                let bucket = (taker.lacks >> coarse) as usize;
+                nexts[at as usize] = std::mem::replace(&mut heads[bucket], at);
+            }
+        }
+    }
+    let rest = order.as_slice();
+    if rest.is_empty() {
         return pairs.len();
+    }
+    for &pos in rest {
+        pairs[pos as usize].1 = NodeIx(NONE);
     }
     // A stable sort by one bit.
     pairs.sort_by_key(|pair| pair.1.0 == NONE);
-    pairs.partition_point(|pair| pair.1.0 != NONE)
+    pairs.len() - rest.len()
+}
+
+/// The places of the pairs from the heaviest to the lightest, equals in their order.
+fn heaviest_first(pairs: &[(KeyIx, NodeIx)]) -> Vec<u32> {
+    let mut starts = [0u32; CLASSES * STEPS + 1];
+    for &(_, NodeIx(weight)) in pairs {
+        starts[rank(weight) + 1] += 1;
+    }
+    for i in 1..starts.len() {
+        starts[i] += starts[i - 1];
+    }
+    let mut order = vec![0; pairs.len()];
+    for (pos, &(_, NodeIx(weight))) in (0u32..).zip(pairs) {
+        let start = &mut starts[rank(weight)];
+        order[*start as usize] = pos;
+        *start += 1;
+    }
+    order
 }

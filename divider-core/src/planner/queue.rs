@@ -58,16 +58,18 @@ impl Queue {
     }
 
     /// Takes up to `count` keys from the front, in order. Says whether they were of more than one priority.
-    pub(super) fn take(&mut self, keys: &mut [Key], count: usize, out: &mut Vec<u32>) -> bool {
-        let wanted = out.len() + count;
+    pub(super) fn take(&mut self, keys: &mut [Key], count: usize, mut each: impl FnMut(u32, &Key)) -> bool {
+        let mut left = count;
         let mut lanes = 0;
-        while out.len() < wanted {
+        while left > 0 {
             let Some(mut lane) = self.lanes.first_entry() else { break };
             lanes += 1;
             let mut k = lane.get().head;
-            while k != NONE && out.len() < wanted {
-                out.push(k);
-                k = keys[k as usize].next;
+            while k != NONE && left > 0 {
+                let key = &keys[k as usize];
+                each(k, key);
+                k = key.next;
+                left -= 1;
             }
             if k == NONE {
                 lane.remove();
