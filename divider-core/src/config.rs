@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{ConfigError, NodeId, limits};
+use crate::{Balance, ConfigError, MaxInFlight, NodeId, limits};
 
 /// Settings of a node. The fields are public; [`validate`](Self::validate) is called before anything starts.
 ///
@@ -50,29 +50,6 @@ pub struct NodeConfig {
     /// How long calls that do not belong to a session (such as [`add_work`](crate::Divider::add_work)) are tried again
     /// while the store is out of reach; at least 1 ms.
     pub call_time_limit: Duration,
-}
-
-/// When keys move for balance.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Balance {
-    /// When a node joins, and on [`rebalance`](crate::Divider::rebalance). A changed affinity alone moves nothing.
-    OnJoin,
-    /// Whenever a node holds more than its share by more than this part of it (0 to 1), and by at least one key.
-    Continuous {
-        /// The part.
-        tolerance: f64,
-    },
-}
-
-/// A bound on the keys that are between owners because of balance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum MaxInFlight {
-    /// A part of all keys in percent (1 to 100), but at least one key.
-    Percent(u8),
-    /// A number of keys, at least 1.
-    Keys(u32),
 }
 
 /// When a key is set aside: when `deaths` of its last `of` owners died within `within` of being given it.
@@ -167,10 +144,9 @@ impl NodeConfig {
             within("stop_timeout", stop_timeout, self.lease, day)?;
         }
         match self.quarantine {
-            Some(Quarantine { deaths, of, .. }) if deaths < 1 || deaths > of || of > limits::MAX_FATES => fail(
-                "quarantine",
-                format!("is {deaths} of {of}; it must be 1 ≤ deaths ≤ of ≤ {}", limits::MAX_FATES),
-            ),
+            Some(Quarantine { deaths, of, .. }) if deaths < 1 || deaths > of || of > limits::MAX_FATES => {
+                fail("quarantine", format!("is {deaths} of {of}; it must be 1 ≤ deaths ≤ of ≤ {}", limits::MAX_FATES))
+            }
             _ => Ok(()),
         }
     }

@@ -19,7 +19,7 @@ mod source;
 mod store;
 
 pub use clock::{Clock, Instant, SystemClock};
-pub use config::{Balance, MaxInFlight, NodeConfig, Quarantine};
+pub use config::{NodeConfig, Quarantine};
 pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, Stop};
 pub use error::{ConfigError, Error, InvalidInput, StoreError};
 pub use ids::{Beat, Group, Key, NodeId, Revision, SessionId, Term, Token};
@@ -27,6 +27,7 @@ pub use ledger::{Effects, Ledger};
 pub use memory::{Beats, MemoryStore};
 pub use node::{Node, NodeBuilder};
 pub use op::{Applied, Batch, Change, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView};
+pub use planner::{Balance, MaxInFlight};
 pub use record::{Blob, KeyView, Record, State, StopReason, Work};
 pub use source::{FnSource, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};

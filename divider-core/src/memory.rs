@@ -193,12 +193,7 @@ impl Store for MemoryStore {
             }
             _ => {}
         }
-        Ok(Standing {
-            leader: inner.sighting(),
-            revision: inner.ledger.revision(),
-            token: inner.ledger.token(),
-            seq,
-        })
+        Ok(Standing { leader: inner.sighting(), revision: inner.ledger.revision(), token: inner.ledger.token(), seq })
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {

@@ -284,9 +284,9 @@ impl Divider for Node {
         let now = self.shared().clock.unix_ms();
         let not_before_ms = match backoff {
             Duration::ZERO => 0,
-            backoff => {
-                now.saturating_add(u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX)).min(limits::MAX_NOT_BEFORE_MS)
-            }
+            backoff => now
+                .saturating_add(u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX))
+                .min(limits::MAX_NOT_BEFORE_MS),
         };
         let op = |session, key| Op::GiveUp { session, key, token, not_before_ms };
         let check = |member: &mut Member| member.acting(key, token);

@@ -43,7 +43,10 @@ pub struct SourceConfig {
 
 impl fmt::Debug for SourceConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SourceConfig").field("mode", &self.mode).field("interval", &self.interval).finish_non_exhaustive()
+        f.debug_struct("SourceConfig")
+            .field("mode", &self.mode)
+            .field("interval", &self.interval)
+            .finish_non_exhaustive()
     }
 }
 

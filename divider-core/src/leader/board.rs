@@ -79,11 +79,7 @@ pub(super) enum Standing {
 impl Board {
     pub(super) fn set_session(&mut self, view: SessionView, silent_since: Instant, planner: &mut Planner) {
         let slot = self.slot(view.session);
-        let spec = NodeSpec {
-            affinity: view.affinity,
-            capacity: view.capacity,
-            accepting: !view.draining,
-        };
+        let spec = NodeSpec { affinity: view.affinity, capacity: view.capacity, accepting: !view.draining };
         let known = self.sessions[slot as usize].take();
         let node = match known.as_ref().and_then(|known| known.node) {
             Some(node) if view.ended.is_some() => {
@@ -164,8 +160,7 @@ impl Board {
                 k
             }
         };
-        let entry =
-            Entry { key, token, not_before_ms, weight, priority, fates, owner, avoid, kind, refused: false };
+        let entry = Entry { key, token, not_before_ms, weight, priority, fates, owner, avoid, kind, refused: false };
         if let Some(old) = self.keys[k.0 as usize].replace(entry) {
             self.quarantined -= usize::from(old.kind == Kind::Quarantined);
             if (old.weight, old.priority) != (weight, priority) {
@@ -210,7 +205,6 @@ impl Board {
     pub(super) fn key(&self, k: KeyIx) -> Option<Key> {
         self.entry(k).map(|entry| entry.key.clone())
     }
-}
 
     /// What a living owner's ownership is called in an op.
     pub(super) fn ownership(&self, k: KeyIx) -> Option<(Key, Token)> {
@@ -305,10 +299,10 @@ impl Board {
         let planned = planner.counters();
         Counts {
             registered: self.registered,
-            pending: planned.ready as usize,
-            stopping: planned.stopping as usize,
+            pending: planned.ready,
+            stopping: planned.stopping,
             quarantined: self.quarantined,
-            scheduled: (planned.parked as usize).saturating_sub(self.quarantined),
+            scheduled: planned.parked.saturating_sub(self.quarantined),
         }
     }
 }

@@ -72,7 +72,7 @@ impl Watches {
     /// Sessions that have been silent for their whole lease, each named once.
     pub(super) fn silent(&mut self, now: Instant) -> Vec<(SessionId, Beat, Instant)> {
         let due = |watch: &&mut Watch| !watch.asked && watch.since + watch.lease <= now;
-        let silent = self.watches.iter_mut().filter(|(_, watch)| due(&watch)).map(|(session, watch)| {
+        let silent = self.watches.iter_mut().filter(|(_, watch)| due(watch)).map(|(session, watch)| {
             watch.asked = true;
             (*session, watch.beat, watch.since)
         });

@@ -9,9 +9,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
 use super::shared::Shared;
-use crate::{
-    Error, InvalidInput, Key, Op, Outcome, Refusal, SessionId, StopReason, StoreError, Token, limits,
-};
+use crate::{Error, InvalidInput, Key, Op, Outcome, Refusal, SessionId, StopReason, StoreError, Token, limits};
 
 /// What the answer means for this node.
 #[derive(Clone, Debug)]

@@ -6,8 +6,9 @@ use futures_util::{FutureExt, StreamExt};
 
 use super::{observe::target, shared::Shared, supply};
 use crate::{
-    Claim, Hint, HintStream, Instant, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
+    Claim, Hint, HintStream, Instant, SessionId, Sighting, Standing, StoreError, Term, Topic,
     leader::{Deposed, Fed, Leader},
+    limits,
 };
 
 /// Why a leader stopped.

@@ -24,7 +24,11 @@ pub(crate) fn describe() {
     describe_gauge!("divider_keys", "keys of the group by state, on the leader");
     describe_counter!("divider_moves_total", "moves that the leader carried out, by reason");
     describe_histogram!("divider_handoff_seconds", Unit::Seconds, "from the request to stop to the next grant");
-    describe_histogram!("divider_takeover_seconds", Unit::Seconds, "from a dead owner's last sign of life to the next grant");
+    describe_histogram!(
+        "divider_takeover_seconds",
+        Unit::Seconds,
+        "from a dead owner's last sign of life to the next grant"
+    );
     describe_counter!("divider_beats_late_total", "renewals that failed or took longer than the beat interval");
     describe_counter!("divider_sessions_lost_total", "sessions that this node lost");
     describe_counter!("divider_hints_missed_total", "gaps in the hints that were repaired by a read");

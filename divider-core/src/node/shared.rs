@@ -218,7 +218,6 @@ impl Shared {
         readers.into_iter().for_each(|(_, reader)| reader.wake());
         self.changed.send_replace(());
     }
-
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
