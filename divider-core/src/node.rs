@@ -156,6 +156,9 @@ impl Node {
 
     /// The current session; `None` before the start, after the end, and between a loss and the next join.
     pub fn session(&self) -> Option<SessionId> {
+        if self.shared().has_ended() {
+            return None;
+        }
         self.shared().with(|member| member.session())
     }
 
