@@ -164,7 +164,7 @@ impl Node {
 
     /// Whether this node leads its group at the moment, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        self.shared().leading.lock().is_some()
+        !self.shared().has_ended() && self.shared().leading.lock().is_some()
     }
 
     fn shared(&self) -> &Shared {
