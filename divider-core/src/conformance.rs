@@ -197,4 +197,53 @@ checks! {
         a_slow_reader_delays_nobody_and_keeps_its_lease,
         a_reader_that_gave_up_waiting_has_lost_nothing,
     }
+    confirms {
+        a_confirmation_that_nobody_asked_for_is_refused,
+        a_second_confirmation_is_refused_and_frees_nothing,
+        a_confirmation_whose_future_was_dropped_is_carried_out,
+        a_key_given_up_goes_elsewhere,
+        a_key_given_up_with_backoff_waits,
+        a_completed_key_ends_for_good,
+        only_the_owner_completes_and_checkpoints,
+        a_checkpoint_reaches_the_owner_after_a_death,
+    }
+    affinity {
+        keys_are_divided_in_proportion,
+        weights_count_and_not_keys,
+        affinity_zero_is_given_nothing,
+        going_to_zero_gives_back_unread_starts_and_keeps_the_rest,
+        changing_affinity_moves_nothing_that_runs,
+        affinity_is_refused_outside_of_its_range,
+        alterations_at_the_same_time_all_count,
+        capacity_is_never_exceeded,
+        a_key_that_is_being_stopped_takes_room,
+        higher_priority_goes_first_where_room_is_short,
+        nothing_starts_before_its_time,
+    }
+    drain {
+        a_flush_stops_every_key_and_returns_when_all_are_confirmed,
+        a_flush_gives_back_unread_starts_silently,
+        a_flush_ends_at_its_time_limit_and_names_what_is_left,
+        confirming_and_completing_after_the_flush_are_told_apart,
+        flushing_twice_at_once_ends_both,
+        an_empty_node_is_flushed_at_once,
+        a_flush_whose_future_was_dropped_goes_on,
+        flush_and_cancel_hands_over_at_once,
+        removing_during_a_flush_ends_the_key,
+    }
+    inputs {
+        keys_of_every_length_come_back,
+        keys_outside_of_the_limits_are_refused_by_name,
+        names_that_mean_something_elsewhere_are_mere_names,
+        twins_that_look_alike_are_two_keys,
+        random_text_comes_back_and_random_bytes_are_text_or_refused,
+        payload_and_checkpoint_hold_their_limit_and_no_more,
+        numbers_outside_of_their_range_are_refused_whole,
+        the_longest_names_of_group_and_node_work,
+        a_hundred_thousand_keys_are_divided,
+    }
+    groups {
+        groups_whose_names_share_a_prefix_are_apart,
+        a_token_of_one_group_is_nothing_in_another,
+    }
 }
