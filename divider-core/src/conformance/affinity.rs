@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::{Backend, Trial, seat::Played};
+use super::{Backend, Trial, seat::Played, trial::soon};
 use crate::{Error, InvalidInput, Key, Work, limits::MAX_AFFINITY};
 
 async fn counts(nodes: &[Played]) -> Vec<usize> {
@@ -110,22 +110,22 @@ pub async fn affinity_is_refused_outside_of_its_range<B: Backend>(trial: Trial<B
 }
 
 pub async fn alterations_at_the_same_time_all_count<B: Backend>(trial: Trial<B>) {
+    const EACH: usize = 5000;
     let seat = trial.node(|config| config.affinity = 0).await;
-    let mut tasks = Vec::new();
-    for _ in 0..8 {
-        let node = seat.node.clone();
-        tasks.push(tokio::spawn(async move {
-            for _ in 0..250 {
-                node.alter_affinity(3).await.unwrap();
-                node.alter_affinity(-2).await.unwrap();
-            }
-        }));
-    }
-    for task in tasks {
-        task.await.unwrap();
-    }
-    assert_eq!(seat.alter_affinity(0).await.unwrap(), 2000);
-    assert_eq!(seat.affinity(), 2000);
+    let together = std::sync::Arc::new(std::sync::Barrier::new(2));
+    let threads = [(); 2].map(|()| {
+        let (node, together, runtime) = (seat.node.clone(), together.clone(), tokio::runtime::Handle::current());
+        std::thread::spawn(move || {
+            // All are on their way before the first is answered.
+            let calls = (0..EACH).map(|_| node.alter_affinity(3));
+            together.wait();
+            runtime.block_on(futures_util::future::join_all(calls)).into_iter().for_each(|result| drop(result.unwrap()));
+        })
+    });
+    let joined = tokio::task::spawn_blocking(|| threads.map(|thread| thread.join().unwrap()));
+    soon("the alterations", joined).await.unwrap();
+    assert_eq!(seat.alter_affinity(0).await.unwrap(), 30_000);
+    assert_eq!(seat.affinity(), 30_000);
 }
 
 pub async fn capacity_is_never_exceeded<B: Backend>(trial: Trial<B>) {
