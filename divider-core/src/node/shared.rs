@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     /// Number of the last message that a poll has found missing.
     pub(crate) missed: AtomicU64,
     started: AtomicBool,
-    /// Number of the last change of affinity under the current session.
+    /// Number of the last change of affinity under the current session. Changes under the lock of `state` alone.
     pub(crate) altered: AtomicU64,
 }
 
@@ -184,8 +184,9 @@ impl Shared {
         let mut state = self.state.lock();
         state.member.joined(session);
         state.lease = Some(lease.clone());
-        drop(state);
+        // While nobody can see the new session: a change that was numbered before would put all that follow out of order.
         self.altered.store(0, Ordering::SeqCst);
+        drop(state);
         self.lease.send_replace(Some(lease));
     }
 
