@@ -65,6 +65,11 @@ pub trait Backend: Send + Sync + 'static {
     fn lease(&self) -> Duration {
         Duration::from_millis(800)
     }
+
+    /// Whether leadership is a lease that [`Store::poll`] renews, as opposed to one that the store itself takes away.
+    fn leads_by_lease(&self) -> bool {
+        true
+    }
 }
 
 /// How long one check may take before it counts as hung.
@@ -245,5 +250,19 @@ checks! {
     groups {
         groups_whose_names_share_a_prefix_are_apart,
         a_token_of_one_group_is_nothing_in_another,
+    }
+    sessions {
+        every_loss_is_told_before_any_new_start,
+        a_stop_under_way_is_not_told_twice,
+        writing_for_a_lost_key_says_that_it_is_lost,
+        an_unread_start_of_a_lost_session_is_never_seen,
+        a_node_that_cannot_renew_stops_by_its_own_deadline,
+        a_node_cut_off_from_everything_is_replaced_and_comes_back,
+        two_nodes_of_one_name_never_share_a_key,
+        a_loss_during_a_flush_ends_the_flush,
+        a_node_flushed_while_it_had_no_session_is_given_nothing,
+        a_blocked_multi_thread_runtime_keeps_its_lease,
+        a_blocked_current_thread_runtime_keeps_its_lease,
+        a_leader_that_is_stuck_loses_its_leadership_and_keeps_its_keys,
     }
 }
