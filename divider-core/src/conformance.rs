@@ -265,4 +265,40 @@ checks! {
         a_blocked_current_thread_runtime_keeps_its_lease,
         a_leader_that_is_stuck_loses_its_leadership_and_keeps_its_keys,
     }
+    replies {
+        a_confirmation_whose_answer_is_lost_frees_the_key_once,
+        a_completion_whose_answer_is_lost_is_a_completion,
+        a_key_that_ended_on_its_way_is_told_of_once,
+        work_whose_declaration_was_not_answered_starts_once,
+        a_call_gives_up_at_its_time_limit_and_can_be_repeated,
+        an_alteration_whose_answer_is_lost_is_done_once,
+        giving_up_and_checkpointing_survive_lost_answers,
+        grants_whose_answer_is_lost_are_granted_once,
+        a_flush_survives_lost_answers,
+        a_lost_grant_or_stop_is_found_within_the_resync_interval,
+        lost_hints_are_found_while_more_are_being_lost,
+        a_leader_that_hears_nothing_still_leads,
+    }
+    work {
+        declaring_again_changes_fields_and_moves_nothing,
+        removing_a_running_key_stops_it_and_ends_it,
+        a_key_wanted_again_before_the_confirm_is_started_again,
+        a_key_removed_by_one_node_stops_on_another,
+        a_removed_key_whose_owner_dies_ends,
+        a_key_whose_owners_keep_dying_is_set_aside_until_it_is_retried,
+    }
+    sources {
+        an_authoritative_source_decides_what_there_is,
+        an_adding_source_removes_nothing,
+        a_source_that_fails_or_names_bad_work_does_no_harm,
+    }
+    balance {
+        a_newcomer_gets_its_share_with_the_fewest_moves,
+        few_keys_are_between_owners_at_a_time,
+        balance_is_restored_on_request,
+        a_group_that_balances_all_the_time_follows_affinity,
+        with_a_stop_timeout_a_stuck_program_loses_the_key,
+        an_unconfirmed_stop_is_waited_for,
+        a_stable_group_does_nothing,
+    }
 }
