@@ -14,7 +14,9 @@ mod link;
 mod reply;
 mod script;
 mod server;
+mod source;
 mod store;
 
 pub use config::{RedisBuilder, RedisConfig};
+pub use source::PubSubChannels;
 pub use store::RedisStore;

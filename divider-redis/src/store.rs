@@ -67,6 +67,11 @@ impl RedisStore {
         Self { names, renewals: own(), commands, target, config, closed: Arc::default() }
     }
 
+    /// Where a helper may open a connection of its own, and for which group.
+    pub(crate) fn place(&self) -> (Target, Limits, Group) {
+        (self.target.clone(), self.config.limits(), self.config.group.clone())
+    }
+
     /// Runs a script, by its hash if the server knows it.
     async fn run(&self, over: &Commands, script: &Script, args: &[&[u8]], repeat: Repeat) -> Result<Reply, StoreError> {
         self.closed.check()?;

@@ -18,7 +18,7 @@ use std::{
 
 use divider_core::{
     Applied, Batch, Beat, Blob, Change, Claim, Cursor, Effects, Hint, HintStream, Key, KeyView, Ledger, NodeId, Op,
-    Outcome, Refusal, Revision, SessionId, SessionView, State, Store, StoreError, Term, Token, Topic, Work, limits,
+    Outcome, Refusal, Revision, SessionId, SessionView, Store, StoreError, Term, Token, Topic, Work, limits,
 };
 use futures_util::StreamExt;
 use tokio::time::timeout;
@@ -38,25 +38,34 @@ pub struct Expect {
     pub hints: bool,
 }
 
+/// How often each kind of op had each outcome: a test that wants to be sure it met them all adds these up.
+pub type Seen = BTreeMap<String, usize>;
+
 /// Runs `ops` random ops against a store of a fresh group, in batches, and compares it with the ledger after each.
 ///
 /// # Panics
 /// Where they differ, with the seed.
-pub async fn agree(store: &dyn Store, seed: u64, ops: usize) {
-    agree_with(store, seed, ops, Expect { leases: true, hints: true }).await;
+pub async fn agree(store: &dyn Store, seed: u64, ops: usize) -> Seen {
+    agree_with(store, seed, ops, Expect { leases: true, hints: true }).await
 }
 
 /// As [`agree`], for a store with less to expect of.
 ///
 /// # Panics
 /// Where they differ, with the seed.
-pub async fn agree_with(store: &dyn Store, seed: u64, ops: usize, expect: Expect) {
+pub async fn agree_with(store: &dyn Store, seed: u64, ops: usize, expect: Expect) -> Seen {
     let mut run = Run::begin(store, seed, expect).await;
     let mut done = 0;
     while done < ops {
         done += run.step().await;
         run.compare().await;
     }
+    run.seen
+}
+
+/// The name of an enum's variant, without its fields.
+fn variant(value: &impl Debug) -> String {
+    format!("{value:?}").split([' ', '(', '{']).next().unwrap_or_default().to_owned()
 }
 
 /// Small, and the same everywhere for ever (splitmix64).
@@ -109,6 +118,7 @@ struct Run<'a> {
     read: Revision,
     /// What the batches of this step were, in the store's numbers.
     batches: Vec<Batch>,
+    seen: Seen,
 }
 
 impl<'a> Run<'a> {
@@ -154,6 +164,7 @@ impl<'a> Run<'a> {
             tokens: Vec::new(),
             alterations: 0,
             batches: Vec::new(),
+            seen: Seen::new(),
         }
     }
 
@@ -219,6 +230,11 @@ impl<'a> Run<'a> {
             } else {
                 self.same(&context, outcome, expected.next().expect("an outcome for each op"));
             }
+            let kind = match outcome {
+                Outcome::Refused(refusal) => variant(refusal),
+                outcome => variant(outcome),
+            };
+            *self.seen.entry(format!("{} {kind}", variant(op))).or_default() += 1;
             if let (Op::Join { session, .. }, Outcome::Done) = (op, outcome) {
                 // Also one that was forgotten earlier in this batch: it begins anew.
                 self.beats.insert(*session, Beat(0));
@@ -451,7 +467,21 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// An owner and a token of the key, mostly the right ones.
+    /// A session, mostly a living one.
+    fn session(&mut self) -> SessionId {
+        let alive: Vec<SessionId> = self.beats.keys().copied().collect();
+        if alive.is_empty() || self.dice.one_in(5) { self.dice.of(&self.sessions) } else { self.dice.of(&alive) }
+    }
+
+    /// A key with its owner and token: mostly one that has an owner, and mostly the right ones.
+    fn owned(&mut self) -> (Key, SessionId, Token) {
+        let is_owned = |key: &&Key| self.ledger.record(key).is_some_and(|record| record.view.state.owner().is_some());
+        let owned: Vec<Key> = self.keys.iter().filter(is_owned).cloned().collect();
+        let key = if owned.is_empty() || self.dice.one_in(8) { self.dice.of(&self.keys) } else { self.dice.of(&owned) };
+        let (session, token) = self.owner(&key);
+        (key, session, token)
+    }
+
     fn owner(&mut self, key: &Key) -> (SessionId, Token) {
         let owner = self.ledger.record(key).and_then(|record| record.view.state.owner());
         let (mut session, mut token) = owner.unwrap_or((self.dice.of(&self.sessions), Token(1)));
@@ -486,7 +516,7 @@ impl<'a> Run<'a> {
 
     fn op(&mut self) -> Op {
         let key = self.dice.of(&self.keys);
-        let session = self.dice.of(&self.sessions);
+        let session = self.session();
         match self.dice.below(64) {
             0..=9 => Op::Add(Work {
                 key,
@@ -499,10 +529,10 @@ impl<'a> Run<'a> {
             13..=14 => Op::Retry { key },
             15 => Op::Rebalance,
             16..=20 => Op::Join {
-                session,
+                session: self.dice.of(&self.sessions),
                 node: NodeId::new(self.dice.of(&["a", "node/1", "ünï\u{1f600}\n"])).expect("a valid name"),
-                affinity: self.dice.of(&[0, 1, 1000, 1000, limits::MAX_AFFINITY]),
-                capacity: self.dice.of(&[None, None, Some(0), Some(2), Some(u32::MAX)]),
+                affinity: self.dice.of(&[0, 1, 1000, 1000, 1000, limits::MAX_AFFINITY]),
+                capacity: self.dice.of(&[None, None, None, Some(0), Some(2), Some(u32::MAX)]),
                 lease_ms: self.dice.of(&[1, 3000, u32::MAX]),
             },
             21 => Op::SetAffinity { session, affinity: self.dice.of(&[0, 1, 500, 500, limits::MAX_AFFINITY]) },
@@ -512,45 +542,46 @@ impl<'a> Run<'a> {
                 let delta = self.dice.of(&[0, 1, -1, 100, -100, -5000, i64::MAX, i64::MIN, 1 << 60, i64::MAX - 77]);
                 Op::AlterAffinity { session, number, delta }
             }
-            24 => Op::Drain { session },
-            25 => Op::End { session },
+            24 if self.dice.one_in(3) => Op::Drain { session },
+            25 if self.dice.one_in(2) => Op::End { session },
             26..=28 => {
-                let (session, token) = self.owner(&key);
+                let (key, session, token) = self.owned();
                 Op::Confirm { session, key, token, started: !self.dice.one_in(3) }
             }
             29..=31 => {
-                let (session, token) = self.owner(&key);
+                let (key, session, token) = self.owned();
                 let not_before_ms = self.number();
                 Op::GiveUp { session, key, token, not_before_ms }
             }
             32 => {
-                let (session, token) = self.owner(&key);
+                let (key, session, token) = self.owned();
                 Op::Complete { session, key, token }
             }
             33..=35 => {
-                let (session, token) = self.owner(&key);
+                let (key, session, token) = self.owned();
                 let bytes = self.blob();
                 Op::Checkpoint { session, key, token, bytes }
             }
             36..=49 => Op::Assign { term: self.term(), key, session },
             50..=52 => {
-                let (_, token) = self.owner(&key);
+                let (key, _, token) = self.owned();
                 Op::Revoke { term: self.term(), key, token }
             }
             53..=54 => {
-                let (_, token) = self.owner(&key);
+                let (key, _, token) = self.owned();
                 Op::Force { term: self.term(), key, token }
             }
-            55..=57 => {
+            55 => {
                 let mut below = vec![Token(0), Token::ABOVE_ALL];
                 below.extend(&self.tokens);
                 let mut beat = self.beats.get(&session).copied().unwrap_or_default();
                 beat.0 += u64::from(self.dice.one_in(4));
                 Op::Expire { term: self.term(), session, beat, healthy_below: self.dice.of(&below) }
             }
-            58..=59 => Op::Quarantine { term: self.term(), key },
-            60..=61 => Op::Settle { term: self.term(), session },
-            _ => Op::EndHold { term: self.term() },
+            56..=57 => Op::Quarantine { term: self.term(), key },
+            58..=59 => Op::Settle { term: self.term(), session },
+            60..=61 => Op::EndHold { term: self.term() },
+            _ => Op::Assign { term: self.term(), key, session: self.dice.of(&self.sessions) },
         }
     }
 }
@@ -559,19 +590,4 @@ impl Debug for Run<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Run").field("seed", &self.seed).field("step", &self.step).finish_non_exhaustive()
     }
-}
-
-/// How many keys of a group are where, for a test that wants to be sure it met every state.
-pub fn states(views: &[KeyView]) -> BTreeMap<&'static str, usize> {
-    let mut states = BTreeMap::new();
-    for view in views {
-        let name = match view.state {
-            State::Pending => "pending",
-            State::Assigned { .. } => "assigned",
-            State::Stopping { .. } => "stopping",
-            State::Quarantined => "quarantined",
-        };
-        *states.entry(name).or_default() += 1;
-    }
-    states
 }

@@ -7,8 +7,8 @@ use divider_core::{
 use rmp::decode::{read_array_len, read_int, read_str_len};
 use uuid::Uuid;
 
-/// Nothing is longer than a page of a hint or a field of a record with its overhead; what claims to be is not ours.
-pub(crate) const LARGEST_HINT: usize = 128 * 1024;
+/// The scripts send 64 KiB and a few bytes at most (`LARGEST_HINT` in ledger.lua). What is longer is not ours.
+const LARGEST_HINT: usize = 65 * 1024;
 
 type Read<T> = Result<T, StoreError>;
 
