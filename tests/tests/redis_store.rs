@@ -178,21 +178,31 @@ async fn a_flushed_server_is_a_new_lineage() {
 #[tokio::test]
 async fn a_promoted_replica_and_a_returned_primary_are_new_lineages() {
     let (first, second) = (RedisServer::start(), RedisServer::start());
-    let follow = |replica: &RedisServer, primary: &RedisServer| {
-        replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
-        let up = |info: String| info.contains("master_link_status:up");
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
         let since = Instant::now();
-        while !up(replica.cli(&["INFO", "replication"])) {
-            assert!(since.elapsed() < Duration::from_secs(20), "the replica follows");
+        while !done() {
+            assert!(since.elapsed() < Duration::from_secs(20), "{what}");
             std::thread::sleep(Duration::from_millis(50));
         }
+    };
+    let field = |server: &RedisServer, name: &str| {
+        let info = server.cli(&["INFO", "replication"]);
+        info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+    };
+    let follow = |replica: &RedisServer, primary: &RedisServer| {
+        replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+        wait("the replica follows", &|| field(replica, "master_link_status:") == "up");
+    };
+    let caught_up = |replica: &RedisServer, primary: &RedisServer| {
+        let behind = || field(replica, "slave_repl_offset:") == field(primary, "master_repl_offset:");
+        wait("the replica catches up", &behind);
     };
     follow(&second, &first);
     let at_first = store(&first, "/failover/");
     let (session, term) = leading(&at_first).await;
     let token = granted(&at_first, term, session, "k").await;
     let revision = at_first.poll(session, Claim::Follow).await.unwrap().revision;
-    first.cli(&["WAIT", "1", "5000"]);
+    caught_up(&second, &first);
 
     let at_second = store(&second, "/failover/");
     let refused = at_second.apply(&[add("x")]).await.unwrap_err();

@@ -33,9 +33,8 @@ local function append_records(answer, names)
       end
     end
     bytes = bytes + #payload + #checkpoint
-    for _, field in ipairs({ name, packed or '', payload, checkpoint }) do
-      answer[#answer + 1] = field
-    end
+    local at = #answer
+    answer[at + 1], answer[at + 2], answer[at + 3], answer[at + 4] = name, packed or '', payload, checkpoint
   end
   return #names
 end
