@@ -194,7 +194,7 @@ fn target(config: &RedisConfig, cluster: bool) -> Result<Target, ConfigError> {
                 .build();
             let problem = "they differ in user, password or TLS, or name a database, which a cluster has not";
             let client = client.map_err(|_| ConfigError { field: "urls", problem: problem.to_owned() })?;
-            Ok(Target::Cluster { client, nodes })
+            Ok(Target::Cluster { client: Box::new(client), nodes })
         }
         [client] => Ok(Target::Server(client.clone())),
         _ => Err(ConfigError { field: "urls", problem: "several need RedisStore::cluster".to_owned() }),

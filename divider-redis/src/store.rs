@@ -14,7 +14,7 @@ use crate::{
     error::{store_error, unknown_script},
     hints,
     keys::Names,
-    link::{Closed, Commands, Conn, Limits, Link, Repeat, Target},
+    link::{Closed, Commands, Conn, Limits, Repeat, Target},
     reply::{Reply, records},
     script::{APPLY, APPLY_FREEING, POLL, READ, RENEW, Script},
     server,
@@ -61,7 +61,7 @@ impl RedisStore {
 
     pub(crate) fn new(config: RedisConfig, target: Target, brought: Option<Conn>) -> Self {
         let limits: Limits = config.limits();
-        let own = || Commands::Own(Link::new(target.clone(), limits));
+        let own = || Commands::own(target.clone(), limits);
         let commands = brought.map_or_else(own, |conn| Commands::Brought { conn, limits });
         let names = Arc::new(Names::new(&config.group));
         Self { names, renewals: own(), commands, target, config, closed: Arc::default() }

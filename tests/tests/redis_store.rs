@@ -1,5 +1,8 @@
 //! The Redis backend against real servers.
 
+// The helpers of a test may fail as it does.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -10,7 +13,10 @@ use divider_core::{
     StoreError, Term, Token, Topic, Work, WorkSource, limits,
 };
 use divider_redis::{PubSubChannels, RedisStore};
-use divider_tests::{agree::agree, redis::RedisServer};
+use divider_tests::{
+    agree::agree,
+    redis::{RedisCluster, RedisServer},
+};
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
@@ -640,4 +646,47 @@ async fn channels_with_listeners_are_found_by_the_exact_prefix_of_the_group() {
     assert_eq!(found(source.fetch().await.unwrap()), ["*", "1", "two"]);
     listener.unsubscribe(named("1")).await.unwrap();
     assert_eq!(found(source.fetch().await.unwrap()), ["*", "two"]);
+}
+
+#[tokio::test]
+async fn a_group_in_a_cluster_does_what_the_ledger_does() {
+    let cluster = RedisCluster::start();
+    // Enough groups that every node has some.
+    for seed in 0..6 {
+        let name = format!("/cluster/{seed}/");
+        let store = RedisStore::cluster(cluster.urls(), group(&name)).build().unwrap();
+        agree(&store, seed, 200).await;
+        store.close().await;
+    }
+    let groups: Vec<u64> = cluster.nodes.iter().map(|node| node.cli(&["DBSIZE"]).parse().unwrap()).collect();
+    assert!(groups.iter().all(|keys| *keys > 0), "{groups:?}");
+
+    let store = RedisStore::cluster(cluster.urls().into_iter().take(1), group("/one url/")).build().unwrap();
+    let (session, term) = leading(&store).await;
+    let mut hints = store.hints(Topic::Session(session)).await.unwrap();
+    granted(&store, term, session, "k").await;
+    assert!(matches!(timeout(SOON, hints.next()).await.unwrap(), Some(Hint::Message(_))));
+
+    // A single server's client says what to do instead.
+    let mut told = 0;
+    for i in 0..8 {
+        let alone = RedisStore::builder(cluster.nodes[0].url(), group(&format!("/alone/{i}/"))).build().unwrap();
+        if let Err(error) = alone.open().await {
+            assert!(matches!(&error, StoreError::Misconfigured(text) if text.contains("cluster")), "{error}");
+            told += 1;
+        }
+    }
+    assert!(told > 0);
+
+    // Listeners on different nodes are all found.
+    let mut listeners = Vec::new();
+    for (i, node) in cluster.nodes.iter().enumerate() {
+        let client = redis::Client::open(node.url()).unwrap();
+        let mut listener = client.get_async_pubsub().await.unwrap();
+        listener.subscribe(format!("/one url/{i}")).await.unwrap();
+        listener.subscribe("/one url/all").await.unwrap();
+        listeners.push(listener);
+    }
+    let work = PubSubChannels::new(&store).fetch().await.unwrap();
+    assert_eq!(work.iter().map(|work| work.key.as_str()).collect::<Vec<_>>(), ["0", "1", "2", "all"]);
 }
