@@ -98,6 +98,24 @@ impl<'a> Line<'a> {
             detail: None,
         }
     }
+
+    /// The same line, with texts of its own.
+    pub fn into_owned(self) -> Line<'static> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Line {
+            node: own(self.node),
+            key: self.key.map(own),
+            command: self.command.map(own),
+            message: self.message.map(own),
+            at_ns: self.at_ns,
+            event: self.event,
+            token: self.token,
+            reason: self.reason,
+            took_us: self.took_us,
+            count: self.count,
+            detail: self.detail,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -34,8 +34,10 @@ fn round(worker: &Weak<Worker>) -> bool {
     let running: Vec<_> = worker.running.lock().iter().map(|(key, token)| (key.clone(), *token)).collect();
     let mut lines = Vec::with_capacity(running.len() * 96);
     for (key, token) in running {
+        // Held, so that no `confirm` is stamped between the time here and the answer.
+        let running = worker.running.lock();
         let mut line = worker.printer.line(Printer::now(), Kind::Tick);
-        if worker.node.is_current(&key, token) {
+        if running.get(&key) == Some(&token) && worker.node.is_current(&key, token) {
             line.key = Some(key.as_str().into());
             line.token = Some(token.0);
             append(&mut lines, &line);
