@@ -2,6 +2,7 @@
 //! that it prints, which the tests of whole processes read back.
 
 pub mod line;
+pub mod show;
 pub mod store;
 pub mod worker;
 
