@@ -28,6 +28,8 @@ pub struct Said {
     pub notes: Vec<Vec<Line<'static>>>,
     /// All lines about keys of the processes that are recorded, in order.
     pub recorded: HashMap<ProcessId, Vec<Line<'static>>>,
+    /// Processes that ended without being told to.
+    pub accidents: Vec<String>,
 }
 
 /// Several `worker` processes of one group. Dropping it kills them all.
@@ -155,7 +157,9 @@ impl Fleet {
     /// # Panics
     /// With everything that has.
     pub fn check(&self) {
-        let problems = self.said.lock().history.problems();
+        let said = self.said.lock();
+        let problems = [said.history.problems(), said.accidents.clone()].concat();
+        drop(said);
         assert!(
             problems.is_empty(),
             "{} things that must never be: {:#?}",
@@ -169,12 +173,22 @@ impl Fleet {
         self.processes[id].send(command);
     }
 
-    /// Gives a command and waits for its answer, which is `done`, `error`, or a line of the command's own.
+    /// Gives a command and waits for its answer.
     ///
     /// # Panics
     /// Where there is none within 30 s, or it is an error.
     pub fn call(&mut self, id: ProcessId, command: &str) -> Line<'static> {
-        let before = self.said.lock().notes[id].len();
+        let answer = self.wait_call(id, command, Duration::from_secs(30));
+        assert!(answer.event != Kind::Error, "{command:?} failed: {answer:?}");
+        answer
+    }
+
+    /// Gives a command and waits for its answer, which is `done`, `error`, or a line of the command's own. Commands are
+    /// carried out one after the other, so what was given before is over then.
+    ///
+    /// # Panics
+    /// Where there is none within the time.
+    pub fn wait_call(&mut self, id: ProcessId, command: &str, limit: Duration) -> Line<'static> {
         let word = command.split(' ').next().unwrap_or_default();
         let is_answer = |line: &&Line<'_>| match line.event {
             Kind::Done | Kind::Error => line.command.as_deref() == Some(word),
@@ -184,12 +198,12 @@ impl Fleet {
             Kind::Cancelled => word == "cancel",
             _ => false,
         };
+        // Answers to the same command that was given before may still be on their way.
+        let before = self.processes[id].asked(word);
         self.send(id, command);
-        let find = |said: &Said| said.notes[id][before..].iter().find(is_answer).cloned();
-        self.wait(&format!("the answer to {command:?}"), Duration::from_secs(30), |_, said| find(said).is_some());
-        let answer = find(&self.said.lock()).expect("it was there a moment ago");
-        assert!(answer.event != Kind::Error, "{command:?} failed: {answer:?}");
-        answer
+        let find = |said: &Said| said.notes[id].iter().filter(is_answer).nth(before).cloned();
+        self.wait(&format!("the answer to {command:?}"), limit, |_, said| find(said).is_some());
+        find(&self.said.lock()).expect("it was there a moment ago")
     }
 
     /// Ends a process without a warning. Returns when that began.
@@ -217,8 +231,7 @@ impl Fleet {
     /// Asks a process to end gracefully and waits until it has. Returns when it was asked.
     pub fn terminate(&mut self, id: ProcessId) -> u64 {
         let asked = now();
-        self.processes[id].signal(rustix::process::Signal::TERM);
-        self.processes[id].wait_exit(Duration::from_secs(60));
+        self.processes[id].terminate(Duration::from_secs(60));
         asked
     }
 

@@ -1,9 +1,13 @@
 //! One `worker` process.
 
 use std::{
+    collections::HashMap,
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -20,7 +24,10 @@ use crate::history::ProcessId;
 pub(super) struct Process {
     child: Child,
     stdin: ChildStdin,
-    ended: bool,
+    /// Set before the process is made to end, so that its reader knows that this is no accident.
+    ended: Arc<AtomicBool>,
+    /// How often each command was given.
+    asked: HashMap<String, usize>,
     /// Ends with the process's output.
     reader: Option<JoinHandle<()>>,
 }
@@ -32,15 +39,31 @@ impl Process {
         let mut child = command.spawn().expect("the worker can be started");
         let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).expect("both are pipes");
         let said = said.clone();
-        let reader = thread::spawn(move || read(id, stdout, &said));
-        Self { child, stdin, ended: false, reader: Some(reader) }
+        let ended = Arc::new(AtomicBool::new(false));
+        let reader = thread::spawn({
+            let ended = ended.clone();
+            move || {
+                read(id, stdout, &said);
+                if !ended.load(Ordering::SeqCst) {
+                    said.lock().accidents.push(format!("process {id} ended by itself; see its standard error"));
+                }
+            }
+        });
+        Self { child, stdin, ended, asked: HashMap::new(), reader: Some(reader) }
     }
 
     pub(super) fn lives(&self) -> bool {
-        !self.ended
+        !self.ended.load(Ordering::SeqCst)
+    }
+
+    /// How often a command was given so far.
+    pub(super) fn asked(&self, word: &str) -> usize {
+        self.asked.get(word).copied().unwrap_or(0)
     }
 
     pub(super) fn send(&mut self, command: &str) {
+        let word = command.split(' ').next().unwrap_or_default();
+        *self.asked.entry(word.to_owned()).or_default() += 1;
         writeln!(self.stdin, "{command}").expect("the process reads commands as long as it lives");
     }
 
@@ -50,7 +73,7 @@ impl Process {
 
     /// Returns when the process is gone and all that it said has been taken in.
     pub(super) fn kill9(&mut self) {
-        self.ended = true;
+        self.ended.store(true, Ordering::SeqCst);
         // It may have ended by itself; that is just as well.
         _ = self.child.kill();
         _ = self.child.wait();
@@ -59,7 +82,10 @@ impl Process {
         }
     }
 
-    pub(super) fn wait_exit(&mut self, limit: Duration) {
+    /// Asks it to end and waits until it has.
+    pub(super) fn terminate(&mut self, limit: Duration) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.signal(Signal::TERM);
         let deadline = Instant::now() + limit;
         while matches!(self.child.try_wait(), Ok(None)) {
             assert!(Instant::now() < deadline, "the process does not end within {limit:?}");

@@ -4,6 +4,7 @@
 //! --test process_redis --no-capture`). The bounds asserted for times are the promised ones where a lease decides, and
 //! several times the usual where the machine's speed does.
 
+mod chaos;
 mod cost;
 mod deaths;
 mod division;
