@@ -42,8 +42,10 @@ pub struct Claim {
     pub last_tick: Option<u64>,
     /// When and why it was to be stopped.
     pub stopped: Option<(u64, StopReason)>,
-    /// When the stop was about to be confirmed, or the completion to be reported.
+    /// When the stop was about to be confirmed, or the completion to be reported, whichever came first.
     pub ended: Option<u64>,
+    /// A completion was reported. It may have been refused, and the stop confirmed after all.
+    pub completed: bool,
 }
 
 impl Claim {
@@ -91,7 +93,8 @@ impl History {
                 self.problems.push(text);
             }
         }
-        let claim = Claim { process, started: at, ticks: 0, last_tick: None, stopped: None, ended: None };
+        let claim =
+            Claim { process, started: at, ticks: 0, last_tick: None, stopped: None, ended: None, completed: false };
         claims.insert(token, claim);
     }
 
@@ -198,11 +201,15 @@ impl Claim {
                 let again = self.stopped.replace((at, line.reason.unwrap_or(StopReason::Lost)));
                 again.map(|_| "it had been asked to stop before")
             }
-            Kind::Confirm | Kind::Complete => {
-                if self.ended.replace(at).is_some() {
-                    return Some("it had ended before");
-                }
-                (line.event == Kind::Confirm && self.stopped.is_none()).then_some("nobody had asked it to stop")
+            Kind::Complete => {
+                self.completed = true;
+                self.ended.replace(at).map(|_| "it had ended before")
+            }
+            Kind::Confirm => {
+                let again = self.ended.is_some() && !self.completed;
+                self.ended.get_or_insert(at);
+                let unasked = self.stopped.is_none().then_some("nobody had asked it to stop");
+                again.then_some("it had been confirmed before").or(unasked)
             }
             _ => None,
         }

@@ -115,6 +115,16 @@ fn a_second_stop_and_an_unasked_confirmation_are_found() {
 }
 
 #[test]
+fn a_completion_ends_a_key_and_may_be_refused() {
+    Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Complete, 1, 11).line(1, Kind::Start, 2, 12).is_clean();
+    let told = Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Complete, 1, 11).line(0, Kind::Stop, 1, 12);
+    told.line(0, Kind::Confirm, 1, 13).line(0, Kind::Start, 2, 14).is_clean();
+    let told = Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Complete, 1, 11);
+    told.line(0, Kind::Tick, 1, 12).has("had been confirmed before");
+    handed_over().line(0, Kind::Confirm, 1, 31).has("had been confirmed before");
+}
+
+#[test]
 fn a_tick_after_the_end_or_after_the_news_of_the_loss_is_found() {
     handed_over().line(0, Kind::Tick, 1, 31).has("had been confirmed before");
     Told::default().line(0, Kind::Start, 1, 10).lost(0, 1, 20).line(0, Kind::Tick, 1, 21).has("told of the loss");
