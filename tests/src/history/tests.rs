@@ -76,7 +76,10 @@ fn an_overlap_is_found_across_an_owner_in_between() {
 
 #[test]
 fn a_token_that_goes_back_in_time_is_found() {
-    Told::default().line(0, Kind::Start, 5, 10).line(1, Kind::Start, 4, 20).has("0 used token 5");
+    Told::default()
+        .line(0, Kind::Start, 5, 10)
+        .line(1, Kind::Start, 4, 20)
+        .has("1 used token 4 10ns after 0 had started it under token 5");
     let told = Told::default().line(0, Kind::Start, 5, 10).line(0, Kind::Stop, 5, 11).line(0, Kind::Confirm, 5, 12);
     told.line(0, Kind::Start, 4, 20).has("was started by 0 with token 4 after 5");
 }
