@@ -3,7 +3,11 @@
 use divider_core::planner::{Balance, KeyIx, KeyState, MaxInFlight, NodeIx, NodeSpec, Planner};
 
 fn node(affinity: u32) -> NodeSpec {
-    NodeSpec { affinity, capacity: None, accepting: true }
+    NodeSpec {
+        affinity,
+        capacity: None,
+        accepting: true,
+    }
 }
 
 fn on_join() -> Planner {
@@ -12,7 +16,10 @@ fn on_join() -> Planner {
 
 fn board(affinities: &[u32]) -> (Planner, Vec<NodeIx>) {
     let mut planner = on_join();
-    let nodes = affinities.iter().map(|&affinity| planner.join(node(affinity), true)).collect();
+    let nodes = affinities
+        .iter()
+        .map(|&affinity| planner.join(node(affinity), true))
+        .collect();
     (planner, nodes)
 }
 
@@ -67,11 +74,17 @@ fn settled(planner: &mut Planner) -> Vec<NodeIx> {
 
 fn within_one_key_of_its_exact_share(planner: &Planner, nodes: &[NodeIx], affinities: &[u32]) {
     let loads = loads(planner, nodes);
-    let (sum, total): (u64, u64) = (loads.iter().sum(), affinities.iter().map(|&a| u64::from(a)).sum());
+    let (sum, total): (u64, u64) = (
+        loads.iter().sum(),
+        affinities.iter().map(|&a| u64::from(a)).sum(),
+    );
     for (load, &affinity) in loads.iter().zip(affinities) {
         let exact = u128::from(sum) * u128::from(affinity);
         let (low, high) = (exact / u128::from(total), exact.div_ceil(u128::from(total)));
-        assert!((low..=high).contains(&u128::from(*load)), "{loads:?} by {affinities:?}");
+        assert!(
+            (low..=high).contains(&u128::from(*load)),
+            "{loads:?} by {affinities:?}"
+        );
     }
 }
 
@@ -88,9 +101,14 @@ fn keys_follow_affinity_one_at_a_time() {
     let top = i32::MAX as u32;
     let mut small = vec![6; 100];
     small.push(1000);
-    for affinities in
-        [vec![1000, 2000, 3000, 0, 1000], vec![1, 1], vec![top, 1, 1, 0], vec![top; 3], vec![7, 11, 13, 1000], small]
-    {
+    for affinities in [
+        vec![1000, 2000, 3000, 0, 1000],
+        vec![1, 1],
+        vec![top, 1, 1, 0],
+        vec![top; 3],
+        vec![7, 11, 13, 1000],
+        small,
+    ] {
         let (mut planner, nodes) = board(&affinities);
         for _ in 0..500 {
             add(&mut planner, [1]);
@@ -151,7 +169,11 @@ fn a_leave_moves_only_the_leavers_keys() {
     for (k, before) in keys.iter().zip(before) {
         assert!(before == Some(nodes[3]) || planner.owner(*k) == before);
     }
-    assert!(nodes.iter().all(|&n| n == nodes[3] || (111..=112).contains(&planner.load(n))));
+    assert!(
+        nodes
+            .iter()
+            .all(|&n| n == nodes[3] || (111..=112).contains(&planner.load(n)))
+    );
 }
 
 #[test]
@@ -168,7 +190,10 @@ fn affinity_alone_moves_nothing_and_rebalance_does() {
 
 #[test]
 fn continuous_relieves_a_node_beyond_the_tolerance() {
-    let mut planner = Planner::new(Balance::Continuous { tolerance: 0.2 }, MaxInFlight::Percent(10));
+    let mut planner = Planner::new(
+        Balance::Continuous { tolerance: 0.2 },
+        MaxInFlight::Percent(10),
+    );
     let nodes: Vec<_> = (0..2).map(|_| planner.join(node(10), true)).collect();
     add(&mut planner, std::iter::repeat_n(1, 100));
     assign(&mut planner);
@@ -189,7 +214,13 @@ fn a_draining_node_is_left_alone() {
         let drained = planner.join(node(1), true);
         add(&mut planner, [1; 10]);
         assign(&mut planner);
-        planner.set_node(drained, NodeSpec { accepting: false, ..node(1) });
+        planner.set_node(
+            drained,
+            NodeSpec {
+                accepting: false,
+                ..node(1)
+            },
+        );
         let other = planner.join(node(1), false);
         assert_eq!(balance(&mut planner), 0);
         assert_eq!(planner.quota(drained), 0);
@@ -251,7 +282,10 @@ fn the_target_of_a_move_may_die_meanwhile() {
     planner.stopping(out[0]);
     planner.leave(late);
     let again = planner.join(node(0), true);
-    assert_ne!(again, late, "a session that keys still name is not mixed up with a new one");
+    assert_ne!(
+        again, late,
+        "a session that keys still name is not mixed up with a new one"
+    );
     for &k in &out {
         planner.ready(k, None);
     }
@@ -269,7 +303,13 @@ fn a_key_given_up_goes_elsewhere_if_anywhere_takes_it() {
     assert_eq!(assign(&mut planner), [(k, nodes[1])]);
     planner.ready(k, Some(nodes[1]));
     assert_eq!(assign(&mut planner), [(k, nodes[0])]);
-    planner.set_node(nodes[1], NodeSpec { capacity: Some(0), ..node(1) });
+    planner.set_node(
+        nodes[1],
+        NodeSpec {
+            capacity: Some(0),
+            ..node(1)
+        },
+    );
     planner.ready(k, Some(nodes[0]));
     assert_eq!(assign(&mut planner), [(k, nodes[0])], "nowhere else");
 }
@@ -279,14 +319,29 @@ fn keys_wait_until_there_is_room() {
     let mut planner = on_join();
     let keys = add(&mut planner, [1; 5]);
     assert!(assign(&mut planner).is_empty());
-    let a = planner.join(NodeSpec { capacity: Some(2), ..node(1) }, true);
+    let a = planner.join(
+        NodeSpec {
+            capacity: Some(2),
+            ..node(1)
+        },
+        true,
+    );
     assert_eq!(assign(&mut planner), [(keys[0], a), (keys[1], a)]);
     assert!(assign(&mut planner).is_empty());
     planner.stopping(keys[0]);
-    assert!(assign(&mut planner).is_empty(), "a key being stopped is still there");
+    assert!(
+        assign(&mut planner).is_empty(),
+        "a key being stopped is still there"
+    );
     planner.remove_key(keys[0]);
     assert_eq!(assign(&mut planner), [(keys[2], a)]);
-    planner.set_node(a, NodeSpec { capacity: Some(3), ..node(1) });
+    planner.set_node(
+        a,
+        NodeSpec {
+            capacity: Some(3),
+            ..node(1)
+        },
+    );
     assert_eq!(assign(&mut planner), [(keys[3], a)]);
     let b = planner.join(node(1), false);
     assert_eq!(assign(&mut planner), [(keys[4], b)]);
@@ -295,10 +350,22 @@ fn keys_wait_until_there_is_room() {
 #[test]
 fn higher_priority_first_then_first_come_first_served() {
     let mut planner = on_join();
-    let n = planner.join(NodeSpec { capacity: Some(3), ..node(1) }, true);
-    let keys: Vec<_> = [0, 5, 0, 5].iter().map(|&priority| planner.add_key(1, priority)).collect();
+    let n = planner.join(
+        NodeSpec {
+            capacity: Some(3),
+            ..node(1)
+        },
+        true,
+    );
+    let keys: Vec<_> = [0, 5, 0, 5]
+        .iter()
+        .map(|&priority| planner.add_key(1, priority))
+        .collect();
     keys.iter().for_each(|&k| planner.ready(k, None));
-    assert_eq!(assign(&mut planner), [(keys[1], n), (keys[3], n), (keys[0], n)]);
+    assert_eq!(
+        assign(&mut planner),
+        [(keys[1], n), (keys[3], n), (keys[0], n)]
+    );
 }
 
 #[test]
@@ -308,7 +375,10 @@ fn the_first_keys_of_a_big_batch_do_not_all_land_on_one_node() {
         let k = planner.add_key(1, if i < 40 { 9 } else { 0 });
         planner.ready(k, None);
     }
-    let urgent = assign(&mut planner)[..40].iter().filter(|&&(_, n)| n == nodes[0]).count();
+    let urgent = assign(&mut planner)[..40]
+        .iter()
+        .filter(|&&(_, n)| n == nodes[0])
+        .count();
     assert!(urgent <= 20, "{urgent}");
     assert_eq!(loads(&planner, &nodes), [100; 4]);
 }
@@ -324,7 +394,11 @@ fn parked_keys_count_for_nobody() {
         }
     }
     assert_eq!(loads(&planner, &nodes), [0, 5]);
-    assert_eq!([planner.quota(nodes[0]), planner.quota(nodes[1])], [2, 3], "five keys, and the tie goes to whoever has more");
+    assert_eq!(
+        [planner.quota(nodes[0]), planner.quota(nodes[1])],
+        [2, 3],
+        "five keys, and the tie goes to whoever has more"
+    );
 }
 
 #[test]
@@ -338,7 +412,11 @@ fn facts_win_over_proposals() {
     assert_eq!(loads(&planner, &nodes), [0, 1]);
     planner.leave(nodes[1]);
     planner.own(k, nodes[1]);
-    assert_eq!(planner.state(k), Some(KeyState::Ready), "the dead own nothing");
+    assert_eq!(
+        planner.state(k),
+        Some(KeyState::Ready),
+        "the dead own nothing"
+    );
 }
 
 #[test]
@@ -349,8 +427,13 @@ fn mixed_weights_are_even_to_two_per_cent() {
         add(&mut planner, weights);
         assert_eq!(assign(&mut planner).len(), 2000);
         for (&n, &affinity) in nodes.iter().zip(&affinities) {
-            let exact = planner.weight() * u64::from(affinity) / affinities.iter().map(|&a| u64::from(a)).sum::<u64>();
-            assert!(planner.load(n) * 100 <= exact * 102, "{} of {exact}", planner.load(n));
+            let exact = planner.weight() * u64::from(affinity)
+                / affinities.iter().map(|&a| u64::from(a)).sum::<u64>();
+            assert!(
+                planner.load(n) * 100 <= exact * 102,
+                "{} of {exact}",
+                planner.load(n)
+            );
         }
         let late = planner.join(node(1), false);
         balance(&mut planner);
@@ -361,11 +444,36 @@ fn mixed_weights_are_even_to_two_per_cent() {
 }
 
 #[test]
+fn fifty_keys_a_node_over_three_orders_of_magnitude_are_even_to_two_per_cent() {
+    for affinities in [[1000; 5], [1000, 2000, 3000, 500, 1000]] {
+        let (mut planner, nodes) = board(&affinities.repeat(80));
+        // Evenly over the logarithms, by the golden ratio.
+        let weight = |k: u32| {
+            10f64.powf(f64::from(k.wrapping_mul(2_654_435_769)) / f64::from(u32::MAX) * 3.0) as u32
+        };
+        add(&mut planner, (0..20_000).map(weight));
+        assert_eq!(assign(&mut planner).len(), 20_000);
+        for n in nodes {
+            assert!(
+                planner.load(n) * 100 <= planner.quota(n) * 102,
+                "{} of {}",
+                planner.load(n),
+                planner.quota(n)
+            );
+        }
+    }
+}
+
+#[test]
 fn a_million_keys_cost_at_most_sixty_bytes_each() {
     let (mut planner, _) = board(&[1; 100]);
     let keys = 1_000_000;
     for _ in 0..keys {
         planner.add_key(1, 0);
     }
-    assert!(planner.heap_bytes() <= 60 * keys, "{}", planner.heap_bytes() / keys);
+    assert!(
+        planner.heap_bytes() <= 60 * keys,
+        "{}",
+        planner.heap_bytes() / keys
+    );
 }

@@ -26,7 +26,8 @@ impl Planner {
             return self.assign_many(count, out);
         }
         let mut batch = std::mem::take(&mut self.batch);
-        self.queue.take(&mut self.keys, count, |k, _| batch.push(k));
+        self.queue
+            .take(&self.keys, &mut self.prevs, count, |k, _| batch.push(k));
         for k in batch.drain(..) {
             self.assign_one(k, out);
         }
@@ -41,9 +42,12 @@ impl Planner {
         } else {
             let (unit, exact) = self.unit();
             self.ranking.refresh(&self.nodes, unit, exact);
-            match self.ranking.best(self.open.load, self.open.affinity, key.place) {
+            match self
+                .ranking
+                .best(self.open.load, self.open.affinity, key.place)
+            {
                 Some(n) => n,
-                None => return self.queue.push(&mut self.keys, k),
+                None => return self.queue.push(&mut self.keys, &mut self.prevs, k),
             }
         };
         self.settle_state(k, State::Proposed, n, NONE, key.in_flight);
@@ -65,6 +69,9 @@ impl Planner {
             return (1, true);
         }
         let weight = u128::from(self.weight);
-        (self.weight / n, u128::from(n) * self.squares == weight * weight)
+        (
+            self.weight / n,
+            u128::from(n) * self.squares == weight * weight,
+        )
     }
 }

@@ -41,7 +41,7 @@ pub(super) struct Key {
     pub(super) place: u32,
     /// Where a move takes it.
     pub(super) target: u32,
-    pub(super) prev: u32,
+    /// The one after it in its list. The one before it is in `Planner::prevs`.
     pub(super) next: u32,
     pub(super) state: State,
     /// Between two owners because of balancing.
@@ -115,7 +115,8 @@ impl Node {
 
     /// How many more keys it could be given.
     pub(super) fn room(&self) -> u32 {
-        self.capacity.saturating_sub(self.held.saturating_add(self.proposed))
+        self.capacity
+            .saturating_sub(self.held.saturating_add(self.proposed))
     }
 
     /// How many more keys a move could bring, with those under way already counted.
@@ -170,7 +171,11 @@ impl Planner {
         let count = &mut self.counts[key.state as usize];
         *count = if add { *count + 1 } else { *count - 1 };
         if key.in_flight {
-            self.in_flight = if add { self.in_flight + 1 } else { self.in_flight - 1 };
+            self.in_flight = if add {
+                self.in_flight + 1
+            } else {
+                self.in_flight - 1
+            };
         }
         if key.target != NONE {
             let inbound = &mut self.nodes[key.target as usize].inbound;
@@ -186,7 +191,11 @@ impl Planner {
             let proposed = key.state == State::Proposed;
             let bears = bearer == key.place;
             self.with_node(key.place, |node| {
-                let count = if proposed { &mut node.proposed } else { &mut node.held };
+                let count = if proposed {
+                    &mut node.proposed
+                } else {
+                    &mut node.held
+                };
                 *count = if add { *count + 1 } else { *count - 1 };
                 if bears {
                     shift(&mut node.load, key.weight, add);
@@ -208,10 +217,10 @@ impl Planner {
         let place = key.place as usize;
         let head = &mut self.heads[place * LISTS + list];
         let after = std::mem::replace(head, k);
-        key.prev = NONE;
         key.next = after;
+        self.prevs[k as usize] = NONE;
         if after != NONE {
-            self.keys[after as usize].prev = k;
+            self.prevs[after as usize] = k;
         } else {
             self.nodes[place].classes |= 1 << list;
         }
@@ -220,11 +229,12 @@ impl Planner {
     /// Takes a key out of the list that its state says it is in.
     pub(super) fn unlink(&mut self, k: u32) {
         let key = self.keys[k as usize];
+        let prev = self.prevs[k as usize];
         if key.next != NONE {
-            self.keys[key.next as usize].prev = key.prev;
+            self.prevs[key.next as usize] = prev;
         }
-        if key.prev != NONE {
-            self.keys[key.prev as usize].next = key.next;
+        if prev != NONE {
+            self.keys[prev as usize].next = key.next;
             return;
         }
         let list = key.list();

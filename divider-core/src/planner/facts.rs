@@ -17,7 +17,6 @@ impl Planner {
             priority,
             place: NONE,
             target: NONE,
-            prev: NONE,
             next: NONE,
             state: State::Parked,
             in_flight: false,
@@ -32,6 +31,7 @@ impl Planner {
                 let k = self.keys.len();
                 assert!(k < NONE as usize, "a planner holds fewer than 2^32 keys");
                 self.keys.push(key);
+                self.prevs.push(NONE);
                 KeyIx(k as u32)
             }
         }
@@ -88,7 +88,11 @@ impl Planner {
         let k = k.0;
         let Some(&key) = self.known(k) else { return };
         let avoid = avoid.map_or(NONE, |n| if self.is_alive(n.0) { n.0 } else { NONE });
-        let target = if key.target != avoid && self.is_alive(key.target) { key.target } else { NONE };
+        let target = if key.target != avoid && self.is_alive(key.target) {
+            key.target
+        } else {
+            NONE
+        };
         if key.state == State::Ready {
             self.settle_state(k, State::Ready, avoid, target, key.in_flight);
             return;
@@ -154,11 +158,20 @@ impl Planner {
     }
 
     pub(super) fn known(&self, k: u32) -> Option<&Key> {
-        self.keys.get(k as usize).filter(|key| key.state != State::Vacant)
+        self.keys
+            .get(k as usize)
+            .filter(|key| key.state != State::Vacant)
     }
 
     /// Changes what is known of a key and all sums that depend on it. The key is in no list meanwhile.
-    pub(super) fn settle_state(&mut self, k: u32, state: State, place: u32, target: u32, in_flight: bool) {
+    pub(super) fn settle_state(
+        &mut self,
+        k: u32,
+        state: State,
+        place: u32,
+        target: u32,
+        in_flight: bool,
+    ) {
         let old = self.keys[k as usize];
         self.account(k, false);
         let key = &mut self.keys[k as usize];
@@ -204,7 +217,7 @@ impl Planner {
     /// Takes a key out of whatever list it is in.
     pub(super) fn detach(&mut self, k: u32) {
         match self.keys[k as usize].state {
-            State::Ready => self.queue.remove(&mut self.keys, k),
+            State::Ready => self.queue.remove(&mut self.keys, &mut self.prevs, k),
             State::Proposed | State::Owned | State::Stopping => self.unlink(k),
             State::Vacant | State::Parked => {}
         }
@@ -213,7 +226,7 @@ impl Planner {
     /// Puts a key into the list that its state asks for.
     pub(super) fn attach(&mut self, k: u32) {
         match self.keys[k as usize].state {
-            State::Ready => self.queue.push(&mut self.keys, k),
+            State::Ready => self.queue.push(&mut self.keys, &mut self.prevs, k),
             State::Proposed | State::Owned | State::Stopping => self.link(k),
             State::Vacant | State::Parked => {}
         }

@@ -12,7 +12,10 @@ impl Planner {
         let n = match self.free_nodes.pop() {
             Some(n) => n,
             None => {
-                self.nodes.push(Node { alive: false, ..Node::new(spec) });
+                self.nodes.push(Node {
+                    alive: false,
+                    ..Node::new(spec)
+                });
                 self.heads.resize(self.nodes.len() * LISTS, NONE);
                 self.quotas.push(0);
                 self.nodes.len() as u32 - 1
@@ -65,7 +68,7 @@ impl Planner {
                         self.reap(target);
                     }
                 }
-                self.queue.push(&mut self.keys, k);
+                self.queue.push(&mut self.keys, &mut self.prevs, k);
                 k = next;
             }
         }

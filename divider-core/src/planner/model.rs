@@ -29,12 +29,15 @@ enum Step {
 }
 
 fn spec() -> impl Strategy<Value = NodeSpec> {
-    let affinity = prop_oneof![4 => Just(1000), 1 => Just(0), 2 => 1..4000u32, 1 => Just(i32::MAX as u32)];
+    let affinity =
+        prop_oneof![4 => Just(1000), 1 => Just(0), 2 => 1..4000u32, 1 => Just(i32::MAX as u32)];
     let capacity = prop_oneof![3 => Just(None), 1 => (0..12u32).prop_map(Some)];
-    (affinity, capacity, prop::bool::weighted(0.85)).prop_map(|(affinity, capacity, accepting)| NodeSpec {
-        affinity,
-        capacity,
-        accepting,
+    (affinity, capacity, prop::bool::weighted(0.85)).prop_map(|(affinity, capacity, accepting)| {
+        NodeSpec {
+            affinity,
+            capacity,
+            accepting,
+        }
     })
 }
 
@@ -68,11 +71,16 @@ struct Model {
 
 impl Model {
     fn new(balance: Balance, max: MaxInFlight) -> Self {
-        Self { planner: Planner::new(balance, max), nodes: BTreeMap::new(), keys: BTreeMap::new() }
+        Self {
+            planner: Planner::new(balance, max),
+            nodes: BTreeMap::new(),
+            keys: BTreeMap::new(),
+        }
     }
 
     fn node(&self, at: Index) -> Option<NodeIx> {
-        (!self.nodes.is_empty()).then(|| *self.nodes.keys().nth(at.index(self.nodes.len())).unwrap())
+        (!self.nodes.is_empty())
+            .then(|| *self.nodes.keys().nth(at.index(self.nodes.len())).unwrap())
     }
 
     fn key(&self, at: Index) -> Option<KeyIx> {
@@ -81,7 +89,8 @@ impl Model {
 
     fn takes(&self, n: NodeIx) -> bool {
         let spec = self.nodes[&n];
-        let taken = self.planner.nodes[n.0 as usize].held + self.planner.nodes[n.0 as usize].proposed;
+        let taken =
+            self.planner.nodes[n.0 as usize].held + self.planner.nodes[n.0 as usize].proposed;
         spec.accepting && spec.affinity > 0 && spec.capacity.is_none_or(|capacity| taken < capacity)
     }
 
@@ -89,17 +98,28 @@ impl Model {
         match step {
             Step::Join(spec, settled) => {
                 let n = self.planner.join(spec, settled);
-                assert!(self.nodes.insert(n, spec).is_none(), "an index is used twice");
+                assert!(
+                    self.nodes.insert(n, spec).is_none(),
+                    "an index is used twice"
+                );
             }
             Step::Leave(n) => {
                 let Some(n) = self.node(n) else { return };
-                let others: Vec<_> = self.keys.keys().map(|&k| (k, self.planner.state(k))).collect();
+                let others: Vec<_> = self
+                    .keys
+                    .keys()
+                    .map(|&k| (k, self.planner.state(k)))
+                    .collect();
                 self.planner.leave(n);
                 self.nodes.remove(&n);
                 for (k, before) in others {
                     use KeyState::{Owned, Proposed, Ready, Stopping};
-                    let its = matches!(before, Some(Proposed(m) | Owned(m) | Stopping(m)) if m == n);
-                    assert_eq!(self.planner.state(k), if its { Some(Ready) } else { before });
+                    let its =
+                        matches!(before, Some(Proposed(m) | Owned(m) | Stopping(m)) if m == n);
+                    assert_eq!(
+                        self.planner.state(k),
+                        if its { Some(Ready) } else { before }
+                    );
                 }
             }
             Step::SetNode(n, spec) => {
@@ -110,7 +130,10 @@ impl Model {
             Step::Add(count, weight, priority) => {
                 for _ in 0..count {
                     let k = self.planner.add_key(weight, priority);
-                    assert!(self.keys.insert(k, (weight, priority)).is_none(), "an index is used twice");
+                    assert!(
+                        self.keys.insert(k, (weight, priority)).is_none(),
+                        "an index is used twice"
+                    );
                     self.planner.ready(k, None);
                 }
             }
@@ -130,7 +153,10 @@ impl Model {
             }
             Step::ReadyAll => {
                 for &k in self.keys.keys() {
-                    if matches!(self.planner.state(k), Some(KeyState::Parked | KeyState::Stopping(_))) {
+                    if matches!(
+                        self.planner.state(k),
+                        Some(KeyState::Parked | KeyState::Stopping(_))
+                    ) {
                         self.planner.ready(k, self.planner.owner(k));
                     }
                 }
@@ -176,19 +202,39 @@ impl Model {
     /// Assigns, and checks each proposal against the board as it was when it was made.
     fn assign(&mut self, max: usize) -> Vec<(KeyIx, NodeIx)> {
         let before = self.planner.counters().ready;
-        let wishes: BTreeMap<_, _> = self.keys.keys().map(|&k| (k, self.planner.keys[k.0 as usize])).collect();
-        let full: BTreeSet<_> = self.nodes.keys().copied().filter(|&n| !self.takes(n)).collect();
+        let wishes: BTreeMap<_, _> = self
+            .keys
+            .keys()
+            .map(|&k| (k, self.planner.keys[k.0 as usize]))
+            .collect();
+        let full: BTreeSet<_> = self
+            .nodes
+            .keys()
+            .copied()
+            .filter(|&n| !self.takes(n))
+            .collect();
         let mut out = Vec::new();
         self.planner.assignments(max, &mut out);
         assert_eq!(self.planner.counters().ready, before - out.len());
-        let taking: Vec<_> = self.nodes.keys().copied().filter(|&n| self.takes(n)).collect();
-        assert!(out.len() == max || self.planner.counters().ready == 0 || taking.is_empty(), "a key waits beside room");
+        let taking: Vec<_> = self
+            .nodes
+            .keys()
+            .copied()
+            .filter(|&n| self.takes(n))
+            .collect();
+        assert!(
+            out.len() == max || self.planner.counters().ready == 0 || taking.is_empty(),
+            "a key waits beside room"
+        );
         let mut seen = BTreeSet::new();
         for &(k, n) in &out {
             assert!(seen.insert(k), "proposed twice");
             assert!(!full.contains(&n), "to a node that takes nothing");
             let node = &self.planner.nodes[n.0 as usize];
-            assert!(u64::from(node.held) + u64::from(node.proposed) <= u64::from(node.capacity), "over capacity");
+            assert!(
+                u64::from(node.held) + u64::from(node.proposed) <= u64::from(node.capacity),
+                "over capacity"
+            );
             let wish = wishes[&k];
             assert_eq!(wish.state, State::Ready);
             if wish.place == n.0 {
@@ -198,26 +244,43 @@ impl Model {
         }
         if out.len() == max {
             let worst = out.iter().map(|&(k, _)| self.keys[&k].1).min();
-            let waiting = self.keys.iter().filter(|(k, _)| self.planner.state(**k) == Some(KeyState::Ready));
-            assert!(waiting.map(|(_, &(_, priority))| priority).max() <= worst || max == 0, "a higher priority waits");
+            let waiting = self
+                .keys
+                .iter()
+                .filter(|(k, _)| self.planner.state(**k) == Some(KeyState::Ready));
+            assert!(
+                waiting.map(|(_, &(_, priority))| priority).max() <= worst || max == 0,
+                "a higher priority waits"
+            );
         }
         out
     }
 
     fn moves(&mut self) -> Vec<KeyIx> {
-        let before: BTreeMap<_, _> = self.keys.keys().map(|&k| (k, self.planner.state(k))).collect();
+        let before: BTreeMap<_, _> = self
+            .keys
+            .keys()
+            .map(|&k| (k, self.planner.state(k)))
+            .collect();
         let mut out = Vec::new();
         self.planner.moves(&mut out);
         for k in &out {
-            let Some(KeyState::Owned(owner)) = before[k] else { panic!("only an owned key can be moved") };
-            assert!(self.nodes[&owner].accepting, "a draining node gives up its keys by itself");
+            let Some(KeyState::Owned(owner)) = before[k] else {
+                panic!("only an owned key can be moved")
+            };
+            assert!(
+                self.nodes[&owner].accepting,
+                "a draining node gives up its keys by itself"
+            );
             let target = self.planner.target(*k).unwrap();
             assert_ne!(target, owner);
             assert!(self.takes(target));
         }
         let limit = match self.planner.max_in_flight {
             MaxInFlight::Keys(keys) => keys as usize,
-            MaxInFlight::Percent(percent) => (self.planner.planned_keys() as usize * percent as usize / 100).max(1),
+            MaxInFlight::Percent(percent) => {
+                (self.planner.planned_keys() as usize * percent as usize / 100).max(1)
+            }
         };
         assert!(out.is_empty() || self.planner.counters().in_flight <= limit);
         out
@@ -244,12 +307,23 @@ impl Model {
             *loads.entry(p.bearer(&key)).or_insert(0u64) += u64::from(w);
         }
         assert_eq!(counts, p.counts);
-        assert_eq!(counts.iter().sum::<usize>(), self.keys.len(), "a key is lost");
-        assert_eq!((in_flight, weight, squares), (p.in_flight, p.weight, p.squares));
+        assert_eq!(
+            counts.iter().sum::<usize>(),
+            self.keys.len(),
+            "a key is lost"
+        );
+        assert_eq!(
+            (in_flight, weight, squares),
+            (p.in_flight, p.weight, p.squares)
+        );
         let mut open = super::Open::default();
         for &n in self.nodes.keys() {
             let node = &p.nodes[n.0 as usize];
-            assert_eq!(node.load, loads.get(&n.0).copied().unwrap_or(0), "the load of {n:?}");
+            assert_eq!(
+                node.load,
+                loads.get(&n.0).copied().unwrap_or(0),
+                "the load of {n:?}"
+            );
             let (mut held, mut proposed) = (0, 0);
             for list in 0..LISTS {
                 let mut k = p.heads[n.0 as usize * LISTS + list];
@@ -257,18 +331,32 @@ impl Model {
                 let mut prev = NONE;
                 while k != NONE {
                     let key = p.keys[k as usize];
-                    assert_eq!((key.place, key.list(), key.prev), (n.0, list, prev));
+                    assert_eq!(
+                        (key.place, key.list(), p.prevs[k as usize]),
+                        (n.0, list, prev)
+                    );
                     assert!(list != BUSY || key.state != State::Proposed);
-                    if key.state == State::Proposed { proposed += 1 } else { held += 1 }
+                    if key.state == State::Proposed {
+                        proposed += 1
+                    } else {
+                        held += 1
+                    }
                     prev = std::mem::replace(&mut k, key.next);
                 }
             }
             assert_eq!((held, proposed), (node.held, node.proposed));
             let named = |state: fn(State) -> bool, pick: fn(&super::Key) -> u32| {
-                self.keys.keys().map(|k| &p.keys[k.0 as usize]).filter(|k| state(k.state) && pick(k) == n.0).count()
+                self.keys
+                    .keys()
+                    .map(|k| &p.keys[k.0 as usize])
+                    .filter(|k| state(k.state) && pick(k) == n.0)
+                    .count()
             };
             assert_eq!(named(|_| true, |key| key.target), node.inbound as usize);
-            assert_eq!(named(|state| state == State::Ready, |key| key.place), node.avoided as usize);
+            assert_eq!(
+                named(|state| state == State::Ready, |key| key.place),
+                node.avoided as usize
+            );
             assert_eq!(node.open, node.takes_part() && node.room() > 0);
             if node.open {
                 open.nodes += 1;
@@ -282,8 +370,15 @@ impl Model {
             (p.open.nodes, p.open.load, p.open.affinity, p.open.room)
         );
         let sum: u64 = self.nodes.keys().map(|&n| p.quota(n)).sum();
-        let any = self.nodes.values().any(|spec| spec.accepting && spec.affinity > 0);
-        assert_eq!(sum, if any { weight } else { 0 }, "quotas divide all there is");
+        let any = self
+            .nodes
+            .values()
+            .any(|spec| spec.accepting && spec.affinity > 0);
+        assert_eq!(
+            sum,
+            if any { weight } else { 0 },
+            "quotas divide all there is"
+        );
     }
 
     /// Carries everything out until nothing is left to do.
@@ -295,7 +390,12 @@ impl Model {
             }
             self.run(Step::OwnProposed);
             // What somebody has revoked before is confirmed now.
-            let moving: Vec<_> = self.keys.keys().copied().filter(|k| self.planner.keys[k.0 as usize].in_flight).collect();
+            let moving: Vec<_> = self
+                .keys
+                .keys()
+                .copied()
+                .filter(|k| self.planner.keys[k.0 as usize].in_flight)
+                .collect();
             let moves = self.moves();
             if moves.is_empty() && moving.is_empty() {
                 return;
@@ -322,7 +422,10 @@ fn policy() -> impl Strategy<Value = (Balance, MaxInFlight)> {
         2 => Just(Balance::OnJoin),
         1 => (0..300u32).prop_map(|t| Balance::Continuous { tolerance: f64::from(t) / 1000.0 }),
     ];
-    let max = prop_oneof![(0..=100u8).prop_map(MaxInFlight::Percent), (1..50u32).prop_map(MaxInFlight::Keys)];
+    let max = prop_oneof![
+        (0..=100u8).prop_map(MaxInFlight::Percent),
+        (1..50u32).prop_map(MaxInFlight::Keys)
+    ];
     (balance, max)
 }
 
@@ -451,14 +554,20 @@ impl Model {
     }
 
     fn owners(&self) -> BTreeMap<KeyIx, NodeIx> {
-        self.keys.keys().filter_map(|&k| Some((k, self.planner.owner(k)?))).collect()
+        self.keys
+            .keys()
+            .filter_map(|&k| Some((k, self.planner.owner(k)?)))
+            .collect()
     }
 
     fn within_one(&self, weight: u32) {
         for &n in self.nodes.keys() {
             let (load, quota) = (self.planner.load(n), self.planner.quota(n));
             if self.planner.counters().ready == 0 {
-                assert!(load.abs_diff(quota) <= u64::from(weight), "{n:?} has {load} of {quota}");
+                assert!(
+                    load.abs_diff(quota) <= u64::from(weight),
+                    "{n:?} has {load} of {quota}"
+                );
             }
         }
     }

@@ -66,7 +66,9 @@ impl Planner {
     fn max_moves(&self) -> usize {
         match self.max_in_flight {
             MaxInFlight::Keys(keys) => keys as usize,
-            MaxInFlight::Percent(percent) => (self.planned_keys() * u64::from(percent) / 100).max(1) as usize,
+            MaxInFlight::Percent(percent) => {
+                (self.planned_keys() * u64::from(percent) / 100).max(1) as usize
+            }
         }
     }
 
@@ -95,14 +97,21 @@ impl Planner {
         let above = |(n, (node, &quota)): (u32, (&super::Node, &u64))| {
             let over = node.load.saturating_sub(quota);
             let bar = u128::from(quota) * u128::from(tolerance);
-            let gives = node.alive && node.accepting && over > 0 && u128::from(over) * 1_000_000 > bar;
+            let gives =
+                node.alive && node.accepting && over > 0 && u128::from(over) * 1_000_000 > bar;
             gives.then_some((over, Reverse(n)))
         };
-        (0u32..).zip(self.nodes.iter().zip(&self.quotas)).filter_map(above).collect()
+        (0u32..)
+            .zip(self.nodes.iter().zip(&self.quotas))
+            .filter_map(above)
+            .collect()
     }
 
     fn receivers(&self, among: impl Iterator<Item = u32>) -> Heap {
-        among.map(|n| (self.lacks(n), Reverse(n))).filter(|&(lacks, Reverse(n))| lacks > 0 && self.can_receive(n)).collect()
+        among
+            .map(|n| (self.lacks(n), Reverse(n)))
+            .filter(|&(lacks, Reverse(n))| lacks > 0 && self.can_receive(n))
+            .collect()
     }
 
     fn can_receive(&self, n: u32) -> bool {
@@ -111,11 +120,21 @@ impl Planner {
     }
 
     /// Moves one key at a time from whoever is most above to whoever is most below.
-    fn pair(&mut self, donors: &mut Heap, receivers: &mut Heap, budget: usize, out: &mut Vec<KeyIx>) {
+    fn pair(
+        &mut self,
+        donors: &mut Heap,
+        receivers: &mut Heap,
+        budget: usize,
+        out: &mut Vec<KeyIx>,
+    ) {
         let wanted = out.len() + budget;
         while out.len() < wanted {
-            let Some(&(lacks, Reverse(to))) = receivers.peek() else { return };
-            let Some((over, Reverse(from))) = donors.pop() else { return };
+            let Some(&(lacks, Reverse(to))) = receivers.peek() else {
+                return;
+            };
+            let Some((over, Reverse(from))) = donors.pop() else {
+                return;
+            };
             let limit = lacks.min(over);
             let k = self.fitting(from, limit);
             if k == NONE {
@@ -168,7 +187,9 @@ impl Planner {
     fn scan(&self, n: u32, list: usize, limit: u64) -> u32 {
         let mut k = self.heads[n as usize * LISTS + list];
         for _ in 0..PATIENCE {
-            let Some(key) = self.keys.get(k as usize) else { return NONE };
+            let Some(key) = self.keys.get(k as usize) else {
+                return NONE;
+            };
             if key.state == State::Owned && u64::from(key.weight) <= limit {
                 return k;
             }
@@ -182,7 +203,8 @@ impl Planner {
         let dry = dry && self.count(State::Ready) == 0 && self.count(State::Proposed) == 0;
         let mut newcomers = std::mem::take(&mut self.newcomers);
         newcomers.retain(|&n| {
-            let done = self.nodes[n as usize].inbound == 0 && (dry || self.lacks(n) == 0 || !self.can_receive(n));
+            let done = self.nodes[n as usize].inbound == 0
+                && (dry || self.lacks(n) == 0 || !self.can_receive(n));
             if done {
                 self.nodes[n as usize].newcomer = false;
                 self.settled.push(NodeIx(n));

@@ -43,7 +43,10 @@ pub(super) fn divide(units: u64, shares: &mut [Share], scratch: &mut Remainders)
             } else {
                 let product = u128::from(units) * u128::from(share.affinity);
                 // Both are below: the quotient below `units`, the remainder below `total`.
-                ((product / u128::from(total)) as u64, (product % u128::from(total)) as u64)
+                (
+                    (product / u128::from(total)) as u64,
+                    (product % u128::from(total)) as u64,
+                )
             };
             last = (share.affinity, whole, rest);
         }
@@ -73,7 +76,12 @@ mod tests {
     fn whole(units: u64, members: &[(u32, u64)]) -> Vec<u64> {
         let mut shares: Vec<_> = (0u32..)
             .zip(members)
-            .map(|(node, &(affinity, load))| Share { node, affinity, load, quota: 0 })
+            .map(|(node, &(affinity, load))| Share {
+                node,
+                affinity,
+                load,
+                quota: 0,
+            })
             .collect();
         divide(units, &mut shares, &mut Vec::new());
         shares.iter().map(|share| share.quota).collect()
@@ -81,7 +89,10 @@ mod tests {
 
     #[test]
     fn shares_follow_affinity() {
-        assert_eq!(whole(700, &[(1000, 0), (2000, 0), (3000, 0), (0, 0), (1000, 0)]), [100, 200, 300, 0, 100]);
+        assert_eq!(
+            whole(700, &[(1000, 0), (2000, 0), (3000, 0), (0, 0), (1000, 0)]),
+            [100, 200, 300, 0, 100]
+        );
     }
 
     #[test]

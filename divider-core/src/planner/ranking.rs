@@ -36,7 +36,10 @@ struct Match {
     light: u32,
 }
 
-const NOBODY: Match = Match { due: NONE, light: NONE };
+const NOBODY: Match = Match {
+    due: NONE,
+    light: NONE,
+};
 
 /// The share that a node must be below to be given a key, as a fraction.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +102,11 @@ impl Ranking {
     pub(super) fn refresh(&mut self, nodes: &[Node], unit: u64, exact: bool) {
         // Another unit means another tree, so with mixed weights only a change of size counts; and not more often than
         // what was saved by repairing pays for.
-        let other = if exact { unit != self.unit } else { unit >= self.unit * 2 || unit * 2 <= self.unit };
+        let other = if exact {
+            unit != self.unit
+        } else {
+            unit >= self.unit * 2 || unit * 2 <= self.unit
+        };
         let reunit = self.unit == 0 || other && self.repairs * 16 >= self.seats.len();
         if reunit {
             self.unit = unit;
@@ -107,7 +114,11 @@ impl Ranking {
         if self.unseated {
             self.seat(nodes);
         }
-        if self.unseated || reunit || self.all_changed || self.changed.len() * 8 > self.seats.len() + 8 {
+        if self.unseated
+            || reunit
+            || self.all_changed
+            || self.changed.len() * 8 > self.seats.len() + 8
+        {
             self.build(nodes);
         } else {
             while let Some(n) = self.changed.pop() {
@@ -129,7 +140,10 @@ impl Ranking {
         });
         for (n, node) in (0u32..).zip(nodes) {
             if node.takes_part() && self.seat_of[n as usize] == NONE {
-                self.seats.push(Seat { node: n, ..Seat::default() });
+                self.seats.push(Seat {
+                    node: n,
+                    ..Seat::default()
+                });
             }
         }
         // A stable sort finds the long run that is in order already; of plain numbers it is fast even without one.
@@ -188,7 +202,10 @@ impl Ranking {
 
     fn play(&self, i: usize) -> Match {
         let (left, right) = (self.tree[2 * i], self.tree[2 * i + 1]);
-        Match { due: self.better(left.due, right.due, self.unit), light: self.better(left.light, right.light, 0) }
+        Match {
+            due: self.better(left.due, right.due, self.unit),
+            light: self.better(left.light, right.light, 0),
+        }
     }
 
     /// Of two seats the one with the lower (load + unit) / affinity; on a tie more affinity, then the lower index.
@@ -200,7 +217,12 @@ impl Ranking {
         let order = if x.affinity == y.affinity {
             x.load.cmp(&y.load)
         } else {
-            ratio(x.load + unit, x.affinity.into(), y.load + unit, y.affinity.into())
+            ratio(
+                x.load + unit,
+                x.affinity.into(),
+                y.load + unit,
+                y.affinity.into(),
+            )
         };
         match order {
             Ordering::Less => a,
@@ -212,9 +234,22 @@ impl Ranking {
 
     /// The node for the next key: not `avoid`, if there is another one.
     pub(super) fn best(&self, open_load: u64, open_affinity: u64, avoid: u32) -> Option<u32> {
-        let bar = Bar { load: open_load + self.unit, affinity: open_affinity };
-        let avoid = if avoid == NONE { NONE } else { self.seat_of[avoid as usize] };
-        let mut search = Search { ranking: self, bar, avoid, best: NONE, patience: PATIENCE };
+        let bar = Bar {
+            load: open_load + self.unit,
+            affinity: open_affinity,
+        };
+        let avoid = if avoid == NONE {
+            NONE
+        } else {
+            self.seat_of[avoid as usize]
+        };
+        let mut search = Search {
+            ranking: self,
+            bar,
+            avoid,
+            best: NONE,
+            patience: PATIENCE,
+        };
         search.visit(1);
         let mut seat = search.best;
         if seat == NONE {
@@ -225,7 +260,9 @@ impl Ranking {
 
     /// The seat with the lowest load per affinity other than `avoid`, or `avoid` if it is the only one with room.
     fn lightest(&self, avoid: u32) -> u32 {
-        let Some(root) = self.tree.get(1) else { return NONE };
+        let Some(root) = self.tree.get(1) else {
+            return NONE;
+        };
         if avoid == NONE || root.light != avoid {
             return root.light;
         }
@@ -249,7 +286,11 @@ impl Ranking {
 }
 
 fn leaf(at: u32, seat: &Seat) -> Match {
-    if seat.affinity == 0 { NOBODY } else { Match { due: at, light: at } }
+    if seat.affinity == 0 {
+        NOBODY
+    } else {
+        Match { due: at, light: at }
+    }
 }
 
 /// Compares a / p with b / q.
@@ -268,12 +309,15 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn visit(&mut self, i: usize) {
-        let Some(&Match { due, light }) = self.ranking.tree.get(i) else { return };
+        let Some(&Match { due, light }) = self.ranking.tree.get(i) else {
+            return;
+        };
         if due == NONE || self.patience == 0 {
             return;
         }
         self.patience -= 1;
-        if self.best != NONE && self.ranking.better(self.best, due, self.ranking.unit) == self.best {
+        if self.best != NONE && self.ranking.better(self.best, due, self.ranking.unit) == self.best
+        {
             return;
         }
         if !self.below(light) {
@@ -284,7 +328,9 @@ impl Search<'_> {
             return;
         }
         let (left, right) = (2 * i, 2 * i + 1);
-        let Some(right_due) = self.ranking.tree.get(right).map(|m| m.due) else { return };
+        let Some(right_due) = self.ranking.tree.get(right).map(|m| m.due) else {
+            return;
+        };
         let left_due = self.ranking.tree[left].due;
         if self.ranking.better(left_due, right_due, self.ranking.unit) == left_due {
             self.visit(left);
@@ -297,6 +343,11 @@ impl Search<'_> {
 
     fn below(&self, seat: u32) -> bool {
         let seat = &self.ranking.seats[seat as usize];
-        ratio(seat.load, seat.affinity.into(), self.bar.load, self.bar.affinity) == Ordering::Less
+        ratio(
+            seat.load,
+            seat.affinity.into(),
+            self.bar.load,
+            self.bar.affinity,
+        ) == Ordering::Less
     }
 }

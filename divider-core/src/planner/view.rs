@@ -13,7 +13,10 @@ impl Planner {
         }
         let mut shares = Vec::new();
         let unit = self.divide_quotas(&mut shares, &mut Vec::new());
-        shares.iter().find(|share| share.node == n.0).map_or(0, |share| share.quota * unit)
+        shares
+            .iter()
+            .find(|share| share.node == n.0)
+            .map_or(0, |share| share.quota * unit)
     }
 
     /// The weight that a node has: of the keys that it owns and that no one asked it to stop, of those proposed to it
@@ -80,7 +83,11 @@ impl Planner {
         self.keys.capacity() * size_of::<Key>()
             + self.nodes.capacity() * size_of::<Node>()
             + (self.free_keys.capacity() + self.free_nodes.capacity()) * size_of::<u32>()
-            + (self.heads.capacity() + self.batch.capacity() + self.newcomers.capacity()) * size_of::<u32>()
+            + (self.prevs.capacity()
+                + self.heads.capacity()
+                + self.batch.capacity()
+                + self.newcomers.capacity())
+                * size_of::<u32>()
             + self.settled.capacity() * size_of::<NodeIx>()
             + self.quotas.capacity() * size_of::<u64>()
             + self.shares.capacity() * size_of::<Share>()
@@ -94,7 +101,10 @@ impl Planner {
     }
 
     pub(super) fn planned_keys(&self) -> u64 {
-        [State::Ready, State::Proposed, State::Owned, State::Stopping].iter().map(|&s| self.count(s) as u64).sum()
+        [State::Ready, State::Proposed, State::Owned, State::Stopping]
+            .iter()
+            .map(|&s| self.count(s) as u64)
+            .sum()
     }
 
     /// Fills `shares` with the nodes that take part and their quotas in units, and returns the unit.
@@ -102,7 +112,9 @@ impl Planner {
         let (unit, equal) = self.unit();
         let unit = if equal { unit } else { 1 };
         shares.clear();
-        let nodes = (0u32..).zip(&self.nodes).filter(|(_, node)| node.takes_part());
+        let nodes = (0u32..)
+            .zip(&self.nodes)
+            .filter(|(_, node)| node.takes_part());
         if unit == 1 {
             shares.extend(nodes.map(|(n, node)| share(n, node, node.load)));
         } else {
@@ -133,5 +145,10 @@ impl Planner {
 }
 
 fn share(node: u32, of: &Node, load: u64) -> Share {
-    Share { node, affinity: of.affinity, load, quota: 0 }
+    Share {
+        node,
+        affinity: of.affinity,
+        load,
+        quota: 0,
+    }
 }
