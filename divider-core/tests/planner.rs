@@ -348,6 +348,26 @@ fn keys_wait_until_there_is_room() {
 }
 
 #[test]
+fn a_batch_fills_around_nodes_that_have_too_much_or_too_little_room() {
+    let mut planner = on_join();
+    let full = planner.join(node(1), true);
+    add(&mut planner, [1; 100]);
+    assign(&mut planner);
+    let small = planner.join(
+        NodeSpec {
+            capacity: Some(10),
+            ..node(1)
+        },
+        true,
+    );
+    let rest = [planner.join(node(1), true), planner.join(node(2), true)];
+    add(&mut planner, [1; 70]);
+    assert_eq!(assign(&mut planner).len(), 70);
+    assert_eq!(loads(&planner, &[full, small]), [100, 10]);
+    assert_eq!(loads(&planner, &rest), [20, 40]);
+}
+
+#[test]
 fn higher_priority_first_then_first_come_first_served() {
     let mut planner = on_join();
     let n = planner.join(
