@@ -1,6 +1,5 @@
 //! The worker: how tasks end, and what becomes of their keys.
 
-
 #![allow(clippy::unwrap_used)] // Test support: a panic is the report.
 use std::{
     sync::{
