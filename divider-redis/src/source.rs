@@ -2,7 +2,8 @@
 
 use std::{fmt, sync::Arc};
 
-use divider_core::{Group, StoreError, Work};
+use async_trait::async_trait;
+use divider_core::{Group, SourceError, Work, WorkSource};
 use redis::Value;
 
 use crate::{
@@ -41,14 +42,17 @@ impl PubSubChannels {
         Self { link: Arc::new(Commands::Own(Link::new(target, limits))), group }
     }
 
-    /// The keys at this moment.
-    ///
-    /// # Errors
-    /// Only those of the connection; nothing has changed.
-    ///
-    /// # Cancel safety
-    /// A dropped future changes nothing.
-    pub async fn fetch(&self) -> Result<Vec<Work>, StoreError> {
+    fn key(&self, name: &Reply) -> Option<Work> {
+        let Reply(Value::BulkString(name)) = name else { return None };
+        // The pattern is only a help to the server; what counts is the exact prefix.
+        let key = name.strip_prefix(self.group.as_str().as_bytes())?;
+        divider_core::Key::from_bytes(key).ok().map(Work::from)
+    }
+}
+
+#[async_trait]
+impl WorkSource for PubSubChannels {
+    async fn fetch(&self) -> Result<Vec<Work>, SourceError> {
         let mut cmd = redis::cmd("PUBSUB");
         cmd.arg("CHANNELS").arg(pattern(self.group.as_str()));
         let answer = self.link.ask(cmd, Repeat::Idempotent).await?.map_err(store_error)?;
@@ -58,13 +62,6 @@ impl PubSubChannels {
         work.sort_by(|a, b| a.key.cmp(&b.key));
         work.dedup_by(|a, b| a.key == b.key);
         Ok(work)
-    }
-
-    fn key(&self, name: &Reply) -> Option<Work> {
-        let Reply(Value::BulkString(name)) = name else { return None };
-        // The pattern is only a help to the server; what counts is the exact prefix.
-        let key = name.strip_prefix(self.group.as_str().as_bytes())?;
-        divider_core::Key::from_bytes(key).ok().map(Work::from)
     }
 }
 

@@ -192,7 +192,7 @@ impl Store for RedisStore {
         if reply.0 == Value::Int(0) {
             return Err(StoreError::SessionEnded);
         }
-        let [revision, seq, term, leader, leader_beat, session_beat] = reply.fields()?;
+        let [revision, token, seq, term, leader, leader_beat, session_beat] = reply.fields()?;
         let leader = match codec::maybe_session(&leader.bytes()?)? {
             Some(session) => Some(Sighting {
                 term: Term(term.number()?),
@@ -202,7 +202,8 @@ impl Store for RedisStore {
             }),
             None => None,
         };
-        Ok(Standing { leader, revision: Revision(revision.number()?), seq: seq.number()? })
+        let token = Token(token.number()?);
+        Ok(Standing { leader, revision: Revision(revision.number()?), token, seq: seq.number()? })
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {

@@ -330,6 +330,8 @@ impl<'a> Run<'a> {
         }
         self.same("revision", &standing.revision, &self.revision());
         self.same("seq", &standing.seq, &seq);
+        let issued = self.tokens.last().copied().unwrap_or_default();
+        assert!(standing.token >= issued, "seed {} step {}: {} of {issued}", self.seed, self.step, standing.token);
     }
 
     async fn resign(&mut self) {
@@ -535,11 +537,14 @@ impl<'a> Run<'a> {
                 capacity: self.dice.of(&[None, None, None, Some(0), Some(2), Some(u32::MAX)]),
                 lease_ms: self.dice.of(&[1, 3000, u32::MAX]),
             },
-            21 => Op::SetAffinity { session, affinity: self.dice.of(&[0, 1, 500, 500, limits::MAX_AFFINITY]) },
-            22..=23 => {
+            21..=23 => {
                 let number = self.alterations.saturating_sub(self.dice.below(2) as u64) + 1;
                 self.alterations += 1;
                 let delta = self.dice.of(&[0, 1, -1, 100, -100, -5000, i64::MAX, i64::MIN, 1 << 60, i64::MAX - 77]);
+                if self.dice.one_in(3) {
+                    let affinity = self.dice.of(&[0, 1, 500, 500, limits::MAX_AFFINITY]);
+                    return Op::SetAffinity { session, number, affinity };
+                }
                 Op::AlterAffinity { session, number, delta }
             }
             24 if self.dice.one_in(3) => Op::Drain { session },

@@ -7,7 +7,7 @@ use std::{
 
 use divider_core::{
     Batch, Beat, Blob, Change, Claim, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId, Store,
-    StoreError, Term, Token, Topic, Work, limits,
+    StoreError, Term, Token, Topic, Work, WorkSource, limits,
 };
 use divider_redis::{PubSubChannels, RedisStore};
 use divider_tests::{agree::agree, redis::RedisServer};

@@ -55,7 +55,9 @@ impl Writer {
                 .number((*affinity).into())
                 .signed(capacity.map_or(-1, i64::from))
                 .number((*lease_ms).into()),
-            Op::SetAffinity { session, affinity } => self.op(6, 2).session(*session).number((*affinity).into()),
+            Op::SetAffinity { session, number, affinity } => {
+                self.op(6, 3).session(*session).number(*number).number((*affinity).into())
+            }
             Op::AlterAffinity { session, number, delta } => {
                 self.op(7, 3).session(*session).number(*number).signed(*delta)
             }

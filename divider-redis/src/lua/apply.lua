@@ -30,7 +30,6 @@ do
   end
 end
 
-local token_before = token
 token = math.max(token, now - 1)
 
 local function blob(key, v, length, hash, dirty)
@@ -155,15 +154,26 @@ local function stop(id, key, held_token, reason)
   notify(id, pack(STOP, key, held_token, reason))
 end
 
-local function set_affinity(id, s, wanted)
-  if wanted < 0 or wanted > MAX_AFFINITY then
-    return OUT_OF_RANGE, s[AFFINITY]
+-- Sets the affinity to what `wanted` makes of it, once for each number.
+local function change_affinity(op, wanted)
+  local id, number = op[2], op[3]
+  local s = alive(id)
+  if not s then
+    return SESSION_ENDED
+  elseif number <= s[ALTERED] then
+    return IS_AFFINITY, s[AFFINITY]
   end
-  if s[AFFINITY] ~= wanted then
-    s[AFFINITY] = wanted
+  local before = s[AFFINITY]
+  local affinity = wanted(before, op[4])
+  if affinity < 0 or affinity > MAX_AFFINITY then
+    return OUT_OF_RANGE, before
+  end
+  s[ALTERED], s[AFFINITY] = number, affinity
+  dirty_sessions[id] = true
+  if affinity ~= before then
     session_changed(id, s)
   end
-  return IS_AFFINITY, wanted
+  return IS_AFFINITY, affinity
 end
 
 local function set_flag(id, flag)
@@ -275,26 +285,11 @@ local apply = {
   end,
   -- SetAffinity
   [6] = function(op)
-    local s = alive(op[2])
-    if not s then
-      return SESSION_ENDED
-    end
-    return set_affinity(op[2], s, op[3])
+    return change_affinity(op, function(_, affinity) return affinity end)
   end,
   -- AlterAffinity
   [7] = function(op)
-    local s = alive(op[2])
-    if not s then
-      return SESSION_ENDED
-    elseif op[3] <= s[ALTERED] then
-      return IS_AFFINITY, s[AFFINITY]
-    end
-    local outcome, value = set_affinity(op[2], s, s[AFFINITY] + op[4])
-    if outcome == IS_AFFINITY then
-      s[ALTERED] = op[3]
-      dirty_sessions[op[2]] = true
-    end
-    return outcome, value
+    return change_affinity(op, function(before, delta) return before + delta end)
   end,
   -- Drain
   [8] = function(op)

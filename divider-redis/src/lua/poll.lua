@@ -27,4 +27,4 @@ elseif what == 'lead' and leader == id and term == claimed_term then
   leader_beat = redis.call('HINCRBY', META, 'leader_beat', 1)
 end
 local beat = leader ~= '' and redis.call('HGET', BEATS, leader)
-return { revision, s[SEQ], term, leader, leader_beat, beat and tonumber(beat) or -1 }
+return { revision, token, s[SEQ], term, leader, leader_beat, beat and tonumber(beat) or -1 }
