@@ -237,11 +237,7 @@ fn a_moved_key_goes_to_its_target_even_if_another_is_emptier_by_then() {
     for &k in &out {
         planner.stopping(k);
     }
-    assert_eq!(
-        planner.load(late),
-        2,
-        "they count for their target all the way"
-    );
+    assert_eq!(planner.load(late), 2, "they count for their target all the way");
     for &k in &out {
         planner.ready(k, None);
     }
