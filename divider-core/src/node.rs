@@ -156,12 +156,15 @@ impl Node {
 
     /// The current session; `None` before the start, after the end, and between a loss and the next join.
     pub fn session(&self) -> Option<SessionId> {
+        if self.shared().has_ended() {
+            return None;
+        }
         self.shared().with(|member| member.session())
     }
 
     /// Whether this node leads its group at the moment, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        self.shared().leading.lock().is_some()
+        !self.shared().has_ended() && self.shared().leading.lock().is_some()
     }
 
     fn shared(&self) -> &Shared {

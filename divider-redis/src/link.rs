@@ -80,6 +80,10 @@ impl Target {
         }
     }
 
+    pub(crate) fn is_cluster(&self) -> bool {
+        !matches!(self, Self::Server(_))
+    }
+
     /// The servers that a subscription may be opened on. In a cluster any will do, since they pass on to each other what
     /// is published.
     pub(crate) fn servers(&self) -> &[Client] {

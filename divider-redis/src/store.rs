@@ -11,7 +11,7 @@ use redis::Value;
 
 use crate::{
     RedisBuilder, RedisConfig, codec,
-    error::{store_error, unknown_script},
+    error::{elsewhere, store_error, unknown_script},
     hints,
     keys::Names,
     link::{Closed, Commands, Conn, Limits, Repeat, Target},
@@ -80,7 +80,12 @@ impl RedisStore {
             Err(error) if unknown_script(&error) => over.ask(script.by_text(keys, args), repeat).await?,
             answer => answer,
         };
-        answer.map(Reply).map_err(store_error)
+        answer.map(Reply).map_err(|error| match elsewhere(&error) && !self.target.is_cluster() {
+            true => StoreError::Misconfigured(format!(
+                "this server is part of a Redis Cluster ({error}); use the Cargo feature `cluster` and RedisStore::cluster"
+            )),
+            false => store_error(error),
+        })
     }
 
     /// Runs the script that changes. A batch is never sent twice: its outcomes would be others the second time.

@@ -690,3 +690,34 @@ async fn a_group_in_a_cluster_does_what_the_ledger_does() {
     let work = PubSubChannels::new(&store).fetch().await.unwrap();
     assert_eq!(work.iter().map(|work| work.key.as_str()).collect::<Vec<_>>(), ["0", "1", "2", "all"]);
 }
+
+#[tokio::test]
+async fn a_group_that_moves_to_another_node_of_a_cluster_is_a_new_lineage() {
+    let cluster = RedisCluster::start();
+    let store = RedisStore::cluster(cluster.urls(), group("/moves/")).build().unwrap();
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+
+    let slot = cluster.nodes[0].cli(&["CLUSTER", "KEYSLOT", "{divider:/moves/}:meta"]);
+    let at = slot.parse::<usize>().unwrap() * 3 / 16384;
+    let (from, to) = (&cluster.nodes[at], &cluster.nodes[(at + 1) % 3]);
+    let id = |node: &RedisServer| node.cli(&["CLUSTER", "MYID"]);
+    to.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(from)]);
+    from.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(to)]);
+    let keys = from.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
+    let port = to.port().to_string();
+    let mut args = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+    args.extend(keys.lines());
+    from.cli(&args);
+    for node in &cluster.nodes {
+        node.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &id(to)]);
+    }
+
+    let since = Instant::now();
+    while let Err(error) = store.apply(&[]).await {
+        assert!(error.is_transient() && since.elapsed() < SOON, "{error}");
+    }
+    while matches!(store.renew(session).await, Err(error) if error.is_transient()) {}
+    assert_new_lineage(&store, session, token, revision, 1).await;
+}
