@@ -226,6 +226,44 @@ fn moves_are_paced_and_new_keys_are_not() {
 }
 
 #[test]
+fn a_moved_key_goes_to_its_target_even_if_another_is_emptier_by_then() {
+    let (mut planner, _) = board(&[1]);
+    add(&mut planner, [1; 4]);
+    assign(&mut planner);
+    let late = planner.join(node(1), false);
+    let mut out = Vec::new();
+    planner.moves(&mut out);
+    planner.join(node(1000), true);
+    for &k in &out {
+        planner.stopping(k);
+    }
+    assert_eq!(planner.load(late), 2, "they count for their target all the way");
+    for &k in &out {
+        planner.ready(k, None);
+    }
+    assert_eq!(assign(&mut planner), [(out[0], late), (out[1], late)]);
+}
+
+#[test]
+fn a_newcomer_is_settled_only_when_its_keys_have_arrived() {
+    let (mut planner, _) = board(&[1]);
+    add(&mut planner, [1; 4]);
+    assign(&mut planner);
+    let late = planner.join(node(1), false);
+    let mut out = Vec::new();
+    for _ in 0..2 {
+        planner.moves(&mut out);
+        assert_eq!(settled(&mut planner), []);
+        out.iter().for_each(|&k| planner.stopping(k));
+    }
+    out.iter().for_each(|&k| planner.ready(k, None));
+    assign(&mut planner);
+    planner.moves(&mut out);
+    assert_eq!(settled(&mut planner), [late]);
+    assert!(!planner.is_newcomer(late));
+}
+
+#[test]
 fn a_refused_revoke_ends_the_move() {
     let (mut planner, nodes) = board(&[1]);
     add(&mut planner, [1; 4]);
@@ -290,6 +328,20 @@ fn keys_wait_until_there_is_room() {
     assert_eq!(assign(&mut planner), [(keys[3], a)]);
     let b = planner.join(node(1), false);
     assert_eq!(assign(&mut planner), [(keys[4], b)]);
+}
+
+#[test]
+fn a_batch_fills_around_nodes_that_have_too_much_or_too_little_room() {
+    let mut planner = on_join();
+    let full = planner.join(node(1), true);
+    add(&mut planner, [1; 100]);
+    assign(&mut planner);
+    let small = planner.join(NodeSpec { capacity: Some(10), ..node(1) }, true);
+    let rest = [planner.join(node(1), true), planner.join(node(2), true)];
+    add(&mut planner, [1; 70]);
+    assert_eq!(assign(&mut planner).len(), 70);
+    assert_eq!(loads(&planner, &[full, small]), [100, 10]);
+    assert_eq!(loads(&planner, &rest), [20, 40]);
 }
 
 #[test]
@@ -361,6 +413,20 @@ fn mixed_weights_are_even_to_two_per_cent() {
         assert_eq!(settled(&mut planner), [late]);
         assert!(planner.load(late).abs_diff(planner.quota(late)) * 50 <= planner.quota(late));
         assert_eq!(balance(&mut planner), 0);
+    }
+}
+
+#[test]
+fn fifty_keys_a_node_over_three_orders_of_magnitude_are_even_to_two_per_cent() {
+    for affinities in [[1000; 5], [1000, 2000, 3000, 500, 1000]] {
+        let (mut planner, nodes) = board(&affinities.repeat(80));
+        // Evenly over the logarithms, by the golden ratio.
+        let weight = |k: u32| 10f64.powf(f64::from(k.wrapping_mul(2_654_435_769)) / f64::from(u32::MAX) * 3.0) as u32;
+        add(&mut planner, (0..20_000).map(weight));
+        assert_eq!(assign(&mut planner).len(), 20_000);
+        for n in nodes {
+            assert!(planner.load(n) * 100 <= planner.quota(n) * 102, "{} of {}", planner.load(n), planner.quota(n));
+        }
     }
 }
 

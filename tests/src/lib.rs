@@ -1,1 +1,7 @@
-//! divider-tests
+//! What the tests of all crates share: private servers, the runner that compares a store with the ledger, and fleets of
+//! real processes with the checker of what they say.
+
+pub mod agree;
+pub mod history;
+pub mod process;
+pub mod redis;
