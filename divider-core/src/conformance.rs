@@ -50,6 +50,7 @@ use clerk::Clerk;
 pub use faulty::{Call, Fault, Faults, FaultyStore, Ordered};
 pub use history::History;
 use seat::Seat;
+use trial::Dice;
 pub use trial::Trial;
 
 /// What the suite asks of a backend.
@@ -300,5 +301,9 @@ checks! {
         with_a_stop_timeout_a_stuck_program_loses_the_key,
         an_unconfirmed_stop_is_waited_for,
         a_stable_group_does_nothing,
+    }
+    churn {
+        a_random_life_keeps_every_rule,
+        a_random_life_over_a_failing_store_keeps_every_rule,
     }
 }
