@@ -51,7 +51,7 @@ impl Conn {
 /// Where connections are opened to.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Server(Client),
+    Server(Box<Client>),
     #[cfg(feature = "cluster")]
     Cluster {
         client: Box<redis::cluster::ClusterClient>,
@@ -80,7 +80,7 @@ impl Target {
     /// is published.
     pub(crate) fn servers(&self) -> &[Client] {
         match self {
-            Self::Server(client) => std::slice::from_ref(client),
+            Self::Server(client) => std::slice::from_ref(&**client),
             #[cfg(feature = "cluster")]
             Self::Cluster { nodes, .. } => nodes,
         }
