@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use super::{History, trial::soon};
+use super::{Backend, History, Trial, trial::soon};
 use crate::{Assignment, Divider, Event, Events, Key, Node, SessionId, Stop, StopReason, Token, Work};
 
 /// A node and what its program has read. Reads its streams by hand; see [`play`](Self::play) for a program that answers by
@@ -225,6 +225,11 @@ impl Played {
     pub(super) async fn add(&self, keys: impl IntoIterator<Item = String>) {
         let work = keys.into_iter().map(|key| Work::new(key).unwrap()).collect();
         self.node.add_work(work).await.unwrap();
+    }
+
+    /// Waits until this many keys run here.
+    pub(super) async fn starts_soon<B: Backend>(&self, trial: &Trial<B>, count: usize) {
+        trial.until("the keys run", async || self.count() == count).await;
     }
 
     /// Completes a key that runs. False where the node refuses.
