@@ -9,8 +9,8 @@ use std::{
 };
 
 use divider_core::{
-    Batch, Beat, Blob, Change, Claim, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId, Store,
-    StoreError, Term, Token, Topic, Work, WorkSource, limits,
+    Batch, Beat, Blob, Change, Claim, Cursor, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId,
+    Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
 };
 use divider_redis::{PubSubChannels, RedisStore};
 use divider_tests::{
@@ -720,4 +720,38 @@ async fn a_group_that_moves_to_another_node_of_a_cluster_is_a_new_lineage() {
     }
     while matches!(store.renew(session).await, Err(error) if error.is_transient()) {}
     assert_new_lineage(&store, session, token, revision, 1).await;
+}
+
+#[tokio::test]
+async fn what_somebody_else_wrote_is_an_error_and_not_a_crash() {
+    let server = RedisServer::start();
+    let store = store(&server, "/foreign/");
+    let (session, _) = leading(&store).await;
+    let at = |name: &str| format!("{{divider:/foreign/}}:{name}");
+    for (name, field) in [("views", "k"), ("sessions", "0123456789abcdef")] {
+        server.cli(&["HSET", &at(name), field, "garbage"]);
+        assert!(store.scan(None).await.is_err());
+        server.cli(&["HDEL", &at(name), field]);
+    }
+    assert!(store.scan(None).await.is_ok());
+    assert!(matches!(store.scan(Some(Cursor(b"*".to_vec()))).await, Err(StoreError::Corrupt(_))));
+    server.cli(&["HSET", &at("meta"), "format", "2"]);
+    assert!(matches!(store.apply(&[]).await, Err(StoreError::Misconfigured(text)) if text.contains("newer")));
+    server.cli(&["HSET", &at("meta"), "format", "1"]);
+    server.cli(&["SET", &at("views"), "x"]);
+    assert!(matches!(store.scan(None).await, Err(StoreError::Corrupt(_))));
+    store.renew(session).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_least_permissions_in_a_cluster_are_one_more() {
+    let cluster = RedisCluster::start();
+    let mut args = vec!["ACL", "SETUSER", "divider", "on", ">s3cret-word"];
+    args.extend(ACL.split_whitespace());
+    args.push("+cluster|slots");
+    for node in &cluster.nodes {
+        node.cli(&args);
+    }
+    let urls = cluster.nodes.iter().map(|node| node.url_as("divider", "s3cret-word"));
+    agree(&RedisStore::cluster(urls, group("/acl/")).build().unwrap(), 5, 200).await;
 }
