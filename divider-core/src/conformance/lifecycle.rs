@@ -162,6 +162,25 @@ pub async fn keys_of_a_dropped_node_move_when_its_lease_runs_out<B: Backend>(tri
     trial.until("the session is gone", async || second.stats().await.unwrap().sessions == 1).await;
 }
 
+pub async fn a_fresh_group_gets_going_by_itself<B: Backend>(trial: Trial<B>) {
+    // A store may begin by holding grants back for a lease.
+    let lease = trial.short();
+    let mut seat = trial.node(|config| config.lease = lease).await;
+    seat.add(&["a"]).await;
+    seat.start().await;
+}
+
+pub async fn keys_outlive_every_node<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let first = trial.node(|_| {}).await.play();
+    first.add((0..10).map(|i| format!("key {i}"))).await;
+    first.starts_soon(&trial, 10).await;
+    first.leave().await;
+    let mut second = trial.node(|_| {}).await;
+    assert!(second.starts(10).await.iter().all(|start| start.attempts == 2));
+    assert_eq!(second.stats().await.unwrap().sessions, 1);
+}
+
 pub async fn a_stream_keeps_its_node_going_and_a_dropped_one_loses_nothing<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
     let seat = trial.node(|_| {}).await;

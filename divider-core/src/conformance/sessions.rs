@@ -1,6 +1,6 @@
 //! Sessions that are lost, in every way that one process can show.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use tokio::runtime::{Builder, Runtime};
@@ -157,6 +157,22 @@ pub async fn a_node_that_cannot_renew_stops_by_its_own_deadline<B: Backend>(tria
     trial.until("the first takes part again", async || first.inner.session().is_some()).await;
     second.add((0..20).map(|i| format!("more {i}"))).await;
     trial.until("both share all", async || first.count() + second.count() == 23 && first.count() > 0).await;
+}
+
+pub async fn one_renewal_that_hangs_does_not_cost_the_lease<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let lease = Duration::from_secs(3);
+    let watcher = trial.node(|config| (config.lease, config.affinity) = (lease, 0)).await;
+    let (mut seat, faults) = trial.faulty_node(|config| config.lease = lease).await;
+    seat.add(&["a"]).await;
+    let start = seat.start().await;
+    let session = seat.session();
+    let hangs = faults.order(Fault::DelayCall(lease * 2), 1, |call| *call == Call::Renew);
+    trial.until("a renewal hangs", async || hangs.hits() == 1).await;
+    tokio::time::sleep(lease).await;
+    assert_eq!(seat.inner.session(), Some(session));
+    assert!(seat.is_current(&start.key, start.token) && seat.stop_at_hand().is_none());
+    assert_eq!(watcher.stats().await.unwrap().sessions, 2);
 }
 
 pub async fn a_node_cut_off_from_everything_is_replaced_and_comes_back<B: Backend>(trial: Trial<B>) {
