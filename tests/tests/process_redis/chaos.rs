@@ -98,8 +98,13 @@ impl Chaos {
             }
             74..82 if self.bed.fleet.living().len() < 6 => {
                 let delay = self.dice.pick(&["0", "0", "5", "300", "1200"]);
-                let id = self.bed.fleet.spawn(&["--confirm-delay-ms", delay]);
-                self.log.push(format!("{id}: joins, confirms after {delay} ms"));
+                let mut args = vec!["--confirm-delay-ms", delay];
+                // A name that another process may go by.
+                args.extend(self.dice.pick(&[&[][..], &["--node", "node-0"], &["--node", "x"]]));
+                args.extend(self.dice.pick(&[&[][..], &["--tolerance", "0.1"], &["--max-in-flight", "100%"]]));
+                args.extend(self.dice.pick(&[&[][..], &["--capacity", "300"], &["--worker-threads", "1"]]));
+                let id = self.bed.fleet.spawn(&args);
+                self.log.push(format!("{id}: joins with {args:?}"));
             }
             82..86 => {
                 self.log.push("subscriptions cut".into());
@@ -121,8 +126,12 @@ impl Chaos {
                 self.bed.server.cli(&["FLUSHALL"]);
                 self.send(format!("keys {KEYS}"));
             }
-            92..94 if self.forgets => {
+            92..94 => {
                 self.log.push("Redis restarted".into());
+                self.bed.server.restart();
+            }
+            94..96 if self.forgets => {
+                self.log.push("Redis restarted, keys added again".into());
                 self.bed.server.restart();
                 self.send(format!("keys {KEYS}"));
             }
@@ -146,7 +155,8 @@ fn chaos(forgets: bool) {
     let seconds = number("DIVIDER_CHAOS_SECONDS").unwrap_or(12);
     println!("figure: chaos with DIVIDER_SEED={seed} for {seconds} s");
     let args = ["--tick-ms", "10", "--lease-ms", LEASE_MS, "--no-quarantine"];
-    let mut bed = Bed::on(RedisServer::start, &args);
+    let remembers: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
+    let mut bed = Bed::on(|| RedisServer::with(if forgets { &[] } else { remembers }), &args);
     let ids = bed.nodes(4, &[]);
     bed.add(ids[0], usize::try_from(KEYS).expect("few"), Duration::from_secs(10));
     let mut chaos = Chaos { bed, dice: Dice(seed), frozen: Vec::new(), forgets, log: Vec::new() };
