@@ -10,11 +10,11 @@ use std::{
 
 use divider_core::{
     Batch, Beat, Blob, Change, Claim, Cursor, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId,
-    Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
+    SessionView, Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
 };
 use divider_redis::{PubSubChannels, RedisStore};
 use divider_tests::{
-    agree::agree,
+    agree::{ENDED, agree},
     redis::{RedisCluster, RedisServer},
 };
 use futures_util::StreamExt;
@@ -100,7 +100,29 @@ async fn it_does_what_the_ledger_does() {
             *seen.entry(kind).or_insert(0) += times;
         }
     }
+    assert_eq!(seen.get(ENDED), None);
     assert!(seen.len() >= 70, "the dice met only {seen:#?}");
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_keys_and_sessions_that_are_gone() {
+    let server = RedisServer::start();
+    for seed in 100..103 {
+        let store = store(&server, "/left/");
+        agree(&store, seed, 300).await;
+        let page = store.scan(None).await.unwrap();
+        // Owners first: what they still hold is then free, and goes at once.
+        let end = |view: &SessionView| Op::End { session: view.session };
+        let ends = page.sessions.iter().filter(|view| view.ended.is_none()).map(end);
+        let removes = page.keys.iter().map(|view| Op::Remove { key: view.key.clone() });
+        let outcomes = store.apply(&ends.chain(removes).collect::<Vec<_>>()).await.unwrap().outcomes;
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Done), "{outcomes:?}");
+        let left = server.cli(&["KEYS", "*"]);
+        let mut left: Vec<&str> = left.lines().collect();
+        left.sort_unstable();
+        assert_eq!(left, ["{divider:/left/}:log", "{divider:/left/}:meta"], "after seed {seed}");
+        server.cli(&["FLUSHALL"]);
+    }
 }
 
 #[tokio::test]
