@@ -153,6 +153,20 @@ async fn only_the_last_32_fates_of_a_key_are_kept() {
 }
 
 #[tokio::test]
+async fn tokens_keep_up_with_the_servers_clock() {
+    let server = RedisServer::start();
+    let store = store(&server, "/clock/");
+    let (session, term) = leading(&store).await;
+    for i in 0..3 {
+        let time = server.cli(&["TIME"]);
+        let (seconds, micros) = time.split_once('\n').unwrap();
+        let now = seconds.parse::<u64>().unwrap() * 1_000_000 + micros.parse::<u64>().unwrap();
+        let Token(token) = granted(&store, term, session, &format!("{i}")).await;
+        assert!(token >= now, "{token} at {now}");
+    }
+}
+
+#[tokio::test]
 async fn a_restart_that_kept_its_data_ends_every_session() {
     let mut server = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
     let store = store(&server, "/restart/");
