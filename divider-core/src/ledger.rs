@@ -106,6 +106,11 @@ impl Ledger {
         })
     }
 
+    /// The last token that was issued.
+    pub fn token(&self) -> Token {
+        self.token
+    }
+
     /// The group's revision.
     pub fn revision(&self) -> Revision {
         self.revision

@@ -40,10 +40,13 @@ pub enum Op {
         /// How long it may be silent, in milliseconds.
         lease_ms: u32,
     },
-    /// Sets the affinity.
+    /// Sets the affinity, once for each number.
     SetAffinity {
         /// The node's session.
         session: SessionId,
+        /// See [`AlterAffinity`](Self::AlterAffinity): both count together, so that a late copy of an earlier one cannot
+        /// undo a later one.
+        number: u64,
         /// 0 to [`MAX_AFFINITY`](limits::MAX_AFFINITY).
         affinity: u32,
     },
@@ -51,8 +54,8 @@ pub enum Op {
     AlterAffinity {
         /// The node's session.
         session: SessionId,
-        /// Counts the alterations of a session from 1, so that one which is sent again for want of an answer is not done
-        /// twice.
+        /// Counts the changes of a session's affinity from 1, so that one which is sent again for want of an answer is
+        /// not done twice.
         number: u64,
         /// The difference.
         delta: i64,

@@ -25,7 +25,7 @@ use futures_util::Stream;
 
 use crate::{
     Applied, Batch, Beat, GroupView, Holding, Key, KeyView, Message, Op, Record, Revision, SessionId, SessionView,
-    StoreError, Term,
+    StoreError, Term, Token,
 };
 
 /// Wake-ups of a backend. The end of the stream is a gap, like [`Hint::Gap`]: subscribe again, then read.
@@ -182,6 +182,8 @@ pub struct Standing {
     pub leader: Option<Sighting>,
     /// The group's revision.
     pub revision: Revision,
+    /// The last token that was issued: whoever remembers when it first saw which, can tell how old a grant is.
+    pub token: Token,
     /// Number of the last message to the session.
     pub seq: u64,
 }

@@ -44,8 +44,12 @@ impl Tx<'_> {
                 settled: false,
                 ended: None,
             }),
-            Op::SetAffinity { session, affinity } => self.set_affinity(*session, i64::from(*affinity)),
-            Op::AlterAffinity { session, number, delta } => self.alter_affinity(*session, *number, *delta),
+            Op::SetAffinity { session, number, affinity } => {
+                self.change_affinity(*session, *number, |_| i64::from(*affinity))
+            }
+            Op::AlterAffinity { session, number, delta } => {
+                self.change_affinity(*session, *number, |affinity| affinity.saturating_add(*delta))
+            }
             Op::Drain { session } => self.change_session(*session, |view| view.draining = true),
             Op::End { session } => self.end(*session),
             Op::Confirm { session, key, token, started } => self.confirm(*session, key, *token, *started),
@@ -161,21 +165,15 @@ impl Tx<'_> {
         Ok(Outcome::Done)
     }
 
-    fn alter_affinity(&mut self, session: SessionId, number: u64, delta: i64) -> Decision {
+    fn change_affinity(&mut self, session: SessionId, number: u64, change: impl FnOnce(i64) -> i64) -> Decision {
         let s = self.alive(session)?;
         if number <= s.altered {
             return Ok(Outcome::Affinity(s.view.affinity));
         }
-        let wanted = i64::from(s.view.affinity).saturating_add(delta);
-        let outcome = self.set_affinity(session, wanted)?;
-        self.alive(session)?.altered = number;
-        Ok(outcome)
-    }
-
-    fn set_affinity(&mut self, session: SessionId, wanted: i64) -> Decision {
-        self.alive(session)?;
+        let wanted = change(i64::from(s.view.affinity));
         match u32::try_from(wanted) {
             Ok(affinity) if affinity <= limits::MAX_AFFINITY => {
+                s.altered = number;
                 self.change_session(session, |view| view.affinity = affinity)?;
                 Ok(Outcome::Affinity(affinity))
             }

@@ -1,0 +1,161 @@
+//! Every setting of a node, its default, and the relations between them.
+
+use std::time::Duration;
+
+use crate::{Balance, ConfigError, MaxInFlight, NodeId, limits};
+
+/// Settings of a node. The fields are public; [`validate`](Self::validate) is called before anything starts.
+///
+/// | field | default |
+/// | --- | --- |
+/// | `affinity` | 1000 |
+/// | `capacity` | none |
+/// | `lease` | 3 s |
+/// | `beat` | a quarter of the lease |
+/// | `resync` | 1 s |
+/// | `balance` | [`Balance::OnJoin`] |
+/// | `max_in_flight` | 10 % of the keys, at least 1 |
+/// | `flush_time_limit` | 30 s |
+/// | `stop_timeout` | none |
+/// | `quarantine` | after 5 deaths in a row, each within 10 s of the grant |
+/// | `call_time_limit` | 5 s |
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct NodeConfig {
+    /// The node's name in logs and answers. Default: a random one.
+    pub node: NodeId,
+    /// How much work the node wants when it joins, in proportion to the others; 0 to
+    /// [`MAX_AFFINITY`](limits::MAX_AFFINITY).
+    pub affinity: u32,
+    /// Most keys that the node holds at once, counting those that are being stopped; at least 1.
+    pub capacity: Option<u32>,
+    /// How long the node may be out of touch before its keys go to others; 100 ms to 1 h. Every node of a group should
+    /// have the same.
+    pub lease: Duration,
+    /// How often the lease is renewed; at most a third of the lease.
+    pub beat: Option<Duration>,
+    /// The longest that a lost hint goes unnoticed; 10 ms to 1 min.
+    pub resync: Duration,
+    /// When keys move for balance. Counts on the node that leads.
+    pub balance: Balance,
+    /// Most keys that are between owners at once because of balance. Counts on the node that leads.
+    pub max_in_flight: MaxInFlight,
+    /// How long [`flush`](crate::Divider::flush) waits for confirmations; at least 1 ms.
+    pub flush_time_limit: Duration,
+    /// Takes a key from an owner that has not confirmed its stop for this long. Off by default: the old owner may still
+    /// be acting, and only a sink that checks tokens is then safe. At least the lease. Counts on the node that leads.
+    pub stop_timeout: Option<Duration>,
+    /// When a key whose owners keep dying is set aside. Counts on the node that leads.
+    pub quarantine: Option<Quarantine>,
+    /// How long calls that do not belong to a session (such as [`add_work`](crate::Divider::add_work)) are tried again
+    /// while the store is out of reach; at least 1 ms.
+    pub call_time_limit: Duration,
+}
+
+/// When a key is set aside: when `deaths` of its last `of` owners died within `within` of being given it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Quarantine {
+    /// At least 1, and at most `of`.
+    pub deaths: u32,
+    /// At most [`MAX_FATES`](limits::MAX_FATES).
+    pub of: u32,
+    /// An owner that lived for this long with the key was not killed by it.
+    pub within: Duration,
+}
+
+impl Quarantine {
+    /// After this many deaths in a row, each within 10 s of the grant.
+    pub const fn after(deaths: u32) -> Self {
+        Self { deaths, of: deaths, within: Duration::from_secs(10) }
+    }
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        Self::new(NodeId::new(&random[..12]).unwrap_or_else(|_| unreachable!("twelve hexadecimal digits")))
+    }
+}
+
+impl NodeConfig {
+    /// The defaults, under a name.
+    pub fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            affinity: 1000,
+            capacity: None,
+            lease: Duration::from_secs(3),
+            beat: None,
+            resync: Duration::from_secs(1),
+            balance: Balance::OnJoin,
+            max_in_flight: MaxInFlight::Percent(10),
+            flush_time_limit: Duration::from_secs(30),
+            stop_timeout: None,
+            quarantine: Some(Quarantine::after(5)),
+            call_time_limit: Duration::from_secs(5),
+        }
+    }
+
+    /// How often the lease is renewed.
+    pub fn beat_interval(&self) -> Duration {
+        self.beat.unwrap_or(self.lease / 4)
+    }
+
+    /// How often a node looks at the store when nothing happens: often enough that a death is noticed within the lease
+    /// and a fraction of it, and a lost hint within the resync interval.
+    pub fn poll_interval(&self) -> Duration {
+        (self.lease / 12).min(self.resync / 2).min(Duration::from_millis(300))
+    }
+
+    /// What is taken off the lease for clocks that run at different speeds: a twentieth.
+    pub fn drift_margin(&self) -> Duration {
+        self.lease / 20
+    }
+
+    /// Checks each field and the relations between them.
+    ///
+    /// # Errors
+    /// The first contradiction, with what would be right.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let fail = |field, problem: String| Err(ConfigError { field, problem });
+        if self.affinity > limits::MAX_AFFINITY {
+            return fail("affinity", format!("is {}; the most is {}", self.affinity, limits::MAX_AFFINITY));
+        }
+        if self.capacity == Some(0) {
+            return fail("capacity", "is 0; use affinity 0 for a node that takes no work".into());
+        }
+        within("lease", self.lease, Duration::from_millis(100), Duration::from_secs(3600))?;
+        within("beat", self.beat_interval(), Duration::from_millis(1), self.lease / 3)?;
+        within("resync", self.resync, Duration::from_millis(10), Duration::from_secs(60))?;
+        if let Balance::Continuous { tolerance } = self.balance
+            && !(0.0..=1.0).contains(&tolerance)
+        {
+            return fail("balance", format!("has tolerance {tolerance}; it must be between 0 and 1"));
+        }
+        match self.max_in_flight {
+            MaxInFlight::Percent(1..=100) | MaxInFlight::Keys(1..) => {}
+            other => return fail("max_in_flight", format!("is {other:?}; use 1 to 100 percent, or at least 1 key")),
+        }
+        let day = Duration::from_secs(24 * 3600);
+        within("flush_time_limit", self.flush_time_limit, Duration::from_millis(1), day)?;
+        within("call_time_limit", self.call_time_limit, Duration::from_millis(1), day)?;
+        if let Some(stop_timeout) = self.stop_timeout {
+            within("stop_timeout", stop_timeout, self.lease, day)?;
+        }
+        match self.quarantine {
+            Some(Quarantine { deaths, of, .. }) if deaths < 1 || deaths > of || of > limits::MAX_FATES => {
+                fail("quarantine", format!("is {deaths} of {of}; it must be 1 ≤ deaths ≤ of ≤ {}", limits::MAX_FATES))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn within(field: &'static str, value: Duration, min: Duration, max: Duration) -> Result<(), ConfigError> {
+    if value < min || value > max {
+        let problem = format!("is {value:?}; it must be between {min:?} and {max:?}");
+        return Err(ConfigError { field, problem });
+    }
+    Ok(())
+}

@@ -1,0 +1,309 @@
+//! The interface that programs use, the same for every backend.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::Stream;
+
+use crate::{Blob, Error, Holding, Key, Record, Stats, StopReason, Token, Work};
+
+/// One node of a group: reads which keys to start and to stop, and says how much work it wants.
+///
+/// Object-safe, so that `Arc<dyn Divider>` lets a program choose its backend from its configuration. See
+/// [`Node`](crate::Node) for the implementation, which is the same for every backend.
+///
+/// # The rules of delivery
+/// 1. For each key the program reads start (token t1), stop (t1), start (t2), ... with rising tokens, never two starts in
+///    a row. A start is held back until the stop before it has been read and confirmed.
+/// 2. The queues hold at most one event per key, so a slow reader costs no memory and delays nobody. A start that was
+///    revoked before it was read is never seen.
+/// 3. After a lost session, a stop with reason [`Lost`](StopReason::Lost) is read for every key that had been started,
+///    before any new start.
+/// 4. Every stop wants a [`confirm_stop_processing`](Self::confirm_stop_processing), `Lost` ones too.
+///
+/// # Dropping
+/// Dropping the last handle is safe: the node stops renewing, and its keys move when its lease has run out. Awaiting
+/// [`flush_and_cancel`](Self::flush_and_cancel) first is graceful: they move at once.
+#[async_trait]
+pub trait Divider: Send + Sync + 'static {
+    /// Joins the group; nothing is delivered before. Idempotent: on a started node it does nothing.
+    ///
+    /// # Errors
+    /// [`Error::Store`] where the store cannot be reached or is not set up for Divider: the node is not started, and the
+    /// call may be repeated. [`Error::Cancelled`] after [`cancel`](Self::cancel).
+    ///
+    /// # Cancel safety
+    /// A dropped call may or may not have started the node; call it again.
+    async fn start(&self) -> Result<(), Error>;
+
+    /// Keys to start. The stream ends after [`cancel`](Self::cancel). Several streams share one queue: each start is read
+    /// once.
+    fn start_processing(&self) -> Events<Assignment>;
+
+    /// Keys to stop. The stream ends after [`cancel`](Self::cancel). Several streams share one queue.
+    fn stop_processing(&self) -> Events<Stop>;
+
+    /// Starts and stops in one stream, in the order in which they came about. It shares its queue with
+    /// [`start_processing`](Self::start_processing) and [`stop_processing`](Self::stop_processing): read either this one
+    /// or those two.
+    fn events(&self) -> Events<Event>;
+
+    /// The program no longer acts on the key. Once this has returned, the key is free for its next owner. For a stop with
+    /// reason [`Lost`](StopReason::Lost) it returns at once: the key may now be started here again.
+    ///
+    /// # Errors
+    /// [`Error::NotStopping`] where no stop has been read for it (it is still yours), [`Error::UnknownKey`] and
+    /// [`Error::StaleToken`] where it is not held under this token. None of them changes anything.
+    ///
+    /// # Cancel safety
+    /// Once polled, the confirmation is carried out even if the future is dropped.
+    async fn confirm_stop_processing(&self, key: &Key, token: Token) -> Result<(), Error>;
+
+    /// Gives the key up: a stop follows in the stream, and after its confirmation the key goes to another node, or comes
+    /// back if no other takes it.
+    ///
+    /// # Errors
+    /// As [`give_up`](Self::give_up).
+    async fn send_stop_processing(&self, key: &Key, token: Token) -> Result<(), Error> {
+        self.give_up(key, token, Duration::ZERO).await
+    }
+
+    /// Like [`send_stop_processing`](Self::send_stop_processing), but nobody starts the key again before `backoff` has
+    /// passed (milliseconds; on the wall clocks of this node and of the leader).
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`], [`Error::StaleToken`] or [`Error::Lost`]; nothing has changed.
+    async fn give_up(&self, key: &Key, token: Token, backoff: Duration) -> Result<(), Error>;
+
+    /// The work is done for good: the key ends, everywhere. Nothing more needs to be confirmed.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the session ended before
+    /// the store answered; the work may count as done or may be given to another node.
+    async fn complete(&self, key: &Key, token: Token) -> Result<(), Error>;
+
+    /// Keeps bytes for the key's next owner, up to [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the
+    /// bytes may or may not have been kept.
+    async fn checkpoint(&self, key: &Key, token: Token, bytes: Blob) -> Result<(), Error>;
+
+    /// What this node holds now, from memory, in no particular order.
+    fn assigned(&self) -> Vec<Assigned>;
+
+    /// Whether this node may act on the key now: it was started under this token, the stop is not confirmed, and the
+    /// lease has not run out. Local: no I/O, no waiting.
+    fn is_current(&self, key: &Key, token: Token) -> bool;
+
+    /// The node's affinity, as last acknowledged by the store.
+    fn affinity(&self) -> u32;
+
+    /// Sets how much work the node wants, in proportion to the other nodes. 0 means no new work. Nothing that runs is
+    /// moved by it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it is below 0 or above [`MAX_AFFINITY`](crate::limits::MAX_AFFINITY): nothing has changed.
+    async fn set_affinity(&self, affinity: i64) -> Result<(), Error>;
+
+    /// Changes the affinity by a difference, atomically in the store, and returns the new one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it would leave its range: nothing has changed.
+    async fn alter_affinity(&self, by: i64) -> Result<u32, Error>;
+
+    /// Drains the node: no new work, a stop with reason [`Flushed`](StopReason::Flushed) for every key, and a return when
+    /// all are confirmed, or when the flush time limit has passed. Final for this node; calling it again waits again.
+    ///
+    /// # Errors
+    /// [`Error::NotStarted`], [`Error::Cancelled`].
+    ///
+    /// # Cancel safety
+    /// Once polled, the drain goes on even if the future is dropped; call again to wait for its end.
+    async fn flush(&self) -> Result<Flushed, Error>;
+
+    /// Leaves the group, closes connections and ends the streams. Keys that are not confirmed yet are not freed: their work
+    /// may still be running, so they wait until the lease has run out. Idempotent.
+    ///
+    /// # Errors
+    /// None at present.
+    async fn cancel(&self) -> Result<(), Error>;
+
+    /// [`flush`](Self::flush), then [`cancel`](Self::cancel), whatever became of the flush.
+    ///
+    /// # Errors
+    /// Those of `flush`.
+    async fn flush_and_cancel(&self) -> Result<Flushed, Error> {
+        let flushed = self.flush().await;
+        self.cancel().await?;
+        flushed
+    }
+
+    /// Declares work by hand. Known keys take the new weight, priority, due time and payload, and stay where they are.
+    /// Needs no session: it works on a node that was started and has not been cancelled, whether it takes work or not.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: nothing has been added. [`Error::Store`]: some may have been added; the call may be repeated.
+    async fn add_work(&self, work: Vec<Work>) -> Result<(), Error>;
+
+    /// The keys are no longer wanted. Owners are asked to stop first. Unknown keys are passed over.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: some may have been removed; the call may be repeated.
+    async fn remove_work(&self, keys: Vec<Key>) -> Result<(), Error>;
+
+    /// Lets a quarantined key run again.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKey`] where it is not quarantined: nothing has changed.
+    async fn retry(&self, key: &Key) -> Result<(), Error>;
+
+    /// The quarantined keys, at most `limit` of them.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, Error>;
+
+    /// Asks the leader to restore balance now, as if every node had just joined.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    async fn rebalance(&self) -> Result<(), Error>;
+
+    /// Reads a key's record from the store, whoever owns it.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    async fn record(&self, key: &Key) -> Result<Option<Record>, Error>;
+
+    /// Counts the group's keys by state.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    async fn stats(&self) -> Result<Stats, Error>;
+}
+
+/// A key to start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Assignment {
+    /// The key.
+    pub key: Key,
+    /// Send this along with every write that the work makes, and let the sink refuse tokens lower than the highest it
+    /// has seen: then no old owner can overwrite a newer one.
+    pub token: Token,
+    /// Which attempt this is, from 1.
+    pub attempts: u32,
+    /// See [`Work::weight`].
+    pub weight: u32,
+    /// See [`Work::priority`].
+    pub priority: i32,
+    /// See [`Work::payload`].
+    pub payload: Blob,
+    /// What the owner before wanted this one to know.
+    pub checkpoint: Blob,
+}
+
+impl From<Holding> for Assignment {
+    fn from(holding: Holding) -> Self {
+        let Holding { key, token, attempts, weight, priority, payload, checkpoint, stopping: _ } = holding;
+        Self { key, token, attempts, weight, priority, payload, checkpoint }
+    }
+}
+
+/// A key to stop. Confirm it when nothing acts on the key any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stop {
+    /// The key.
+    pub key: Key,
+    /// The token that it was started with.
+    pub token: Token,
+    /// Why.
+    pub reason: StopReason,
+}
+
+impl Stop {
+    pub(crate) fn new(key: Key, token: Token, reason: StopReason) -> Self {
+        Self { key, token, reason }
+    }
+}
+
+/// A start or a stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A key to start.
+    Start(Assignment),
+    /// A key to stop.
+    Stop(Stop),
+}
+
+/// A key that this node holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Assigned {
+    /// The key.
+    pub key: Key,
+    /// The token of this ownership.
+    pub token: Token,
+    /// Whether the start has been read from the stream.
+    pub started: bool,
+    /// Set where it has been asked to stop.
+    pub stopping: Option<StopReason>,
+}
+
+impl Assigned {
+    pub(crate) fn new(key: Key, token: Token, started: bool, stopping: Option<StopReason>) -> Self {
+        Self { key, token, started, stopping }
+    }
+}
+
+/// How a flush ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Flushed {
+    /// Keys that were not confirmed within the time limit. They move when the lease has run out.
+    pub unconfirmed: Vec<Assigned>,
+}
+
+impl Flushed {
+    pub(crate) fn new(unconfirmed: Vec<Assigned>) -> Self {
+        Self { unconfirmed }
+    }
+}
+
+/// A stream of events. Ends after [`Divider::cancel`]. Dropping it loses nothing: unread events wait for the next one.
+pub struct Events<T>(Pin<Box<dyn Stream<Item = T> + Send>>);
+
+impl<T> Events<T> {
+    /// Wraps any stream.
+    pub fn new(stream: impl Stream<Item = T> + Send + 'static) -> Self {
+        Self(Box::pin(stream))
+    }
+
+    /// The next event; `None` after the end.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a dropped call has read nothing.
+    pub async fn next(&mut self) -> Option<T> {
+        std::future::poll_fn(|cx| self.0.as_mut().poll_next(cx)).await
+    }
+}
+
+impl<T> Stream for Events<T> {
+    type Item = T;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+impl<T> std::fmt::Debug for Events<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}

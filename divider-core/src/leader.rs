@@ -1,0 +1,506 @@
+//! The leader's side of the protocol, as a pure state machine: it watches the group through its change feed, decides who
+//! is dead and who gets what, and says so as ops.
+//!
+//! # Why decisions are data
+//! A leader proposes single moves, and the ledger checks each against the term and the key's state. Nobody else repeats
+//! the planning. So a leader that is wrong, late or deposed can do no harm, and two versions of the planner can work in
+//! one group.
+//!
+//! # How it keeps up
+//! Its picture of the group advances only by whole batches in order: what it proposes comes back to it through the feed
+//! like everybody else's changes. Between proposal and feed the planner remembers what was proposed. A refusal says that
+//! the picture was old; the key is looked at again once the picture has caught up.
+
+mod board;
+mod marks;
+mod watch;
+
+use std::{collections::HashSet, time::Duration};
+
+pub use marks::Marks;
+
+use crate::{
+    Batch, Beat, Change, GroupView, Instant, Key, KeyView, NodeConfig, Op, Outcome, Page, Refusal, Revision, SessionId,
+    Term, Token,
+    planner::{KeyIx, NodeIx, Planner},
+};
+use board::{Board, Standing};
+use watch::Watches;
+
+/// Two readings of the time, taken together.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For deadlines.
+    pub mono: Instant,
+    /// For scheduled work.
+    pub unix_ms: u64,
+}
+
+/// What to do with a batch from the feed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// It was the next one.
+    Applied,
+    /// It is known already.
+    Known,
+    /// Something before it is missing: read the changes.
+    Gap,
+}
+
+/// A session of a leader before this one, as it was watched from outside.
+#[derive(Clone, Copy, Debug)]
+pub struct Deposed {
+    /// The old leader's session.
+    pub session: SessionId,
+    /// Its beat, when it was seen last.
+    pub beat: Beat,
+    /// Since when the beat has not moved.
+    pub since: Instant,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Leader {
+    config: NodeConfig,
+    term: Term,
+    revision: Revision,
+    loaded: bool,
+    group: GroupView,
+    hold_since: Option<Instant>,
+    /// The end of the hold has been proposed.
+    hold_asked: bool,
+    board: Board,
+    watches: Watches,
+    planner: Planner,
+    /// Keys that await an op other than an assignment, or another look.
+    chores: Vec<Chore>,
+    /// Keys whose last op was refused or got no answer; they are looked at again when the picture has caught up.
+    refused: Vec<KeyIx>,
+    /// Of these, the ones that were refused twice running: they wait for the next tick.
+    stubborn: HashSet<KeyIx>,
+    catch_up_to: Revision,
+    /// Room that is used again from one proposal to the next.
+    assignments: Vec<(KeyIx, NodeIx)>,
+    moves: Vec<KeyIx>,
+    settled: Vec<NodeIx>,
+}
+
+#[derive(Debug)]
+enum Chore {
+    Revoke(KeyIx),
+    Settle(SessionId),
+    Force(KeyIx),
+}
+
+/// Ops, and what each is about.
+#[derive(Debug, Default)]
+pub struct Proposal {
+    /// To be applied as one batch.
+    pub ops: Vec<Op>,
+    subjects: Vec<Subject>,
+}
+
+#[derive(Clone, Debug)]
+enum Subject {
+    Key(KeyIx, Key),
+    Session(SessionId),
+    Group,
+}
+
+/// How long a key was between owners.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Timing {
+    /// From the request to stop to the next grant.
+    Handoff(Duration),
+    /// From the last sign of life of the old owner to the next grant.
+    Takeover(Duration),
+}
+
+/// How many keys stand where, and how far the picture goes, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// All keys.
+    pub registered: usize,
+    /// Without an owner, and due.
+    pub pending: usize,
+    /// Asked to stop.
+    pub stopping: usize,
+    /// Set aside.
+    pub quarantined: usize,
+    /// Not due yet.
+    pub scheduled: usize,
+}
+
+impl Leader {
+    /// A leader that knows nothing yet: feed it a whole scan, then the changes since its first page, then call
+    /// [`loaded`](Self::loaded).
+    pub fn new(config: NodeConfig, term: Term, deposed: Option<Deposed>) -> Self {
+        let planner = Planner::new(config.balance, config.max_in_flight);
+        Self {
+            term,
+            revision: Revision(0),
+            loaded: false,
+            group: GroupView::default(),
+            hold_since: None,
+            hold_asked: false,
+            board: Board::default(),
+            watches: Watches::new(deposed),
+            planner,
+            chores: Vec::new(),
+            refused: Vec::new(),
+            stubborn: HashSet::new(),
+            catch_up_to: Revision(0),
+            assignments: Vec::new(),
+            moves: Vec::new(),
+            settled: Vec::new(),
+            config,
+        }
+    }
+
+    /// The term it leads in.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// How far its picture goes.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Whether a read of the changes is due, because an answer said that there are newer ones.
+    pub fn is_behind(&self) -> bool {
+        self.revision < self.catch_up_to
+    }
+
+    /// Somebody has seen the group at `revision`.
+    pub fn seen(&mut self, revision: Revision) {
+        self.catch_up_to = self.catch_up_to.max(revision);
+    }
+
+    /// Takes in one page of a scan. The first sets the revision that the changes must follow on.
+    pub fn page(&mut self, page: Page, now: Now, first: bool) {
+        if first {
+            self.revision = page.revision;
+            self.set_group(page.group, now);
+        }
+        for session in page.sessions {
+            self.change(Change::Session(session), now);
+        }
+        for key in page.keys {
+            self.key(key, now);
+        }
+        self.catch_up_to = self.catch_up_to.max(page.revision);
+    }
+
+    /// The scan and the changes since are in: it may decide from now on.
+    pub fn loaded(&mut self) {
+        self.loaded = true;
+    }
+
+    /// Takes in a batch of the feed.
+    pub fn feed(&mut self, batch: Batch, now: Now) -> Fed {
+        if batch.revision <= self.revision {
+            return Fed::Known;
+        }
+        if batch.revision.0 != self.revision.0 + 1 {
+            self.seen(batch.revision);
+            return Fed::Gap;
+        }
+        self.revision = batch.revision;
+        for change in batch.changes {
+            self.change(change, now);
+        }
+        self.look_again_at_refused();
+        Fed::Applied
+    }
+
+    fn change(&mut self, change: Change, now: Now) {
+        match change {
+            Change::Key(view) => self.key(view, now),
+            Change::KeyGone(key) => {
+                if let Some(k) = self.board.remove_key(&key) {
+                    self.stubborn.remove(&k);
+                    self.planner.remove_key(k);
+                }
+            }
+            Change::Session(view) => {
+                let (session, ended) = (view.session, view.ended.is_some());
+                if !ended {
+                    self.watches.watch(session, Duration::from_millis(view.lease_ms.into()), now.mono);
+                }
+                let silent_since = self.watches.since(view.session);
+                self.board.set_session(view, silent_since.unwrap_or(now.mono), &mut self.planner);
+                if ended {
+                    self.watches.forget(session);
+                }
+            }
+            Change::SessionGone(session) => {
+                self.watches.forget(session);
+                self.board.remove_session(session, &mut self.planner);
+            }
+            Change::Group(group) => self.set_group(group, now),
+        }
+    }
+
+    fn key(&mut self, view: KeyView, now: Now) {
+        let k = self.board.set_key(view, &mut self.planner, now.mono);
+        self.stubborn.remove(&k);
+        self.place(k, now);
+    }
+
+    fn set_group(&mut self, group: GroupView, now: Now) {
+        self.group = group;
+        self.hold_since = group.hold.then(|| self.hold_since.unwrap_or(now.mono));
+        self.hold_asked = false;
+    }
+
+    /// Tells the planner how a key stands.
+    fn place(&mut self, k: KeyIx, now: Now) {
+        match self.board.standing(k) {
+            Standing::Owned { node, stopping } => {
+                self.planner.own(k, node);
+                if stopping {
+                    self.planner.stopping(k);
+                    self.board.stopping_since(k, now.mono);
+                }
+            }
+            Standing::Free { avoid, due_ms } if due_ms <= now.unix_ms => self.planner.ready(k, avoid),
+            Standing::Free { due_ms, .. } => {
+                self.planner.park(k);
+                self.board.schedule(k, due_ms);
+            }
+            Standing::Quarantined => self.planner.park(k),
+            Standing::Gone => {}
+        }
+    }
+
+    /// Takes in the beats of all living sessions, which were read just before `now`.
+    pub fn beats(&mut self, beats: &[(SessionId, Beat)], now: Now) {
+        self.watches.beats(beats, now.mono);
+    }
+
+    /// Time has passed: looks again at what waits for time.
+    pub fn tick(&mut self, now: Now) {
+        self.refused.extend(self.stubborn.drain());
+        self.look_again_at_refused();
+        while let Some(k) = self.board.next_due(now.unix_ms) {
+            self.place(k, now);
+        }
+        if let Some(limit) = self.config.stop_timeout {
+            let overdue = self.board.stopping_longer_than(limit, now.mono);
+            self.chores.extend(overdue.into_iter().map(Chore::Force));
+        }
+    }
+
+    fn look_again_at_refused(&mut self) {
+        if self.refused.is_empty() || self.is_behind() {
+            return;
+        }
+        for k in std::mem::take(&mut self.refused) {
+            match self.board.standing(k) {
+                Standing::Owned { node, stopping } => {
+                    self.planner.own(k, node);
+                    if stopping {
+                        self.planner.stopping(k);
+                    }
+                }
+                Standing::Free { avoid, .. } => self.planner.ready(k, avoid),
+                Standing::Quarantined => self.planner.park(k),
+                Standing::Gone => {}
+            }
+        }
+    }
+
+    /// When something is due that no event announces. `None` where nothing is.
+    pub fn next_wake(&self, now: Now) -> Option<Duration> {
+        let mono = [self.watches.next_deadline(), self.hold_until()];
+        let due = self.board.due_ms().map(|ms| Duration::from_millis(ms.saturating_sub(now.unix_ms)));
+        mono.into_iter().flatten().map(|at| at.since(now.mono)).chain(due).min()
+    }
+
+    /// A lease after the hold began, everybody who held something before has either joined again or fenced itself.
+    fn hold_until(&self) -> Option<Instant> {
+        let lease = self.board.longest_lease().max(self.config.lease);
+        self.hold_since.filter(|_| !self.hold_asked).map(|since| since + lease)
+    }
+
+    /// What is to be done now, at most `max` ops. Empty where there is nothing. Each proposal must come back through
+    /// [`answered`](Self::answered) or [`unanswered`](Self::unanswered) before the next is asked for.
+    pub fn propose(&mut self, now: Now, max: usize, marks: &Marks) -> Proposal {
+        let mut proposal = Proposal::default();
+        if !self.loaded {
+            return proposal;
+        }
+        self.expire(&mut proposal, now, max, marks);
+        if self.hold_until().is_some_and(|until| until <= now.mono) {
+            self.hold_asked = true;
+            proposal.push(Op::EndHold { term: self.term }, Subject::Group);
+        }
+        self.do_chores(&mut proposal, max);
+        if !self.group.hold && proposal.ops.len() < max {
+            self.assign(&mut proposal, max, now);
+        }
+        proposal
+    }
+
+    fn expire(&mut self, proposal: &mut Proposal, now: Now, max: usize, marks: &Marks) {
+        for (session, beat, since) in self.watches.silent(now.mono, max) {
+            let healthy_below = match self.config.quarantine {
+                Some(quarantine) => marks.issued_by(since - quarantine.within),
+                None => Token::ABOVE_ALL,
+            };
+            let op = Op::Expire { term: self.term, session, beat, healthy_below };
+            proposal.push(op, Subject::Session(session));
+        }
+    }
+
+    fn do_chores(&mut self, proposal: &mut Proposal, max: usize) {
+        self.settled.clear();
+        self.planner.take_settled(&mut self.settled);
+        for n in &self.settled {
+            if let Some(session) = self.board.session_at(*n) {
+                self.chores.push(Chore::Settle(session));
+            }
+        }
+        if !self.group.hold {
+            self.moves.clear();
+            self.planner.moves(&mut self.moves);
+            self.chores.extend(self.moves.iter().copied().map(Chore::Revoke));
+        }
+        let take = max.saturating_sub(proposal.ops.len()).min(self.chores.len());
+        let term = self.term;
+        for chore in self.chores.drain(..take) {
+            match chore {
+                Chore::Settle(session) => proposal.push(Op::Settle { term, session }, Subject::Session(session)),
+                Chore::Revoke(k) | Chore::Force(k) => {
+                    let Some((key, token)) = self.board.ownership(k) else { continue };
+                    let subject = Subject::Key(k, key.clone());
+                    let op = match chore {
+                        Chore::Revoke(_) => Op::Revoke { term, key, token },
+                        _ => Op::Force { term, key, token },
+                    };
+                    proposal.push(op, subject);
+                }
+            }
+        }
+    }
+
+    fn assign(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
+        self.assignments.clear();
+        self.planner.assignments(max - proposal.ops.len(), &mut self.assignments);
+        let term = self.term;
+        for (k, n) in self.assignments.drain(..) {
+            let (Some(key), Some(session)) = (self.board.key(k), self.board.session_at(n)) else { continue };
+            let subject = Subject::Key(k, key.clone());
+            // An owner that has ended leaves its keys as they stood: whether they may run again is looked at here.
+            if self.board.is_unwanted(k) {
+                self.planner.park(k);
+                proposal.push(Op::Remove { key }, subject);
+            } else if self.config.quarantine.is_some_and(|q| self.board.deaths(k, q.of) >= q.deaths) {
+                self.planner.park(k);
+                proposal.push(Op::Quarantine { term, key }, subject);
+            } else if let Some(due_ms) = self.board.due_after(k, now.unix_ms) {
+                self.planner.park(k);
+                self.board.schedule(k, due_ms);
+            } else {
+                proposal.push(Op::Assign { term, key, session }, subject);
+            }
+        }
+    }
+
+    /// The proposal was applied. Returns whether this leader is still the leader.
+    #[must_use]
+    pub fn answered(&mut self, proposal: &Proposal, outcomes: &[Outcome], revision: Revision, now: Now) -> bool {
+        self.seen(revision);
+        for (subject, outcome) in proposal.subjects.iter().zip(outcomes) {
+            let Outcome::Refused(refusal) = outcome else { continue };
+            match (subject, refusal) {
+                (_, Refusal::OldTerm) => return false,
+                (Subject::Session(session), Refusal::StillBeating) => self.watches.moved(*session, now.mono),
+                (Subject::Session(_) | Subject::Group, _) => {}
+                (Subject::Key(k, key), _) => self.look_again(*k, key),
+            }
+        }
+        self.look_again_at_refused();
+        true
+    }
+
+    /// Nobody knows what became of the proposal: everything in it is looked at again after the next tick, before which the
+    /// caller should have read the changes.
+    pub fn unanswered(&mut self, proposal: &Proposal) {
+        for subject in &proposal.subjects {
+            match subject {
+                Subject::Key(k, key) => self.look_again(*k, key),
+                Subject::Session(session) => self.watches.ask_again(*session),
+                Subject::Group => self.hold_asked = false,
+            }
+        }
+        // These are not tried again before the next tick: the store is not well.
+        let refused = self.refused.drain(..);
+        self.stubborn.extend(refused);
+    }
+
+    fn look_again(&mut self, k: KeyIx, key: &Key) {
+        // The index may have been given to another key meanwhile.
+        if self.board.key(k).as_ref() != Some(key) {
+            return;
+        }
+        if self.stubborn.contains(&k) {
+            return;
+        }
+        if self.board.note_refusal(k) {
+            self.stubborn.insert(k);
+        } else {
+            self.refused.push(k);
+        }
+    }
+
+    /// The keys' states, for people.
+    pub fn counts(&self) -> Counts {
+        self.board.counts(&self.planner)
+    }
+
+    /// How long it took keys to get from one owner to the next, since the last call.
+    pub fn take_timings(&mut self) -> Vec<Timing> {
+        self.board.take_timings()
+    }
+
+    /// All keys that the group knows, for comparison with a source.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.board.keys()
+    }
+
+    /// Whether the group knows the key and wants it.
+    pub fn wants(&self, key: &Key) -> bool {
+        self.board.wants(key)
+    }
+}
+
+impl Proposal {
+    fn push(&mut self, op: Op, subject: Subject) {
+        self.ops.push(op);
+        self.subjects.push(subject);
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+}
+
+/// Reasons of moves, as metric labels.
+pub(crate) fn move_reason(op: &Op) -> Option<&'static str> {
+    match op {
+        Op::Assign { .. } => Some("assign"),
+        Op::Revoke { .. } => Some("balance"),
+        Op::Force { .. } => Some("stop_timeout"),
+        Op::Expire { .. } => Some("expire"),
+        Op::Quarantine { .. } => Some("quarantine"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,308 @@
+//! The leader's picture of the group: keys and sessions under dense numbers, so that the planner never sees a string.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
+    time::Duration,
+};
+
+use super::{Counts, Timing};
+use crate::{
+    Instant, Key, KeyView, SessionId, SessionView, State, StopReason, Token,
+    planner::{KeyIx, NodeIx, NodeSpec, Planner},
+};
+
+/// No session.
+const NOBODY: u32 = u32::MAX;
+
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    names: HashMap<Key, KeyIx>,
+    keys: Vec<Option<Entry>>,
+    slots: HashMap<SessionId, u32>,
+    sessions: Vec<Option<Slot>>,
+    /// Which session a planner's node is.
+    nodes: Vec<u32>,
+    /// Keys that are not due yet, the earliest first. May name a key that has changed since; the key's own time counts.
+    schedule: BinaryHeap<Reverse<(u64, KeyIx)>>,
+    /// Since when keys are between owners, by request. Few.
+    stops: HashMap<KeyIx, Instant>,
+    quarantined: usize,
+    registered: usize,
+    timings: Vec<Timing>,
+}
+
+/// What is kept of a key, in as few bytes as will do: there may be a million.
+#[derive(Debug)]
+struct Entry {
+    key: Key,
+    token: Token,
+    not_before_ms: u64,
+    weight: u32,
+    priority: i32,
+    fates: u32,
+    /// Slots of sessions, or [`NOBODY`].
+    owner: u32,
+    avoid: u32,
+    kind: Kind,
+    /// Its last op was refused.
+    refused: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Pending,
+    Assigned,
+    Stopping,
+    Removing,
+    Quarantined,
+}
+
+#[derive(Debug)]
+struct Slot {
+    view: SessionView,
+    /// Its number in the planner, while it lives.
+    node: Option<NodeIx>,
+    /// Its last sign of life, once it has ended.
+    silent_since: Instant,
+}
+
+/// How a key stands, for the planner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Owned { node: NodeIx, stopping: bool },
+    Free { avoid: Option<NodeIx>, due_ms: u64 },
+    Quarantined,
+    Gone,
+}
+
+impl Board {
+    pub(super) fn set_session(&mut self, view: SessionView, silent_since: Instant, planner: &mut Planner) {
+        let slot = self.slot(view.session);
+        let spec = NodeSpec { affinity: view.affinity, capacity: view.capacity, accepting: !view.draining };
+        let known = self.sessions[slot as usize].take();
+        let node = match known.as_ref().and_then(|known| known.node) {
+            Some(node) if view.ended.is_some() => {
+                planner.leave(node);
+                None
+            }
+            Some(node) => {
+                planner.set_node(node, spec);
+                if !view.settled && known.is_some_and(|known| known.view.settled) {
+                    planner.rebalance();
+                }
+                Some(node)
+            }
+            None if view.ended.is_some() => None,
+            None => {
+                let node = planner.join(spec, view.settled);
+                let at = node.0 as usize;
+                self.nodes.resize(self.nodes.len().max(at + 1), NOBODY);
+                self.nodes[at] = slot;
+                Some(node)
+            }
+        };
+        self.sessions[slot as usize] = Some(Slot { view, node, silent_since });
+    }
+
+    pub(super) fn remove_session(&mut self, session: SessionId, planner: &mut Planner) {
+        let Some(slot) = self.slots.get(&session) else { return };
+        // The slot stays taken: keys may still name the session as the one to avoid. There is one for each session
+        // that this leader has seen, which is little.
+        if let Some(node) = self.sessions[*slot as usize].take().and_then(|slot| slot.node) {
+            planner.leave(node);
+        }
+    }
+
+    fn slot(&mut self, session: SessionId) -> u32 {
+        *self.slots.entry(session).or_insert_with(|| {
+            self.sessions.push(None);
+            u32::try_from(self.sessions.len() - 1).unwrap_or(NOBODY)
+        })
+    }
+
+    fn node(&self, slot: u32) -> Option<NodeIx> {
+        self.sessions.get(slot as usize)?.as_ref()?.node
+    }
+
+    pub(super) fn session_at(&self, node: NodeIx) -> Option<SessionId> {
+        let slot = *self.nodes.get(node.0 as usize)?;
+        self.sessions.get(slot as usize)?.as_ref().map(|slot| slot.view.session)
+    }
+
+    pub(super) fn longest_lease(&self) -> Duration {
+        let leases = self.sessions.iter().flatten().map(|slot| slot.view.lease_ms);
+        Duration::from_millis(leases.max().unwrap_or(0).into())
+    }
+
+    pub(super) fn set_key(&mut self, view: KeyView, planner: &mut Planner, now: Instant) -> KeyIx {
+        let (owner, token) = match view.state.owner() {
+            Some((session, token)) => (self.slot(session), token),
+            None => (NOBODY, Token(0)),
+        };
+        let avoid = view.avoid.map_or(NOBODY, |session| self.slot(session));
+        let kind = match view.state {
+            State::Pending => Kind::Pending,
+            State::Assigned { .. } => Kind::Assigned,
+            State::Stopping { reason: StopReason::Removed, .. } => Kind::Removing,
+            State::Stopping { .. } => Kind::Stopping,
+            State::Quarantined => Kind::Quarantined,
+        };
+        let KeyView { key, weight, priority, not_before_ms, fates, .. } = view;
+        let k = match self.names.get(&key) {
+            Some(k) => *k,
+            None => {
+                let k = planner.add_key(weight, priority);
+                self.names.insert(key.clone(), k);
+                let len = self.keys.len().max(k.0 as usize + 1);
+                self.keys.resize_with(len, || None);
+                self.registered += 1;
+                k
+            }
+        };
+        let entry = Entry { key, token, not_before_ms, weight, priority, fates, owner, avoid, kind, refused: false };
+        if let Some(old) = self.keys[k.0 as usize].replace(entry) {
+            self.quarantined -= usize::from(old.kind == Kind::Quarantined);
+            if (old.weight, old.priority) != (weight, priority) {
+                planner.set_key(k, weight, priority);
+            }
+            if kind == Kind::Assigned && old.token != token {
+                self.time(k, old.owner, now);
+            }
+        }
+        self.quarantined += usize::from(kind == Kind::Quarantined);
+        k
+    }
+
+    /// The key has its next owner.
+    fn time(&mut self, k: KeyIx, old_owner: u32, now: Instant) {
+        let ended = self.sessions.get(old_owner as usize).and_then(Option::as_ref).filter(|s| s.node.is_none());
+        if let Some(since) = ended.map(|slot| slot.silent_since) {
+            self.timings.push(Timing::Takeover(now.since(since)));
+            self.stops.remove(&k);
+        } else if let Some(since) = self.stops.remove(&k) {
+            self.timings.push(Timing::Handoff(now.since(since)));
+        }
+    }
+
+    pub(super) fn take_timings(&mut self) -> Vec<Timing> {
+        std::mem::take(&mut self.timings)
+    }
+
+    pub(super) fn remove_key(&mut self, key: &Key) -> Option<KeyIx> {
+        let k = self.names.remove(key)?;
+        let entry = self.keys[k.0 as usize].take()?;
+        self.quarantined -= usize::from(entry.kind == Kind::Quarantined);
+        self.registered -= 1;
+        self.stops.remove(&k);
+        Some(k)
+    }
+
+    fn entry(&self, k: KeyIx) -> Option<&Entry> {
+        self.keys.get(k.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn key(&self, k: KeyIx) -> Option<Key> {
+        self.entry(k).map(|entry| entry.key.clone())
+    }
+
+    /// What a living owner's ownership is called in an op.
+    pub(super) fn ownership(&self, k: KeyIx) -> Option<(Key, Token)> {
+        let entry = self.entry(k)?;
+        self.node(entry.owner)?;
+        Some((entry.key.clone(), entry.token))
+    }
+
+    pub(super) fn standing(&self, k: KeyIx) -> Standing {
+        let Some(entry) = self.entry(k) else { return Standing::Gone };
+        if entry.kind == Kind::Quarantined {
+            return Standing::Quarantined;
+        }
+        match self.node(entry.owner) {
+            Some(node) => Standing::Owned { node, stopping: entry.kind != Kind::Assigned },
+            None => Standing::Free { avoid: self.node(entry.avoid), due_ms: entry.not_before_ms },
+        }
+    }
+
+    /// Whether the key was being removed when its owner ended.
+    pub(super) fn is_unwanted(&self, k: KeyIx) -> bool {
+        self.entry(k).is_some_and(|entry| entry.kind == Kind::Removing)
+    }
+
+    /// Of the last `of` owners, how many died soon after they got the key.
+    pub(super) fn deaths(&self, k: KeyIx, of: u32) -> u32 {
+        let Some(entry) = self.entry(k) else { return 0 };
+        let ended = self.sessions.get(entry.owner as usize).and_then(Option::as_ref).and_then(|slot| slot.view.ended);
+        let fates = match ended {
+            Some(healthy_below) => entry.fates << 1 | u32::from(entry.token >= healthy_below),
+            None => entry.fates,
+        };
+        (fates & u32::MAX.unbounded_shr(32 - of)).count_ones()
+    }
+
+    /// When the key is due, if that is later than now.
+    pub(super) fn due_after(&self, k: KeyIx, now_ms: u64) -> Option<u64> {
+        self.entry(k).map(|entry| entry.not_before_ms).filter(|due| *due > now_ms)
+    }
+
+    pub(super) fn schedule(&mut self, k: KeyIx, due_ms: u64) {
+        self.schedule.push(Reverse((due_ms, k)));
+    }
+
+    /// When the next key is due.
+    pub(super) fn due_ms(&self) -> Option<u64> {
+        self.schedule.peek().map(|Reverse((due_ms, _))| *due_ms)
+    }
+
+    /// A key that has become due, and still waits for that.
+    pub(super) fn next_due(&mut self, now_ms: u64) -> Option<KeyIx> {
+        while self.due_ms().is_some_and(|due| due <= now_ms) {
+            let Reverse((due_ms, k)) = self.schedule.pop()?;
+            let waits = matches!(self.standing(k), Standing::Free { due_ms: due, .. } if due == due_ms);
+            if waits {
+                return Some(k);
+            }
+        }
+        None
+    }
+
+    pub(super) fn stopping_since(&mut self, k: KeyIx, now: Instant) {
+        self.stops.entry(k).or_insert(now);
+    }
+
+    /// Keys that were asked to stop at least `limit` ago, each named once for each time that it passes.
+    pub(super) fn stopping_longer_than(&mut self, limit: Duration, now: Instant) -> Vec<KeyIx> {
+        let overdue: Vec<KeyIx> =
+            self.stops.iter().filter(|(_, since)| **since + limit <= now).map(|(k, _)| *k).collect();
+        for k in &overdue {
+            self.stops.insert(*k, now);
+        }
+        overdue
+    }
+
+    /// Notes a refusal, and says whether it was the second one running.
+    pub(super) fn note_refusal(&mut self, k: KeyIx) -> bool {
+        let entry = self.keys.get_mut(k.0 as usize).and_then(Option::as_mut);
+        entry.is_some_and(|entry| std::mem::replace(&mut entry.refused, true))
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.names.keys()
+    }
+
+    pub(super) fn wants(&self, key: &Key) -> bool {
+        let entry = self.names.get(key).and_then(|k| self.entry(*k));
+        entry.is_some_and(|entry| entry.kind != Kind::Removing)
+    }
+
+    pub(super) fn counts(&self, planner: &Planner) -> Counts {
+        let planned = planner.counters();
+        Counts {
+            registered: self.registered,
+            pending: planned.ready,
+            stopping: planned.stopping,
+            quarantined: self.quarantined,
+            scheduled: planned.parked.saturating_sub(self.quarantined),
+        }
+    }
+}

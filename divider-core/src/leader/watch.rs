@@ -1,0 +1,86 @@
+//! Who has been silent for how long, on this node's own clock.
+//!
+//! A watch starts when this leader first sees a session, not when the session last renewed: the leader cannot know that.
+//! So a lease is always granted in full, and never cut short by the clock of another machine.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::Deposed;
+use crate::{Beat, Instant, SessionId};
+
+#[derive(Debug)]
+pub(super) struct Watches {
+    watches: BTreeMap<SessionId, Watch>,
+    deposed: Option<Deposed>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    beat: Beat,
+    /// When this beat was first seen.
+    since: Instant,
+    lease: Duration,
+    /// Its expiry is on the way.
+    asked: bool,
+}
+
+impl Watches {
+    pub(super) fn new(deposed: Option<Deposed>) -> Self {
+        Self { watches: BTreeMap::new(), deposed }
+    }
+
+    pub(super) fn watch(&mut self, session: SessionId, lease: Duration, now: Instant) {
+        let deposed = self.deposed.filter(|deposed| deposed.session == session);
+        let (beat, since) = deposed.map_or((Beat(0), now), |deposed| (deposed.beat, deposed.since));
+        let watch = self.watches.entry(session).or_insert(Watch { beat, since, lease, asked: false });
+        watch.lease = lease;
+    }
+
+    /// Since when the session has been silent.
+    pub(super) fn since(&self, session: SessionId) -> Option<Instant> {
+        self.watches.get(&session).map(|watch| watch.since)
+    }
+
+    pub(super) fn forget(&mut self, session: SessionId) {
+        self.watches.remove(&session);
+    }
+
+    pub(super) fn beats(&mut self, beats: &[(SessionId, Beat)], now: Instant) {
+        for (session, beat) in beats {
+            if let Some(watch) = self.watches.get_mut(session)
+                && watch.beat != *beat
+            {
+                *watch = Watch { beat: *beat, since: now, lease: watch.lease, asked: false };
+            }
+        }
+    }
+
+    /// The session's beat has moved, though it is not known how far: it is alive.
+    pub(super) fn moved(&mut self, session: SessionId, now: Instant) {
+        if let Some(watch) = self.watches.get_mut(&session) {
+            *watch = Watch { since: now, asked: false, ..*watch };
+        }
+    }
+
+    /// Nobody knows whether the expiry took effect: ask again.
+    pub(super) fn ask_again(&mut self, session: SessionId) {
+        if let Some(watch) = self.watches.get_mut(&session) {
+            watch.asked = false;
+        }
+    }
+
+    /// At most `max` sessions that have been silent for their whole lease, each named once.
+    pub(super) fn silent(&mut self, now: Instant, max: usize) -> Vec<(SessionId, Beat, Instant)> {
+        let due = |watch: &&mut Watch| !watch.asked && watch.since + watch.lease <= now;
+        let silent = self.watches.iter_mut().filter(|(_, watch)| due(watch)).map(|(session, watch)| {
+            watch.asked = true;
+            (*session, watch.beat, watch.since)
+        });
+        silent.take(max).collect()
+    }
+
+    /// When the next session may turn out to be silent.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.watches.values().filter(|watch| !watch.asked).map(|watch| watch.since + watch.lease).min()
+    }
+}

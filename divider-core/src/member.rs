@@ -1,0 +1,524 @@
+//! One node's side of the protocol, as a pure state machine: what it holds, what the program has been told of it, and
+//! what is still to be told.
+//!
+//! # Why it is one queue per key and not a channel
+//! The program reads at its own pace. If every start and stop were queued, a slow reader would be handed starts for keys
+//! that are long gone, and the queue would grow without end. So nothing is queued but the key's place in the order; what
+//! it is told is decided at the moment of reading, from how the key stands then.
+//!
+//! # Life of a key here
+//! ```text
+//! granted ─► Queued ──read──► Running ──told to──► StopQueued ──read──► Stopping ──confirm──► Confirming ─► gone
+//!              │                                                                                  ▲
+//!              └── revoked before it was read: the program never hears of it ─────────────────────┘
+//! ```
+//! When the session is lost, whatever was running goes to `lost`: it is told with reason `Lost` before any new start, and
+//! the key is not started here again before the program has confirmed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::{
+    Assigned, Assignment, Error, Event, Holding, Holdings, Key, Message, Notice, Op, SessionId, Stop, StopReason, Token,
+};
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Member {
+    session: Option<SessionId>,
+    /// Number of the last message that was applied.
+    seq: u64,
+    /// Takes no new work: a flush has begun.
+    draining: bool,
+    affinity: u32,
+    held: HashMap<Key, Held>,
+    /// Keys of lost sessions whose stop the program has not confirmed.
+    lost: HashMap<Key, Lost>,
+    /// Unread events, in the order in which they came about.
+    starts: BTreeMap<u64, Key>,
+    stops: BTreeMap<u64, Key>,
+    next: u64,
+    /// How many of the unread stops say `Lost`.
+    lost_unread: usize,
+    /// While the truth is being read: keys that were let go in the meantime, which it may still contain.
+    let_go: Option<HashMap<Key, Token>>,
+    outbox: Vec<Op>,
+}
+
+#[derive(Debug)]
+struct Held {
+    holding: Holding,
+    phase: Phase,
+    /// A `complete` is on its way, so a truth without the key is no surprise.
+    completing: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The start waits to be read, at this place.
+    Queued(u64),
+    /// The start waits for the confirmation of a `Lost` stop of the same key.
+    HeldBack,
+    Running,
+    StopQueued(u64, StopReason),
+    Stopping(StopReason),
+    Confirming,
+}
+
+#[derive(Debug)]
+struct Lost {
+    token: Token,
+    /// Place of the unread stop; `None` once a stop has been read.
+    unread: Option<u64>,
+    /// No stop has been queued, because a completion is on its way that probably took effect; its answer decides.
+    completing: bool,
+}
+
+/// Which events a reader wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// Starts alone.
+    Starts,
+    /// Stops alone.
+    Stops,
+    /// All, in order.
+    Both,
+}
+
+/// What a confirmation comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Confirmation {
+    /// Nothing is to be sent: the key was lost before.
+    Local,
+    /// This is to be applied; its end is to be told through [`Member::gone`].
+    Send(Op),
+}
+
+impl Member {
+    /// A node without a session.
+    pub fn new(affinity: u32) -> Self {
+        Self { affinity, ..Self::default() }
+    }
+
+    /// The current session, if there is one.
+    pub fn session(&self) -> Option<SessionId> {
+        self.session
+    }
+
+    /// Number of the last message that was applied.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The affinity, as last acknowledged.
+    pub fn affinity(&self) -> u32 {
+        self.affinity
+    }
+
+    /// How many keys it holds.
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether a flush has begun.
+    pub fn draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Whether the program has still to read of a loss. A new session should wait for that, so that no key is given to a
+    /// node that cannot start it.
+    pub fn has_unread_loss(&self) -> bool {
+        self.lost_unread > 0
+    }
+
+    /// Takes up a new session, which holds nothing yet.
+    pub fn joined(&mut self, session: SessionId) {
+        debug_assert!(self.session.is_none() && self.held.is_empty());
+        self.session = Some(session);
+        self.seq = 0;
+    }
+
+    /// The session is over, whoever found that out. Returns whether there was one.
+    pub fn lose(&mut self) -> bool {
+        let had = self.session.take().is_some();
+        self.let_go = None;
+        self.outbox.clear();
+        for (key, held) in std::mem::take(&mut self.held) {
+            self.mourn(key, &held);
+        }
+        had
+    }
+
+    /// Moves a key that is not ours any more to `lost`, if the program had been told to start it and has not said that it
+    /// has stopped.
+    fn mourn(&mut self, key: Key, held: &Held) {
+        let unread = match held.phase {
+            Phase::Queued(place) => {
+                self.starts.remove(&place);
+                return;
+            }
+            Phase::HeldBack | Phase::Confirming => return,
+            Phase::Running => {
+                self.next += 1;
+                self.stops.insert(self.next, key.clone());
+                Some(self.next)
+            }
+            Phase::StopQueued(place, _) => Some(place),
+            Phase::Stopping(_) => None,
+        };
+        self.lost_unread += usize::from(unread.is_some());
+        self.lost.insert(key, Lost { token: held.holding.token, unread, completing: false });
+    }
+
+    /// Applies a message. False where one before it was missed: read the truth then.
+    #[must_use]
+    pub fn message(&mut self, message: Message) -> bool {
+        if self.session.is_none() || message.seq <= self.seq {
+            return true;
+        }
+        if message.notices.contains(&Notice::Ended) {
+            self.lose();
+            return true;
+        }
+        if message.seq != self.seq + 1 {
+            return false;
+        }
+        self.seq = message.seq;
+        for notice in message.notices {
+            match notice {
+                Notice::Granted(holding) => self.granted(holding),
+                Notice::Stop { key, token, reason } => self.told_to_stop(&key, token, reason),
+                Notice::Taken { key, token } => self.taken(&key, token),
+                Notice::Ended => {}
+            }
+        }
+        true
+    }
+
+    /// The truth is about to be read.
+    pub fn reading(&mut self) {
+        self.let_go = Some(HashMap::new());
+    }
+
+    /// The truth, which was asked for after [`reading`](Self::reading).
+    pub fn read(&mut self, truth: Holdings) {
+        let let_go = self.let_go.take().unwrap_or_default();
+        if truth.seq < self.seq {
+            return;
+        }
+        self.seq = truth.seq;
+        let mut missing: HashMap<Key, Token> =
+            self.held.iter().map(|(key, held)| (key.clone(), held.holding.token)).collect();
+        for holding in truth.holdings {
+            if let_go.get(&holding.key).is_some_and(|token| *token >= holding.token) {
+                continue;
+            }
+            missing.remove(&holding.key);
+            let (key, token, stopping) = (holding.key.clone(), holding.token, holding.stopping);
+            self.granted(holding);
+            if let Some(reason) = stopping {
+                self.told_to_stop(&key, token, reason);
+            }
+        }
+        for (key, token) in missing {
+            self.taken(&key, token);
+        }
+    }
+
+    fn granted(&mut self, holding: Holding) {
+        let old = self.held.get(&holding.key).map(|held| (held.holding.token, held.completing));
+        match old {
+            Some((token, _)) if token >= holding.token => return,
+            // Our completion took effect and the work was declared again, before the answer reached us: the program should
+            // hear the answer first.
+            Some((token, true)) => {
+                self.unqueue(&holding.key);
+                self.lost.insert(holding.key.clone(), Lost { token, unread: None, completing: true });
+            }
+            // A newer grant under the same session: the older one was confirmed, or taken.
+            Some((token, false)) => self.taken(&holding.key, token),
+            None => {}
+        }
+        let key = holding.key.clone();
+        let phase = if self.lost.contains_key(&key) { Phase::HeldBack } else { self.queue_start(key.clone()) };
+        self.held.insert(key.clone(), Held { holding, phase, completing: false });
+        if self.draining || self.affinity == 0 {
+            self.decline(&key);
+        }
+    }
+
+    fn queue_start(&mut self, key: Key) -> Phase {
+        self.next += 1;
+        self.starts.insert(self.next, key);
+        Phase::Queued(self.next)
+    }
+
+    /// Gives back a key whose start the program has not read.
+    fn decline(&mut self, key: &Key) {
+        let (Some(held), Some(session)) = (self.held.get_mut(key), self.session) else { return };
+        match held.phase {
+            Phase::Queued(place) => drop(self.starts.remove(&place)),
+            Phase::HeldBack => {}
+            _ => return,
+        }
+        held.phase = Phase::Confirming;
+        let token = held.holding.token;
+        self.outbox.push(Op::Confirm { session, key: key.clone(), token, started: false });
+    }
+
+    /// A key is to be stopped: the program hears of it, if it had been told to start it.
+    pub fn told_to_stop(&mut self, key: &Key, token: Token, reason: StopReason) {
+        let Some(held) = self.held.get_mut(key).filter(|held| held.holding.token == token) else { return };
+        match held.phase {
+            Phase::Queued(_) | Phase::HeldBack => self.decline(key),
+            Phase::Running => {
+                self.next += 1;
+                held.phase = Phase::StopQueued(self.next, reason);
+                self.stops.insert(self.next, key.clone());
+            }
+            Phase::StopQueued(..) | Phase::Stopping(_) | Phase::Confirming => {}
+        }
+    }
+
+    /// The key is not ours any more, without our doing.
+    fn taken(&mut self, key: &Key, token: Token) {
+        let Some(held) = self.held.get(key).filter(|held| held.holding.token == token) else { return };
+        if held.completing || held.phase == Phase::Confirming {
+            return; // Our own op took it; its answer is on the way.
+        }
+        if let Some(held) = self.held.remove(key) {
+            self.mourn(key.clone(), &held);
+        }
+    }
+
+    /// Whether an event can be read from the queue.
+    pub fn readable(&self, queue: Queue) -> bool {
+        let start = self.lost_unread == 0 && !self.starts.is_empty();
+        let stop = !self.stops.is_empty();
+        match queue {
+            Queue::Starts => start,
+            Queue::Stops => stop,
+            Queue::Both => start || stop,
+        }
+    }
+
+    /// The next start, if one may be read now.
+    pub fn next_start(&mut self) -> Option<Assignment> {
+        if self.lost_unread > 0 {
+            return None;
+        }
+        loop {
+            let (_, key) = self.starts.pop_first()?;
+            if let Some(held) = self.held.get_mut(&key) {
+                held.phase = Phase::Running;
+                return Some(held.holding.clone().into());
+            }
+            debug_assert!(false, "a queued start belongs to a held key");
+        }
+    }
+
+    /// The next stop.
+    pub fn next_stop(&mut self) -> Option<Stop> {
+        loop {
+            let (place, key) = self.stops.pop_first()?;
+            if let Some(lost) = self.lost.get_mut(&key)
+                && lost.unread == Some(place)
+            {
+                lost.unread = None;
+                self.lost_unread -= 1;
+                return Some(Stop::new(key, lost.token, StopReason::Lost));
+            }
+            if let Some(held) = self.held.get_mut(&key)
+                && let Phase::StopQueued(at, reason) = held.phase
+                && at == place
+            {
+                held.phase = Phase::Stopping(reason);
+                return Some(Stop::new(key, held.holding.token, reason));
+            }
+            debug_assert!(false, "a queued stop belongs to a held or lost key");
+        }
+    }
+
+    /// The next start or stop, in the order in which they came about.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let place = |queue: &BTreeMap<u64, Key>| queue.first_key_value().map(|(place, _)| *place);
+        let stop_first = match (place(&self.starts), place(&self.stops)) {
+            (Some(start), Some(stop)) => stop < start || self.lost_unread > 0,
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        if stop_first { self.next_stop().map(Event::Stop) } else { self.next_start().map(Event::Start) }
+    }
+
+    /// The program has stopped a key.
+    ///
+    /// # Errors
+    /// [`Error::NotStopping`], [`Error::StaleToken`], [`Error::UnknownKey`]; nothing has changed.
+    pub fn confirm(&mut self, key: &Key, token: Token) -> Result<Confirmation, Error> {
+        if let Some(lost) = self.lost.get(key)
+            && lost.token == token
+        {
+            if lost.unread.is_some() {
+                return Err(Error::NotStopping { key: key.clone() });
+            }
+            self.acknowledge(key);
+            return Ok(Confirmation::Local);
+        }
+        let (session, held) = self.current(key, token)?;
+        if !matches!(held.phase, Phase::Stopping(_)) {
+            return Err(Error::NotStopping { key: key.clone() });
+        }
+        held.phase = Phase::Confirming;
+        Ok(Confirmation::Send(Op::Confirm { session, key: key.clone(), token, started: true }))
+    }
+
+    /// Forgets a lost key, and lets a start of it that waited for this go ahead.
+    fn acknowledge(&mut self, key: &Key) {
+        if let Some(Lost { unread: Some(place), .. }) = self.lost.remove(key) {
+            self.stops.remove(&place);
+            self.lost_unread -= 1;
+        }
+        if self.held.get(key).is_some_and(|held| held.phase == Phase::HeldBack) {
+            let phase = self.queue_start(key.clone());
+            if let Some(held) = self.held.get_mut(key) {
+                held.phase = phase;
+            }
+        }
+    }
+
+    /// The program wants to write something about a key, or to give it up: checks that it may.
+    ///
+    /// # Errors
+    /// [`Error::StaleToken`], [`Error::UnknownKey`], [`Error::Lost`]; nothing has changed.
+    pub fn acting(&mut self, key: &Key, token: Token) -> Result<SessionId, Error> {
+        if self.lost.get(key).is_some_and(|lost| lost.token == token) {
+            return Err(Error::Lost { key: key.clone() });
+        }
+        let (session, held) = self.current(key, token)?;
+        match held.phase {
+            Phase::Running | Phase::StopQueued(..) | Phase::Stopping(_) => Ok(session),
+            _ => Err(Error::UnknownKey { key: key.clone() }),
+        }
+    }
+
+    /// As [`acting`](Self::acting), for a completion that is about to be sent.
+    ///
+    /// # Errors
+    /// As `acting`.
+    pub fn completing(&mut self, key: &Key, token: Token) -> Result<SessionId, Error> {
+        let session = self.acting(key, token)?;
+        if let Some(held) = self.held.get_mut(key) {
+            held.completing = true;
+        }
+        Ok(session)
+    }
+
+    /// The completion was refused: the key is as it was.
+    pub fn not_completed(&mut self, key: &Key, token: Token) {
+        if let Some(held) = self.held.get_mut(key).filter(|held| held.holding.token == token) {
+            held.completing = false;
+        }
+        if let Some(lost) = self.lost.get_mut(key).filter(|lost| lost.token == token && lost.completing) {
+            self.next += 1;
+            *lost = Lost { token, unread: Some(self.next), completing: false };
+            self.stops.insert(self.next, key.clone());
+            self.lost_unread += 1;
+        }
+    }
+
+    /// The store has let go of the key for us: a confirmation or a completion has taken effect.
+    pub fn gone(&mut self, key: &Key, token: Token) {
+        if let Some(let_go) = &mut self.let_go {
+            let_go.insert(key.clone(), token);
+        }
+        if self.held.get(key).is_some_and(|held| held.holding.token == token) {
+            self.unqueue(key);
+            self.held.remove(key);
+        }
+        // It may have been lost while the answer was on its way; the program knows that it has ended.
+        if self.lost.get(key).is_some_and(|lost| lost.token == token) {
+            self.acknowledge(key);
+        }
+    }
+
+    /// Takes a held key's unread event out of its queue.
+    fn unqueue(&mut self, key: &Key) {
+        match self.held.get(key).map(|held| held.phase) {
+            Some(Phase::Queued(place)) => drop(self.starts.remove(&place)),
+            Some(Phase::StopQueued(place, _)) => drop(self.stops.remove(&place)),
+            _ => {}
+        }
+    }
+
+    fn current(&mut self, key: &Key, token: Token) -> Result<(SessionId, &mut Held), Error> {
+        let stale = || Error::StaleToken { key: key.clone(), given: token };
+        match (self.held.get_mut(key), self.session) {
+            (Some(held), Some(session)) if held.holding.token == token => Ok((session, held)),
+            (Some(_), _) => Err(stale()),
+            (None, _) if self.lost.contains_key(key) => Err(stale()),
+            (None, _) => Err(Error::UnknownKey { key: key.clone() }),
+        }
+    }
+
+    /// Whether the program may act on the key, as far as this node knows; the lease is for the caller to check.
+    pub fn is_current(&self, key: &Key, token: Token) -> bool {
+        self.held.get(key).is_some_and(|held| {
+            held.holding.token == token
+                && matches!(held.phase, Phase::Running | Phase::StopQueued(..) | Phase::Stopping(_))
+        })
+    }
+
+    /// A flush begins: no start is read any more, and unread ones go back.
+    pub fn drain(&mut self) {
+        self.draining = true;
+        self.decline_unread();
+    }
+
+    /// The store knows of the flush, so nothing new can come: the rest is asked to stop.
+    pub fn drained(&mut self) {
+        let running: Vec<(Key, Token)> = (self.held.iter())
+            .filter(|(_, held)| held.phase == Phase::Running)
+            .map(|(key, held)| (key.clone(), held.holding.token))
+            .collect();
+        for (key, token) in running {
+            self.told_to_stop(&key, token, StopReason::Flushed);
+        }
+    }
+
+    /// The store has acknowledged an affinity. At 0, unread starts go back.
+    pub fn set_affinity(&mut self, affinity: u32) {
+        self.affinity = affinity;
+        if affinity == 0 {
+            self.decline_unread();
+        }
+    }
+
+    fn decline_unread(&mut self) {
+        let unread = |held: &Held| matches!(held.phase, Phase::Queued(_) | Phase::HeldBack);
+        let keys: Vec<Key> = self.held.iter().filter(|(_, held)| unread(held)).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            self.decline(&key);
+        }
+    }
+
+    /// What it holds, without what it is giving back unread.
+    pub fn assigned(&self) -> Vec<Assigned> {
+        let view = |held: &Held| {
+            let (started, stopping) = match held.phase {
+                Phase::Queued(_) | Phase::HeldBack => (false, None),
+                Phase::Running => (true, None),
+                Phase::StopQueued(_, reason) | Phase::Stopping(reason) => (true, Some(reason)),
+                Phase::Confirming => return None,
+            };
+            Some(Assigned::new(held.holding.key.clone(), held.holding.token, started, stopping))
+        };
+        self.held.values().filter_map(view).collect()
+    }
+
+    /// What is to be applied because of what happened: confirmations of starts that were never read.
+    pub fn take_outbox(&mut self) -> Vec<Op> {
+        std::mem::take(&mut self.outbox)
+    }
+}
+
+#[cfg(test)]
+mod tests;

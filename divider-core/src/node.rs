@@ -1,0 +1,426 @@
+//! The driver: the only code with tasks, timers and sockets. It implements [`Divider`] once, for every backend.
+//!
+//! # Who does what
+//! - the *beat thread* renews the lease and nothing else, on a runtime of its own;
+//! - the *session task* joins, notices a loss, and joins again; beside it run the *listener*, which feeds messages to the
+//!   [`Member`](crate::member::Member), and the *leadership task*, which looks out for leadership and drives the
+//!   [`Leader`](crate::leader::Leader) while it has it;
+//! - the *batcher* carries ops to the store and settles their outcomes;
+//! - the program's calls and streams look into the member under a short lock, and never wait for one another.
+
+mod batcher;
+mod beat;
+mod lead;
+mod observe;
+mod session;
+mod shared;
+mod stream;
+mod supply;
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, mpsc};
+
+pub(crate) use observe::target;
+
+use crate::{
+    Assigned, Assignment, Blob, Clock, ConfigError, Divider, Error, Event, Events, Flushed, InvalidInput, Key,
+    NodeConfig, Op, Outcome, Record, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock, Token, Work,
+    limits,
+    member::{Confirmation, Member, Queue},
+    op::affinity_in_range,
+};
+use batcher::{Request, Then};
+use session::Opening;
+use shared::Shared;
+
+/// A node of a group, over any [`Store`]. Clones are handles to the same node.
+///
+/// ```
+/// use divider_core::{Divider, MemoryStore, Node, Work};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = Node::builder(MemoryStore::new()).build()?;
+/// let (mut starts, mut stops) = (node.start_processing(), node.stop_processing());
+/// node.start().await?;
+/// node.add_work(vec![Work::new("tenant-17")?]).await?;
+///
+/// let work = starts.next().await.ok_or("the node was cancelled")?;
+/// assert!(node.is_current(&work.key, work.token));
+///
+/// // At shutdown: every key is asked for, and free for the next node once it is confirmed.
+/// let flush = tokio::spawn({ let node = node.clone(); async move { node.flush_and_cancel().await } });
+/// let stop = stops.next().await.ok_or("the node was cancelled")?;
+/// node.confirm_stop_processing(&stop.key, stop.token).await?;
+/// assert!(flush.await??.unconfirmed.is_empty());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Node {
+    handle: Arc<Handle>,
+}
+
+/// Ends the node when the last handle and the last stream are gone.
+struct Handle {
+    shared: Arc<Shared>,
+    /// What `start` needs, and whether it is done. Held while starting.
+    starting: Mutex<Starting>,
+}
+
+struct Starting {
+    requests: Option<mpsc::UnboundedReceiver<Request>>,
+    opened: bool,
+    opening: Option<Opening>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.shut_down();
+    }
+}
+
+/// Builds a [`Node`].
+#[derive(Debug)]
+pub struct NodeBuilder<S> {
+    store: S,
+    config: NodeConfig,
+    source: Option<SourceConfig>,
+    clock: Arc<dyn Clock>,
+}
+
+impl<S: Store> NodeBuilder<S> {
+    /// Sets the whole configuration.
+    #[must_use]
+    pub fn config(mut self, config: NodeConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Changes fields of the configuration.
+    #[must_use]
+    pub fn configure(mut self, change: impl FnOnce(&mut NodeConfig)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Reads work from a source while this node leads. Give every node of the group the same.
+    #[must_use]
+    pub fn source(mut self, source: SourceConfig) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    /// Replaces the clock, for simulations.
+    #[must_use]
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Checks the configuration. Nothing is connected before [`Divider::start`].
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first contradiction.
+    pub fn build(self) -> Result<Node, ConfigError> {
+        self.config.validate()?;
+        if let Some(source) = &self.source
+            && source.interval < Duration::from_millis(1)
+        {
+            let problem = format!("is {:?}; it must be at least 1 ms", source.interval);
+            return Err(ConfigError { field: "source.interval", problem });
+        }
+        observe::describe();
+        let (requests, receiver) = mpsc::unbounded_channel();
+        let shared = Shared::new(Arc::new(self.store), self.config, self.source, self.clock, requests);
+        let starting = Starting { requests: Some(receiver), opened: false, opening: None };
+        let handle = Handle { shared: Arc::new(shared), starting: Mutex::new(starting) };
+        Ok(Node { handle: Arc::new(handle) })
+    }
+}
+
+impl Node {
+    /// Begins to build a node over a store.
+    pub fn builder<S: Store>(store: S) -> NodeBuilder<S> {
+        NodeBuilder { store, config: NodeConfig::default(), source: None, clock: Arc::new(SystemClock) }
+    }
+
+    /// The node's settings.
+    pub fn config(&self) -> &NodeConfig {
+        &self.shared().config
+    }
+
+    /// The current session; `None` before the start, after the end, and between a loss and the next join.
+    pub fn session(&self) -> Option<SessionId> {
+        self.shared().with(|member| member.session())
+    }
+
+    /// Whether this node leads its group at the moment, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.shared().leading.lock().is_some()
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.handle.shared
+    }
+
+    /// The node, if it has been started and has not ended.
+    async fn running(&self) -> Result<&Shared, Error> {
+        if self.shared().has_ended() {
+            return Err(Error::Cancelled);
+        }
+        if self.shared().is_started() { Ok(self.shared()) } else { Err(Error::NotStarted) }
+    }
+
+    /// Applies ops that belong to no session, in batches.
+    async fn declare(&self, ops: Vec<Op>) -> Result<(), Error> {
+        let shared = self.running().await?;
+        let mut rest = ops.into_iter().peekable();
+        while rest.peek().is_some() {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            while let Some(op) = rest.next_if(|op| {
+                batch.is_empty()
+                    || (batch.len() < limits::MAX_BATCH_OPS && bytes + op.bytes() <= limits::MAX_BATCH_BYTES)
+            }) {
+                bytes += op.bytes();
+                batch.push(op);
+            }
+            shared.submit(batch, None, Then::Nothing).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends one op about a key that this node acts on.
+    async fn act(
+        &self,
+        key: &Key,
+        token: Token,
+        check: impl FnOnce(&mut Member) -> Result<SessionId, Error>,
+        op: impl FnOnce(SessionId, Key) -> Op,
+        then: impl FnOnce(Key, Token) -> Then,
+    ) -> Result<(), Error> {
+        let shared = self.running().await?;
+        let session = shared.with(check)?;
+        shared.submit(vec![op(session, key.clone())], Some(session), then(key.clone(), token)).await.map(drop)
+    }
+
+    async fn change_affinity(&self, op: impl FnOnce(SessionId, u64) -> Op) -> Result<u32, Error> {
+        let shared = self.running().await?;
+        let session = shared.with(|member| member.session()).ok_or(Error::NoSession)?;
+        let number = shared.altered.fetch_add(1, Ordering::SeqCst) + 1;
+        match shared.submit(vec![op(session, number)], Some(session), Then::Affinity).await?.first() {
+            Some(Outcome::Affinity(affinity)) => Ok(*affinity),
+            _ => Err(StoreError::Corrupt("an affinity was changed without a new one".into()).into()),
+        }
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("node", &self.config().node).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Divider for Node {
+    async fn start(&self) -> Result<(), Error> {
+        let shared = &self.handle.shared;
+        let mut starting = self.handle.starting.lock().await;
+        if shared.has_ended() {
+            return Err(Error::Cancelled);
+        }
+        if shared.is_started() {
+            return Ok(());
+        }
+        if !starting.opened {
+            shared.observer.call("open", shared.store.open()).await?;
+            starting.opened = true;
+        }
+        let opening = starting.opening.get_or_insert_with(|| Opening::new(shared, None));
+        let session = opening.join(shared).await?;
+        // From here on nothing is awaited, so a started node is started whole.
+        let unavailable = StoreError::unavailable;
+        beat::spawn(shared).map_err(unavailable)?;
+        if let Some(requests) = starting.requests.take() {
+            tokio::spawn(batcher::run(shared.clone(), requests));
+        }
+        tokio::spawn(session::run(shared.clone(), session));
+        shared.started();
+        Ok(())
+    }
+
+    fn start_processing(&self) -> Events<Assignment> {
+        stream::events(&self.handle, Queue::Starts, Member::next_start)
+    }
+
+    fn stop_processing(&self) -> Events<Stop> {
+        stream::events(&self.handle, Queue::Stops, Member::next_stop)
+    }
+
+    fn events(&self) -> Events<Event> {
+        stream::events(&self.handle, Queue::Both, Member::next_event)
+    }
+
+    async fn confirm_stop_processing(&self, key: &Key, token: Token) -> Result<(), Error> {
+        let shared = self.running().await?;
+        match shared.with(|member| member.confirm(key, token))? {
+            Confirmation::Local => Ok(()),
+            Confirmation::Send(op) => {
+                let session = match &op {
+                    Op::Confirm { session, .. } => Some(*session),
+                    _ => None,
+                };
+                let then = Then::Confirmed { key: key.clone(), token };
+                shared.submit(vec![op], session, then).await.map(drop)
+            }
+        }
+    }
+
+    async fn give_up(&self, key: &Key, token: Token, backoff: Duration) -> Result<(), Error> {
+        let now = self.shared().clock.unix_ms();
+        let not_before_ms = match backoff {
+            Duration::ZERO => 0,
+            backoff => now
+                .saturating_add(u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX))
+                .min(limits::MAX_NOT_BEFORE_MS),
+        };
+        let op = |session, key| Op::GiveUp { session, key, token, not_before_ms };
+        let check = |member: &mut Member| member.acting(key, token);
+        self.act(key, token, check, op, |key, token| Then::GaveUp { key, token }).await
+    }
+
+    async fn complete(&self, key: &Key, token: Token) -> Result<(), Error> {
+        let op = |session, key| Op::Complete { session, key, token };
+        let check = |member: &mut Member| member.completing(key, token);
+        self.act(key, token, check, op, |key, token| Then::Completed { key, token }).await
+    }
+
+    async fn checkpoint(&self, key: &Key, token: Token, bytes: Blob) -> Result<(), Error> {
+        crate::record::size("checkpoint", bytes.len(), limits::MAX_CHECKPOINT_BYTES)?;
+        let op = |session, key| Op::Checkpoint { session, key, token, bytes };
+        let check = |member: &mut Member| member.acting(key, token);
+        self.act(key, token, check, op, |key, token| Then::Checkpointed { key, token }).await
+    }
+
+    fn assigned(&self) -> Vec<Assigned> {
+        self.shared().with(|member| member.assigned())
+    }
+
+    fn is_current(&self, key: &Key, token: Token) -> bool {
+        self.shared().is_current(key, token)
+    }
+
+    fn affinity(&self) -> u32 {
+        self.shared().with(|member| member.affinity())
+    }
+
+    async fn set_affinity(&self, affinity: i64) -> Result<(), Error> {
+        affinity_in_range(affinity.into())?;
+        let affinity = u32::try_from(affinity).unwrap_or(limits::MAX_AFFINITY);
+        self.change_affinity(|session, number| Op::SetAffinity { session, number, affinity }).await.map(drop)
+    }
+
+    async fn alter_affinity(&self, by: i64) -> Result<u32, Error> {
+        self.change_affinity(|session, number| Op::AlterAffinity { session, number, delta: by }).await
+    }
+
+    async fn flush(&self) -> Result<Flushed, Error> {
+        let shared = self.running().await?;
+        let mut changed = shared.changed.subscribe();
+        let limit = tokio::time::sleep(shared.config.flush_time_limit);
+        tokio::pin!(limit);
+        let session = shared.with(|member| {
+            member.drain();
+            member.session()
+        });
+        let drained = async {
+            if let Some(session) = session {
+                shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained).await?;
+            }
+            while shared.with(|member| member.held()) > 0 && !shared.has_ended() {
+                // The sender lives as long as `shared`.
+                let _ = changed.changed().await;
+            }
+            Ok::<(), Error>(())
+        };
+        tokio::select! {
+            drained = drained => drained?,
+            () = &mut limit => {}
+        }
+        Ok(Flushed::new(self.assigned()))
+    }
+
+    async fn cancel(&self) -> Result<(), Error> {
+        let shared = self.shared();
+        // A start that is under way is waited for, so that it cannot leave a session behind.
+        let _starting = self.handle.starting.lock().await;
+        if shared.has_ended() {
+            return Ok(());
+        }
+        let (session, held) = shared.with(|member| (member.session(), member.held()));
+        let leading = *shared.leading.lock();
+        shared.shut_down();
+        if let Some(session) = session {
+            let farewell = async {
+                let op = if held == 0 { Op::End { session } } else { Op::Drain { session } };
+                shared.observer.call("leave", shared.store.apply(&[op])).await?;
+                match leading {
+                    Some(term) if held > 0 => shared.store.resign(session, term).await,
+                    _ => Ok(()),
+                }
+            };
+            // Best effort: if the store does not hear of it, the lease runs out.
+            let limit = shared.config.lease.min(shared.config.call_time_limit);
+            if !matches!(tokio::time::timeout(limit, farewell).await, Ok(Ok(()))) {
+                tracing::info!(target: target::SESSION, node = %shared.config.node, "left without a word to the store");
+            }
+        }
+        shared.store.close().await;
+        Ok(())
+    }
+
+    async fn add_work(&self, work: Vec<Work>) -> Result<(), Error> {
+        let mut named = HashSet::with_capacity(work.len());
+        for work in &work {
+            work.validate()?;
+            if !named.insert(&work.key) {
+                return Err(InvalidInput::Twice { key: work.key.clone() }.into());
+            }
+        }
+        self.declare(work.into_iter().map(Op::Add).collect()).await
+    }
+
+    async fn remove_work(&self, keys: Vec<Key>) -> Result<(), Error> {
+        self.declare(keys.into_iter().map(|key| Op::Remove { key }).collect()).await
+    }
+
+    async fn retry(&self, key: &Key) -> Result<(), Error> {
+        let shared = self.running().await?;
+        let then = Then::Retried { key: key.clone() };
+        shared.submit(vec![Op::Retry { key: key.clone() }], None, then).await.map(drop)
+    }
+
+    async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, Error> {
+        let shared = self.running().await?;
+        Ok(shared.observer.call("quarantined", shared.store.quarantined(limit)).await?)
+    }
+
+    async fn rebalance(&self) -> Result<(), Error> {
+        self.declare(vec![Op::Rebalance]).await
+    }
+
+    async fn record(&self, key: &Key) -> Result<Option<Record>, Error> {
+        let shared = self.running().await?;
+        let records = shared.observer.call("records", shared.store.records(std::slice::from_ref(key))).await?;
+        Ok(records.into_iter().next().flatten())
+    }
+
+    async fn stats(&self) -> Result<Stats, Error> {
+        let shared = self.running().await?;
+        Ok(shared.observer.call("stats", shared.store.stats()).await?)
+    }
+}

@@ -1,0 +1,170 @@
+//! The life of a node's sessions: join, listen, and after a loss join again.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use tokio::task::JoinSet;
+
+use super::{lead, observe::target, shared::Shared};
+use crate::{Hint, Instant, Op, Outcome, SessionId, StoreError, Topic};
+
+/// A session that is being opened. Kept from one try to the next, so that one whose answer was lost is not left behind.
+pub(crate) struct Opening {
+    session: SessionId,
+    /// When the first try was sent: the session may have begun then, and its lease with it.
+    sent: Instant,
+    /// The session before, whose keys this node acts on no more.
+    old: Option<SessionId>,
+}
+
+impl Opening {
+    pub(crate) fn new(shared: &Shared, old: Option<SessionId>) -> Self {
+        Self { session: SessionId::fresh(), sent: shared.clock.now(), old }
+    }
+
+    /// One try.
+    pub(crate) async fn join(&mut self, shared: &Shared) -> Result<SessionId, StoreError> {
+        if shared.deadline(self.sent) <= shared.clock.now() {
+            // An earlier try may have opened it, but it would be dead by now.
+            *self = Self { old: Some(self.session), ..Self::new(shared, None) };
+        }
+        let config = &shared.config;
+        let end = self.old.map(|session| Op::End { session });
+        let join = Op::Join {
+            session: self.session,
+            node: config.node.clone(),
+            affinity: shared.with(|member| member.affinity()),
+            capacity: config.capacity,
+            lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
+        };
+        let ops: Vec<Op> = end.into_iter().chain([join]).collect();
+        let applied = shared.observer.call("join", shared.store.apply(&ops)).await?;
+        match applied.outcomes.last() {
+            Some(Outcome::Done | Outcome::Unchanged) => {
+                shared.joined(self.session, shared.deadline(self.sent));
+                tracing::info!(target: target::SESSION, node = %config.node, session = %self.session, "joined");
+                Ok(self.session)
+            }
+            _ => {
+                *self = Self::new(shared, self.old);
+                Err(StoreError::SessionEnded)
+            }
+        }
+    }
+}
+
+/// Runs until the node ends.
+pub(crate) async fn run(shared: Arc<Shared>, mut session: SessionId) {
+    loop {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(listen(shared.clone(), session));
+        tasks.spawn(lead::run(shared.clone(), session));
+        tokio::select! {
+            () = until_lost(&shared, session) => {}
+            () = shared.end() => return,
+        }
+        tasks.shutdown().await;
+        tracing::warn!(target: target::SESSION, node = %shared.config.node, %session, "lost the session");
+        tokio::select! {
+            next = join_again(&shared, session) => session = next,
+            () = shared.end() => return,
+        }
+    }
+}
+
+/// Watches the deadline of the lease, and what the beat thread finds.
+async fn until_lost(shared: &Shared, session: SessionId) {
+    let mut changed = shared.changed.subscribe();
+    loop {
+        if shared.with(|member| member.session()) != Some(session) {
+            return;
+        }
+        let left = shared.lease_deadline().map(|deadline| deadline.since(shared.clock.now())).unwrap_or_default();
+        tokio::select! {
+            () = tokio::time::sleep(left) => {}
+            () = shared.lease_died.notified() => {}
+            _ = changed.changed() => {}
+        }
+    }
+}
+
+/// Opens the next session, once the program has read of the loss of the last one: before, it could not start anything.
+async fn join_again(shared: &Shared, lost: SessionId) -> SessionId {
+    let mut changed = shared.changed.subscribe();
+    while shared.with(|member| member.has_unread_loss() || member.draining()) {
+        // The sender lives as long as `shared`.
+        let _ = changed.changed().await;
+    }
+    let mut opening = Opening::new(shared, Some(lost));
+    let mut pause = Duration::from_millis(10);
+    loop {
+        match opening.join(shared).await {
+            Ok(session) => return session,
+            Err(error) => {
+                tracing::debug!(target: target::SESSION, node = %shared.config.node, %error, "could not join yet");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// Follows the messages to the session.
+async fn listen(shared: Arc<Shared>, session: SessionId) {
+    loop {
+        let hints = shared.observer.call("subscribe", shared.store.hints(Topic::Session(session))).await;
+        let Ok(mut hints) = hints else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        resync(&shared, session).await;
+        loop {
+            let hint = tokio::select! {
+                hint = hints.next() => hint,
+                () = shared.resync.notified() => Some(Hint::Gap),
+            };
+            match hint {
+                Some(Hint::Message(message)) => {
+                    let follows = shared.with(|member| member.session() != Some(session) || member.message(message));
+                    if !follows {
+                        shared.observer.hint_missed();
+                        resync(&shared, session).await;
+                    }
+                }
+                Some(Hint::Gap) => {
+                    shared.observer.hint_missed();
+                    resync(&shared, session).await;
+                }
+                Some(Hint::LeaderGone) => shared.leader_gone.notify_one(),
+                Some(Hint::Batch(_)) => {}
+                None => {
+                    shared.observer.hint_missed();
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Reads the truth, until that succeeds.
+async fn resync(shared: &Shared, session: SessionId) {
+    loop {
+        shared.with(|member| member.reading());
+        match shared.observer.call("holdings", shared.store.holdings(session)).await {
+            Ok(truth) => {
+                shared.with(|member| {
+                    if member.session() == Some(session) {
+                        member.read(truth);
+                    }
+                });
+                return;
+            }
+            Err(StoreError::SessionEnded) => {
+                shared.session_ended(session);
+                return;
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}

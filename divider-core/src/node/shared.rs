@@ -1,0 +1,265 @@
+//! What the node's tasks, its beat thread and the program's calls have in common.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Waker,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::{
+    batcher::{Request, Then},
+    observe::Observer,
+};
+use crate::{
+    Clock, Instant, Key, NodeConfig, Op, SessionId, Store, Term, Token,
+    leader::{Marks, Now},
+    lease::Lease,
+    member::{Member, Queue},
+    source::SourceConfig,
+};
+
+pub(crate) struct Shared {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) config: NodeConfig,
+    pub(crate) source: Option<SourceConfig>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) observer: Observer,
+    state: Mutex<State>,
+    /// Ops on their way to the store, in order. Read by the batcher, which ends when the node does.
+    pub(crate) requests: mpsc::UnboundedSender<Request>,
+    /// The lease that the beat thread keeps up.
+    pub(crate) lease: watch::Sender<Option<Arc<Lease>>>,
+    /// Raised when the session is lost, the last loss has been read, or nothing is held any more.
+    pub(crate) changed: watch::Sender<()>,
+    /// Raised by the beat thread when it has found the session to be over.
+    pub(crate) lease_died: Arc<Notify>,
+    /// The holdings are to be read again, because a poll has shown that a message was lost.
+    pub(crate) resync: Notify,
+    /// Leadership may have become free.
+    pub(crate) leader_gone: Notify,
+    /// True once the node has been cancelled or dropped. All tasks end then.
+    pub(crate) ended: watch::Sender<bool>,
+    /// The term in which this node leads.
+    pub(crate) leading: Mutex<Option<Term>>,
+    pub(crate) marks: Mutex<Marks>,
+    /// Number of the last message that the store had sent at the last poll.
+    pub(crate) expected: AtomicU64,
+    started: AtomicBool,
+    /// Number of the last change of affinity under the current session.
+    pub(crate) altered: AtomicU64,
+}
+
+struct State {
+    member: Member,
+    lease: Option<Arc<Lease>>,
+    /// Streams that wait for an event.
+    readers: Vec<(Queue, Waker)>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        config: NodeConfig,
+        source: Option<SourceConfig>,
+        clock: Arc<dyn Clock>,
+        requests: mpsc::UnboundedSender<Request>,
+    ) -> Self {
+        let back = config.quarantine.map_or(Duration::from_secs(10), |quarantine| quarantine.within) + config.lease * 2;
+        let state = State { member: Member::new(config.affinity), lease: None, readers: Vec::new() };
+        Self {
+            observer: Observer { node: config.node.to_string(), store: store.name() },
+            store,
+            config,
+            source,
+            clock,
+            state: Mutex::new(state),
+            requests,
+            lease: watch::Sender::new(None),
+            changed: watch::Sender::new(()),
+            lease_died: Arc::new(Notify::new()),
+            resync: Notify::new(),
+            leader_gone: Notify::new(),
+            ended: watch::Sender::new(false),
+            leading: Mutex::new(None),
+            marks: Mutex::new(Marks::new(back)),
+            expected: AtomicU64::new(0),
+            started: AtomicBool::new(false),
+            altered: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Now {
+        Now { mono: self.clock.now(), unix_ms: self.clock.unix_ms() }
+    }
+
+    /// Until when a lease holds whose renewal was sent at `sent`.
+    pub(crate) fn deadline(&self, sent: Instant) -> Instant {
+        sent + (self.config.lease - self.config.drift_margin())
+    }
+
+    pub(crate) fn is_started(&self) -> bool {
+        self.started.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn started(&self) {
+        self.started.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        *self.ended.borrow()
+    }
+
+    /// Completes when the node ends.
+    pub(crate) async fn end(&self) {
+        let mut ended = self.ended.subscribe();
+        // An error says that the sender is gone, which is an end, too.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Looks at or changes the member. Whatever it is, the node fences itself first if its lease has run out: nothing is
+    /// ever decided on the word of a dead lease.
+    pub(crate) fn with<R>(&self, act: impl FnOnce(&mut Member) -> R) -> R {
+        let mut state = self.state.lock();
+        let before = state.situation();
+        state.fence(self.clock.now());
+        let result = act(&mut state.member);
+        self.follow_up(state, before);
+        result
+    }
+
+    /// What every change may entail: ops to send, readers to wake, tasks to tell.
+    fn follow_up(&self, mut state: parking_lot::MutexGuard<'_, State>, before: Situation) {
+        let outbox = state.member.take_outbox();
+        let after = state.situation();
+        let State { member, readers, .. } = &mut *state;
+        let readers: Vec<_> = readers.extract_if(.., |(queue, _)| member.readable(*queue)).collect();
+        drop(state);
+        for op in outbox {
+            // The batcher is gone only when the node has ended.
+            let _ = self.requests.send(Request::decline(op));
+        }
+        readers.into_iter().for_each(|(_, reader)| reader.wake());
+        if after.coarse() != before.coarse() {
+            self.changed.send_replace(());
+        }
+        if before.held != after.held {
+            self.observer.held(after.held);
+        }
+        if before.session.is_some() && after.session.is_none() && !self.has_ended() {
+            self.observer.session_lost();
+        }
+    }
+
+    /// Reads one event for a stream, or leaves its waker.
+    pub(crate) fn read<T>(
+        &self,
+        queue: Queue,
+        waker: &Waker,
+        next: impl FnOnce(&mut Member) -> Option<T>,
+    ) -> Option<T> {
+        let mut state = self.state.lock();
+        let before = state.situation();
+        state.fence(self.clock.now());
+        let event = next(&mut state.member);
+        if event.is_none() && !state.readers.iter().any(|(of, reader)| *of == queue && reader.will_wake(waker)) {
+            state.readers.push((queue, waker.clone()));
+        }
+        self.follow_up(state, before);
+        event
+    }
+
+    /// Whether the program may act on the key at this moment.
+    pub(crate) fn is_current(&self, key: &Key, token: Token) -> bool {
+        let state = self.state.lock();
+        state.member.is_current(key, token)
+            && state.lease.as_ref().is_some_and(|lease| lease.is_valid(self.clock.now()))
+    }
+
+    /// Takes up a new session.
+    pub(crate) fn joined(&self, session: SessionId, deadline: Instant) {
+        let lease = Arc::new(Lease::new(session, deadline));
+        let mut state = self.state.lock();
+        state.member.joined(session);
+        state.lease = Some(lease.clone());
+        let draining = state.member.draining();
+        drop(state);
+        self.altered.store(0, Ordering::SeqCst);
+        self.expected.store(0, Ordering::Relaxed);
+        self.lease.send_replace(Some(lease));
+        if draining {
+            // A flush began while this session was being opened, and had none to drain.
+            let drain = vec![Op::Drain { session }];
+            let request =
+                Request { ops: drain, session: Some(session), then: Then::Drained, time_limit: None, reply: None };
+            let _ = self.requests.send(request);
+        }
+    }
+
+    /// The session has turned out to be over.
+    pub(crate) fn session_ended(&self, session: SessionId) {
+        let mut state = self.state.lock();
+        let before = state.situation();
+        if let Some(lease) = state.lease.as_ref().filter(|lease| lease.session() == session) {
+            lease.kill();
+        }
+        state.fence(self.clock.now());
+        self.follow_up(state, before);
+    }
+
+    /// The deadline of the current lease.
+    pub(crate) fn lease_deadline(&self) -> Option<Instant> {
+        self.state.lock().lease.as_ref().map(|lease| lease.deadline())
+    }
+
+    /// Stops everything, without a word to the store.
+    pub(crate) fn shut_down(&self) {
+        self.ended.send_replace(true);
+        self.lease.send_replace(None);
+        let mut state = self.state.lock();
+        if let Some(lease) = state.lease.take() {
+            lease.kill();
+        }
+        let readers = std::mem::take(&mut state.readers);
+        drop(state);
+        readers.into_iter().for_each(|(_, reader)| reader.wake());
+        self.changed.send_replace(());
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Situation {
+    session: Option<SessionId>,
+    held: usize,
+    unread_loss: bool,
+}
+
+impl Situation {
+    /// What tasks wait for.
+    fn coarse(self) -> (Option<SessionId>, bool, bool) {
+        (self.session, self.held == 0, self.unread_loss)
+    }
+}
+
+impl State {
+    fn situation(&self) -> Situation {
+        Situation {
+            session: self.member.session(),
+            held: self.member.held(),
+            unread_loss: self.member.has_unread_loss(),
+        }
+    }
+
+    /// Ends a session whose lease has run out.
+    fn fence(&mut self, now: Instant) {
+        if let Some(lease) = self.lease.take_if(|lease| !lease.is_valid(now)) {
+            lease.kill();
+            self.member.lose();
+        }
+    }
+}
