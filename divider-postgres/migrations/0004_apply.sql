@@ -114,21 +114,21 @@ BEGIN
         END IF;
         d := end_session(d, who, b);
         RETURN;
-    ELSIF kind = 7 AND a <= s.altered THEN -- AlterAffinity, once more
-        code := 2;
-        val := s.affinity;
-        RETURN;
-    ELSIF kind IN (6, 7) THEN -- SetAffinity, AlterAffinity
-        wanted := CASE kind WHEN 6 THEN a ELSE greatest(least(s.affinity::numeric + b, 9223372036854775807),
-                                                        -9223372036854775808) END;
+    ELSIF kind IN (6, 7) THEN -- SetAffinity, AlterAffinity: `a` counts them, so that none is done twice
+        IF a <= s.altered THEN
+            code := 2;
+            val := s.affinity;
+            RETURN;
+        END IF;
+        wanted := CASE kind WHEN 6 THEN b
+                            ELSE greatest(least(s.affinity::numeric + b, 9223372036854775807), -9223372036854775808) END;
         val := wanted;
         IF wanted < 0 OR wanted > 2147483647 THEN
             code := 21;
             RETURN;
         END IF;
         code := 2;
-        UPDATE sessions x SET affinity = wanted, altered = CASE kind WHEN 7 THEN a ELSE x.altered END
-        WHERE x.group_id = g.id AND x.session = who;
+        UPDATE sessions x SET affinity = wanted, altered = a WHERE x.group_id = g.id AND x.session = who;
         IF wanted <> s.affinity THEN
             s.affinity := wanted;
             d := say(d, session_json(s));

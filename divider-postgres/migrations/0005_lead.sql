@@ -31,17 +31,20 @@ END $$;
 
 -- Looks at leadership, on the connection that would hold its lock, and takes it where it is free and wanted.
 --
--- `holds` says whether this connection has the lock. A leadership in the group's row counts only together with the lock:
--- without it, the session that stands there has lost its connection and leads no more.
+-- `holder` is the session for which this connection has the lock, if it has. A leadership in the group's row counts only
+-- together with the lock: a session that stands there and looks without it has lost its connection, and leads no more.
+-- `stale` is the term of a leadership that has stood still for a lease. It matters only where this connection itself has
+-- the lock, for an earlier session of the same node: then nobody else could ever take it.
 CREATE FUNCTION poll(
-    group_name text, who uuid, lock_key bigint, INOUT holds boolean, wants boolean,
-    OUT alive boolean, OUT seq bigint, OUT revision bigint, OUT term bigint, OUT leader uuid, OUT leader_beat bigint,
-    OUT living bigint
+    group_name text, who uuid, lock_key bigint, INOUT holder uuid, wants boolean, stale bigint,
+    OUT alive boolean, OUT seq bigint, OUT revision bigint, OUT token bigint, OUT term bigint, OUT leader uuid,
+    OUT leader_beat bigint
 ) LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE
     g groups;
     d draft;
+    free boolean;
 BEGIN
     SELECT * INTO g FROM groups x WHERE x.name = group_name;
     IF g.id IS NULL OR g.lineage <> lineage() THEN
@@ -49,10 +52,10 @@ BEGIN
     END IF;
     SELECT s.seq INTO seq FROM sessions s WHERE s.group_id = g.id AND s.session = who AND s.ended IS NULL;
     alive := FOUND;
-    IF wants AND alive AND NOT holds THEN
-        holds := pg_try_advisory_lock(lock_key);
-    END IF;
-    IF holds AND wants AND alive AND g.leader IS DISTINCT FROM who THEN
+    free := CASE WHEN holder IS NOT NULL THEN g.leader IS DISTINCT FROM holder OR g.term = stale
+                 WHEN wants AND alive THEN pg_try_advisory_lock(lock_key) ELSE false END;
+    IF free AND wants AND alive THEN
+        holder := who;
         g := locked_group(group_name);
         -- Between the look and the lock the session may have been ended.
         PERFORM FROM sessions s WHERE s.group_id = g.id AND s.session = who AND s.ended IS NULL;
@@ -63,25 +66,29 @@ BEGIN
             g.revision := publish(g, d.changes, d.size, d.targets, d.notices, false);
         END IF;
     END IF;
-    IF holds AND g.leader IS DISTINCT FROM who THEN
+    IF holder IS NOT NULL AND g.leader IS DISTINCT FROM holder THEN
         PERFORM pg_advisory_unlock(lock_key);
-        holds := false;
+        holder := NULL;
     END IF;
     revision := g.revision;
+    token := g.token;
     term := g.term;
-    leader := CASE WHEN holds OR g.leader <> who THEN g.leader END;
+    leader := CASE WHEN g.leader IS DISTINCT FROM who OR holder = who THEN g.leader END;
     SELECT b.beat INTO leader_beat FROM beats b WHERE b.group_id = g.id AND b.session = leader;
-    SELECT count(*) INTO living FROM beats b WHERE b.group_id = g.id;
 END $$;
 
--- Gives leadership up.
-CREATE FUNCTION resign(group_name text, who uuid, of_term bigint) RETURNS void LANGUAGE plpgsql
+-- Gives leadership up, on the connection that has its lock. The lock goes first, so that whoever is woken finds it free.
+CREATE FUNCTION resign(group_name text, who uuid, of_term bigint, lock_key bigint, INOUT holder uuid) LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE
     g groups := locked_group(group_name);
     d draft;
 BEGIN
     IF g.leader = who AND g.term = of_term THEN
+        IF holder = who THEN
+            PERFORM pg_advisory_unlock(lock_key);
+            holder := NULL;
+        END IF;
         d := set_leader(ROW(g, '', 0, '{}', '{}', false)::draft, NULL);
         PERFORM publish(d.g, d.changes, d.size, d.targets, d.notices, true);
     END IF;

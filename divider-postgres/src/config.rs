@@ -5,6 +5,8 @@ use std::{fmt, str::FromStr, time::Duration};
 use divider_core::{ConfigError, Group};
 use sqlx::postgres::{PgConnectOptions, PgPool};
 
+use crate::PostgresStore;
+
 /// How a node reaches its group in PostgreSQL. Every field may be changed before it is given to
 /// [`PostgresStore::new`](crate::PostgresStore::new), which checks them all.
 ///
@@ -124,5 +126,61 @@ impl fmt::Debug for PostgresConfig {
             .field("leader_timeout", &self.leader_timeout)
             .field("application_name", &self.application_name)
             .finish()
+    }
+}
+
+/// Builds a [`PostgresStore`]. Nothing is connected before the store is opened.
+///
+/// ```
+/// use divider_postgres::PostgresStore;
+/// let group = divider_core::Group::new("/process/me/")?;
+/// let store = PostgresStore::builder("postgres://app@localhost/app", group).schema("work").build()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a builder does nothing before `build`"]
+pub struct PostgresBuilder {
+    config: Result<PostgresConfig, ConfigError>,
+}
+
+impl PostgresBuilder {
+    pub(crate) fn new(config: Result<PostgresConfig, ConfigError>) -> Self {
+        Self { config }
+    }
+
+    /// Changes any field of the configuration.
+    pub fn configure(mut self, change: impl FnOnce(&mut PostgresConfig)) -> Self {
+        if let Ok(config) = &mut self.config {
+            change(config);
+        }
+        self
+    }
+
+    /// Sets [`PostgresConfig::schema`].
+    pub fn schema(self, schema: impl Into<String>) -> Self {
+        self.configure(|config| config.schema = schema.into())
+    }
+
+    /// Sets [`PostgresConfig::pool`].
+    pub fn pool(self, pool: PgPool) -> Self {
+        self.configure(|config| config.pool = Some(pool))
+    }
+
+    /// Sets [`PostgresConfig::call_timeout`].
+    pub fn call_timeout(self, limit: Duration) -> Self {
+        self.configure(|config| config.call_timeout = limit)
+    }
+
+    /// Sets [`PostgresConfig::lock_delay`].
+    pub fn lock_delay(self, delay: Duration) -> Self {
+        self.configure(|config| config.lock_delay = Some(delay))
+    }
+
+    /// Makes the store.
+    ///
+    /// # Errors
+    /// [`ConfigError`] that names the first field that cannot be used. It never quotes a URL.
+    pub fn build(self) -> Result<PostgresStore, ConfigError> {
+        self.config.and_then(PostgresStore::new)
     }
 }

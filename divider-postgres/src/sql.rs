@@ -13,7 +13,7 @@ pub(crate) struct Sql {
     pub(crate) renew: Text,
     pub(crate) poll: Text,
     pub(crate) resign: Text,
-    pub(crate) session_names: Text,
+    pub(crate) channel: Text,
     pub(crate) beats: Text,
     pub(crate) silent: Text,
     pub(crate) holdings: Text,
@@ -58,10 +58,11 @@ impl Sql {
             apply: text("SELECT codes, vals, revision FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
             renew: text("SELECT @renew($1, $2, $3)"),
             poll: text(
-                "SELECT alive, seq, revision, term, leader, leader_beat, holds, living FROM @poll($1, $2, $3, $4, $5)",
+                "SELECT alive, seq, revision, token, term, leader, leader_beat, holder
+                 FROM @poll($1, $2, $3, $4, $5, $6)",
             ),
-            resign: text("SELECT @resign($1, $2, $3)"),
-            session_names: text("SELECT @channel($1, $2)"),
+            resign: text("SELECT holder FROM @resign($1, $2, $3, $4, $5)"),
+            channel: text("SELECT @channel($1, $2)"),
             beats: text("SELECT b.session, b.beat FROM @groups g JOIN @beats b ON b.group_id = g.id WHERE g.name = $1"),
             silent: text(
                 "WITH held AS MATERIALIZED (
@@ -120,7 +121,7 @@ impl Sql {
                  WHERE g.name = $1",
             ),
             messages: text(
-                "SELECT m.seq, m.data FROM @groups g
+                "SELECT s.seq, m.seq, m.data FROM @groups g
                  JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
                  LEFT JOIN @messages m ON m.group_id = g.id AND m.session = s.session AND m.seq > $3
                  WHERE g.name = $1 ORDER BY m.seq LIMIT 64",
