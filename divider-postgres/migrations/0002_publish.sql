@@ -16,6 +16,15 @@ RETURN json_build_array('s', s.session, s.node, s.affinity, s.capacity, s.lease_
 CREATE FUNCTION group_json(g groups) RETURNS text LANGUAGE sql STABLE
 RETURN json_build_array('g', g.term, g.leader, g.hold)::text;
 
+-- What a grant says of payload and checkpoint: null where there is neither, both as they are where they are short, else a
+-- digest, by which the reader of the message knows whether what it finds in the key's row is still the same.
+CREATE FUNCTION blob_text(payload bytea, checkpoint bytea) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN octet_length(payload) + octet_length(checkpoint) = 0 THEN NULL
+            WHEN octet_length(payload) + octet_length(checkpoint) <= 256
+                THEN encode(payload, 'hex') || '/' || encode(checkpoint, 'hex')
+            ELSE '#' || encode(sha256(convert_to(octet_length(payload)::text || '/', 'UTF8') || payload || checkpoint), 'hex')
+       END;
+
 -- The name of a channel, from the group's secret and what the channel is about: 'group', 'leader', or a session.
 CREATE FUNCTION channel(secret uuid, topic text) RETURNS text LANGUAGE sql IMMUTABLE
 RETURN 'divider_' || substr(encode(sha256(convert_to(secret::text || ' ' || topic, 'UTF8')), 'hex'), 1, 48);
@@ -77,7 +86,7 @@ BEGIN
 
     IF cardinality(targets) > 0 THEN
         WITH message AS (
-            SELECT n.session, string_agg(n.notice, ',' ORDER BY n.ix) AS data
+            SELECT n.session, string_agg(n.notice, ',' ORDER BY n.ix) AS data, bool_or(n.notice = '["e"]') AS ends
             FROM unnest(targets, notices) WITH ORDINALITY AS n(session, notice, ix) GROUP BY n.session
         ), numbered AS (
             UPDATE sessions s SET seq = s.seq + 1 FROM message m
@@ -88,8 +97,8 @@ BEGIN
             DELETE FROM messages o USING numbered n
             WHERE n.seq % 64 = 0 AND o.group_id = g.id AND o.session = n.session AND o.seq <= n.seq - 64
         )
-        -- A session that is forgotten has no number any more; it is woken, and finds out.
-        SELECT count(pg_notify(channel(g.secret, m.session::text), coalesce(n.seq, 0)::text)) INTO woken
+        SELECT count(pg_notify(channel(g.secret, m.session::text),
+                               CASE WHEN m.ends OR n.seq IS NULL THEN 'end' ELSE n.seq::text END)) INTO woken
         FROM message m LEFT JOIN numbered n ON n.session = m.session;
     END IF;
     RETURN g.revision;

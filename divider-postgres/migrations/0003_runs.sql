@@ -71,7 +71,7 @@ BEGIN
         FROM unnest(keys, owners, terms) WITH ORDINALITY AS o(key, owner, term, ix)
         LEFT JOIN LATERAL (
             SELECT f.ctid AS place, f.weight, f.priority, f.not_before_ms, f.attempts, f.fates, f.owner, f.token, f.quarantined,
-                   f.payload <> '' OR f.checkpoint <> '' AS blobs
+                   blob_text(f.payload, f.checkpoint) AS blobs
             FROM keys f WHERE f.group_id = g.id AND f.key = o.key FOR UPDATE SKIP LOCKED
         ) k ON true
         LEFT JOIN known_sessions d ON d.session = k.owner

@@ -80,9 +80,8 @@ BEGIN
         RETURN;
     ELSIF kind = 4 THEN -- Rebalance
         code := 1;
-        FOR s IN UPDATE sessions x SET settled = false FROM (
-            SELECT y.session FROM sessions y WHERE y.group_id = g.id AND y.ended IS NULL AND y.settled
-        ) y WHERE x.group_id = g.id AND x.session = y.session RETURNING x.* LOOP
+        FOR s IN SELECT * FROM sessions x WHERE x.group_id = g.id AND x.ended IS NULL AND x.settled ORDER BY x.session LOOP
+            UPDATE sessions x SET settled = false WHERE x.group_id = g.id AND x.session = s.session RETURNING x.* INTO s;
             code := 0;
             d := say(d, session_json(s));
         END LOOP;

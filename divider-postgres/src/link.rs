@@ -32,6 +32,9 @@ use crate::{
 /// Pause between two attempts to connect.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// What is sent to a session that has ended; to all others a number is.
+const OVER: &str = "end";
+
 /// How often something has happened to a subscription. Numbers instead of a queue: a slow reader costs nothing, and finds
 /// out about everything by one look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,7 +155,7 @@ impl Task {
                     }
                 },
                 heard = open.listener.try_recv() => match heard {
-                    Ok(Some(notification)) => self.wake(open, notification.channel()),
+                    Ok(Some(heard)) => self.wake(open, heard.channel(), heard.payload()),
                     // Whatever it was, it may have swallowed something; and the lock is gone.
                     Ok(None) | Err(_) => {
                         tracing::warn!(target: "divider::postgres", "the connection for locks and notifications broke off");
@@ -276,10 +279,15 @@ impl Task {
         Ok(Ok(receiver))
     }
 
-    fn wake(&self, line: &Line, channel: &str) {
+    fn wake(&self, line: &Line, channel: &str, payload: &str) {
         for subscription in &self.subscriptions {
             if subscription.channel == channel {
-                subscription.signal.send_modify(|signal| signal.wakes += 1);
+                // The messages of a session that is over may be gone with it, so it is told to read what is left.
+                let over = u64::from(payload == OVER);
+                subscription.signal.send_modify(|signal| {
+                    signal.wakes += 1;
+                    signal.gaps += over;
+                });
             }
         }
         if channel == line.leader_channel {

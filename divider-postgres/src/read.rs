@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     beat::Beater,
-    codec::{self, corrupt, number, unsigned},
+    codec::{self, Unread, corrupt, number, unsigned},
     error::store_error,
     link::Link,
     pool::Lanes,
@@ -130,47 +130,41 @@ impl Inner {
             // A session without news has one row, without a message.
             let Some(seq) = self.get::<Option<i64>>(row, 1)? else { continue };
             let notices = codec::notices(self.get(row, 2)?)?;
-            for (notice, has_blobs) in &notices {
-                if let Notice::Granted(holding) = notice
-                    && *has_blobs
-                {
+            for (notice, digest) in &notices {
+                if let (Notice::Granted(holding), Some(_)) = (notice, digest) {
                     with_blobs.push(holding.key.as_str().to_owned());
                 }
             }
             messages.push((seq, notices));
         }
         let blobs = self.blobs(with_blobs).await?;
-        let complete = |(mut notice, has_blobs): (Notice, bool)| {
-            if let Notice::Granted(holding) = &mut notice
-                && has_blobs
-            {
-                // A grant that is over already has no blobs any more: what there is now must be read as a whole.
-                let (payload, checkpoint) =
-                    blobs.get(&(holding.key.clone(), holding.token.0)).ok_or_else(|| corrupt("the granted key"))?;
-                holding.payload = payload.clone();
-                holding.checkpoint = checkpoint.clone();
+        let complete = |(mut notice, digest): Unread| {
+            if let (Notice::Granted(holding), Some(digest)) = (&mut notice, digest) {
+                // What has changed since the grant must be read as a whole.
+                let found = blobs.get(&(holding.key.clone(), digest)).ok_or_else(|| corrupt("the blobs of the grant"))?;
+                (holding.payload, holding.checkpoint) = found.clone();
             }
             Ok(notice)
         };
-        let message = |(seq, notices): (i64, Vec<(Notice, bool)>)| {
+        let message = |(seq, notices): (i64, Vec<Unread>)| {
             let notices = notices.into_iter().map(complete).collect::<Result<_, StoreError>>()?;
             Ok(Message { seq: unsigned(seq)?, notices })
         };
         messages.into_iter().map(message).collect()
     }
 
-    /// Payloads and checkpoints, by key and token.
-    async fn blobs(&self, keys: Vec<String>) -> Result<HashMap<(Key, u64), (Blob, Blob)>, StoreError> {
+    /// Payloads and checkpoints, by key and digest.
+    async fn blobs(&self, keys: Vec<String>) -> Result<HashMap<(Key, String), (Blob, Blob)>, StoreError> {
         if keys.is_empty() {
             return Ok(HashMap::new());
         }
         let rows = call!(self, sqlx::query(self.sql.blobs.safe()).bind(&*self.group).bind(keys), fetch_all)?;
         let mut blobs = HashMap::with_capacity(rows.len());
         for row in &rows {
-            if let Some(token) = self.get::<Option<i64>>(row, 1)? {
+            if let Some(digest) = self.get::<Option<String>>(row, 3)? {
                 let key = Key::new(self.get::<&str>(row, 0)?).map_err(|e| StoreError::Corrupt(e.to_string()))?;
-                let bytes = (Blob::from(self.get::<&[u8]>(row, 2)?), Blob::from(self.get::<&[u8]>(row, 3)?));
-                blobs.insert((key, unsigned(token)?), bytes);
+                let bytes = (Blob::from(self.get::<&[u8]>(row, 1)?), Blob::from(self.get::<&[u8]>(row, 2)?));
+                blobs.insert((key, digest), bytes);
             }
         }
         Ok(blobs)

@@ -127,7 +127,7 @@ impl Sql {
                  WHERE g.name = $1 ORDER BY m.seq LIMIT 64",
             ),
             blobs: text(
-                "SELECT k.key, k.token, k.payload, k.checkpoint
+                "SELECT k.key, k.payload, k.checkpoint, @blob_text(k.payload, k.checkpoint)
                  FROM @groups g, unnest($2::text[]) AS n(key)
                  CROSS JOIN LATERAL (SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key OFFSET 0) k
                  WHERE g.name = $1",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use divider_core::{Group, Store};
-use divider_postgres::{PostgresStore, migrate};
+use divider_postgres::{PostgresConfig, PostgresStore, migrate};
 use divider_tests::{
     agree::{Expect, Seen, agree_with},
     postgres::PostgresServer,
@@ -44,7 +44,10 @@ async fn agrees_with_the_ledger() {
     let first = number("DIVIDER_SEED").unwrap_or(1);
     let mut seen = Seen::new();
     for seed in first..first + number("DIVIDER_SEEDS").unwrap_or(12) {
-        let store = store(&server, &format!("agree-{seed}"));
+        // The runner polls only now and then, and a leader that does not loses its leadership.
+        let config = |config: &mut PostgresConfig| config.leader_timeout = Duration::from_secs(600);
+        let name = group(&format!("agree-{seed}"));
+        let store = PostgresStore::builder(server.url(), name).configure(config).build().expect("a valid configuration");
         for (what, times) in agree_with(&store, seed, 400, Expect { leases: false, hints: true }).await {
             *seen.entry(what).or_default() += times;
         }

@@ -78,9 +78,12 @@ pub(crate) fn sessions(data: Option<&str>) -> Result<Vec<SessionView>, StoreErro
     changes_of(&format!("[{data}]"))?.into_iter().map(view).collect()
 }
 
-/// The notices of a message. Grants come without the blobs; the flag says whether there are any to be read.
-pub(crate) fn notices(data: &str) -> Result<Vec<(Notice, bool)>, StoreError> {
-    let read: Vec<Read<(Notice, bool)>> = serde_json::from_str(data).map_err(|e| StoreError::Corrupt(e.to_string()))?;
+/// A notice, and the digest of a grant's blobs where those are still to be read.
+pub(crate) type Unread = (Notice, Option<String>);
+
+/// The notices of a message.
+pub(crate) fn notices(data: &str) -> Result<Vec<Unread>, StoreError> {
+    let read: Vec<Read<Unread>> = serde_json::from_str(data).map_err(|e| StoreError::Corrupt(e.to_string()))?;
     Ok(read.into_iter().map(|Read(notice)| notice).collect())
 }
 
@@ -201,11 +204,11 @@ impl Kinds for Change {
     }
 }
 
-impl Kinds for (Notice, bool) {
+impl Kinds for Unread {
     fn of<'de, A: SeqAccess<'de>>(kind: &str, mut f: Fields<A>) -> Result<Self, A::Error> {
-        Ok(match kind {
+        let notice = match kind {
             "g" => {
-                let holding = Holding {
+                let mut holding = Holding {
                     key: f.next()?,
                     token: Token(f.next()?),
                     attempts: f.next()?,
@@ -215,16 +218,31 @@ impl Kinds for (Notice, bool) {
                     checkpoint: Blob::default(),
                     stopping: None,
                 };
-                (Notice::Granted(holding), f.next()?)
+                let blobs: Option<String> = f.next()?;
+                match blobs.as_deref().map(|blobs| blobs.split_once('/')) {
+                    None => {}
+                    Some(None) => return Ok((Notice::Granted(holding), blobs)),
+                    Some(Some((payload, checkpoint))) => {
+                        let bytes = |hex| unhex(hex).ok_or_else(|| A::Error::custom("bytes that are not hexadecimal"));
+                        (holding.payload, holding.checkpoint) = (bytes(payload)?, bytes(checkpoint)?);
+                    }
+                }
+                Notice::Granted(holding)
             }
             "s" => {
                 let (key, token) = (f.next()?, Token(f.next()?));
                 let reason = stop_reason(f.next()?).ok_or_else(|| A::Error::custom("no reason"))?;
-                (Notice::Stop { key, token, reason }, false)
+                Notice::Stop { key, token, reason }
             }
-            "t" => (Notice::Taken { key: f.next()?, token: Token(f.next()?) }, false),
-            "e" => (Notice::Ended, false),
+            "t" => Notice::Taken { key: f.next()?, token: Token(f.next()?) },
+            "e" => Notice::Ended,
             _ => return Err(A::Error::custom("a notice of an unknown kind")),
-        })
+        };
+        Ok((notice, None))
     }
+}
+
+fn unhex(hex: &str) -> Option<Blob> {
+    let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+    (0..hex.len()).step_by(2).map(byte).collect::<Option<Vec<u8>>>().map(Blob::from)
 }
