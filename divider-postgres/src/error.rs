@@ -14,7 +14,9 @@ pub(crate) fn store_error(error: sqlx::Error, limit: Duration) -> StoreError {
     let Some(db) = error.as_database_error() else {
         return match error {
             sqlx::Error::PoolTimedOut => StoreError::Timeout { limit },
-            sqlx::Error::Configuration(_) => StoreError::Misconfigured("the connection options are not valid".to_owned()),
+            sqlx::Error::Configuration(_) => {
+                StoreError::Misconfigured("the connection options are not valid".to_owned())
+            }
             sqlx::Error::Tls(_) => {
                 StoreError::Misconfigured(format!("no TLS connection: {error}; check sslmode and the certificates"))
             }

@@ -49,14 +49,31 @@ pub(crate) struct Signal {
 
 /// What the task is asked for.
 pub(crate) enum Command {
-    Poll { who: SessionId, wants: bool, stale: Option<Term>, reply: oneshot::Sender<Result<Standing, StoreError>> },
-    Resign { who: SessionId, term: Term, reply: oneshot::Sender<Result<(), StoreError>> },
+    Poll {
+        who: SessionId,
+        wants: bool,
+        stale: Option<Term>,
+        reply: oneshot::Sender<Result<Standing, StoreError>>,
+    },
+    Resign {
+        who: SessionId,
+        term: Term,
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
     /// Frees the lock, if it is held for this session.
-    Release { who: SessionId, reply: oneshot::Sender<Result<(), StoreError>> },
+    Release {
+        who: SessionId,
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
     /// `None` for the changes of the group.
-    Listen { who: Option<SessionId>, reply: oneshot::Sender<Result<watch::Receiver<Signal>, StoreError>> },
+    Listen {
+        who: Option<SessionId>,
+        reply: oneshot::Sender<Result<watch::Receiver<Signal>, StoreError>>,
+    },
     /// Cuts the connection and ends the task.
-    Close { reply: oneshot::Sender<Result<(), StoreError>> },
+    Close {
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
 }
 
 /// The task's end that the store holds. The task ends when this is dropped.

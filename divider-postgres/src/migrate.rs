@@ -49,7 +49,8 @@ pub async fn migrate(options: &PgConnectOptions, schema: &str) -> Result<(), Sto
     }
     let failed = |error| store_error(error, LIMIT);
     let migrated = timeout(LIMIT, async {
-        let mut connection = PgConnection::connect_with(&options.clone().extra_float_digits(None)).await.map_err(failed)?;
+        let mut connection =
+            PgConnection::connect_with(&options.clone().extra_float_digits(None)).await.map_err(failed)?;
         run(&mut connection, schema).await?;
         // The transaction is committed; how the connection ends does not matter.
         _ = connection.close().await;

@@ -141,7 +141,8 @@ impl Inner {
         let complete = |(mut notice, digest): Unread| {
             if let (Notice::Granted(holding), Some(digest)) = (&mut notice, digest) {
                 // What has changed since the grant must be read as a whole.
-                let found = blobs.get(&(holding.key.clone(), digest)).ok_or_else(|| corrupt("the blobs of the grant"))?;
+                let found =
+                    blobs.get(&(holding.key.clone(), digest)).ok_or_else(|| corrupt("the blobs of the grant"))?;
                 (holding.payload, holding.checkpoint) = found.clone();
             }
             Ok(notice)

@@ -51,7 +51,8 @@ const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.att
 impl Sql {
     pub(crate) fn new(schema: &str) -> Self {
         let schema = quoted(schema);
-        let text = |sql: &str| Text(sql.replace("$VIEW", &format!("@{VIEW}")).replace('@', &format!("{schema}.")).into());
+        let text =
+            |sql: &str| Text(sql.replace("$VIEW", &format!("@{VIEW}")).replace('@', &format!("{schema}.")).into());
         Self {
             version: text("SELECT max(version), pg_is_in_recovery(), current_setting('server_encoding') FROM @schema_version"),
             attach: text("SELECT group_channel, leader_channel, leader_lock, secret FROM @attach($1)"),

@@ -47,24 +47,36 @@ impl PostgresServer {
     /// # Panics
     /// As [`start`](Self::start).
     pub fn with(options: &[&str]) -> Self {
+        let mut server = Self::unmade(options.iter().map(|&option| option.to_owned()).collect());
+        let data = server.data();
+        run(tool("initdb")
+            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+            .arg(data));
+        server.begin();
+        server
+    }
+
+    /// A server without a cluster.
+    fn unmade(options: Vec<String>) -> Self {
         let base = std::env::var_os("DIVIDER_TEST_PGDATA").map_or_else(std::env::temp_dir, PathBuf::from);
         let dir = tempfile::Builder::new().prefix("divider-pg").tempdir_in(base);
         let dir = dir.expect("a temporary directory is needed for postgres");
         if is_root() {
             chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("the directory can be given to nobody");
         }
-        let options = options.iter().map(|&option| option.to_owned()).collect();
-        let mut server = Self { port: 0, dir, options, process: None, frozen: Mutex::default() };
-        let data = server.data();
-        run(tool("initdb").args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]).arg(data));
+        Self { port: 0, dir, options, process: None, frozen: Mutex::default() }
+    }
+
+    /// Starts it for the first time.
+    fn begin(&mut self) {
         // Somebody else may take the port between our look and the server's.
         for _ in 0..5 {
-            server.port = free_port();
-            if server.launch() {
-                return server;
+            self.port = free_port();
+            if self.launch() {
+                return;
             }
         }
-        panic!("postgres does not start; its log says: {}", server.log());
+        panic!("postgres does not start; its log says: {}", self.log());
     }
 
     /// The port on 127.0.0.1.
@@ -157,6 +169,28 @@ impl PostgresServer {
         let mut command = tool("psql");
         command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url_as(role), "-c", sql]);
         command.output().expect("psql can be run")
+    }
+
+    /// A server that follows this one.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn replica(&self) -> Self {
+        let mut replica = Self::unmade(self.options.clone());
+        let port = self.port.to_string();
+        let mut copy = tool("pg_basebackup");
+        copy.args(["-h", "127.0.0.1", "-U", "postgres", "-R", "-c", "fast", "-p", &port, "-D"]).arg(replica.data());
+        run(&mut copy);
+        replica.begin();
+        replica
+    }
+
+    /// Makes a replica a server of its own.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn promote(&self) {
+        assert_eq!(self.psql("SELECT pg_promote()"), "t", "only a replica can be promoted");
     }
 
     fn data(&self) -> PathBuf {

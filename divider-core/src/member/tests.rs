@@ -482,7 +482,7 @@ fn join(session: SessionId, affinity: u32) -> Op {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
     #[test]
     fn along_random_histories_the_grammar_holds_and_all_agree_in_the_end(steps in steps()) {
         let mut world = World::new();

@@ -141,7 +141,9 @@ fn row(op: &Op) -> (i16, Row<'_>) {
         Op::SetAffinity { session, number: n, affinity } => {
             (6, Row { a: Some(number(*n)), b: Some((*affinity).into()), ..at(session) })
         }
-        Op::AlterAffinity { session, number: n, delta } => (7, Row { a: Some(number(*n)), b: Some(*delta), ..at(session) }),
+        Op::AlterAffinity { session, number: n, delta } => {
+            (7, Row { a: Some(number(*n)), b: Some(*delta), ..at(session) })
+        }
         Op::Drain { session } => (8, at(session)),
         Op::End { session } => (9, at(session)),
         Op::Confirm { session, key, token, started } => {
@@ -165,12 +167,7 @@ fn row(op: &Op) -> (i16, Row<'_>) {
         }
         Op::Expire { term, session, beat, healthy_below } => (
             17,
-            Row {
-                session: Some(session.0),
-                a: Some(number(beat.0)),
-                b: Some(number(healthy_below.0)),
-                ..led(term)
-            },
+            Row { session: Some(session.0), a: Some(number(beat.0)), b: Some(number(healthy_below.0)), ..led(term) },
         ),
         Op::Quarantine { term, key } => (18, Row { name: Some(key.as_str()), ..led(term) }),
         Op::Settle { term, session } => (19, Row { session: Some(session.0), ..led(term) }),
