@@ -4,7 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use divider_core::{Beat, SessionId, StoreError};
 use sqlx::{Connection, PgConnection};
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    runtime::{Handle, Id},
+    sync::Mutex,
+    time::timeout,
+};
 
 use crate::{codec::unsigned, error::store_error, pool::Door, sql::Sql};
 
@@ -14,37 +18,40 @@ pub(crate) struct Beater {
     door: Door,
     sql: Arc<Sql>,
     group: Arc<str>,
-    /// The connection, and the session that its lock is for. Taken out for a call and put back after it, so that a call
-    /// that is given up cuts it.
-    connection: Mutex<Option<(PgConnection, SessionId)>>,
+    /// Taken out for a call and put back after it, so that a call that is given up cuts it.
+    kept: Mutex<Option<Kept>>,
+}
+
+struct Kept {
+    connection: PgConnection,
+    /// Whose lock it holds.
+    session: SessionId,
+    /// The runtime that drives it: on another one, a call would wait for it in vain.
+    runtime: Id,
 }
 
 impl Beater {
     pub(crate) fn new(door: Door, sql: Arc<Sql>, group: Arc<str>) -> Self {
-        Self { door, sql, group, connection: Mutex::new(None) }
+        Self { door, sql, group, kept: Mutex::new(None) }
     }
 
     pub(crate) async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
         let limit = self.door.limit;
         let renewal = async {
-            let mut kept = self.connection.lock().await;
-            if let Some((mut connection, locked)) = kept.take()
-                && locked == session
-                // It may have been cut, or belong to a runtime that is gone: then a new one is opened at once. Twice
-                // raised is no harm.
-                && let Ok(beat) = self.raise(&mut connection, session, false).await
+            let mut kept = self.kept.lock().await;
+            let runtime = Handle::current().id();
+            if let Some(mut known) = kept.take()
+                && (known.session, known.runtime) == (session, runtime)
+                // It may have been cut meanwhile: then a new one is opened at once. Twice raised is no harm.
+                && let Ok(beat) = self.raise(&mut known.connection, session, false).await
             {
-                if beat.is_some() {
-                    *kept = Some((connection, session));
-                }
+                *kept = beat.is_some().then_some(known);
                 return Ok(beat);
             }
             let mut connection = PgConnection::connect_with(&self.door.options).await?;
             sqlx::raw_sql(sqlx::AssertSqlSafe(self.door.settings(false))).execute(&mut connection).await?;
             let beat = self.raise(&mut connection, session, true).await?;
-            if beat.is_some() {
-                *kept = Some((connection, session));
-            }
+            *kept = beat.is_some().then_some(Kept { connection, session, runtime });
             Ok(beat)
         };
         let result = timeout(limit, renewal).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
@@ -65,7 +72,7 @@ impl Beater {
     /// Cuts the connection, and so frees the session's lock.
     pub(crate) async fn close(&self) {
         // A renewal that is under way cuts it by itself, at its time limit.
-        if let Ok(mut kept) = timeout(Duration::from_millis(10), self.connection.lock()).await {
+        if let Ok(mut kept) = timeout(Duration::from_millis(10), self.kept.lock()).await {
             kept.take();
         }
     }

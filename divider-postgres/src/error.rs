@@ -36,7 +36,9 @@ pub(crate) fn store_error(error: sqlx::Error, limit: Duration) -> StoreError {
         )),
         "42501" => StoreError::Misconfigured(format!("{said}; grant the running role what the README lists")),
         "28000" | "28P01" | "3D000" => StoreError::Misconfigured(said),
-        "08P01" if said.contains("startup parameter") => StoreError::Misconfigured(format!("{said}; {POOLER}")),
+        "08P01" if said.contains("startup parameter") || said.contains("pooling mode") => {
+            StoreError::Misconfigured(format!("{said}; {POOLER}"))
+        }
         // Prepared statements that another client's transaction has left behind, or taken away.
         "26000" | "42P05" => StoreError::Misconfigured(format!("{said}; {POOLER}")),
         _ => StoreError::Unavailable { message: said, source: Some(Arc::new(error)) },

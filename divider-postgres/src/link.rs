@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     codec::{number, unsigned},
     error::store_error,
-    pool::Door,
+    pool::{Door, Lanes},
     sql::Sql,
 };
 
@@ -85,10 +85,10 @@ pub(crate) struct Link {
 
 impl Link {
     /// Starts the task.
-    pub(crate) fn spawn(door: Door, sql: Arc<Sql>, group: Arc<str>) -> Self {
+    pub(crate) fn spawn(door: Door, lanes: Lanes, sql: Arc<Sql>, group: Arc<str>) -> Self {
         let (commands, inbox) = mpsc::channel(16);
         let limit = door.limit;
-        let task = Task { door, sql, group, inbox, subscriptions: Vec::new(), failing: false };
+        let task = Task { door, lanes, sql, group, inbox, subscriptions: Vec::new(), failing: false };
         tokio::spawn(task.run());
         Self { commands, limit }
     }
@@ -132,6 +132,8 @@ struct Line {
 
 struct Task {
     door: Door,
+    /// Told when this connection broke.
+    lanes: Lanes,
     sql: Arc<Sql>,
     group: Arc<str>,
     inbox: mpsc::Receiver<Command>,
@@ -177,6 +179,7 @@ impl Task {
                     Ok(None) | Err(_) => {
                         tracing::warn!(target: "divider::postgres", "the connection for locks and notifications broke off");
                         cut(line.take());
+                        self.lanes.distrust();
                         self.signal(|signal| signal.gaps += 1);
                     }
                 },

@@ -103,6 +103,11 @@ impl Lanes {
         Ok(Lane { connection: Some(connection), limit: self.limit, broken: Arc::clone(&self.broken) })
     }
 
+    /// Called where another connection has broken: these are probably no better.
+    pub(crate) fn distrust(&self) {
+        *self.broken.lock() = Some(Instant::now());
+    }
+
     pub(crate) fn limit(&self) -> Duration {
         self.limit
     }

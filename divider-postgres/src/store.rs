@@ -143,7 +143,7 @@ impl Store for PostgresStore {
             check::pool(&lanes).await?;
         }
         check::schema(&lanes, &sql, &self.config.schema).await?;
-        let link = Link::spawn(door.clone(), Arc::clone(&sql), Arc::clone(&group));
+        let link = Link::spawn(door.clone(), lanes.clone(), Arc::clone(&sql), Arc::clone(&group));
         let beater = Beater::new(door, Arc::clone(&sql), Arc::clone(&group));
         let inner = Arc::new(Inner { sql, group, lanes, link, beater });
         check::attach(&inner).await?;

@@ -112,7 +112,7 @@ async fn it_does_what_the_ledger_does() {
         }
         store.close().await;
     }
-    assert!(seen.len() >= 70, "the dice met only {seen:#?}");
+    assert!(seen.len() >= 70 || number("DIVIDER_SEEDS").is_some(), "the dice met only {seen:#?}");
 }
 
 /// Leadership is a lock here, and every hint comes as long as the connection stands.
@@ -241,7 +241,8 @@ async fn any_connection_may_be_terminated_at_any_time() {
     let mut changes = a.hints(Topic::Group).await.unwrap();
     server.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'divider'");
     // Every one of them is opened anew, and nothing that is missed meanwhile is missed in silence.
-    until(|| a.apply(&[add("k")])).await;
+    let added = [add("k")];
+    until(|| a.apply(&added)).await;
     a.renew(session).await.unwrap();
     assert_eq!(hint(&mut hints).await, Hint::Gap);
     assert_eq!(hint(&mut changes).await, Hint::Gap);
@@ -858,5 +859,8 @@ async fn a_closed_store_says_so() {
     assert!(matches!(store.hints(Topic::Group).await, Err(StoreError::Closed)));
     assert!(matches!(store.open().await, Err(StoreError::Closed)));
     assert_eq!(timeout(SOON, hints.next()).await.unwrap(), None);
-    assert_eq!(server.psql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'divider'"), "0");
+    // The server takes its time to notice.
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'divider'";
+    let (_, took) = until(|| async { if server.psql(count) == "0" { Ok(()) } else { Err("still there") } }).await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }
