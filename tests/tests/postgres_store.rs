@@ -331,9 +331,10 @@ async fn locks_are_one_for_each_node_and_one_for_each_group() {
     }
     let (store, session) = &stores[0];
     let term = take(store, *session).await.unwrap().unwrap();
-    for i in 0..300 {
-        granted(store, term, *session, &format!("k{i}")).await;
-    }
+    let names: Vec<Key> = (0..200).map(|i| key(format!("k{i}"))).collect();
+    let mut ops: Vec<Op> = names.iter().map(|key| Op::Add(Work::from(key.clone()))).collect();
+    ops.extend(names.into_iter().map(|key| Op::Assign { term, key, session: *session }));
+    assert!(matches!(store.apply(&ops).await.unwrap().outcomes[399], Outcome::Granted(_)));
     let count = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
     assert_eq!(server.psql(count), "12");
     for (store, _) in &stores {
