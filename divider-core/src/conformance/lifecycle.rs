@@ -150,6 +150,20 @@ pub async fn keys_of_a_cancelled_node_wait_for_its_lease<B: Backend>(trial: Tria
     assert_eq!(second.runs(&start.key).unwrap().attempts, 2);
 }
 
+pub async fn unread_starts_of_a_cancelled_node_are_free_at_once<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let lease = Duration::from_secs(20);
+    let first = trial.node(|config| config.lease = lease).await;
+    first.add(&["a", "b"]).await;
+    trial.until("the keys are here", async || first.assigned().len() == 2).await;
+    let mut second = trial.node(|config| config.lease = lease).await;
+    let began = std::time::Instant::now();
+    soon("the cancel", first.cancel()).await.unwrap();
+    // Nobody acts on them, so nothing has to be waited for.
+    second.starts(2).await;
+    assert!(began.elapsed() < lease * 3 / 4, "the keys were freed after {:?}", began.elapsed());
+}
+
 pub async fn keys_of_a_dropped_node_move_when_its_lease_runs_out<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
     let lease = trial.short();

@@ -212,24 +212,42 @@ pub async fn two_nodes_of_one_name_never_share_a_key<B: Backend>(trial: Trial<B>
     trial.until("evenly", async || second.count() == 10 && third.count() == 10).await;
 }
 
-pub async fn a_loss_during_a_flush_ends_the_flush<B: Backend>(trial: Trial<B>) {
+pub async fn a_flush_waits_until_losses_are_confirmed_too<B: Backend>(trial: Trial<B>) {
     let (mut seat, starts) = with_keys(&trial, &["a", "b"]).await;
     let session = seat.session();
     let node = seat.node.clone();
     let flush = tokio::spawn(async move { node.flush().await });
     let stop = seat.stop().await;
     expire(&trial, session).await;
-    let flushed = soon("the flush", flush).await.unwrap().unwrap();
-    assert!(flushed.unconfirmed.iter().all(|held| held.key == stop.key || held.started));
-    assert!(starts.iter().all(|start| !seat.is_current(&start.key, start.token)));
+    trial.until("the loss is known", async || starts.iter().all(|start| !seat.is_current(&start.key, start.token))).await;
     let other = seat.stop().await;
     assert_ne!(other.key, stop.key);
     seat.confirm(&stop.key, stop.token).await;
+    // The work of the last one may still be running here.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!flush.is_finished());
     seat.confirm(&other.key, other.token).await;
+    let flushed = soon("the flush", flush).await.unwrap().unwrap();
+    assert_eq!(flushed.unconfirmed, []);
     // A node that drains does not join again.
     let mut second = trial.node(|_| {}).await;
     second.starts(2).await;
     assert_eq!(seat.inner.session(), None);
+}
+
+pub async fn a_flush_names_losses_that_were_not_confirmed<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let mut seat = trial.node(|config| config.flush_time_limit = Duration::from_millis(300)).await;
+    seat.add(&["a"]).await;
+    let start = seat.start().await;
+    expire(&trial, seat.session()).await;
+    trial.until("the loss is known", async || !seat.is_current(&start.key, start.token)).await;
+    let left = soon("the flush", seat.flush()).await.unwrap().unconfirmed;
+    assert_eq!(left.len(), 1);
+    assert_eq!((&left[0].key, left[0].token, left[0].stopping), (&start.key, start.token, Some(StopReason::Lost)));
+    seat.stop_of(&start, StopReason::Lost).await;
+    seat.confirm(&start.key, start.token).await;
+    assert_eq!(soon("the flush", seat.flush()).await.unwrap().unconfirmed, []);
 }
 
 pub async fn a_node_flushed_while_it_had_no_session_is_given_nothing<B: Backend>(trial: Trial<B>) {
