@@ -263,13 +263,15 @@ checks! {
         a_stop_under_way_is_not_told_twice,
         writing_for_a_lost_key_says_that_it_is_lost,
         an_unread_start_of_a_lost_session_is_never_seen,
+        a_flush_waits_until_losses_are_confirmed_too,
+        a_flush_names_losses_that_were_not_confirmed,
+        a_node_flushed_while_it_had_no_session_is_given_nothing,
+    }
+    leases {
         a_node_that_cannot_renew_stops_by_its_own_deadline,
         one_renewal_that_hangs_does_not_cost_the_lease,
         a_node_cut_off_from_everything_is_replaced_and_comes_back,
         two_nodes_of_one_name_never_share_a_key,
-        a_flush_waits_until_losses_are_confirmed_too,
-        a_flush_names_losses_that_were_not_confirmed,
-        a_node_flushed_while_it_had_no_session_is_given_nothing,
         a_blocked_multi_thread_runtime_keeps_its_lease,
         a_blocked_current_thread_runtime_keeps_its_lease,
         a_leader_that_is_stuck_loses_its_leadership_and_keeps_its_keys,
