@@ -119,7 +119,9 @@ pub async fn alterations_at_the_same_time_all_count<B: Backend>(trial: Trial<B>)
             // All are on their way before the first is answered.
             let calls = (0..EACH).map(|_| node.alter_affinity(3));
             together.wait();
-            runtime.block_on(futures_util::future::join_all(calls)).into_iter().for_each(|result| drop(result.unwrap()));
+            for result in runtime.block_on(futures_util::future::join_all(calls)) {
+                result.unwrap();
+            }
         })
     });
     let joined = tokio::task::spawn_blocking(|| threads.map(|thread| thread.join().unwrap()));

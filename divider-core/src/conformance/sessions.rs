@@ -80,7 +80,7 @@ pub async fn a_stop_under_way_is_not_told_twice<B: Backend>(trial: Trial<B>) {
     let is_current = |start: &crate::Assignment| seat.node.is_current(&start.key, start.token);
     trial.until("the loss is known", async || !is_current(&running)).await;
     assert!(!is_current(&read) && !is_current(&unread));
-    let mut told = vec![seat.stop().await, seat.stop().await];
+    let mut told = [seat.stop().await, seat.stop().await];
     told.sort_by_key(|stop| stop.token);
     assert!(told.iter().all(|stop| stop.reason == StopReason::Lost));
     assert_eq!(seat.stop_at_hand(), None);
