@@ -119,11 +119,13 @@ pub async fn alterations_at_the_same_time_all_count<B: Backend>(trial: Trial<B>)
             // All are on their way before the first is answered.
             let calls = (0..EACH).map(|_| node.alter_affinity(3));
             together.wait();
-            runtime.block_on(futures_util::future::join_all(calls)).into_iter().all(|result| result.is_ok())
+            for result in runtime.block_on(futures_util::future::join_all(calls)) {
+                result.unwrap();
+            }
         })
     });
     let joined = tokio::task::spawn_blocking(|| threads.map(|thread| thread.join().unwrap()));
-    assert_eq!(soon("the alterations", joined).await.unwrap(), [true, true]);
+    soon("the alterations", joined).await.unwrap();
     assert_eq!(seat.alter_affinity(0).await.unwrap(), 30_000);
     assert_eq!(seat.affinity(), 30_000);
 }
