@@ -64,7 +64,7 @@ pub trait Backend: Send + Sync + 'static {
     /// The lease of nodes whose death is waited for. Shorter makes the suite faster; it must leave room for the beats
     /// (four to a lease) on a machine that is busy.
     fn lease(&self) -> Duration {
-        Duration::from_millis(800)
+        Duration::from_secs(1)
     }
 
     /// Whether leadership is a lease that [`Store::poll`] renews, as opposed to one that the store itself takes away.

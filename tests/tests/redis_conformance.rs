@@ -3,7 +3,10 @@
 // A test that cannot have its server fails.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::{Arc, Mutex, Weak};
+use std::{
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
 
 use divider_core::{Group, conformance::Backend};
 use divider_redis::RedisStore;
@@ -27,7 +30,10 @@ impl Backend for Redis {
     type Store = RedisStore;
 
     async fn store(&self, group: &Group) -> RedisStore {
-        RedisStore::builder(self.0.url(), group.clone()).build().unwrap()
+        // Long enough for a machine that runs many checks at once; renewals have a shorter limit of their own.
+        let patience = Duration::from_secs(5);
+        let builder = RedisStore::builder(self.0.url(), group.clone());
+        builder.connect_timeout(patience).response_timeout(patience).build().unwrap()
     }
 }
 

@@ -73,6 +73,7 @@ pub async fn a_group_that_balances_all_the_time_follows_affinity<B: Backend>(tri
 }
 
 pub async fn with_a_stop_timeout_a_stuck_program_loses_the_key<B: Backend>(trial: Trial<B>) {
+    trial.unhurried(async |trial| {
     trial.end_hold().await;
     let lease = trial.short();
     let configure = |config: &mut crate::NodeConfig| (config.lease, config.stop_timeout) = (lease, Some(lease));
@@ -87,9 +88,12 @@ pub async fn with_a_stop_timeout_a_stuck_program_loses_the_key<B: Backend>(trial
     assert_eq!((stuck.stop_at_hand(), stuck.assigned()), (None, Vec::new()));
     stuck.confirm(&start.key, start.token).await;
     assert!(other.runs(&start.key).is_some());
+    })
+    .await;
 }
 
 pub async fn an_unconfirmed_stop_is_waited_for<B: Backend>(trial: Trial<B>) {
+    trial.unhurried(async |trial| {
     trial.end_hold().await;
     let lease = trial.short();
     let mut stuck = trial.node(|config| config.lease = lease).await;
@@ -104,6 +108,8 @@ pub async fn an_unconfirmed_stop_is_waited_for<B: Backend>(trial: Trial<B>) {
         stuck.confirm(&stop.key, stop.token).await;
     }
     other.starts_soon(&trial, 1).await;
+    })
+    .await;
 }
 
 pub async fn a_stable_group_does_nothing<B: Backend>(trial: Trial<B>) {

@@ -195,6 +195,7 @@ pub async fn only_the_owner_completes_and_checkpoints<B: Backend>(trial: Trial<B
 }
 
 pub async fn a_checkpoint_reaches_the_owner_after_a_death<B: Backend>(trial: Trial<B>) {
+    trial.unhurried(async |trial| {
     trial.end_hold().await;
     let lease = trial.short();
     let mut first = trial.node(|config| config.lease = lease).await;
@@ -209,4 +210,6 @@ pub async fn a_checkpoint_reaches_the_owner_after_a_death<B: Backend>(trial: Tri
     let next = second.runs(&start.key).unwrap();
     assert_eq!(&next.checkpoint[..], [4, 0, 255]);
     assert!(next.attempts >= 2 && next.token > start.token);
+    })
+    .await;
 }

@@ -23,8 +23,8 @@ pub async fn nothing_works_before_the_start<B: Backend>(trial: Trial<B>) {
     refused(seat.retry(&key).await);
     refused(seat.quarantined(1).await.map(drop));
     refused(seat.rebalance().await);
-    refused(seat.record(&key).await.map(drop));
-    refused(seat.stats().await.map(drop));
+    refused(seat.node.record(&key).await.map(drop));
+    refused(seat.node.stats().await.map(drop));
     assert_eq!((seat.affinity(), seat.assigned()), (77, Vec::new()));
     assert!(!seat.is_current(&key, Token(1)));
     assert_eq!(seat.inner.session(), None);
@@ -109,7 +109,7 @@ pub async fn nothing_works_after_the_cancel<B: Backend>(trial: Trial<B>) {
     refused(seat.alter_affinity(5).await.map(drop));
     refused(seat.flush().await.map(drop));
     refused(seat.flush_and_cancel().await.map(drop));
-    refused(seat.stats().await.map(drop));
+    refused(seat.node.stats().await.map(drop));
     soon("the second cancel", seat.cancel()).await.unwrap();
 }
 
@@ -134,6 +134,7 @@ pub async fn cancelling_an_idle_node_ends_its_session_at_once<B: Backend>(trial:
 }
 
 pub async fn keys_of_a_cancelled_node_wait_for_its_lease<B: Backend>(trial: Trial<B>) {
+    trial.unhurried(async |trial| {
     trial.end_hold().await;
     let lease = trial.short();
     let mut first = trial.node(|config| config.lease = lease).await;
@@ -147,7 +148,9 @@ pub async fn keys_of_a_cancelled_node_wait_for_its_lease<B: Backend>(trial: Tria
     // Its work may have been running on. The last renewal was sent at most a beat before the cancel.
     let waited = began.elapsed();
     assert!(waited >= lease / 2, "the key was freed after {waited:?}");
-    assert_eq!(second.runs(&start.key).unwrap().attempts, 2);
+    assert!(second.runs(&start.key).unwrap().attempts >= 2);
+    })
+    .await;
 }
 
 pub async fn unread_starts_of_a_cancelled_node_are_free_at_once<B: Backend>(trial: Trial<B>) {

@@ -7,7 +7,9 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::{Backend, History, Trial, trial::soon};
-use crate::{Assignment, Divider, Event, Events, Key, Node, SessionId, Stop, StopReason, Token, Work};
+use crate::{
+    Assignment, Divider, Error, Event, Events, Key, Node, Record, SessionId, Stats, Stop, StopReason, Token, Work,
+};
 
 /// A node and what its program has read. Reads its streams by hand; see [`play`](Self::play) for a program that answers by
 /// itself.
@@ -44,11 +46,21 @@ impl Seat {
     }
 
     pub(super) async fn start_node(&self) {
-        soon("the node to start", self.node.start()).await.unwrap();
+        // A store that is slow to answer may be asked again.
+        patiently("the node to start", async || self.node.start().await).await;
     }
 
     pub(super) fn session(&self) -> SessionId {
         self.inner.session().expect("the node has a session")
+    }
+
+    // These two are tried again where the store is slow to answer, which a check should not have to think of.
+    pub(super) async fn stats(&self) -> Result<Stats, Error> {
+        Ok(patiently("the counts", async || self.node.stats().await).await)
+    }
+
+    pub(super) async fn record(&self, key: &Key) -> Result<Option<Record>, Error> {
+        Ok(patiently("a record", async || self.node.record(key).await).await)
     }
 
     /// Declares keys without anything else to them.
@@ -161,6 +173,19 @@ impl Seat {
     }
 }
 
+/// Repeats a call while the store does not answer in time.
+async fn patiently<T>(what: &str, mut call: impl AsyncFnMut() -> Result<T, Error>) -> T {
+    let answer = async {
+        loop {
+            match call().await {
+                Err(Error::Store(error)) if error.is_transient() => tokio::time::sleep(Duration::from_millis(20)).await,
+                result => return result.unwrap(),
+            }
+        }
+    };
+    soon(what, answer).await
+}
+
 /// A program that answers by itself.
 pub(super) struct Played {
     pub(super) node: Arc<dyn Divider>,
@@ -206,6 +231,14 @@ impl Deref for Played {
 }
 
 impl Played {
+    pub(super) async fn stats(&self) -> Result<Stats, Error> {
+        Ok(patiently("the counts", async || self.node.stats().await).await)
+    }
+
+    pub(super) async fn record(&self, key: &Key) -> Result<Option<Record>, Error> {
+        Ok(patiently("a record", async || self.node.record(key).await).await)
+    }
+
     /// What was started and not told to stop.
     pub(super) fn running(&self) -> Vec<Assignment> {
         self.told.running.lock().values().cloned().collect()

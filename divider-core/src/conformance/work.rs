@@ -66,6 +66,7 @@ pub async fn a_key_removed_by_one_node_stops_on_another<B: Backend>(trial: Trial
 }
 
 pub async fn a_removed_key_whose_owner_dies_ends<B: Backend>(trial: Trial<B>) {
+    trial.unhurried(async |trial| {
     trial.end_hold().await;
     let lease = trial.short();
     let watcher = trial.node(|config| (config.lease, config.affinity) = (lease, 0)).await;
@@ -76,9 +77,12 @@ pub async fn a_removed_key_whose_owner_dies_ends<B: Backend>(trial: Trial<B>) {
     owner.kill();
     trial.until("it has ended", async || watcher.record(&start.key).await.unwrap().is_none()).await;
     assert_eq!(watcher.stats().await.unwrap().registered, 0);
+    })
+    .await;
 }
 
 pub async fn a_key_whose_owners_keep_dying_is_set_aside_until_it_is_retried<B: Backend>(trial: Trial<B>) {
+    trial.unhurried(async |trial| {
     trial.end_hold().await;
     let lease = trial.short();
     // The first node leads, and it is the leader's settings that count.
@@ -110,4 +114,6 @@ pub async fn a_key_whose_owners_keep_dying_is_set_aside_until_it_is_retried<B: B
     assert!(healthy.runs(&key).unwrap().attempts >= 3);
     assert!(matches!(leader.retry(&key).await, Err(Error::UnknownKey { .. })));
     assert_eq!(leader.quarantined(10).await.unwrap(), []);
+    })
+    .await;
 }
