@@ -507,7 +507,8 @@ async fn the_least_permissions_of_the_readme_are_enough_and_no_group_beside_it_i
     // What the README asks for beyond that, each for its own purpose.
     assert!(PubSubChannels::new(&store).fetch().await.is_err());
     let database = RedisStore::builder(format!("{url}/1"), group("/acl/")).build().unwrap();
-    assert!(matches!(database.open().await, Err(StoreError::Misconfigured(_))));
+    let refused = database.open().await.unwrap_err();
+    assert!(matches!(refused, StoreError::Misconfigured(_)), "{refused:?}");
     server.cli(&["ACL", "SETUSER", "divider", "+pubsub", "+select"]);
     assert!(PubSubChannels::new(&store).fetch().await.is_ok());
     agree(&database, 4712, 100).await;
