@@ -50,6 +50,7 @@ use clerk::Clerk;
 pub use faulty::{Call, Fault, Faults, FaultyStore, Ordered};
 pub use history::History;
 use seat::Seat;
+use trial::Dice;
 pub use trial::Trial;
 
 /// What the suite asks of a backend.
@@ -269,6 +270,7 @@ checks! {
         a_confirmation_whose_answer_is_lost_frees_the_key_once,
         a_completion_whose_answer_is_lost_is_a_completion,
         a_key_that_ended_on_its_way_is_told_of_once,
+        a_completion_answered_too_late_leaves_no_second_owner,
         work_whose_declaration_was_not_answered_starts_once,
         a_call_gives_up_at_its_time_limit_and_can_be_repeated,
         an_alteration_whose_answer_is_lost_is_done_once,
@@ -300,5 +302,9 @@ checks! {
         with_a_stop_timeout_a_stuck_program_loses_the_key,
         an_unconfirmed_stop_is_waited_for,
         a_stable_group_does_nothing,
+    }
+    churn {
+        a_random_life_keeps_every_rule,
+        a_random_life_over_a_failing_store_keeps_every_rule,
     }
 }
