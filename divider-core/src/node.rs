@@ -349,7 +349,8 @@ impl Divider for Node {
             if let Some(session) = session {
                 shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained).await?;
             }
-            while shared.with(|member| member.held()) > 0 && !shared.has_ended() {
+            // What was lost meanwhile may still be running here, so it is waited for as well.
+            while !shared.with(|member| member.is_idle()) && !shared.has_ended() {
                 // The sender lives as long as `shared`.
                 let _ = changed.changed().await;
             }
@@ -359,7 +360,7 @@ impl Divider for Node {
             drained = drained => drained?,
             () = &mut limit => {}
         }
-        Ok(Flushed::new(self.assigned()))
+        Ok(Flushed::new(shared.with(|member| member.unconfirmed())))
     }
 
     async fn cancel(&self) -> Result<(), Error> {
@@ -369,15 +370,19 @@ impl Divider for Node {
         if shared.has_ended() {
             return Ok(());
         }
-        let (session, held) = shared.with(|member| (member.session(), member.held()));
+        let (session, acting) = shared.with(|member| {
+            // From here on no start is read, so the program acts on nothing but what it acts on now.
+            member.drain();
+            (member.session(), !member.assigned().is_empty())
+        });
         let leading = *shared.leading.lock();
         shared.shut_down();
         if let Some(session) = session {
             let farewell = async {
-                let op = if held == 0 { Op::End { session } } else { Op::Drain { session } };
+                let op = if acting { Op::Drain { session } } else { Op::End { session } };
                 shared.observer.call("leave", shared.store.apply(&[op])).await?;
                 match leading {
-                    Some(term) if held > 0 => shared.store.resign(session, term).await,
+                    Some(term) if acting => shared.store.resign(session, term).await,
                     _ => Ok(()),
                 }
             };

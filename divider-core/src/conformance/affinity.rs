@@ -196,3 +196,19 @@ pub async fn nothing_starts_before_its_time<B: Backend>(trial: Trial<B>) {
     seat.add(&["far"]).await;
     assert_eq!(seat.start().await.key, Key::new("far").unwrap());
 }
+
+pub async fn the_next_leader_keeps_to_the_schedule<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let lease = trial.short();
+    let first = trial.node(|config| (config.lease, config.affinity) = (lease, 0)).await;
+    trial.until("the first leads", async || first.inner.is_leader()).await;
+    let mut second = trial.node(|config| config.lease = lease).await;
+    let due = SystemTime::now() + lease * 2;
+    let far = SystemTime::now() + Duration::from_secs(3600);
+    let work = [("soon", due), ("far", far)].map(|(key, time)| Work::new(key).unwrap().not_before(time));
+    second.add_work(work.to_vec()).await.unwrap();
+    first.kill();
+    let start = second.start().await;
+    assert!(start.key.as_str() == "soon" && SystemTime::now() + Duration::from_millis(1) >= due);
+    assert_eq!(second.stats().await.unwrap().pending, 1);
+}
