@@ -50,6 +50,7 @@ use clerk::Clerk;
 pub use faulty::{Call, Fault, Faults, FaultyStore, Ordered};
 pub use history::History;
 use seat::Seat;
+use trial::Dice;
 pub use trial::Trial;
 
 /// What the suite asks of a backend.
@@ -64,6 +65,11 @@ pub trait Backend: Send + Sync + 'static {
     /// (four to a lease) on a machine that is busy.
     fn lease(&self) -> Duration {
         Duration::from_millis(800)
+    }
+
+    /// Whether leadership is a lease that [`Store::poll`] renews, as opposed to one that the store itself takes away.
+    fn leads_by_lease(&self) -> bool {
+        true
     }
 }
 
@@ -196,5 +202,109 @@ checks! {
         a_slow_reader_has_at_most_one_event_per_key,
         a_slow_reader_delays_nobody_and_keeps_its_lease,
         a_reader_that_gave_up_waiting_has_lost_nothing,
+    }
+    confirms {
+        a_confirmation_that_nobody_asked_for_is_refused,
+        a_second_confirmation_is_refused_and_frees_nothing,
+        a_confirmation_whose_future_was_dropped_is_carried_out,
+        a_key_given_up_goes_elsewhere,
+        a_key_given_up_with_backoff_waits,
+        a_completed_key_ends_for_good,
+        only_the_owner_completes_and_checkpoints,
+        a_checkpoint_reaches_the_owner_after_a_death,
+    }
+    affinity {
+        keys_are_divided_in_proportion,
+        weights_count_and_not_keys,
+        affinity_zero_is_given_nothing,
+        going_to_zero_gives_back_unread_starts_and_keeps_the_rest,
+        changing_affinity_moves_nothing_that_runs,
+        affinity_is_refused_outside_of_its_range,
+        alterations_at_the_same_time_all_count,
+        capacity_is_never_exceeded,
+        a_key_that_is_being_stopped_takes_room,
+        higher_priority_goes_first_where_room_is_short,
+        nothing_starts_before_its_time,
+    }
+    drain {
+        a_flush_stops_every_key_and_returns_when_all_are_confirmed,
+        a_flush_gives_back_unread_starts_silently,
+        a_flush_ends_at_its_time_limit_and_names_what_is_left,
+        confirming_and_completing_after_the_flush_are_told_apart,
+        flushing_twice_at_once_ends_both,
+        an_empty_node_is_flushed_at_once,
+        a_flush_whose_future_was_dropped_goes_on,
+        flush_and_cancel_hands_over_at_once,
+        removing_during_a_flush_ends_the_key,
+    }
+    inputs {
+        keys_of_every_length_come_back,
+        keys_outside_of_the_limits_are_refused_by_name,
+        names_that_mean_something_elsewhere_are_mere_names,
+        twins_that_look_alike_are_two_keys,
+        random_text_comes_back_and_random_bytes_are_text_or_refused,
+        payload_and_checkpoint_hold_their_limit_and_no_more,
+        numbers_outside_of_their_range_are_refused_whole,
+        the_longest_names_of_group_and_node_work,
+        a_hundred_thousand_keys_are_divided,
+    }
+    groups {
+        groups_whose_names_share_a_prefix_are_apart,
+        a_token_of_one_group_is_nothing_in_another,
+    }
+    sessions {
+        every_loss_is_told_before_any_new_start,
+        a_stop_under_way_is_not_told_twice,
+        writing_for_a_lost_key_says_that_it_is_lost,
+        an_unread_start_of_a_lost_session_is_never_seen,
+        a_node_that_cannot_renew_stops_by_its_own_deadline,
+        a_node_cut_off_from_everything_is_replaced_and_comes_back,
+        two_nodes_of_one_name_never_share_a_key,
+        a_loss_during_a_flush_ends_the_flush,
+        a_node_flushed_while_it_had_no_session_is_given_nothing,
+        a_blocked_multi_thread_runtime_keeps_its_lease,
+        a_blocked_current_thread_runtime_keeps_its_lease,
+        a_leader_that_is_stuck_loses_its_leadership_and_keeps_its_keys,
+    }
+    replies {
+        a_confirmation_whose_answer_is_lost_frees_the_key_once,
+        a_completion_whose_answer_is_lost_is_a_completion,
+        a_key_that_ended_on_its_way_is_told_of_once,
+        a_completion_answered_too_late_leaves_no_second_owner,
+        work_whose_declaration_was_not_answered_starts_once,
+        a_call_gives_up_at_its_time_limit_and_can_be_repeated,
+        an_alteration_whose_answer_is_lost_is_done_once,
+        giving_up_and_checkpointing_survive_lost_answers,
+        grants_whose_answer_is_lost_are_granted_once,
+        a_flush_survives_lost_answers,
+        a_lost_grant_or_stop_is_found_within_the_resync_interval,
+        lost_hints_are_found_while_more_are_being_lost,
+        a_leader_that_hears_nothing_still_leads,
+    }
+    work {
+        declaring_again_changes_fields_and_moves_nothing,
+        removing_a_running_key_stops_it_and_ends_it,
+        a_key_wanted_again_before_the_confirm_is_started_again,
+        a_key_removed_by_one_node_stops_on_another,
+        a_removed_key_whose_owner_dies_ends,
+        a_key_whose_owners_keep_dying_is_set_aside_until_it_is_retried,
+    }
+    sources {
+        an_authoritative_source_decides_what_there_is,
+        an_adding_source_removes_nothing,
+        a_source_that_fails_or_names_bad_work_does_no_harm,
+    }
+    balance {
+        a_newcomer_gets_its_share_with_the_fewest_moves,
+        few_keys_are_between_owners_at_a_time,
+        balance_is_restored_on_request,
+        a_group_that_balances_all_the_time_follows_affinity,
+        with_a_stop_timeout_a_stuck_program_loses_the_key,
+        an_unconfirmed_stop_is_waited_for,
+        a_stable_group_does_nothing,
+    }
+    churn {
+        a_random_life_keeps_every_rule,
+        a_random_life_over_a_failing_store_keeps_every_rule,
     }
 }

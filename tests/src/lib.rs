@@ -3,5 +3,6 @@
 
 pub mod agree;
 pub mod history;
+pub mod postgres;
 pub mod process;
 pub mod redis;

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
-use super::{History, trial::soon};
+use super::{Backend, History, Trial, trial::soon};
 use crate::{Assignment, Divider, Event, Events, Key, Node, SessionId, Stop, StopReason, Token, Work};
 
 /// A node and what its program has read. Reads its streams by hand; see [`play`](Self::play) for a program that answers by
@@ -115,8 +115,9 @@ impl Seat {
     }
 
     pub(super) async fn finish(&self, start: &Assignment) {
-        self.history.let_go(self.player, &start.key, start.token);
+        self.history.completing(self.player, &start.key, start.token);
         soon("a completion", self.node.complete(&start.key, start.token)).await.unwrap();
+        self.history.completed(self.player, &start.key, start.token);
     }
 
     /// Ends without a word, as a process that was killed does.
@@ -186,7 +187,14 @@ impl Told {
 
     fn stop(&self, stop: &Stop) {
         *self.stops.lock().entry(stop.reason).or_default() += 1;
-        self.running.lock().remove(&stop.key);
+        self.end(&stop.key, stop.token);
+    }
+
+    fn end(&self, key: &Key, token: Token) {
+        let mut running = self.running.lock();
+        if running.get(key).is_some_and(|start| start.token == token) {
+            running.remove(key);
+        }
     }
 }
 
@@ -227,13 +235,21 @@ impl Played {
         self.node.add_work(work).await.unwrap();
     }
 
+    /// Waits until this many keys run here.
+    pub(super) async fn starts_soon<B: Backend>(&self, trial: &Trial<B>, count: usize) {
+        trial.until("the keys run", async || self.count() == count).await;
+    }
+
     /// Completes a key that runs. False where the node refuses.
     pub(super) async fn finish(&self, start: &Assignment) -> bool {
-        self.history.let_go(self.player, &start.key, start.token);
-        self.told.running.lock().remove(&start.key);
-        let done = self.node.complete(&start.key, start.token).await.is_ok();
-        if !done {
-            self.history.keeps(self.player, &start.key, start.token);
+        let (key, token) = (&start.key, start.token);
+        self.history.completing(self.player, key, token);
+        let done = self.node.complete(key, token).await.is_ok();
+        if done {
+            self.history.completed(self.player, key, token);
+            self.told.end(key, token);
+        } else {
+            self.history.not_completed(self.player, key, token);
         }
         done
     }

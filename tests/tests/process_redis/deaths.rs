@@ -27,7 +27,11 @@ fn kill(lease: Duration, kills: usize, keys: usize, bound: Duration) {
         assert!(!taken.is_empty(), "node {victim} had no keys");
         times.extend(taken.into_iter().map(|(key, time)| time.unwrap_or_else(|| panic!("nobody has {key}"))));
         drop(said);
-        bed.fleet.spawn_ready(1, &[]);
+        let newcomer = bed.fleet.spawn_ready(1, &[])[0];
+        // The next one to die may be this one, and it should have something to lose by then.
+        bed.fleet.wait("the newcomer to get its share", Duration::from_secs(10), |fleet, said| {
+            said.history.running(|id| fleet.lives(id)).into_values().flatten().any(|owner| owner == newcomer)
+        });
         bed.fleet.wait_all_run(keys, Duration::from_secs(10));
     }
     figure(&format!("kill -9 to start elsewhere, lease {lease:?}, {kills} kills"), &mut times);
