@@ -35,3 +35,8 @@ pub use record::{Blob, KeyView, Record, State, StopReason, Work};
 pub use source::{FnSource, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};
 pub use worker::{Job, Next, StopSignal, TaskError, Worker, shutdown_signal};
+
+/// The examples of the README are tested like all others.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
