@@ -120,7 +120,7 @@ macro_rules! checks {
             )*)*
         }
 
-        /// Makes a test of every check of the [suite](crate::conformance), for the backend that the expression gives.
+        /// Makes a test of every check of the [suite](mod@crate::conformance), for the backend that the expression gives.
         /// The expression may be awaited in (`connect().await`) and is evaluated once for each test.
         #[macro_export]
         macro_rules! conformance {
