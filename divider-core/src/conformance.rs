@@ -6,7 +6,7 @@
 //! use a backend and know nothing of it.
 //!
 //! # How
-//! Implement [`Backend`], which makes store handles for a group, and name it to [`conformance!`](crate::conformance) in a
+//! Implement [`Backend`], which makes store handles for a group, and name it to [`conformance!`](macro@crate::conformance) in a
 //! test file of your crate; each check becomes a test of its own, under its name:
 //!
 //! ```
