@@ -862,3 +862,14 @@ async fn a_closed_store_says_so() {
     let (_, took) = until(|| async { if server.psql(count) == "0" { Ok(()) } else { Err("still there") } }).await;
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
+
+#[tokio::test]
+async fn what_is_answered_is_on_the_disk_whatever_the_databases_default() {
+    let server = server().await;
+    server.psql("ALTER DATABASE postgres SET synchronous_commit = off");
+    for call in ["divider.locked_group('g')", "divider.renew('g', gen_random_uuid(), true)"] {
+        let shown = server
+            .psql(&format!("BEGIN; SELECT FROM {call}; SHOW synchronous_commit; COMMIT; SHOW synchronous_commit"));
+        assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), ["on", "off"], "{call}");
+    }
+}
