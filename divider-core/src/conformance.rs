@@ -74,7 +74,7 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 /// How long one check may take before it counts as hung.
-const HUNG: Duration = Duration::from_secs(180);
+const HUNG: Duration = Duration::from_secs(330);
 
 /// Runs one check in a runtime of its own. Called by the tests that [`conformance!`](crate::conformance) makes.
 ///
