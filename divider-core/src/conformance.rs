@@ -6,7 +6,7 @@
 //! use a backend and know nothing of it.
 //!
 //! # How
-//! Implement [`Backend`], which makes store handles for a group, and name it to [`conformance!`](crate::conformance) in a
+//! Implement [`Backend`], which makes store handles for a group, and name it to [`conformance!`](macro@crate::conformance) in a
 //! test file of your crate; each check becomes a test of its own, under its name:
 //!
 //! ```
@@ -120,7 +120,7 @@ macro_rules! checks {
             )*)*
         }
 
-        /// Makes a test of every check of the [suite](crate::conformance), for the backend that the expression gives.
+        /// Makes a test of every check of the [suite](mod@crate::conformance), for the backend that the expression gives.
         /// The expression may be awaited in (`connect().await`) and is evaluated once for each test.
         #[macro_export]
         macro_rules! conformance {

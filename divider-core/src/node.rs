@@ -26,6 +26,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc};
+use tracing::Instrument;
 
 pub(crate) use observe::target;
 
@@ -253,10 +254,11 @@ impl Divider for Node {
         // From here on nothing is awaited, so a started node is started whole.
         let unavailable = StoreError::unavailable;
         beat::spawn(shared).map_err(unavailable)?;
+        let span = || tracing::info_span!(target: target::SESSION, "node", node = %shared.config.node);
         if let Some(requests) = starting.requests.take() {
-            tokio::spawn(batcher::run(shared.clone(), requests));
+            tokio::spawn(batcher::run(shared.clone(), requests).instrument(span()));
         }
-        tokio::spawn(session::run(shared.clone(), session));
+        tokio::spawn(session::run(shared.clone(), session).instrument(span()));
         shared.started();
         Ok(())
     }
