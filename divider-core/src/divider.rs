@@ -267,7 +267,8 @@ impl Assigned {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Flushed {
-    /// Keys that were not confirmed within the time limit. They move when the lease has run out.
+    /// Keys that were not confirmed within the time limit. They move when the lease has run out; those that are being
+    /// stopped as [`Lost`](StopReason::Lost) may have moved already.
     pub unconfirmed: Vec<Assigned>,
 }
 

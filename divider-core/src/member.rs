@@ -119,6 +119,11 @@ impl Member {
         self.held.len()
     }
 
+    /// Whether the program acts on nothing and has nothing to confirm, and nothing is on its way to the store either.
+    pub fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.lost.is_empty()
+    }
+
     /// Whether a flush has begun.
     pub fn draining(&self) -> bool {
         self.draining
@@ -521,6 +526,13 @@ impl Member {
             Some(Assigned::new(held.holding.key.clone(), held.holding.token, started, stopping))
         };
         self.held.values().filter_map(view).collect()
+    }
+
+    /// What the program has still to confirm or to give back: all that it holds, and what it has lost.
+    pub fn unconfirmed(&self) -> Vec<Assigned> {
+        let lost = self.lost.iter().filter(|(_, lost)| !lost.completing);
+        let lost = lost.map(|(key, lost)| Assigned::new(key.clone(), lost.token, true, Some(StopReason::Lost)));
+        self.assigned().into_iter().chain(lost).collect()
     }
 
     /// What is to be applied because of what happened: confirmations of starts that were never read.

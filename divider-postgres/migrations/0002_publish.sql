@@ -56,11 +56,6 @@ BEGIN
     IF new_size = 0 THEN
         RETURN g.revision;
     END IF;
-    -- A database that does not wait for the disk by default would forget what it has promised.
-    IF current_setting('synchronous_commit') = 'off' THEN
-        PERFORM set_config('synchronous_commit', 'on', true);
-    END IF;
-
     g.revision := g.revision + 1;
     g.logged := g.logged + new_size;
     INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']');

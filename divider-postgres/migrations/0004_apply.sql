@@ -158,6 +158,10 @@ DECLARE
     s record;
     now_lineage text := lineage();
 BEGIN
+    -- A database that does not wait for the disk by default would forget what it has promised.
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
     SELECT * INTO g FROM groups x WHERE x.name = group_name FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         INSERT INTO groups (name, lineage) VALUES (group_name, now_lineage) ON CONFLICT (name) DO NOTHING;

@@ -13,7 +13,11 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use divider_core::{Hint, HintStream, Revision, SessionId, StoreError, Topic};
 use tokio::{sync::watch, time::sleep};
 
-use crate::{codec::corrupt, link::Signal, read::Inner};
+use crate::{
+    codec::corrupt,
+    link::Signal,
+    read::{AT_ONCE, Inner},
+};
 
 /// Pause between two attempts to read.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -63,10 +67,10 @@ impl Reader {
                 }
             }
             if now.wakes != self.seen.wakes {
-                // The reads may leave something for the next turn; so this is marked as dealt with only when nothing came.
                 match self.more().await {
-                    Ok(true) => {}
-                    Ok(false) => self.seen.wakes = now.wakes,
+                    // What comes after this read wakes again, so a read that left nothing behind has dealt with it.
+                    Ok(left) if !left => self.seen.wakes = now.wakes,
+                    Ok(_) => {}
                     Err(_) => {
                         self.seen.wakes = now.wakes;
                         return self.gap().await;
@@ -92,7 +96,7 @@ impl Reader {
         None
     }
 
-    /// Reads on; false where there was nothing.
+    /// Reads on; true where there may be more.
     async fn more(&mut self) -> Result<bool, StoreError> {
         match self.topic {
             Topic::Group => self.batches().await,
@@ -106,19 +110,22 @@ impl Reader {
         if let Some(last) = batches.last() {
             self.read = last.revision.0;
         }
+        let left = batches.len() >= AT_ONCE;
         self.ready.extend(batches.into_iter().map(Hint::Batch));
-        Ok(!self.ready.is_empty())
+        Ok(left)
     }
 
     async fn messages(&mut self, session: SessionId) -> Result<bool, StoreError> {
         // An error where the session is over: what the node is told then is to read, and so it finds out.
-        for message in self.inner.messages(session, self.read).await? {
+        let messages = self.inner.messages(session, self.read).await?;
+        let left = messages.len() >= AT_ONCE;
+        for message in messages {
             if message.seq != self.read + 1 {
                 return Err(corrupt("the next message"));
             }
             self.read = message.seq;
             self.ready.push_back(Hint::Message(message));
         }
-        Ok(!self.ready.is_empty())
+        Ok(left)
     }
 }

@@ -4,6 +4,7 @@
 //! one SQL function, so it is atomic and one round trip; leadership is an advisory lock; notifications are hints. See the
 //! README for the roles that it needs, and for what a restart, a restored backup and a fail-over mean.
 
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 mod beat;

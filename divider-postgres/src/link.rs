@@ -99,8 +99,7 @@ impl Link {
         command: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Command,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        // Twice the limit, since the command may have to wait for a connection or for one other command first.
-        let limit = self.limit * 2;
+        let limit = self.limit;
         let asked = async {
             self.commands.send(command(reply)).await.map_err(|_| StoreError::Closed)?;
             answer.await.map_err(|_| StoreError::Closed)?

@@ -22,6 +22,9 @@ use crate::{
 /// Keys in one page of a scan; the statement says so too.
 const PAGE: i64 = 4096;
 
+/// Batches, or messages, that are read at once; the statements say so too.
+pub(crate) const AT_ONCE: usize = 64;
+
 /// An open store.
 pub(crate) struct Inner {
     pub(crate) sql: Arc<Sql>,
@@ -118,7 +121,7 @@ impl Inner {
         Ok(Some(batches))
     }
 
-    /// The messages that follow `since`, at most 64 of them.
+    /// The messages that follow `since`, at most [`AT_ONCE`].
     pub(crate) async fn messages(&self, session: SessionId, since: u64) -> Result<Vec<Message>, StoreError> {
         let query = sqlx::query(self.sql.messages.safe()).bind(&*self.group).bind(session.0).bind(number(since));
         let rows = call!(self, query, fetch_all)?;

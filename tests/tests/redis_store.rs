@@ -504,6 +504,15 @@ async fn the_least_permissions_of_the_readme_are_enough_and_no_group_beside_it_i
     assert!(store.hints(Topic::Group).await.is_ok());
     store.poll(SessionId::fresh(), Claim::Follow).await.unwrap_err();
 
+    // What the README asks for beyond that, each for its own purpose.
+    assert!(PubSubChannels::new(&store).fetch().await.is_err());
+    let database = RedisStore::builder(format!("{url}/1"), group("/acl/")).build().unwrap();
+    let refused = database.open().await.unwrap_err();
+    assert!(matches!(refused, StoreError::Misconfigured(_)), "{refused:?}");
+    server.cli(&["ACL", "SETUSER", "divider", "+pubsub", "+select"]);
+    assert!(PubSubChannels::new(&store).fetch().await.is_ok());
+    agree(&database, 4712, 100).await;
+
     let other = at("/other/");
     for refused in [other.open().await.unwrap_err(), other.hints(Topic::Group).await.err().unwrap()] {
         assert!(matches!(refused, StoreError::Misconfigured(_)), "{refused:?}");

@@ -210,3 +210,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,6 +150,20 @@ pub async fn keys_of_a_cancelled_node_wait_for_its_lease<B: Backend>(trial: Tria
     assert_eq!(second.runs(&start.key).unwrap().attempts, 2);
 }
 
+pub async fn unread_starts_of_a_cancelled_node_are_free_at_once<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let lease = Duration::from_secs(20);
+    let first = trial.node(|config| config.lease = lease).await;
+    first.add(&["a", "b"]).await;
+    trial.until("the keys are here", async || first.assigned().len() == 2).await;
+    let mut second = trial.node(|config| config.lease = lease).await;
+    let began = std::time::Instant::now();
+    soon("the cancel", first.cancel()).await.unwrap();
+    // Nobody acts on them, so nothing has to be waited for.
+    second.starts(2).await;
+    assert!(began.elapsed() < lease * 3 / 4, "the keys were freed after {:?}", began.elapsed());
+}
+
 pub async fn keys_of_a_dropped_node_move_when_its_lease_runs_out<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
     let lease = trial.short();
@@ -160,6 +174,25 @@ pub async fn keys_of_a_dropped_node_move_when_its_lease_runs_out<B: Backend>(tri
     first.kill().await;
     trial.until("all keys run on the other node", async || second.count() == 20).await;
     trial.until("the session is gone", async || second.stats().await.unwrap().sessions == 1).await;
+}
+
+pub async fn a_fresh_group_gets_going_by_itself<B: Backend>(trial: Trial<B>) {
+    // A store may begin by holding grants back for a lease.
+    let lease = trial.short();
+    let mut seat = trial.node(|config| config.lease = lease).await;
+    seat.add(&["a"]).await;
+    seat.start().await;
+}
+
+pub async fn keys_outlive_every_node<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let first = trial.node(|_| {}).await.play();
+    first.add((0..10).map(|i| format!("key {i}"))).await;
+    first.starts_soon(&trial, 10).await;
+    first.leave().await;
+    let mut second = trial.node(|_| {}).await;
+    assert!(second.starts(10).await.iter().all(|start| start.attempts == 2));
+    assert_eq!(second.stats().await.unwrap().sessions, 1);
 }
 
 pub async fn a_stream_keeps_its_node_going_and_a_dropped_one_loses_nothing<B: Backend>(trial: Trial<B>) {

@@ -251,7 +251,7 @@ pub async fn quarantine_sets_a_free_key_aside_until_it_is_retried<B: Backend>(tr
     assert_eq!(clerk.one(quarantine(&key)).await, Outcome::Refused(Refusal::NotFree));
     let assign = Op::Assign { term, key: key.clone(), session: clerk.session };
     assert_eq!(clerk.one(assign).await, Outcome::Refused(Refusal::NotFree));
-    assert_eq!(clerk.store.quarantined(9).await.unwrap(), [key.clone()]);
+    assert_eq!(clerk.store.quarantined(9).await.unwrap(), std::slice::from_ref(&key));
     assert_eq!(clerk.store.quarantined(0).await.unwrap(), []);
     let stats = clerk.store.stats().await.unwrap();
     assert_eq!((stats.registered, stats.assigned, stats.pending, stats.quarantined), (2, 1, 0, 1));
