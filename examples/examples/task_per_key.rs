@@ -6,7 +6,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use divider_core::{Divider, Job, MemoryStore, Next, Node, NodeId, StopSignal, TaskError, Work, Worker};
+use divider_core::{
+    Divider, Error, Flushed, Job, MemoryStore, Next, Node, NodeId, StopSignal, TaskError, Work, Worker,
+};
 use divider_examples::{AnyError, show::Show};
 use tokio::time::sleep;
 
@@ -39,7 +41,7 @@ async fn render(node: String, show: Show, film: Job, mut stop: StopSignal) -> Re
     Ok(Next::Complete)
 }
 
-fn worker(node: &Arc<Node>, show: Show) -> impl Future<Output = Result<divider_core::Flushed, divider_core::Error>> {
+fn worker(node: &Arc<Node>, show: Show) -> impl Future<Output = Result<Flushed, Error>> + use<> {
     let name = node.config().node.to_string();
     Worker::new(node.clone()).concurrency(4).run(move |film, stop| render(name.clone(), show, film, stop))
 }
