@@ -53,7 +53,9 @@ impl<B: Backend> Life<'_, B> {
         if let Some(one_in) = self.failing {
             for fault in [Fault::LoseReply, Fault::Refuse, Fault::DelayReply(Duration::from_millis(20))] {
                 let dice = AtomicU64::new(self.dice.roll());
-                faults.always(fault, move |_| Dice(dice.fetch_add(1, Ordering::Relaxed)).roll().is_multiple_of(one_in * 3));
+                faults.always(fault, move |_| {
+                    Dice(dice.fetch_add(1, Ordering::Relaxed)).roll().is_multiple_of(one_in * 3)
+                });
             }
         }
         let delay = Duration::from_millis(self.dice.roll() % 3 * 7);

@@ -195,21 +195,22 @@ pub async fn only_the_owner_completes_and_checkpoints<B: Backend>(trial: Trial<B
 }
 
 pub async fn a_checkpoint_reaches_the_owner_after_a_death<B: Backend>(trial: Trial<B>) {
-    trial.unhurried(async |trial| {
-    trial.end_hold().await;
-    let lease = trial.short();
-    let mut first = trial.node(|config| config.lease = lease).await;
-    first.add(&["a"]).await;
-    let start = first.start().await;
-    for at in 0..5_u8 {
-        first.checkpoint(&start.key, start.token, [at, 0, 255].into()).await.unwrap();
-    }
-    let second = trial.node(|config| config.lease = lease).await.play();
-    first.kill();
-    trial.until("it runs elsewhere", async || second.runs(&start.key).is_some()).await;
-    let next = second.runs(&start.key).unwrap();
-    assert_eq!(&next.checkpoint[..], [4, 0, 255]);
-    assert!(next.attempts >= 2 && next.token > start.token);
-    })
-    .await;
+    trial
+        .unhurried(async |trial| {
+            trial.end_hold().await;
+            let lease = trial.short();
+            let mut first = trial.node(|config| config.lease = lease).await;
+            first.add(&["a"]).await;
+            let start = first.start().await;
+            for at in 0..5_u8 {
+                first.checkpoint(&start.key, start.token, [at, 0, 255].into()).await.unwrap();
+            }
+            let second = trial.node(|config| config.lease = lease).await.play();
+            first.kill();
+            trial.until("it runs elsewhere", async || second.runs(&start.key).is_some()).await;
+            let next = second.runs(&start.key).unwrap();
+            assert_eq!(&next.checkpoint[..], [4, 0, 255]);
+            assert!(next.attempts >= 2 && next.token > start.token);
+        })
+        .await;
 }

@@ -134,23 +134,24 @@ pub async fn cancelling_an_idle_node_ends_its_session_at_once<B: Backend>(trial:
 }
 
 pub async fn keys_of_a_cancelled_node_wait_for_its_lease<B: Backend>(trial: Trial<B>) {
-    trial.unhurried(async |trial| {
-    trial.end_hold().await;
-    let lease = trial.short();
-    let mut first = trial.node(|config| config.lease = lease).await;
-    first.add(&["a"]).await;
-    let start = first.start().await;
-    let second = trial.node(|config| config.lease = lease).await.play();
-    let began = std::time::Instant::now();
-    soon("the cancel", first.cancel()).await.unwrap();
-    assert!(!first.is_current(&start.key, start.token));
-    trial.until("the key runs elsewhere", async || second.runs(&start.key).is_some()).await;
-    // Its work may have been running on. The last renewal was sent at most a beat before the cancel.
-    let waited = began.elapsed();
-    assert!(waited >= lease / 2, "the key was freed after {waited:?}");
-    assert!(second.runs(&start.key).unwrap().attempts >= 2);
-    })
-    .await;
+    trial
+        .unhurried(async |trial| {
+            trial.end_hold().await;
+            let lease = trial.short();
+            let mut first = trial.node(|config| config.lease = lease).await;
+            first.add(&["a"]).await;
+            let start = first.start().await;
+            let second = trial.node(|config| config.lease = lease).await.play();
+            let began = std::time::Instant::now();
+            soon("the cancel", first.cancel()).await.unwrap();
+            assert!(!first.is_current(&start.key, start.token));
+            trial.until("the key runs elsewhere", async || second.runs(&start.key).is_some()).await;
+            // Its work may have been running on. The last renewal was sent at most a beat before the cancel.
+            let waited = began.elapsed();
+            assert!(waited >= lease / 2, "the key was freed after {waited:?}");
+            assert!(second.runs(&start.key).unwrap().attempts >= 2);
+        })
+        .await;
 }
 
 pub async fn unread_starts_of_a_cancelled_node_are_free_at_once<B: Backend>(trial: Trial<B>) {

@@ -125,9 +125,7 @@ pub async fn a_call_gives_up_at_its_time_limit_and_can_be_repeated<B: Backend>(t
 pub async fn an_alteration_whose_answer_is_lost_is_done_once<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
     let (seat, faults) = trial.faulty_node(|_| {}).await;
-    let changes = |call: &Call<'_>| {
-        call.applies(|op| matches!(op, Op::AlterAffinity { .. } | Op::SetAffinity { .. }))
-    };
+    let changes = |call: &Call<'_>| call.applies(|op| matches!(op, Op::AlterAffinity { .. } | Op::SetAffinity { .. }));
     for (fault, expected) in [(Fault::LoseReply, 1007), (Fault::Refuse, 1014), (Fault::LoseReply, 1021)] {
         let ordered = faults.order(fault, 2, changes);
         assert_eq!(seat.alter_affinity(7).await.unwrap(), expected);

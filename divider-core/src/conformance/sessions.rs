@@ -60,7 +60,10 @@ pub async fn every_loss_is_told_before_any_new_start<B: Backend>(trial: Trial<B>
     assert_eq!(seat.start_at_hand(), None);
     let node = seat.node.clone();
     let confirm = async |token| node.confirm_stop_processing(&last.key, token).await;
-    assert!(matches!(confirm(Token(last.token.0 + 1)).await, Err(Error::StaleToken { .. } | Error::NotStopping { .. })));
+    assert!(matches!(
+        confirm(Token(last.token.0 + 1)).await,
+        Err(Error::StaleToken { .. } | Error::NotStopping { .. })
+    ));
     seat.confirm(&last.key, last.token).await;
     let start = seat.start().await;
     assert!(start.key == last.key && start.token > last.token);
@@ -132,7 +135,9 @@ pub async fn a_flush_waits_until_losses_are_confirmed_too<B: Backend>(trial: Tri
     let flush = tokio::spawn(async move { node.flush().await });
     let stop = seat.stop().await;
     expire(&trial, session).await;
-    trial.until("the loss is known", async || starts.iter().all(|start| !seat.is_current(&start.key, start.token))).await;
+    trial
+        .until("the loss is known", async || starts.iter().all(|start| !seat.is_current(&start.key, start.token)))
+        .await;
     let other = seat.stop().await;
     assert_ne!(other.key, stop.key);
     seat.confirm(&stop.key, stop.token).await;
