@@ -156,6 +156,7 @@ checks! {
         giving_up_asks_for_a_stop_and_keeps_the_later_time,
         a_checkpoint_is_kept_and_completion_ends_the_key,
         revoking_asks_and_forcing_takes,
+        a_key_that_was_being_removed_when_its_owner_ended_ends_unless_it_is_wanted_again,
         attempts_count_starts_and_not_mere_grants,
         quarantine_sets_a_free_key_aside_until_it_is_retried,
     }
