@@ -15,13 +15,16 @@ mod board;
 mod marks;
 mod watch;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
 
 pub use marks::Marks;
 
 use crate::{
     Batch, Beat, Change, GroupView, Instant, Key, KeyView, NodeConfig, Op, Outcome, Page, Refusal, Revision, SessionId,
-    Term, Token,
+    SessionView, Term, Token,
     planner::{KeyIx, NodeIx, Planner},
 };
 use board::{Board, Standing};
@@ -72,6 +75,10 @@ pub struct Leader {
     board: Board,
     watches: Watches,
     planner: Planner,
+    /// Newcomers under the name of a node that may just have died: until when they are given nothing. A program that
+    /// crashes on its start and is started again would otherwise be the emptiest node every time, get its own orphans
+    /// back, and have them set aside for its own deaths.
+    waiting: BTreeMap<SessionId, (SessionView, Instant)>,
     /// Keys that await an op other than an assignment, or another look.
     chores: Vec<Chore>,
     /// Keys whose last op was refused or got no answer; they are looked at again when the picture has caught up.
@@ -148,6 +155,7 @@ impl Leader {
             board: Board::default(),
             watches: Watches::new(deposed),
             planner,
+            waiting: BTreeMap::new(),
             chores: Vec::new(),
             refused: Vec::new(),
             stubborn: HashSet::new(),
@@ -225,25 +233,53 @@ impl Leader {
                     self.planner.remove_key(k);
                 }
             }
-            Change::Session(view) => {
-                let (session, ended) = (view.session, view.ended.is_some());
-                if !ended {
-                    self.watches.watch(session, Duration::from_millis(view.lease_ms.into()), now.mono);
-                }
-                let silent_since = self.watches.since(view.session);
-                self.board.set_session(view, silent_since.unwrap_or(now.mono), &mut self.planner);
-                if ended {
-                    self.watches.forget(session);
-                    for k in self.board.unwanted() {
-                        self.place(k, now);
-                    }
-                }
-            }
+            Change::Session(view) => self.session(view, now),
             Change::SessionGone(session) => {
                 self.watches.forget(session);
+                self.waiting.remove(&session);
                 self.board.remove_session(session, &mut self.planner);
+                self.review_waiting(now);
             }
             Change::Group(group) => self.set_group(group, now),
+        }
+    }
+
+    fn session(&mut self, view: SessionView, now: Now) {
+        let (session, ended) = (view.session, view.ended.is_some());
+        if !ended {
+            self.watches.watch(session, Duration::from_millis(view.lease_ms.into()), now.mono);
+        }
+        // Only a session that this leader has seen join is sure to hold nothing yet.
+        let joins = self.loaded && !ended && !self.board.knows(session);
+        if let Some((waiting, _)) = self.waiting.get_mut(&session).filter(|_| !ended) {
+            *waiting = view;
+        } else if joins && (self.board.has_node(&view.node) || self.waiting.values().any(|(w, _)| w.node == view.node))
+        {
+            let until = now.mono + Duration::from_millis(view.lease_ms.into()) * 2;
+            self.waiting.insert(session, (view, until));
+        } else {
+            self.waiting.remove(&session);
+            let silent_since = self.watches.since(session).unwrap_or(now.mono);
+            self.board.set_session(view, silent_since, &mut self.planner);
+        }
+        if ended {
+            self.watches.forget(session);
+            for k in self.board.unwanted() {
+                self.place(k, now);
+            }
+        }
+        self.review_waiting(now);
+    }
+
+    /// Lets newcomers in whose time has come, or all of them where nobody else takes work.
+    fn review_waiting(&mut self, now: Now) {
+        let needed = !self.waiting.is_empty() && !self.board.takes_work();
+        let ready = |(_, until): &(SessionView, Instant)| needed || *until <= now.mono;
+        let over: Vec<SessionId> = self.waiting.iter().filter(|(_, w)| ready(w)).map(|(session, _)| *session).collect();
+        for session in over {
+            if let Some((view, _)) = self.waiting.remove(&session) {
+                self.board.set_session(view, now.mono, &mut self.planner);
+            }
         }
     }
 
@@ -294,6 +330,7 @@ impl Leader {
 
     /// Time has passed: looks again at what waits for time.
     pub fn tick(&mut self, now: Now) {
+        self.review_waiting(now);
         self.refused.extend(self.stubborn.drain());
         self.look_again_at_refused(now);
         while let Some(k) = self.board.next_due(now.unix_ms) {
@@ -316,7 +353,8 @@ impl Leader {
 
     /// When something is due that no event announces. `None` where nothing is.
     pub fn next_wake(&self, now: Now) -> Option<Duration> {
-        let mono = [self.watches.next_deadline(), self.hold_until()];
+        let waiting = self.waiting.values().map(|(_, until)| *until).min();
+        let mono = [self.watches.next_deadline(), self.hold_until(), waiting];
         let due = self.board.due_ms().map(|ms| Duration::from_millis(ms.saturating_sub(now.unix_ms)));
         mono.into_iter().flatten().map(|at| at.since(now.mono)).chain(due).min()
     }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{Counts, Timing};
 use crate::{
-    Instant, Key, KeyView, SessionId, SessionView, State, StopReason, Token,
+    Instant, Key, KeyView, NodeId, SessionId, SessionView, State, StopReason, Token,
     planner::{KeyIx, NodeIx, NodeSpec, Planner},
 };
 
@@ -105,6 +105,20 @@ impl Board {
             }
         };
         self.sessions[slot as usize] = Some(Slot { view, node, silent_since });
+    }
+
+    pub(super) fn knows(&self, session: SessionId) -> bool {
+        self.slots.get(&session).is_some_and(|slot| self.sessions[*slot as usize].is_some())
+    }
+
+    /// Whether a session of this name lives, or has ended with keys still in its name.
+    pub(super) fn has_node(&self, node: &NodeId) -> bool {
+        self.sessions.iter().flatten().any(|slot| slot.view.node == *node)
+    }
+
+    /// Whether any session takes work.
+    pub(super) fn takes_work(&self) -> bool {
+        self.sessions.iter().flatten().any(|slot| slot.view.takes_work())
     }
 
     pub(super) fn remove_session(&mut self, session: SessionId, planner: &mut Planner) {

@@ -33,7 +33,7 @@ impl Group {
     fn new(config: NodeConfig) -> Self {
         let mut ledger = Ledger::new();
         let boss = SessionId::fresh();
-        ledger.apply(&[join(boss, 0, None)], Token(0));
+        ledger.apply(&[join(boss, "boss", 0, None)], Token(0));
         let (term, _) = ledger.lead(boss, Term(0));
         let mut group = Self {
             leader: Leader::new(config, term.unwrap(), None),
@@ -67,15 +67,15 @@ impl Group {
     /// Another leader takes over, which knows only what the ledger and the beats tell.
     fn depose(&mut self, config: NodeConfig, deposed: Option<Deposed>) {
         let boss = SessionId::fresh();
-        self.ledger.apply(&[join(boss, 0, None)], Token(0));
+        self.ledger.apply(&[join(boss, "boss", 0, None)], Token(0));
         let (term, _) = self.ledger.lead(boss, Term(0));
         self.leader = Leader::new(config, term.unwrap(), deposed);
         self.load();
     }
 
-    fn session(&mut self, _name: &str, affinity: u32, capacity: Option<u32>) -> SessionId {
+    fn session(&mut self, name: &str, affinity: u32, capacity: Option<u32>) -> SessionId {
         let session = SessionId::fresh();
-        self.apply(&[join(session, affinity, capacity)]);
+        self.apply(&[join(session, name, affinity, capacity)]);
         session
     }
 
@@ -177,8 +177,8 @@ impl Group {
     }
 }
 
-fn join(session: SessionId, affinity: u32, capacity: Option<u32>) -> Op {
-    Op::Join { session, node: NodeId::new("n").unwrap(), affinity, capacity, lease_ms: LEASE_MS }
+fn join(session: SessionId, name: &str, affinity: u32, capacity: Option<u32>) -> Op {
+    Op::Join { session, node: NodeId::new(name).unwrap(), affinity, capacity, lease_ms: LEASE_MS }
 }
 
 fn names(count: usize) -> Vec<String> {
@@ -447,4 +447,43 @@ fn a_gap_in_the_feed_is_noticed() {
     assert_eq!(group.leader.feed(second, group.now), Fed::Applied);
     assert_eq!(group.leader.feed(first, group.now), Fed::Known);
     assert!(!group.leader.is_behind());
+}
+
+#[test]
+fn a_program_that_crashes_on_its_start_does_not_get_its_own_orphans_back() {
+    let mut group = Group::new(config());
+    let healthy = group.session("healthy", 1000, None);
+    group.add(&refs(&names(20)));
+    let mut crasher = group.session("crasher", 1000, None);
+    group.confirm_all(&[healthy]);
+    for _ in 0..8 {
+        // It dies, and is back before its old session has run out.
+        let next = group.session("crasher", 1000, None);
+        for _ in 0..11 {
+            group.pass(100, &[healthy, next]);
+        }
+        assert!(!group.ledger.is_alive(crasher));
+        assert_eq!((group.held(healthy), group.held(next)), (20, 0));
+        crasher = next;
+    }
+    assert!(group.ledger.quarantined(10).is_empty());
+    for _ in 0..10 {
+        group.pass(100, &[healthy, crasher]);
+    }
+    group.confirm_all(&[healthy]);
+    assert_eq!(group.held(crasher), 10, "it has lived for two leases");
+}
+
+#[test]
+fn a_node_that_comes_back_is_given_work_at_once_where_nobody_else_takes_it() {
+    let mut group = Group::new(config());
+    let boss = group.session("boss", 0, None);
+    let dead = group.session("only", 1000, None);
+    group.add(&["k"]);
+    let next = group.session("only", 1000, None);
+    for _ in 0..11 {
+        group.pass(100, &[boss, next]);
+    }
+    assert!(!group.ledger.is_alive(dead));
+    assert_eq!(group.held(next), 1);
 }
