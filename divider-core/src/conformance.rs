@@ -6,7 +6,7 @@
 //! use a backend and know nothing of it.
 //!
 //! # How
-//! Implement [`Backend`], which makes store handles for a group, and name it to [`conformance!`](crate::conformance) in a
+//! Implement [`Backend`], which makes store handles for a group, and name it to [`conformance!`](macro@crate::conformance) in a
 //! test file of your crate; each check becomes a test of its own, under its name:
 //!
 //! ```
@@ -50,6 +50,7 @@ use clerk::Clerk;
 pub use faulty::{Call, Fault, Faults, FaultyStore, Ordered};
 pub use history::History;
 use seat::Seat;
+use trial::Dice;
 pub use trial::Trial;
 
 /// What the suite asks of a backend.
@@ -63,7 +64,7 @@ pub trait Backend: Send + Sync + 'static {
     /// The lease of nodes whose death is waited for. Shorter makes the suite faster; it must leave room for the beats
     /// (four to a lease) on a machine that is busy.
     fn lease(&self) -> Duration {
-        Duration::from_millis(800)
+        Duration::from_secs(1)
     }
 
     /// Whether leadership is a lease that [`Store::poll`] renews, as opposed to one that the store itself takes away.
@@ -73,7 +74,7 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 /// How long one check may take before it counts as hung.
-const HUNG: Duration = Duration::from_secs(180);
+const HUNG: Duration = Duration::from_secs(330);
 
 /// Runs one check in a runtime of its own. Called by the tests that [`conformance!`](crate::conformance) makes.
 ///
@@ -119,7 +120,7 @@ macro_rules! checks {
             )*)*
         }
 
-        /// Makes a test of every check of the [suite](crate::conformance), for the backend that the expression gives.
+        /// Makes a test of every check of the [suite](mod@crate::conformance), for the backend that the expression gives.
         /// The expression may be awaited in (`connect().await`) and is evaluated once for each test.
         #[macro_export]
         macro_rules! conformance {
@@ -155,6 +156,7 @@ checks! {
         giving_up_asks_for_a_stop_and_keeps_the_later_time,
         a_checkpoint_is_kept_and_completion_ends_the_key,
         revoking_asks_and_forcing_takes,
+        a_key_that_was_being_removed_when_its_owner_ended_ends_unless_it_is_wanted_again,
         attempts_count_starts_and_not_mere_grants,
         quarantine_sets_a_free_key_aside_until_it_is_retried,
     }
@@ -187,7 +189,10 @@ checks! {
         cancelling_before_the_start_is_final,
         cancelling_an_idle_node_ends_its_session_at_once,
         keys_of_a_cancelled_node_wait_for_its_lease,
+        unread_starts_of_a_cancelled_node_are_free_at_once,
         keys_of_a_dropped_node_move_when_its_lease_runs_out,
+        a_fresh_group_gets_going_by_itself,
+        keys_outlive_every_node,
         a_stream_keeps_its_node_going_and_a_dropped_one_loses_nothing,
         a_configuration_that_contradicts_itself_is_refused,
     }
@@ -208,6 +213,8 @@ checks! {
         a_confirmation_whose_future_was_dropped_is_carried_out,
         a_key_given_up_goes_elsewhere,
         a_key_given_up_with_backoff_waits,
+        a_key_given_up_comes_back_where_nobody_else_has_room,
+        confirmations_from_many_tasks_all_count,
         a_completed_key_ends_for_good,
         only_the_owner_completes_and_checkpoints,
         a_checkpoint_reaches_the_owner_after_a_death,
@@ -224,6 +231,7 @@ checks! {
         a_key_that_is_being_stopped_takes_room,
         higher_priority_goes_first_where_room_is_short,
         nothing_starts_before_its_time,
+        the_next_leader_keeps_to_the_schedule,
     }
     drain {
         a_flush_stops_every_key_and_returns_when_all_are_confirmed,
@@ -256,11 +264,15 @@ checks! {
         a_stop_under_way_is_not_told_twice,
         writing_for_a_lost_key_says_that_it_is_lost,
         an_unread_start_of_a_lost_session_is_never_seen,
+        a_flush_waits_until_losses_are_confirmed_too,
+        a_flush_names_losses_that_were_not_confirmed,
+        a_node_flushed_while_it_had_no_session_is_given_nothing,
+    }
+    leases {
         a_node_that_cannot_renew_stops_by_its_own_deadline,
+        one_renewal_that_hangs_does_not_cost_the_lease,
         a_node_cut_off_from_everything_is_replaced_and_comes_back,
         two_nodes_of_one_name_never_share_a_key,
-        a_loss_during_a_flush_ends_the_flush,
-        a_node_flushed_while_it_had_no_session_is_given_nothing,
         a_blocked_multi_thread_runtime_keeps_its_lease,
         a_blocked_current_thread_runtime_keeps_its_lease,
         a_leader_that_is_stuck_loses_its_leadership_and_keeps_its_keys,
@@ -269,6 +281,7 @@ checks! {
         a_confirmation_whose_answer_is_lost_frees_the_key_once,
         a_completion_whose_answer_is_lost_is_a_completion,
         a_key_that_ended_on_its_way_is_told_of_once,
+        a_completion_answered_too_late_leaves_no_second_owner,
         work_whose_declaration_was_not_answered_starts_once,
         a_call_gives_up_at_its_time_limit_and_can_be_repeated,
         an_alteration_whose_answer_is_lost_is_done_once,
@@ -300,5 +313,9 @@ checks! {
         with_a_stop_timeout_a_stuck_program_loses_the_key,
         an_unconfirmed_stop_is_waited_for,
         a_stable_group_does_nothing,
+    }
+    churn {
+        a_random_life_keeps_every_rule,
+        a_random_life_over_a_failing_store_keeps_every_rule,
     }
 }

@@ -82,7 +82,7 @@ pub trait Divider: Send + Sync + 'static {
     /// The work is done for good: the key ends, everywhere. Nothing more needs to be confirmed.
     ///
     /// # Errors
-    /// [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the session ended before
+    /// [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the ownership ended before
     /// the store answered; the work may count as done or may be given to another node.
     async fn complete(&self, key: &Key, token: Token) -> Result<(), Error>;
 
@@ -267,7 +267,8 @@ impl Assigned {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Flushed {
-    /// Keys that were not confirmed within the time limit. They move when the lease has run out.
+    /// Keys that were not confirmed within the time limit. They move when the lease has run out; those that are being
+    /// stopped as [`Lost`](StopReason::Lost) may have moved already.
     pub unconfirmed: Vec<Assigned>,
 }
 

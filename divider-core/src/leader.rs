@@ -89,8 +89,6 @@ pub struct Leader {
 enum Chore {
     Revoke(KeyIx),
     Force(KeyIx),
-    /// The key was being removed when its owner ended, so nobody will confirm.
-    Remove(KeyIx),
     Settle(SessionId),
 }
 
@@ -276,7 +274,8 @@ impl Leader {
             }
             Standing::Free { .. } if self.board.is_unwanted(k) => {
                 self.planner.park(k);
-                self.chores.push(Chore::Remove(k));
+                // Nobody will confirm.
+                self.chores.push(Chore::Force(k));
             }
             Standing::Free { avoid, due_ms } if due_ms <= now.unix_ms => self.planner.ready(k, avoid),
             Standing::Free { due_ms, .. } => {
@@ -379,11 +378,6 @@ impl Leader {
         for chore in self.chores.drain(..take) {
             match chore {
                 Chore::Settle(session) => proposal.push(Op::Settle { term, session }, Subject::Session(session)),
-                Chore::Remove(k) => {
-                    if let Some(key) = self.board.key(k).filter(|_| self.board.is_unwanted(k)) {
-                        proposal.push(Op::Remove { key: key.clone() }, Subject::Key(k, key));
-                    }
-                }
                 Chore::Revoke(k) | Chore::Force(k) => {
                     let Some((key, token)) = self.board.ownership(k) else { continue };
                     let subject = Subject::Key(k, key.clone());

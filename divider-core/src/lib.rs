@@ -1,4 +1,26 @@
-//! The vocabulary, the protocol and the driver of Divider, and its in-memory backend.
+//! Divider splits keyed work among the nodes of a service: each key runs on exactly one live node, in proportion to how much
+//! work each node wants, with a fencing token.
+//!
+//! This crate is all of it but the backends that need a server: the interface that programs use ([`Divider`], implemented by
+//! [`Node`]; [`Worker`] runs a task per key over it), the protocol ([`Ledger`], [`planner`], [`member`], [`leader`], all
+//! pure), the trait that a backend implements ([`Store`]), and the in-memory backend ([`MemoryStore`]).
+//!
+//! # In short
+//! ```
+//! use divider_core::{Divider, Event, MemoryStore, Node, Work};
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let node = Node::builder(MemoryStore::new()).build()?;
+//! let mut events = node.events();
+//! node.start().await?;
+//! node.add_work(vec![Work::new("tenant-17")?]).await?;
+//! let Some(Event::Start(work)) = events.next().await else { panic!("nothing else can come first") };
+//! assert!(node.is_current(&work.key, work.token));
+//! # Ok(()) }
+//! ```
+//!
+//! # Where to read on
+//! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting, [`limits`] every limit, [`Store`] what a backend
+//! promises. The repository's `ALGORITHM.md` has the argument why no two nodes act on a key at once, and what that assumes.
 
 pub mod clock;
 mod config;
@@ -35,3 +57,8 @@ pub use record::{Blob, KeyView, Record, State, StopReason, Work};
 pub use source::{FnSource, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};
 pub use worker::{Job, Next, StopSignal, TaskError, Worker, shutdown_signal};
+
+/// The examples of the README are tested like all others.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -119,6 +119,11 @@ impl Member {
         self.held.len()
     }
 
+    /// Whether the program acts on nothing and has nothing to confirm, and nothing is on its way to the store either.
+    pub fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.lost.is_empty()
+    }
+
     /// Whether a flush has begun.
     pub fn draining(&self) -> bool {
         self.draining
@@ -425,6 +430,13 @@ impl Member {
         }
     }
 
+    /// The store has refused an op of ours because the key is not ours under this token. Whatever took it, and whether we
+    /// are still to hear of that or not: nobody here may go on believing in it.
+    pub fn disowned(&mut self, key: &Key, token: Token) {
+        self.not_completed(key, token);
+        self.taken(key, token);
+    }
+
     /// The store has let go of the key for us: a confirmation or a completion has taken effect.
     pub fn gone(&mut self, key: &Key, token: Token) {
         if let Some(let_go) = &mut self.let_go {
@@ -462,7 +474,9 @@ impl Member {
     /// Whether the program may act on the key, as far as this node knows; the lease is for the caller to check.
     pub fn is_current(&self, key: &Key, token: Token) -> bool {
         self.held.get(key).is_some_and(|held| {
+            // A completion that is on its way may have taken effect already.
             held.holding.token == token
+                && !held.completing
                 && matches!(held.phase, Phase::Running | Phase::StopQueued(..) | Phase::Stopping(_))
         })
     }
@@ -512,6 +526,13 @@ impl Member {
             Some(Assigned::new(held.holding.key.clone(), held.holding.token, started, stopping))
         };
         self.held.values().filter_map(view).collect()
+    }
+
+    /// What the program has still to confirm or to give back: all that it holds, and what it has lost.
+    pub fn unconfirmed(&self) -> Vec<Assigned> {
+        let lost = self.lost.iter().filter(|(_, lost)| !lost.completing);
+        let lost = lost.map(|(key, lost)| Assigned::new(key.clone(), lost.token, true, Some(StopReason::Lost)));
+        self.assigned().into_iter().chain(lost).collect()
     }
 
     /// What is to be applied because of what happened: confirmations of starts that were never read.

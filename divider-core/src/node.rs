@@ -26,6 +26,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc};
+use tracing::Instrument;
 
 pub(crate) use observe::target;
 
@@ -253,10 +254,11 @@ impl Divider for Node {
         // From here on nothing is awaited, so a started node is started whole.
         let unavailable = StoreError::unavailable;
         beat::spawn(shared).map_err(unavailable)?;
+        let span = || tracing::info_span!(target: target::SESSION, "node", node = %shared.config.node);
         if let Some(requests) = starting.requests.take() {
-            tokio::spawn(batcher::run(shared.clone(), requests));
+            tokio::spawn(batcher::run(shared.clone(), requests).instrument(span()));
         }
-        tokio::spawn(session::run(shared.clone(), session));
+        tokio::spawn(session::run(shared.clone(), session).instrument(span()));
         shared.started();
         Ok(())
     }
@@ -349,7 +351,8 @@ impl Divider for Node {
             if let Some(session) = session {
                 shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained).await?;
             }
-            while shared.with(|member| member.held()) > 0 && !shared.has_ended() {
+            // What was lost meanwhile may still be running here, so it is waited for as well.
+            while !shared.with(|member| member.is_idle()) && !shared.has_ended() {
                 // The sender lives as long as `shared`.
                 let _ = changed.changed().await;
             }
@@ -359,7 +362,7 @@ impl Divider for Node {
             drained = drained => drained?,
             () = &mut limit => {}
         }
-        Ok(Flushed::new(self.assigned()))
+        Ok(Flushed::new(shared.with(|member| member.unconfirmed())))
     }
 
     async fn cancel(&self) -> Result<(), Error> {
@@ -369,15 +372,19 @@ impl Divider for Node {
         if shared.has_ended() {
             return Ok(());
         }
-        let (session, held) = shared.with(|member| (member.session(), member.held()));
+        let (session, acting) = shared.with(|member| {
+            // From here on no start is read, so the program acts on nothing but what it acts on now.
+            member.drain();
+            (member.session(), !member.assigned().is_empty())
+        });
         let leading = *shared.leading.lock();
         shared.shut_down();
         if let Some(session) = session {
             let farewell = async {
-                let op = if held == 0 { Op::End { session } } else { Op::Drain { session } };
+                let op = if acting { Op::Drain { session } } else { Op::End { session } };
                 shared.observer.call("leave", shared.store.apply(&[op])).await?;
                 match leading {
-                    Some(term) if held > 0 => shared.store.resign(session, term).await,
+                    Some(term) if acting => shared.store.resign(session, term).await,
                     _ => Ok(()),
                 }
             };

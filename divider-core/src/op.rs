@@ -131,7 +131,8 @@ pub enum Op {
         /// The ownership's token.
         token: Token,
     },
-    /// The leader frees a key whose owner has not confirmed its stop within the time limit that the user chose.
+    /// The leader frees a key whose owner has not confirmed its stop within the time limit that the user chose, or ends one
+    /// that was being removed when its owner ended.
     Force {
         /// The leader's term.
         term: Term,

@@ -77,7 +77,7 @@ pub trait Store: Send + Sync + 'static {
     /// Only those of the connection.
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError>;
 
-    /// The beats of all living sessions.
+    /// The beats of all living sessions. One that has never been renewed may be left out: its beat is 0.
     ///
     /// # Errors
     /// Only those of the connection.

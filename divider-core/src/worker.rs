@@ -29,6 +29,7 @@ use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
 };
+use tracing::Instrument;
 
 use crate::{
     Assignment, Blob, ConfigError, Divider, Error, Event, Flushed, Key, Stop, StopReason, Token, node::target,
@@ -355,7 +356,8 @@ where
         self.keys.insert(key.clone(), Running { token, stop, ended: false, calling: false });
         let (task, permits, grace) = (self.task.clone(), self.permits.clone(), self.worker.grace);
         let job = Job { assignment, divider: self.worker.divider.clone() };
-        self.tasks.spawn(async move {
+        let span = tracing::info_span!(target: target::WORKER, "task", %key, %token);
+        let run = async move {
             let mut asked = StopSignal(signal.clone());
             let permit = tokio::select! {
                 biased;
@@ -380,7 +382,8 @@ where
                 }
             };
             Ended { key, token, how, ran: began.elapsed() }
-        });
+        };
+        self.tasks.spawn(run.instrument(span));
     }
 
     fn stop(&mut self, stop: Stop) {

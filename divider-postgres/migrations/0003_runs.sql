@@ -153,6 +153,8 @@ BEGIN
             WHEN l.kind = 2 THEN CASE WHEN l.owned AND l.stopping = 2 THEN 1 ELSE 0 END
             WHEN l.kind = 3 THEN CASE WHEN l.quarantined THEN 0 ELSE 16 END
             WHEN l.kind = 15 THEN CASE WHEN NOT l.matches THEN 11 WHEN l.stopping <> 0 THEN 1 ELSE 0 END
+            -- A key that was being removed when its owner ended: nobody is left to confirm.
+            WHEN l.kind = 16 AND NOT l.owned AND l.token = l.given AND l.stopping = 2 THEN 0
             WHEN l.kind = 16 THEN CASE WHEN NOT l.matches THEN 11 WHEN l.stopping = 0 THEN 17 ELSE 0 END
             ELSE CASE WHEN l.owned OR l.quarantined THEN 15 ELSE 0 END
         END AS code FROM looked l
@@ -174,7 +176,7 @@ BEGIN
                     ELSE j.stopping END::smallint AS stopping,
                CASE j.kind WHEN 18 THEN true WHEN 3 THEN false ELSE j.quarantined END AS quarantined,
                CASE WHEN j.code <> 0 THEN NULL
-                    WHEN j.kind = 16 THEN json_build_array('t', j.key, j.token)::text
+                    WHEN j.kind = 16 AND j.owned THEN json_build_array('t', j.key, j.token)::text
                     WHEN j.kind IN (11, 15) THEN json_build_array('s', j.key, j.token, 1)::text
                     WHEN j.kind = 2 AND j.owned AND j.stopping = 0 THEN json_build_array('s', j.key, j.token, 2)::text
                END AS notice

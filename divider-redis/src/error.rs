@@ -13,6 +13,12 @@ pub(crate) fn store_error(error: RedisError) -> StoreError {
         | (ErrorKind::Server(ServerErrorKind::NoPerm), _) => StoreError::Misconfigured(format!(
             "Redis refuses this user or command ({error}); see the README of divider-redis for the least permissions"
         )),
+        // The redis crate has no kind of its own for this.
+        _ if error.to_string().starts_with("Redis server refused to switch database") => {
+            StoreError::Misconfigured(format!(
+                "Redis refuses the database that the URL names ({error}); it needs to exist, and the user needs +select"
+            ))
+        }
         (_, Some("DIVIDERFORMAT")) => {
             StoreError::Misconfigured("the group was written by a newer version of Divider".to_owned())
         }

@@ -1,8 +1,4 @@
-//! The Redis backend of Divider.
-//!
-//! A [`RedisStore`] keeps one group of keys on a Redis server (7.0 or newer) or cluster, and makes every change with one
-//! script, so that it is atomic. See the README for what a restart, a flush and a fail-over mean.
-
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 mod codec;

@@ -4,7 +4,9 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use futures_util::future::BoxFuture;
-use redis::{AsyncConnectionConfig, Client, Cmd, RedisResult, Value, aio::ConnectionLike};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value, aio::ConnectionLike,
+};
 use tokio::{
     runtime::{Handle, Id},
     sync::{Mutex, watch},
@@ -36,7 +38,7 @@ impl Conn {
                 let connection = pool.get().await;
                 let mut connection = connection.map_err(|error| match error {
                     deadpool_redis::PoolError::Backend(error) => error,
-                    other => redis::RedisError::from(std::io::Error::other(other.to_string())),
+                    other => RedisError::from(std::io::Error::other(other.to_string())),
                 })?;
                 cmd.query_async(&mut connection).await
             })
@@ -135,6 +137,10 @@ impl Link {
                 self.give_up(&open).await;
                 Err((store_error(error), reused))
             }
+            Ok(Err(error)) if demoted(&error) => {
+                self.give_up(&open).await;
+                Ok(Err(error))
+            }
             Ok(result) => Ok(result),
             Err(_) => {
                 // Nobody knows whether the other end is still there. A new connection will show.
@@ -186,6 +192,12 @@ impl Link {
     async fn close(&self) {
         self.state.lock().await.open = None;
     }
+}
+
+/// Whether the server is a replica now: its address may lead to another server by the next time.
+fn demoted(error: &RedisError) -> bool {
+    use ServerErrorKind::{MasterDown, ReadOnly};
+    matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown))
 }
 
 /// What carries the commands: a connection of our own, or one that the program brought.

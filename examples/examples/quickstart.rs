@@ -98,6 +98,7 @@ async fn main() -> Result<(), AnyError> {
     }
     show.step("What to try next");
     show.note("several processes   cargo run --release -p divider-examples --example worker -- --help");
+    show.note("a task per key      cargo run --release -p divider-examples --example task_per_key");
     show.note("fencing tokens      cargo run --release -p divider-examples --example fencing");
     show.note("work follows load   cargo run --release -p divider-examples --example follow_load");
     show.note("your own program    the loop in `program` above is all of it: examples/examples/quickstart.rs");

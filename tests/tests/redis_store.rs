@@ -10,11 +10,11 @@ use std::{
 
 use divider_core::{
     Batch, Beat, Blob, Change, Claim, Cursor, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId,
-    Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
+    SessionView, Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
 };
 use divider_redis::{PubSubChannels, RedisStore};
 use divider_tests::{
-    agree::agree,
+    agree::{ENDED, agree},
     redis::{RedisCluster, RedisServer},
 };
 use futures_util::StreamExt;
@@ -100,7 +100,29 @@ async fn it_does_what_the_ledger_does() {
             *seen.entry(kind).or_insert(0) += times;
         }
     }
+    assert_eq!(seen.get(ENDED), None);
     assert!(seen.len() >= 70, "the dice met only {seen:#?}");
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_keys_and_sessions_that_are_gone() {
+    let server = RedisServer::start();
+    for seed in 100..103 {
+        let store = store(&server, "/left/");
+        agree(&store, seed, 300).await;
+        let page = store.scan(None).await.unwrap();
+        // Owners first: what they still hold is then free, and goes at once.
+        let end = |view: &SessionView| Op::End { session: view.session };
+        let ends = page.sessions.iter().filter(|view| view.ended.is_none()).map(end);
+        let removes = page.keys.iter().map(|view| Op::Remove { key: view.key.clone() });
+        let outcomes = store.apply(&ends.chain(removes).collect::<Vec<_>>()).await.unwrap().outcomes;
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Done), "{outcomes:?}");
+        let left = server.cli(&["KEYS", "*"]);
+        let mut left: Vec<&str> = left.lines().collect();
+        left.sort_unstable();
+        assert_eq!(left, ["{divider:/left/}:log", "{divider:/left/}:meta"], "after seed {seed}");
+        server.cli(&["FLUSHALL"]);
+    }
 }
 
 #[tokio::test]
@@ -128,6 +150,20 @@ async fn only_the_last_32_fates_of_a_key_are_kept() {
     granted(&store, term, session, "k").await;
     let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
     assert_eq!((record.view.fates, record.view.attempts), (expected, 41));
+}
+
+#[tokio::test]
+async fn tokens_keep_up_with_the_servers_clock() {
+    let server = RedisServer::start();
+    let store = store(&server, "/clock/");
+    let (session, term) = leading(&store).await;
+    for i in 0..3 {
+        let time = server.cli(&["TIME"]);
+        let (seconds, micros) = time.split_once('\n').unwrap();
+        let now = seconds.parse::<u64>().unwrap() * 1_000_000 + micros.parse::<u64>().unwrap();
+        let Token(token) = granted(&store, term, session, &format!("{i}")).await;
+        assert!(token >= now, "{token} at {now}");
+    }
 }
 
 #[tokio::test]
@@ -467,6 +503,15 @@ async fn the_least_permissions_of_the_readme_are_enough_and_no_group_beside_it_i
     let store = at("/acl/");
     assert!(store.hints(Topic::Group).await.is_ok());
     store.poll(SessionId::fresh(), Claim::Follow).await.unwrap_err();
+
+    // What the README asks for beyond that, each for its own purpose.
+    assert!(PubSubChannels::new(&store).fetch().await.is_err());
+    let database = RedisStore::builder(format!("{url}/1"), group("/acl/")).build().unwrap();
+    let refused = database.open().await.unwrap_err();
+    assert!(matches!(refused, StoreError::Misconfigured(_)), "{refused:?}");
+    server.cli(&["ACL", "SETUSER", "divider", "+pubsub", "+select"]);
+    assert!(PubSubChannels::new(&store).fetch().await.is_ok());
+    agree(&database, 4712, 100).await;
 
     let other = at("/other/");
     for refused in [other.open().await.unwrap_err(), other.hints(Topic::Group).await.err().unwrap()] {

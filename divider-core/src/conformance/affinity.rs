@@ -119,7 +119,9 @@ pub async fn alterations_at_the_same_time_all_count<B: Backend>(trial: Trial<B>)
             // All are on their way before the first is answered.
             let calls = (0..EACH).map(|_| node.alter_affinity(3));
             together.wait();
-            runtime.block_on(futures_util::future::join_all(calls)).into_iter().for_each(|result| drop(result.unwrap()));
+            for result in runtime.block_on(futures_util::future::join_all(calls)) {
+                result.unwrap();
+            }
         })
     });
     let joined = tokio::task::spawn_blocking(|| threads.map(|thread| thread.join().unwrap()));
@@ -193,4 +195,20 @@ pub async fn nothing_starts_before_its_time<B: Backend>(trial: Trial<B>) {
     assert_eq!(seat.stats().await.unwrap().pending, 1);
     seat.add(&["far"]).await;
     assert_eq!(seat.start().await.key, Key::new("far").unwrap());
+}
+
+pub async fn the_next_leader_keeps_to_the_schedule<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let lease = trial.short();
+    let first = trial.node(|config| (config.lease, config.affinity) = (lease, 0)).await;
+    trial.until("the first leads", async || first.inner.is_leader()).await;
+    let mut second = trial.node(|config| config.lease = lease).await;
+    let due = SystemTime::now() + lease * 2;
+    let far = SystemTime::now() + Duration::from_secs(3600);
+    let work = [("soon", due), ("far", far)].map(|(key, time)| Work::new(key).unwrap().not_before(time));
+    second.add_work(work.to_vec()).await.unwrap();
+    first.kill();
+    let start = second.start().await;
+    assert!(start.key.as_str() == "soon" && SystemTime::now() + Duration::from_millis(1) >= due);
+    assert_eq!(second.stats().await.unwrap().pending, 1);
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Backend, Trial};
-use crate::{Error, Key, StopReason, Token};
+use super::{Backend, Trial, trial::soon};
+use crate::{Error, Key, StopReason, Token, Work};
 
 pub async fn a_confirmation_that_nobody_asked_for_is_refused<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
@@ -100,6 +100,46 @@ pub async fn a_key_given_up_with_backoff_waits<B: Backend>(trial: Trial<B>) {
     assert!(crate::clock::unix_ms(std::time::SystemTime::now()) >= due, "it was started before it was due");
 }
 
+pub async fn a_key_given_up_comes_back_where_nobody_else_has_room<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let mut full = trial.node(|config| config.capacity = Some(1)).await;
+    full.add(&["taken"]).await;
+    full.start().await;
+    let mut seat = trial.node(|_| {}).await;
+    seat.add(&["a"]).await;
+    for attempt in 1..=3 {
+        let start = seat.start().await;
+        assert_eq!((start.key.as_str(), start.attempts), ("a", attempt));
+        seat.send_stop_processing(&start.key, start.token).await.unwrap();
+        seat.stop_and_confirm().await;
+    }
+    assert_eq!((full.start_at_hand(), full.assigned().len()), (None, 1));
+}
+
+pub async fn confirmations_from_many_tasks_all_count<B: Backend>(trial: Trial<B>) {
+    const KEYS: usize = 300;
+    trial.end_hold().await;
+    let seat = trial.node(|_| {}).await;
+    let (mut starts, mut stops) = (seat.start_processing(), seat.stop_processing());
+    let keys = (0..KEYS).map(|i| Work::new(format!("key {i}")).unwrap()).collect();
+    seat.add_work(keys).await.unwrap();
+    let mut tasks = Vec::new();
+    for _ in 0..KEYS {
+        let (start, node) = (soon("a start", starts.next()).await.unwrap(), seat.node.clone());
+        tasks.push(tokio::spawn(async move { node.send_stop_processing(&start.key, start.token).await }));
+    }
+    for _ in 0..KEYS {
+        let (stop, node) = (soon("a stop", stops.next()).await.unwrap(), seat.node.clone());
+        tasks.push(tokio::spawn(async move { node.confirm_stop_processing(&stop.key, stop.token).await }));
+    }
+    for _ in 0..KEYS {
+        assert_eq!(soon("the second start", starts.next()).await.unwrap().attempts, 2);
+    }
+    for task in tasks {
+        soon("an answer", task).await.unwrap().unwrap();
+    }
+}
+
 pub async fn a_completed_key_ends_for_good<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
     let mut seat = trial.node(|_| {}).await;
@@ -155,18 +195,22 @@ pub async fn only_the_owner_completes_and_checkpoints<B: Backend>(trial: Trial<B
 }
 
 pub async fn a_checkpoint_reaches_the_owner_after_a_death<B: Backend>(trial: Trial<B>) {
-    trial.end_hold().await;
-    let lease = trial.short();
-    let mut first = trial.node(|config| config.lease = lease).await;
-    first.add(&["a"]).await;
-    let start = first.start().await;
-    for at in 0..5_u8 {
-        first.checkpoint(&start.key, start.token, [at, 0, 255].into()).await.unwrap();
-    }
-    let second = trial.node(|config| config.lease = lease).await.play();
-    first.kill();
-    trial.until("it runs elsewhere", async || second.runs(&start.key).is_some()).await;
-    let next = second.runs(&start.key).unwrap();
-    assert_eq!(&next.checkpoint[..], [4, 0, 255]);
-    assert!(next.attempts >= 2 && next.token > start.token);
+    trial
+        .unhurried(async |trial| {
+            trial.end_hold().await;
+            let lease = trial.short();
+            let mut first = trial.node(|config| config.lease = lease).await;
+            first.add(&["a"]).await;
+            let start = first.start().await;
+            for at in 0..5_u8 {
+                first.checkpoint(&start.key, start.token, [at, 0, 255].into()).await.unwrap();
+            }
+            let second = trial.node(|config| config.lease = lease).await.play();
+            first.kill();
+            trial.until("it runs elsewhere", async || second.runs(&start.key).is_some()).await;
+            let next = second.runs(&start.key).unwrap();
+            assert_eq!(&next.checkpoint[..], [4, 0, 255]);
+            assert!(next.attempts >= 2 && next.token > start.token);
+        })
+        .await;
 }

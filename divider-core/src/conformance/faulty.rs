@@ -146,6 +146,11 @@ impl Faults {
         self.order(fault, usize::MAX, when)
     }
 
+    /// Ends all faults that were ordered.
+    pub fn lift(&self) {
+        self.0.rules.lock().drain(..).for_each(|rule| rule.ordered.lift());
+    }
+
     /// Whether hints are swallowed, without any sign of a gap.
     pub fn lose_hints(&self, lose: bool) {
         self.0.deaf.store(lose, Ordering::SeqCst);

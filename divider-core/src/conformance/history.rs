@@ -46,6 +46,8 @@ struct Player {
 struct Claim {
     token: Token,
     stopped: bool,
+    /// The program has said that the work is done, and has no answer yet: it acts no more, but may still be told to stop.
+    ending: bool,
 }
 
 impl fmt::Debug for History {
@@ -72,21 +74,33 @@ impl History {
         }
     }
 
-    /// The program acts no more on the key, and is about to say so.
+    /// The program acts no more on the key, and is about to confirm its stop.
     pub fn let_go(&self, player: usize, key: &Key, token: Token) {
-        let mut inner = self.0.lock();
-        inner.line(player, key, format!("lets go of token {token}"));
-        let Some(player) = inner.players.get_mut(player) else { return };
-        player.mourned.remove(key);
-        player.claims.remove(key);
+        self.0.lock().end(player, key, token, "confirms");
     }
 
-    /// It could not be said, and the key is still the program's.
-    pub fn keeps(&self, player: usize, key: &Key, token: Token) {
+    /// The program acts no more on the key, and is about to complete it.
+    pub fn completing(&self, player: usize, key: &Key, token: Token) {
         let mut inner = self.0.lock();
-        inner.line(player, key, format!("keeps token {token}"));
-        let Some(player) = inner.players.get_mut(player) else { return };
-        player.claims.insert(key.clone(), Claim { token, stopped: false });
+        inner.line(player, key, format!("completes token {token}"));
+        if let Some(claim) = inner.claim(player, key, token) {
+            claim.ending = true;
+        }
+        inner.players[player].mourned.remove(key);
+    }
+
+    /// The completion has taken effect.
+    pub fn completed(&self, player: usize, key: &Key, token: Token) {
+        self.0.lock().end(player, key, token, "has completed");
+    }
+
+    /// The completion was refused: a stop is still to come, or to be confirmed.
+    pub fn not_completed(&self, player: usize, key: &Key, token: Token) {
+        let mut inner = self.0.lock();
+        inner.line(player, key, format!("could not complete token {token}"));
+        if let Some(claim) = inner.claim(player, key, token) {
+            claim.ending = false;
+        }
     }
 
     /// The program is gone: killed or cancelled.
@@ -119,6 +133,18 @@ impl Inner {
         self.lines.push_back((player, key.clone(), line));
     }
 
+    fn claim(&mut self, player: usize, key: &Key, token: Token) -> Option<&mut Claim> {
+        self.players[player].claims.get_mut(key).filter(|claim| claim.token == token)
+    }
+
+    fn end(&mut self, player: usize, key: &Key, token: Token, how: &str) {
+        self.line(player, key, format!("{how} token {token}"));
+        if self.claim(player, key, token).is_some() {
+            self.players[player].claims.remove(key);
+            self.players[player].mourned.remove(key);
+        }
+    }
+
     fn broken(&mut self, key: &Key, rule: &str) {
         if self.violation.is_some() {
             return;
@@ -136,7 +162,7 @@ impl Inner {
             rules.push("a token is given once".to_owned());
         }
         let player = &mut self.players[at];
-        if player.claims.contains_key(key) {
+        if player.claims.get(key).is_some_and(|claim| !claim.ending) {
             rules.push("no start before the stop of the one before has been confirmed".into());
         }
         if player.highest.get(key).is_some_and(|highest| *highest >= token) {
@@ -146,10 +172,10 @@ impl Inner {
             rules.push(format!("no start before every loss is told; {mourned} was not"));
         }
         player.highest.insert(key.clone(), token);
-        player.claims.insert(key.clone(), Claim { token, stopped: false });
+        player.claims.insert(key.clone(), Claim { token, stopped: false, ending: false });
         let mine = player.node.clone();
         for (other, player) in self.players.iter().enumerate().filter(|(other, _)| *other != at) {
-            let Some(claim) = player.claims.get(key) else { continue };
+            let Some(claim) = player.claims.get(key).filter(|claim| !claim.ending) else { continue };
             // Whoever has the lower token must not believe in it any more.
             let (lower, node) = if claim.token < token { (claim.token, &player.node) } else { (token, &mine) };
             if node.upgrade().is_some_and(|node| node.is_current(key, lower)) {
@@ -175,7 +201,7 @@ impl Inner {
             }
         }
         if stop.reason == StopReason::Lost {
-            let running = player.claims.iter().filter(|(_, claim)| !claim.stopped);
+            let running = player.claims.iter().filter(|(_, claim)| !claim.stopped && !claim.ending);
             player.mourned = running.map(|(key, _)| key.clone()).collect();
             let node = player.node.clone();
             if node.upgrade().is_some_and(|node| node.is_current(key, token)) {
@@ -184,3 +210,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

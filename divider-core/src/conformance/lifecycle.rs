@@ -23,8 +23,8 @@ pub async fn nothing_works_before_the_start<B: Backend>(trial: Trial<B>) {
     refused(seat.retry(&key).await);
     refused(seat.quarantined(1).await.map(drop));
     refused(seat.rebalance().await);
-    refused(seat.record(&key).await.map(drop));
-    refused(seat.stats().await.map(drop));
+    refused(seat.node.record(&key).await.map(drop));
+    refused(seat.node.stats().await.map(drop));
     assert_eq!((seat.affinity(), seat.assigned()), (77, Vec::new()));
     assert!(!seat.is_current(&key, Token(1)));
     assert_eq!(seat.inner.session(), None);
@@ -109,7 +109,7 @@ pub async fn nothing_works_after_the_cancel<B: Backend>(trial: Trial<B>) {
     refused(seat.alter_affinity(5).await.map(drop));
     refused(seat.flush().await.map(drop));
     refused(seat.flush_and_cancel().await.map(drop));
-    refused(seat.stats().await.map(drop));
+    refused(seat.node.stats().await.map(drop));
     soon("the second cancel", seat.cancel()).await.unwrap();
 }
 
@@ -134,20 +134,38 @@ pub async fn cancelling_an_idle_node_ends_its_session_at_once<B: Backend>(trial:
 }
 
 pub async fn keys_of_a_cancelled_node_wait_for_its_lease<B: Backend>(trial: Trial<B>) {
+    trial
+        .unhurried(async |trial| {
+            trial.end_hold().await;
+            let lease = trial.short();
+            let mut first = trial.node(|config| config.lease = lease).await;
+            first.add(&["a"]).await;
+            let start = first.start().await;
+            let second = trial.node(|config| config.lease = lease).await.play();
+            let began = std::time::Instant::now();
+            soon("the cancel", first.cancel()).await.unwrap();
+            assert!(!first.is_current(&start.key, start.token));
+            trial.until("the key runs elsewhere", async || second.runs(&start.key).is_some()).await;
+            // Its work may have been running on. The last renewal was sent at most a beat before the cancel.
+            let waited = began.elapsed();
+            assert!(waited >= lease / 2, "the key was freed after {waited:?}");
+            assert!(second.runs(&start.key).unwrap().attempts >= 2);
+        })
+        .await;
+}
+
+pub async fn unread_starts_of_a_cancelled_node_are_free_at_once<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
-    let lease = trial.short();
-    let mut first = trial.node(|config| config.lease = lease).await;
-    first.add(&["a"]).await;
-    let start = first.start().await;
-    let second = trial.node(|config| config.lease = lease).await.play();
+    let lease = Duration::from_secs(20);
+    let first = trial.node(|config| config.lease = lease).await;
+    first.add(&["a", "b"]).await;
+    trial.until("the keys are here", async || first.assigned().len() == 2).await;
+    let mut second = trial.node(|config| config.lease = lease).await;
     let began = std::time::Instant::now();
     soon("the cancel", first.cancel()).await.unwrap();
-    assert!(!first.is_current(&start.key, start.token));
-    trial.until("the key runs elsewhere", async || second.runs(&start.key).is_some()).await;
-    // Its work may have been running on. The last renewal was sent at most a beat before the cancel.
-    let waited = began.elapsed();
-    assert!(waited >= lease / 2, "the key was freed after {waited:?}");
-    assert_eq!(second.runs(&start.key).unwrap().attempts, 2);
+    // Nobody acts on them, so nothing has to be waited for.
+    second.starts(2).await;
+    assert!(began.elapsed() < lease * 3 / 4, "the keys were freed after {:?}", began.elapsed());
 }
 
 pub async fn keys_of_a_dropped_node_move_when_its_lease_runs_out<B: Backend>(trial: Trial<B>) {
@@ -160,6 +178,25 @@ pub async fn keys_of_a_dropped_node_move_when_its_lease_runs_out<B: Backend>(tri
     first.kill().await;
     trial.until("all keys run on the other node", async || second.count() == 20).await;
     trial.until("the session is gone", async || second.stats().await.unwrap().sessions == 1).await;
+}
+
+pub async fn a_fresh_group_gets_going_by_itself<B: Backend>(trial: Trial<B>) {
+    // A store may begin by holding grants back for a lease.
+    let lease = trial.short();
+    let mut seat = trial.node(|config| config.lease = lease).await;
+    seat.add(&["a"]).await;
+    seat.start().await;
+}
+
+pub async fn keys_outlive_every_node<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let first = trial.node(|_| {}).await.play();
+    first.add((0..10).map(|i| format!("key {i}"))).await;
+    first.starts_soon(&trial, 10).await;
+    first.leave().await;
+    let mut second = trial.node(|_| {}).await;
+    assert!(second.starts(10).await.iter().all(|start| start.attempts == 2));
+    assert_eq!(second.stats().await.unwrap().sessions, 1);
 }
 
 pub async fn a_stream_keeps_its_node_going_and_a_dropped_one_loses_nothing<B: Backend>(trial: Trial<B>) {

@@ -144,8 +144,10 @@ pub async fn affinity_stays_in_its_range_and_a_refusal_changes_nothing<B: Backen
     // A refused change has not used up its number.
     assert_eq!(clerk.one(alter(1, max - 1000)).await, Outcome::Affinity(limits::MAX_AFFINITY));
     assert_eq!(clerk.one(alter(2, -max)).await, Outcome::Affinity(0));
-    assert_eq!(clerk.one(Op::SetAffinity { session, number: 3, affinity: limits::MAX_AFFINITY }).await,
-        Outcome::Affinity(limits::MAX_AFFINITY));
+    assert_eq!(
+        clerk.one(Op::SetAffinity { session, number: 3, affinity: limits::MAX_AFFINITY }).await,
+        Outcome::Affinity(limits::MAX_AFFINITY)
+    );
 }
 
 pub async fn a_settled_session_is_unsettled_by_a_call_for_balance<B: Backend>(trial: Trial<B>) {

@@ -227,6 +227,27 @@ pub async fn revoking_asks_and_forcing_takes<B: Backend>(trial: Trial<B>) {
     assert_eq!(clerk.record(&key).await, None);
 }
 
+pub async fn a_key_that_was_being_removed_when_its_owner_ended_ends_unless_it_is_wanted_again<B: Backend>(
+    trial: Trial<B>,
+) {
+    let clerk = Clerk::leading(&trial).await;
+    let term = clerk.term;
+    let other = Clerk::join(&trial).await;
+    let (gone, wanted) = (clerk.add("gone").await, clerk.add("wanted").await);
+    let mut forces = Vec::new();
+    for key in [&gone, &wanted] {
+        let token = clerk.assign(key, other.session).await;
+        clerk.one(Op::Remove { key: key.clone() }).await;
+        forces.push(Op::Force { term, key: key.clone(), token });
+    }
+    other.one(Op::End { session: other.session }).await;
+    // The leader decides before it hears that the work is wanted again.
+    clerk.add("wanted").await;
+    assert_eq!(clerk.apply(&forces).await.outcomes, [Outcome::Done, STALE]);
+    assert_eq!((clerk.record(&gone).await, clerk.record(&wanted).await.is_some()), (None, true));
+    clerk.assign(&wanted, clerk.session).await;
+}
+
 pub async fn attempts_count_starts_and_not_mere_grants<B: Backend>(trial: Trial<B>) {
     let clerk = Clerk::leading(&trial).await;
     let key = clerk.add("a").await;
@@ -251,7 +272,7 @@ pub async fn quarantine_sets_a_free_key_aside_until_it_is_retried<B: Backend>(tr
     assert_eq!(clerk.one(quarantine(&key)).await, Outcome::Refused(Refusal::NotFree));
     let assign = Op::Assign { term, key: key.clone(), session: clerk.session };
     assert_eq!(clerk.one(assign).await, Outcome::Refused(Refusal::NotFree));
-    assert_eq!(clerk.store.quarantined(9).await.unwrap(), [key.clone()]);
+    assert_eq!(clerk.store.quarantined(9).await.unwrap(), std::slice::from_ref(&key));
     assert_eq!(clerk.store.quarantined(0).await.unwrap(), []);
     let stats = clerk.store.stats().await.unwrap();
     assert_eq!((stats.registered, stats.assigned, stats.pending, stats.quarantined), (2, 1, 0, 1));

@@ -7,7 +7,9 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use super::{Backend, History, Trial, trial::soon};
-use crate::{Assignment, Divider, Event, Events, Key, Node, SessionId, Stop, StopReason, Token, Work};
+use crate::{
+    Assignment, Divider, Error, Event, Events, Key, Node, Record, SessionId, Stats, Stop, StopReason, Token, Work,
+};
 
 /// A node and what its program has read. Reads its streams by hand; see [`play`](Self::play) for a program that answers by
 /// itself.
@@ -44,11 +46,21 @@ impl Seat {
     }
 
     pub(super) async fn start_node(&self) {
-        soon("the node to start", self.node.start()).await.unwrap();
+        // A store that is slow to answer may be asked again.
+        patiently("the node to start", async || self.node.start().await).await;
     }
 
     pub(super) fn session(&self) -> SessionId {
         self.inner.session().expect("the node has a session")
+    }
+
+    // These two are tried again where the store is slow to answer, which a check should not have to think of.
+    pub(super) async fn stats(&self) -> Result<Stats, Error> {
+        Ok(patiently("the counts", async || self.node.stats().await).await)
+    }
+
+    pub(super) async fn record(&self, key: &Key) -> Result<Option<Record>, Error> {
+        Ok(patiently("a record", async || self.node.record(key).await).await)
     }
 
     /// Declares keys without anything else to them.
@@ -115,8 +127,9 @@ impl Seat {
     }
 
     pub(super) async fn finish(&self, start: &Assignment) {
-        self.history.let_go(self.player, &start.key, start.token);
+        self.history.completing(self.player, &start.key, start.token);
         soon("a completion", self.node.complete(&start.key, start.token)).await.unwrap();
+        self.history.completed(self.player, &start.key, start.token);
     }
 
     /// Ends without a word, as a process that was killed does.
@@ -160,6 +173,19 @@ impl Seat {
     }
 }
 
+/// Repeats a call while the store does not answer in time.
+async fn patiently<T>(what: &str, mut call: impl AsyncFnMut() -> Result<T, Error>) -> T {
+    let answer = async {
+        loop {
+            match call().await {
+                Err(Error::Store(error)) if error.is_transient() => tokio::time::sleep(Duration::from_millis(20)).await,
+                result => return result.unwrap(),
+            }
+        }
+    };
+    soon(what, answer).await
+}
+
 /// A program that answers by itself.
 pub(super) struct Played {
     pub(super) node: Arc<dyn Divider>,
@@ -186,7 +212,14 @@ impl Told {
 
     fn stop(&self, stop: &Stop) {
         *self.stops.lock().entry(stop.reason).or_default() += 1;
-        self.running.lock().remove(&stop.key);
+        self.end(&stop.key, stop.token);
+    }
+
+    fn end(&self, key: &Key, token: Token) {
+        let mut running = self.running.lock();
+        if running.get(key).is_some_and(|start| start.token == token) {
+            running.remove(key);
+        }
     }
 }
 
@@ -198,6 +231,14 @@ impl Deref for Played {
 }
 
 impl Played {
+    pub(super) async fn stats(&self) -> Result<Stats, Error> {
+        Ok(patiently("the counts", async || self.node.stats().await).await)
+    }
+
+    pub(super) async fn record(&self, key: &Key) -> Result<Option<Record>, Error> {
+        Ok(patiently("a record", async || self.node.record(key).await).await)
+    }
+
     /// What was started and not told to stop.
     pub(super) fn running(&self) -> Vec<Assignment> {
         self.told.running.lock().values().cloned().collect()
@@ -234,11 +275,14 @@ impl Played {
 
     /// Completes a key that runs. False where the node refuses.
     pub(super) async fn finish(&self, start: &Assignment) -> bool {
-        self.history.let_go(self.player, &start.key, start.token);
-        self.told.running.lock().remove(&start.key);
-        let done = self.node.complete(&start.key, start.token).await.is_ok();
-        if !done {
-            self.history.keeps(self.player, &start.key, start.token);
+        let (key, token) = (&start.key, start.token);
+        self.history.completing(self.player, key, token);
+        let done = self.node.complete(key, token).await.is_ok();
+        if done {
+            self.history.completed(self.player, key, token);
+            self.told.end(key, token);
+        } else {
+            self.history.not_completed(self.player, key, token);
         }
         done
     }

@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-use super::{Backend, Trial, seat::{Played, Seat}};
+use super::{
+    Backend, Trial,
+    seat::{Played, Seat},
+};
 use crate::{FnSource, SourceConfig, SourceError, SourceMode, StopReason, Work};
 
 /// What the source says: work, or an error.

@@ -121,18 +121,22 @@ pub async fn a_slow_reader_has_at_most_one_event_per_key<B: Backend>(trial: Tria
 }
 
 pub async fn a_slow_reader_delays_nobody_and_keeps_its_lease<B: Backend>(trial: Trial<B>) {
-    trial.end_hold().await;
-    let lease = trial.short();
-    let mut slow = trial.node(|config| config.lease = lease).await;
-    let quick = trial.node(|config| config.lease = lease).await.play();
-    quick.add((0..100).map(|i| format!("key {i}"))).await;
-    trial.until("the other node runs its half", async || quick.count() == 50).await;
-    let session = slow.session();
-    tokio::time::sleep(lease * 2).await;
-    assert_eq!(slow.inner.session(), Some(session), "nobody has to read for the lease to be kept");
-    assert_eq!((quick.count(), slow.assigned().len()), (50, 50));
-    let starts = slow.starts(50).await;
-    assert!(starts.iter().all(|start| slow.is_current(&start.key, start.token) && start.attempts == 1));
+    trial
+        .unhurried(async |trial| {
+            trial.end_hold().await;
+            let lease = trial.short();
+            let mut slow = trial.node(|config| config.lease = lease).await;
+            let quick = trial.node(|config| config.lease = lease).await.play();
+            quick.add((0..100).map(|i| format!("key {i}"))).await;
+            trial.until("the other node runs its half", async || quick.count() == 50).await;
+            let session = slow.session();
+            tokio::time::sleep(lease * 2).await;
+            assert_eq!(slow.inner.session(), Some(session), "nobody has to read for the lease to be kept");
+            assert_eq!((quick.count(), slow.assigned().len()), (50, 50));
+            let starts = slow.starts(50).await;
+            assert!(starts.iter().all(|start| slow.is_current(&start.key, start.token) && start.attempts == 1));
+        })
+        .await;
 }
 
 pub async fn a_reader_that_gave_up_waiting_has_lost_nothing<B: Backend>(trial: Trial<B>) {

@@ -1,9 +1,16 @@
 //! What every check is given: a fresh group of the backend, and means to wait.
 
 use std::{
-    sync::Arc,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
+
+use futures_util::FutureExt;
 
 use super::{Backend, Clerk, Faults, FaultyStore, History, Seat};
 use crate::{Group, Node, NodeBuilder, NodeConfig, NodeId, Store};
@@ -20,28 +27,52 @@ pub struct Trial<B> {
     pub(super) backend: Arc<B>,
     pub(super) group: Group,
     pub(super) history: History,
+    /// What short leases are multiplied by.
+    slower: u32,
 }
 
 impl<B> Clone for Trial<B> {
     fn clone(&self) -> Self {
-        Self { backend: self.backend.clone(), group: self.group.clone(), history: self.history.clone() }
+        Self {
+            backend: self.backend.clone(),
+            group: self.group.clone(),
+            history: self.history.clone(),
+            slower: self.slower,
+        }
     }
 }
 
 impl<B: Backend> Trial<B> {
     pub(super) fn new(backend: Arc<B>) -> Self {
         let group = Group::new(format!("/conformance/{}/", uuid::Uuid::new_v4().simple())).unwrap();
-        Self { backend, group, history: History::default() }
+        Self { backend, group, history: History::default(), slower: 1 }
     }
 
     /// The same backend, another group.
     pub(super) fn of(&self, group: Group) -> Self {
-        Self { backend: self.backend.clone(), group, history: History::default() }
+        Self { backend: self.backend.clone(), group, history: History::default(), slower: self.slower }
     }
 
     /// A short lease, for checks that wait for it to run out.
     pub(super) fn short(&self) -> Duration {
-        self.backend.lease()
+        self.backend.lease() * self.slower
+    }
+
+    /// Runs a check that can tell nothing if a short lease runs out by accident. Where it fails and the machine is known to
+    /// have kept a thread waiting for a good part of the lease, it is run once more, with longer leases. A broken rule of
+    /// the history is a broken rule on any machine.
+    pub(super) async fn unhurried(&self, check: impl AsyncFn(Trial<B>)) {
+        for slower in [1, 3, 9] {
+            let trial = Self { slower, ..Self::new(self.backend.clone()) };
+            let metronome = Metronome::start();
+            let result = AssertUnwindSafe(check(trial.clone())).catch_unwind().await;
+            trial.history.check();
+            match result {
+                Ok(()) => return,
+                Err(_) if slower < 9 && metronome.late() > trial.short() / 6 => {}
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
     }
 
     pub(super) async fn store(&self) -> B::Store {
@@ -95,6 +126,36 @@ impl<B: Backend> Trial<B> {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.history.check();
+    }
+}
+
+/// A thread that notices how long the machine keeps threads waiting.
+struct Metronome {
+    late: Arc<AtomicU64>,
+    /// Ends the thread when it is dropped.
+    _until: mpsc::Sender<()>,
+}
+
+impl Metronome {
+    fn start() -> Self {
+        const BEAT: Duration = Duration::from_millis(10);
+        let late = Arc::new(AtomicU64::new(0));
+        let (until, ended) = mpsc::channel();
+        let noted = late.clone();
+        std::thread::spawn(move || {
+            let mut last = Instant::now();
+            while ended.recv_timeout(BEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let over = last.elapsed().saturating_sub(BEAT);
+                noted.fetch_max(u64::try_from(over.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+                last = Instant::now();
+            }
+        });
+        Self { late, _until: until }
+    }
+
+    /// The longest that it was kept waiting.
+    fn late(&self) -> Duration {
+        Duration::from_millis(self.late.load(Ordering::Relaxed))
     }
 }
 

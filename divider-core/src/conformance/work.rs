@@ -17,7 +17,10 @@ pub async fn declaring_again_changes_fields_and_moves_nothing<B: Backend>(trial:
     seat.send_stop_processing(&start.key, start.token).await.unwrap();
     seat.stop_and_confirm().await;
     let next = seat.start().await;
-    assert_eq!((next.weight, next.priority, &next.payload[..], &next.checkpoint[..]), (5, 6, &b"new"[..], &b"kept"[..]));
+    assert_eq!(
+        (next.weight, next.priority, &next.payload[..], &next.checkpoint[..]),
+        (5, 6, &b"new"[..], &b"kept"[..])
+    );
 }
 
 pub async fn removing_a_running_key_stops_it_and_ends_it<B: Backend>(trial: Trial<B>) {
@@ -66,48 +69,56 @@ pub async fn a_key_removed_by_one_node_stops_on_another<B: Backend>(trial: Trial
 }
 
 pub async fn a_removed_key_whose_owner_dies_ends<B: Backend>(trial: Trial<B>) {
-    trial.end_hold().await;
-    let lease = trial.short();
-    let watcher = trial.node(|config| (config.lease, config.affinity) = (lease, 0)).await;
-    let mut owner = trial.node(|config| config.lease = lease).await;
-    owner.add(&["a"]).await;
-    let start = owner.start().await;
-    watcher.remove_work(vec![start.key.clone()]).await.unwrap();
-    owner.kill();
-    trial.until("it has ended", async || watcher.record(&start.key).await.unwrap().is_none()).await;
-    assert_eq!(watcher.stats().await.unwrap().registered, 0);
+    trial
+        .unhurried(async |trial| {
+            trial.end_hold().await;
+            let lease = trial.short();
+            let watcher = trial.node(|config| (config.lease, config.affinity) = (lease, 0)).await;
+            let mut owner = trial.node(|config| config.lease = lease).await;
+            owner.add(&["a"]).await;
+            let start = owner.start().await;
+            watcher.remove_work(vec![start.key.clone()]).await.unwrap();
+            owner.kill();
+            trial.until("it has ended", async || watcher.record(&start.key).await.unwrap().is_none()).await;
+            assert_eq!(watcher.stats().await.unwrap().registered, 0);
+        })
+        .await;
 }
 
 pub async fn a_key_whose_owners_keep_dying_is_set_aside_until_it_is_retried<B: Backend>(trial: Trial<B>) {
-    trial.end_hold().await;
-    let lease = trial.short();
-    // The first node leads, and it is the leader's settings that count.
-    let leader = trial.node(|config| {
-        (config.lease, config.affinity, config.quarantine) = (lease, 0, Some(Quarantine::after(2)));
-    });
-    let leader = leader.await;
-    trial.until("it leads", async || leader.inner.is_leader()).await;
-    leader.add(&["poison"]).await;
-    let key = Key::new("poison").unwrap();
-    assert!(matches!(leader.retry(&key).await, Err(Error::UnknownKey { .. })));
-    for deaths in 1..=2 {
-        let mut victim = trial.node(|config| config.lease = lease).await;
-        let start = victim.start().await;
-        assert_eq!(start.attempts, deaths);
-        assert_eq!(leader.quarantined(10).await.unwrap(), []);
-        victim.kill();
-        trial.until("the death is noticed", async || leader.stats().await.unwrap().sessions == 1).await;
-    }
-    let healthy = trial.node(|config| config.lease = lease).await.play();
-    trial.until("it is set aside", async || leader.quarantined(10).await.unwrap() == [key.clone()]).await;
-    healthy.add(["harmless".into()]).await;
-    healthy.starts_soon(&trial, 1).await;
-    let stats = leader.stats().await.unwrap();
-    assert_eq!((stats.registered, stats.assigned, stats.quarantined), (2, 1, 1));
-    assert!(healthy.runs(&key).is_none());
-    leader.retry(&key).await.unwrap();
-    healthy.starts_soon(&trial, 2).await;
-    assert!(healthy.runs(&key).unwrap().attempts >= 3);
-    assert!(matches!(leader.retry(&key).await, Err(Error::UnknownKey { .. })));
-    assert_eq!(leader.quarantined(10).await.unwrap(), []);
+    trial
+        .unhurried(async |trial| {
+            trial.end_hold().await;
+            let lease = trial.short();
+            // The first node leads, and it is the leader's settings that count.
+            let leader = trial.node(|config| {
+                (config.lease, config.affinity, config.quarantine) = (lease, 0, Some(Quarantine::after(2)));
+            });
+            let leader = leader.await;
+            trial.until("it leads", async || leader.inner.is_leader()).await;
+            leader.add(&["poison"]).await;
+            let key = Key::new("poison").unwrap();
+            assert!(matches!(leader.retry(&key).await, Err(Error::UnknownKey { .. })));
+            for deaths in 1..=2 {
+                let mut victim = trial.node(|config| config.lease = lease).await;
+                let start = victim.start().await;
+                assert_eq!(start.attempts, deaths);
+                assert_eq!(leader.quarantined(10).await.unwrap(), []);
+                victim.kill();
+                trial.until("the death is noticed", async || leader.stats().await.unwrap().sessions == 1).await;
+            }
+            let healthy = trial.node(|config| config.lease = lease).await.play();
+            trial.until("it is set aside", async || leader.quarantined(10).await.unwrap() == [key.clone()]).await;
+            healthy.add(["harmless".into()]).await;
+            healthy.starts_soon(&trial, 1).await;
+            let stats = leader.stats().await.unwrap();
+            assert_eq!((stats.registered, stats.assigned, stats.quarantined), (2, 1, 1));
+            assert!(healthy.runs(&key).is_none());
+            leader.retry(&key).await.unwrap();
+            healthy.starts_soon(&trial, 2).await;
+            assert!(healthy.runs(&key).unwrap().attempts >= 3);
+            assert!(matches!(leader.retry(&key).await, Err(Error::UnknownKey { .. })));
+            assert_eq!(leader.quarantined(10).await.unwrap(), []);
+        })
+        .await;
 }

@@ -214,10 +214,10 @@ impl Board {
         self.entry(k).map(|entry| entry.key.clone())
     }
 
-    /// What a living owner's ownership is called in an op.
+    /// What the ownership is called in an op that ends it: a living owner's, or one that ended while the key was being
+    /// removed.
     pub(super) fn ownership(&self, k: KeyIx) -> Option<(Key, Token)> {
-        let entry = self.entry(k)?;
-        self.node(entry.owner)?;
+        let entry = self.entry(k).filter(|entry| self.node(entry.owner).is_some() || entry.kind == Kind::Removing)?;
         Some((entry.key.clone(), entry.token))
     }
 

@@ -18,10 +18,11 @@ struct Group {
 }
 
 fn config() -> NodeConfig {
-    let mut config = NodeConfig::default();
-    config.lease = Duration::from_millis(LEASE_MS.into());
-    config.max_in_flight = MaxInFlight::Percent(100);
-    config
+    NodeConfig {
+        lease: Duration::from_millis(LEASE_MS.into()),
+        max_in_flight: MaxInFlight::Percent(100),
+        ..NodeConfig::default()
+    }
 }
 
 fn key(name: &str) -> Key {

@@ -276,8 +276,19 @@ impl Tx<'_> {
                 Ok(Outcome::Done)
             }
             Standing::Owned { token: current, .. } if current == token => Err(Refusal::NotStopping),
+            // Its owner has ended, so nobody is left to confirm the removal. The state is compared, because the work may
+            // be wanted again by now.
+            Standing::Free { .. } if self.was_removing(key, token) => {
+                self.delete(key);
+                Ok(Outcome::Done)
+            }
             _ => Err(Refusal::StaleToken),
         }
+    }
+
+    fn was_removing(&self, key: &Key, token: Token) -> bool {
+        let state = self.ledger.keys.get(key).map(|record| record.view.state);
+        matches!(state, Some(State::Stopping { token: held, reason: StopReason::Removed, .. }) if held == token)
     }
 
     fn quarantine(&mut self, key: &Key) -> Decision {

@@ -8,6 +8,8 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt};
 
+use tracing::Instrument;
+
 use super::{observe::target, shared::Shared, supply};
 use crate::{
     Claim, Hint, HintStream, Instant, SessionId, Sighting, Standing, StoreError, Term, Topic,
@@ -115,7 +117,8 @@ async fn lead(shared: &Arc<Shared>, session: SessionId, term: Term, deposed: Opt
     loop {
         let leader = Leader::new(shared.config.clone(), term, deposed);
         let reign = Reign { shared, session, leader, ticked: shared.clock.now() };
-        match reign.run().await {
+        let span = tracing::info_span!(target: target::LEADER, "lead", %term);
+        match reign.run().instrument(span).await {
             Over::Behind => {
                 tracing::info!(target: target::LEADER, node = %shared.config.node, %term, "reads the group again");
             }

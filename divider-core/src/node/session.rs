@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::{lead, observe::target, shared::Shared};
 use crate::{Hint, Instant, Op, Outcome, SessionId, StoreError, Topic};
@@ -57,8 +58,8 @@ impl Opening {
 pub(crate) async fn run(shared: Arc<Shared>, mut session: SessionId) {
     loop {
         let mut tasks = JoinSet::new();
-        tasks.spawn(listen(shared.clone(), session));
-        tasks.spawn(lead::run(shared.clone(), session));
+        tasks.spawn(listen(shared.clone(), session).in_current_span());
+        tasks.spawn(lead::run(shared.clone(), session).in_current_span());
         tokio::select! {
             () = until_lost(&shared, session) => {}
             () = shared.end() => return,

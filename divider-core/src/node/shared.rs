@@ -32,7 +32,7 @@ pub(crate) struct Shared {
     pub(crate) requests: mpsc::UnboundedSender<Request>,
     /// The lease that the beat thread keeps up.
     pub(crate) lease: watch::Sender<Option<Arc<Lease>>>,
-    /// Raised when the session is lost, the last loss has been read, or nothing is held any more.
+    /// Raised when the session is lost, the last loss has been read, or nothing is left to confirm.
     pub(crate) changed: watch::Sender<()>,
     /// Raised by the beat thread when it has found the session to be over.
     pub(crate) lease_died: Arc<Notify>,
@@ -226,13 +226,14 @@ impl Shared {
 struct Situation {
     session: Option<SessionId>,
     held: usize,
+    idle: bool,
     unread_loss: bool,
 }
 
 impl Situation {
     /// What tasks wait for.
     fn coarse(self) -> (Option<SessionId>, bool, bool) {
-        (self.session, self.held == 0, self.unread_loss)
+        (self.session, self.idle, self.unread_loss)
     }
 }
 
@@ -241,6 +242,7 @@ impl State {
         Situation {
             session: self.member.session(),
             held: self.member.held(),
+            idle: self.member.is_idle(),
             unread_loss: self.member.has_unread_loss(),
         }
     }

@@ -437,7 +437,12 @@ local apply = {
     local v = views[key]
     if not v then
       return UNKNOWN_KEY
-    elseif standing(v) ~= OWNED or v[TOKEN] ~= op[3] then
+    elseif v[TOKEN] ~= op[3] or standing(v) ~= OWNED then
+      if v[TOKEN] == op[3] and v[STATE] == REMOVING then
+        -- Its owner has ended, so nobody is left to confirm.
+        delete(key, v)
+        return DONE
+      end
       return STALE_TOKEN
     elseif v[STATE] == ASSIGNED then
       return NOT_STOPPING

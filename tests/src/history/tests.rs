@@ -21,7 +21,7 @@ impl Told {
     }
 
     #[track_caller]
-    fn is_clean(self) -> History {
+    fn into_clean(self) -> History {
         assert_eq!(self.0.problems(), Vec::<String>::new());
         self.0
     }
@@ -45,7 +45,7 @@ fn handed_over() -> Told {
 
 #[test]
 fn a_planned_move_is_clean_and_its_gap_is_known() {
-    let history = handed_over().line(1, Kind::Start, 2, 35).line(1, Kind::Tick, 2, 40).is_clean();
+    let history = handed_over().line(1, Kind::Start, 2, 35).line(1, Kind::Tick, 2, 40).into_clean();
     assert_eq!(history.gaps(0, 0), [Duration::from_nanos(5)]);
     assert_eq!(history.running(|_| true)["k"], [1]);
     assert_eq!(history.takeovers(0, 27), [("k", Some(Duration::from_nanos(8)))]);
@@ -53,13 +53,13 @@ fn a_planned_move_is_clean_and_its_gap_is_known() {
 
 #[test]
 fn lines_of_two_processes_may_come_in_any_order() {
-    Told::default().line(1, Kind::Start, 2, 35).line(0, Kind::Start, 1, 10).line(0, Kind::Tick, 1, 34).is_clean();
+    Told::default().line(1, Kind::Start, 2, 35).line(0, Kind::Start, 1, 10).line(0, Kind::Tick, 1, 34).into_clean();
 }
 
 #[test]
 fn a_lost_key_may_be_told_of_the_loss_after_another_has_started_it() {
     let told = Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Tick, 1, 20).line(1, Kind::Start, 2, 50);
-    told.lost(0, 1, 80).line(0, Kind::Confirm, 1, 81).line(0, Kind::Tick, 1, 15).is_clean();
+    told.lost(0, 1, 80).line(0, Kind::Confirm, 1, 81).line(0, Kind::Tick, 1, 15).into_clean();
 }
 
 #[test]
@@ -119,9 +119,9 @@ fn a_second_stop_and_an_unasked_confirmation_are_found() {
 
 #[test]
 fn a_completion_ends_a_key_and_may_be_refused() {
-    Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Complete, 1, 11).line(1, Kind::Start, 2, 12).is_clean();
+    Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Complete, 1, 11).line(1, Kind::Start, 2, 12).into_clean();
     let told = Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Complete, 1, 11).line(0, Kind::Stop, 1, 12);
-    told.line(0, Kind::Confirm, 1, 13).line(0, Kind::Start, 2, 14).is_clean();
+    told.line(0, Kind::Confirm, 1, 13).line(0, Kind::Start, 2, 14).into_clean();
     let told = Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Complete, 1, 11);
     told.line(0, Kind::Tick, 1, 12).has("had been confirmed before");
     handed_over().line(0, Kind::Confirm, 1, 31).has("had been confirmed before");
