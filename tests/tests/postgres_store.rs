@@ -867,9 +867,28 @@ async fn a_closed_store_says_so() {
 async fn what_is_answered_is_on_the_disk_whatever_the_databases_default() {
     let server = server().await;
     server.psql("ALTER DATABASE postgres SET synchronous_commit = off");
-    for call in ["divider.locked_group('g')", "divider.renew('g', gen_random_uuid(), true)"] {
+    for call in ["divider.attach('g')", "divider.renew('g', gen_random_uuid(), true)"] {
         let shown = server
             .psql(&format!("BEGIN; SELECT FROM {call}; SHOW synchronous_commit; COMMIT; SHOW synchronous_commit"));
         assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), ["on", "off"], "{call}");
     }
+}
+
+/// Too rare for the dice to be relied on.
+#[tokio::test]
+async fn a_key_whose_owner_ended_while_it_was_removed_is_ended_by_force() {
+    let server = server().await;
+    let store = store(&server, "orphan");
+    let (_, term) = leading(&store).await;
+    let owner = joined(&store).await;
+    let token = granted(&store, term, owner, "k").await;
+    let remove = Op::Remove { key: key("k") };
+    let end = Op::Expire { term, session: owner, beat: Beat(0), healthy_below: Token(0) };
+    store.apply(&[remove, end]).await.unwrap();
+    let force = |token| Op::Force { term, key: key("k"), token };
+    let outcomes = store.apply(&[force(Token(token.0 + 1))]).await.unwrap().outcomes;
+    assert_eq!(outcomes, [Outcome::Refused(Refusal::StaleToken)]);
+    assert_eq!(store.apply(&[force(token)]).await.unwrap().outcomes, [Outcome::Done]);
+    let page = store.scan(None).await.unwrap();
+    assert!(page.keys.is_empty() && page.sessions.iter().all(|session| session.session != owner));
 }
