@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use super::{lead, observe::target, shared::Shared};
+use super::{batcher::Then, lead, observe::target, shared::Shared};
 use crate::{Hint, Instant, Op, Outcome, SessionId, StoreError, Topic};
 
 /// A session that is being opened. Kept from one try to the next, so that one whose answer was lost is not left behind.
@@ -101,7 +101,14 @@ async fn join_again(shared: &Shared, lost: SessionId) -> SessionId {
             let _ = changed.changed().await;
         }
         match opening.get_or_insert_with(|| Opening::new(shared, Some(lost))).join(shared).await {
-            Ok(session) => return session,
+            Ok(session) => {
+                if shared.with(|member| member.draining()) {
+                    // The flush began while the join was on its way, so it had no session to speak for. The answer is
+                    // settled by the batcher, which is gone only when the node has ended.
+                    let _ = shared.hand_in(vec![Op::Drain { session }], Some(session), Then::Drained);
+                }
+                return session;
+            }
             Err(error) => {
                 tracing::debug!(target: target::SESSION, node = %shared.config.node, %error, "could not join yet");
             }
