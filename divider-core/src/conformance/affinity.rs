@@ -39,6 +39,7 @@ pub async fn affinity_zero_is_given_nothing<B: Backend>(trial: Trial<B>) {
     idle.add(&["a", "b", "c"]).await;
     let other = trial.node(|_| {}).await.play();
     trial.until("the other runs all", async || other.count() == 3).await;
+    trial.until_settled().await;
     assert_eq!(idle.assigned(), []);
     // All at zero: the keys wait, and nobody is bothered.
     other.set_affinity(0).await.unwrap();
@@ -58,6 +59,7 @@ pub async fn going_to_zero_gives_back_unread_starts_and_keeps_the_rest<B: Backen
     trial.until("the keys are here", async || first.assigned().len() == 4).await;
     let read = first.start().await;
     let second = trial.node(|config| config.affinity = 0).await.play();
+    trial.until_settled().await;
     first.set_affinity(0).await.unwrap();
     assert_eq!(first.affinity(), 0);
     assert_eq!(first.start_at_hand(), None, "no start is read at affinity 0");

@@ -127,8 +127,7 @@ pub async fn a_stable_group_does_nothing<B: Backend>(trial: Trial<B>) {
     let store = trial.store().await;
     store.open().await.unwrap();
     // Once both are settled there is nothing left to do.
-    let settled = async || store.scan(None).await.unwrap().sessions.iter().all(|view| view.settled);
-    trial.until("both are settled", settled).await;
+    trial.until_settled().await;
     let sessions = [nodes[0].inner.session(), nodes[1].inner.session()];
     let looks = async || {
         let standing = store.poll(sessions[0].unwrap(), Claim::Follow).await;

@@ -117,6 +117,15 @@ impl<B: Backend> Trial<B> {
         })
     }
 
+    /// Waits until no node is a newcomer any more, which may be given keys that others run.
+    pub(super) async fn until_settled(&self) {
+        let store = self.store().await;
+        store.open().await.unwrap();
+        let settled = async || store.scan(None).await.unwrap().sessions.iter().all(|view| view.settled);
+        self.until("all nodes are settled", settled).await;
+        store.close().await;
+    }
+
     /// Waits until `holds` returns true.
     pub(super) async fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) {
         let began = Instant::now();
