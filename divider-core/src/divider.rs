@@ -265,7 +265,6 @@ impl Assigned {
 
 /// How a flush ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[must_use = "keys may be left that were not confirmed"]
 #[non_exhaustive]
 pub struct Flushed {
     /// Keys that were not confirmed within the time limit. They move when the lease has run out.

@@ -333,7 +333,7 @@ impl Leader {
         if !self.loaded {
             return proposal;
         }
-        self.expire(&mut proposal, now, marks);
+        self.expire(&mut proposal, now, max, marks);
         if self.hold_until().is_some_and(|until| until <= now.mono) {
             self.hold_asked = true;
             proposal.push(Op::EndHold { term: self.term }, Subject::Group);
@@ -345,8 +345,8 @@ impl Leader {
         proposal
     }
 
-    fn expire(&mut self, proposal: &mut Proposal, now: Now, marks: &Marks) {
-        for (session, beat, since) in self.watches.silent(now.mono) {
+    fn expire(&mut self, proposal: &mut Proposal, now: Now, max: usize, marks: &Marks) {
+        for (session, beat, since) in self.watches.silent(now.mono, max) {
             let healthy_below = match self.config.quarantine {
                 Some(quarantine) => marks.issued_by(since - quarantine.within),
                 None => Token::ABOVE_ALL,

@@ -17,6 +17,7 @@ pub mod planner;
 mod record;
 mod source;
 mod store;
+mod worker;
 
 pub use clock::{Clock, Instant, SystemClock};
 pub use config::{NodeConfig, Quarantine};
@@ -31,3 +32,4 @@ pub use planner::{Balance, MaxInFlight};
 pub use record::{Blob, KeyView, Record, State, StopReason, Work};
 pub use source::{FnSource, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};
+pub use worker::{Job, Next, StopSignal, TaskError, Worker, shutdown_signal};

@@ -134,6 +134,9 @@ pub struct Planner {
     max_in_flight: MaxInFlight,
 
     keys: Vec<Key>,
+    /// By key: the one before it in its list. Apart from the rest because many are written far from where one reads, and
+    /// these alone stay in the cache.
+    prevs: Vec<u32>,
     free_keys: Vec<u32>,
     nodes: Vec<Node>,
     free_nodes: Vec<u32>,
@@ -179,6 +182,7 @@ impl Planner {
             tolerance,
             max_in_flight,
             keys: Vec::new(),
+            prevs: Vec::new(),
             free_keys: Vec::new(),
             nodes: Vec::new(),
             free_nodes: Vec::new(),

@@ -293,6 +293,20 @@ fn keys_wait_until_there_is_room() {
 }
 
 #[test]
+fn a_batch_fills_around_nodes_that_have_too_much_or_too_little_room() {
+    let mut planner = on_join();
+    let full = planner.join(node(1), true);
+    add(&mut planner, [1; 100]);
+    assign(&mut planner);
+    let small = planner.join(NodeSpec { capacity: Some(10), ..node(1) }, true);
+    let rest = [planner.join(node(1), true), planner.join(node(2), true)];
+    add(&mut planner, [1; 70]);
+    assert_eq!(assign(&mut planner).len(), 70);
+    assert_eq!(loads(&planner, &[full, small]), [100, 10]);
+    assert_eq!(loads(&planner, &rest), [20, 40]);
+}
+
+#[test]
 fn higher_priority_first_then_first_come_first_served() {
     let mut planner = on_join();
     let n = planner.join(NodeSpec { capacity: Some(3), ..node(1) }, true);
@@ -361,6 +375,20 @@ fn mixed_weights_are_even_to_two_per_cent() {
         assert_eq!(settled(&mut planner), [late]);
         assert!(planner.load(late).abs_diff(planner.quota(late)) * 50 <= planner.quota(late));
         assert_eq!(balance(&mut planner), 0);
+    }
+}
+
+#[test]
+fn fifty_keys_a_node_over_three_orders_of_magnitude_are_even_to_two_per_cent() {
+    for affinities in [[1000; 5], [1000, 2000, 3000, 500, 1000]] {
+        let (mut planner, nodes) = board(&affinities.repeat(80));
+        // Evenly over the logarithms, by the golden ratio.
+        let weight = |k: u32| 10f64.powf(f64::from(k.wrapping_mul(2_654_435_769)) / f64::from(u32::MAX) * 3.0) as u32;
+        add(&mut planner, (0..20_000).map(weight));
+        assert_eq!(assign(&mut planner).len(), 20_000);
+        for n in nodes {
+            assert!(planner.load(n) * 100 <= planner.quota(n) * 102, "{} of {}", planner.load(n), planner.quota(n));
+        }
     }
 }
 

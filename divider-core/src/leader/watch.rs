@@ -69,14 +69,14 @@ impl Watches {
         }
     }
 
-    /// Sessions that have been silent for their whole lease, each named once.
-    pub(super) fn silent(&mut self, now: Instant) -> Vec<(SessionId, Beat, Instant)> {
+    /// At most `max` sessions that have been silent for their whole lease, each named once.
+    pub(super) fn silent(&mut self, now: Instant, max: usize) -> Vec<(SessionId, Beat, Instant)> {
         let due = |watch: &&mut Watch| !watch.asked && watch.since + watch.lease <= now;
         let silent = self.watches.iter_mut().filter(|(_, watch)| due(watch)).map(|(session, watch)| {
             watch.asked = true;
             (*session, watch.beat, watch.since)
         });
-        silent.collect()
+        silent.take(max).collect()
     }
 
     /// When the next session may turn out to be silent.

@@ -1,6 +1,10 @@
 //! Leadership: looks out for it, takes it, and drives the [`Leader`] while this node has it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, StreamExt};
 
@@ -41,7 +45,11 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
                 let now = shared.clock.now();
                 let seen = seen.get_or_insert_with(|| Seen::new(leader, now));
                 seen.update(leader, now);
-                pause = pause.min((seen.since + shared.config.lease).since(now)).max(Duration::from_millis(1));
+                // The moment at which it would be stale. Past that, it is a store that finds dead leaders by itself.
+                let left = (seen.since + shared.config.lease).since(now);
+                if !left.is_zero() {
+                    pause = pause.min(left).max(Duration::from_millis(1));
+                }
             }
             Ok(Standing { leader: None, .. }) => seen = None,
         }
@@ -54,13 +62,11 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
 
 /// One poll, and what every poll is good for.
 async fn look(shared: &Shared, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
-    let seq_before = shared.with(|member| member.seq());
     let standing = shared.observer.call("poll", shared.store.poll(session, claim)).await?;
     shared.marks.lock().note(shared.clock.now(), standing.token);
-    // A message that had been sent before the last poll, and has not come yet, is lost.
-    let behind = shared.with(|member| member.session() == Some(session) && member.seq() == seq_before)
-        && standing.seq > seq_before;
-    if behind && shared.missed.swap(standing.seq, std::sync::atomic::Ordering::Relaxed) == standing.seq {
+    // What the poll before this one knew of must have come by now, or it is lost.
+    let expected = shared.expected.swap(standing.seq, Ordering::Relaxed);
+    if shared.with(|member| member.session() == Some(session) && member.seq() < expected) {
         shared.resync.notify_one();
     }
     Ok(standing)
@@ -107,7 +113,8 @@ async fn lead(shared: &Arc<Shared>, session: SessionId, term: Term, deposed: Opt
     shared.observer.leading(true);
     let _guard = Leading(shared);
     loop {
-        let reign = Reign { shared, session, leader: Leader::new(shared.config.clone(), term, deposed) };
+        let leader = Leader::new(shared.config.clone(), term, deposed);
+        let reign = Reign { shared, session, leader, ticked: shared.clock.now() };
         match reign.run().await {
             Over::Behind => {
                 tracing::info!(target: target::LEADER, node = %shared.config.node, %term, "reads the group again");
@@ -134,6 +141,8 @@ struct Reign<'a> {
     shared: &'a Arc<Shared>,
     session: SessionId,
     leader: Leader,
+    /// When leadership was renewed last.
+    ticked: Instant,
 }
 
 impl Reign<'_> {
@@ -239,6 +248,7 @@ impl Reign<'_> {
     }
 
     async fn tick(&mut self) -> Result<(), Over> {
+        self.ticked = self.shared.clock.now();
         let Some(standing) = self.renew().await? else { return Ok(()) };
         self.beats().await;
         self.leader.seen(standing.revision);
@@ -314,6 +324,8 @@ impl Reign<'_> {
                 let marks = self.shared.marks.lock();
                 self.leader.propose(self.shared.now(), limits::MAX_BATCH_OPS, &marks)
             };
+            // Much work must not keep the leader from renewing its leadership.
+            let late = self.shared.clock.now().since(self.ticked) >= self.shared.config.poll_interval();
             if proposal.is_empty() {
                 self.shared.observer.timings(self.leader.take_timings());
                 return Ok(());
@@ -330,8 +342,12 @@ impl Reign<'_> {
                 }
                 Err(_) => {
                     self.leader.unanswered(&proposal);
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                     return Ok(());
                 }
+            }
+            if late {
+                self.tick().await?;
             }
         }
     }

@@ -12,9 +12,12 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{batcher::Request, observe::Observer};
+use super::{
+    batcher::{Request, Then},
+    observe::Observer,
+};
 use crate::{
-    Clock, Instant, Key, NodeConfig, SessionId, Store, Term, Token,
+    Clock, Instant, Key, NodeConfig, Op, SessionId, Store, Term, Token,
     leader::{Marks, Now},
     lease::Lease,
     member::{Member, Queue},
@@ -45,8 +48,8 @@ pub(crate) struct Shared {
     /// The term in which this node leads.
     pub(crate) leading: Mutex<Option<Term>>,
     pub(crate) marks: Mutex<Marks>,
-    /// Number of the last message that a poll has found missing.
-    pub(crate) missed: AtomicU64,
+    /// Number of the last message that the store had sent at the last poll.
+    pub(crate) expected: AtomicU64,
     started: AtomicBool,
     /// Number of the last change of affinity under the current session.
     pub(crate) altered: AtomicU64,
@@ -85,7 +88,7 @@ impl Shared {
             ended: watch::Sender::new(false),
             leading: Mutex::new(None),
             marks: Mutex::new(Marks::new(back)),
-            missed: AtomicU64::new(0),
+            expected: AtomicU64::new(0),
             started: AtomicBool::new(false),
             altered: AtomicU64::new(0),
         }
@@ -184,9 +187,18 @@ impl Shared {
         let mut state = self.state.lock();
         state.member.joined(session);
         state.lease = Some(lease.clone());
+        let draining = state.member.draining();
         drop(state);
         self.altered.store(0, Ordering::SeqCst);
+        self.expected.store(0, Ordering::Relaxed);
         self.lease.send_replace(Some(lease));
+        if draining {
+            // A flush began while this session was being opened, and had none to drain.
+            let drain = vec![Op::Drain { session }];
+            let request =
+                Request { ops: drain, session: Some(session), then: Then::Drained, time_limit: None, reply: None };
+            let _ = self.requests.send(request);
+        }
     }
 
     /// The session has turned out to be over.

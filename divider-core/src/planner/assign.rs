@@ -26,7 +26,7 @@ impl Planner {
             return self.assign_many(count, out);
         }
         let mut batch = std::mem::take(&mut self.batch);
-        self.queue.take(&mut self.keys, count, |k, _| batch.push(k));
+        self.queue.take(&self.keys, &mut self.prevs, count, |k, _| batch.push(k));
         for k in batch.drain(..) {
             self.assign_one(k, out);
         }
@@ -43,7 +43,7 @@ impl Planner {
             self.ranking.refresh(&self.nodes, unit, exact);
             match self.ranking.best(self.open.load, self.open.affinity, key.place) {
                 Some(n) => n,
-                None => return self.queue.push(&mut self.keys, k),
+                None => return self.queue.push(&mut self.keys, &mut self.prevs, k),
             }
         };
         self.settle_state(k, State::Proposed, n, NONE, key.in_flight);

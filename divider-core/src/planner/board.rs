@@ -41,7 +41,7 @@ pub(super) struct Key {
     pub(super) place: u32,
     /// Where a move takes it.
     pub(super) target: u32,
-    pub(super) prev: u32,
+    /// The one after it in its list. The one before it is in `Planner::prevs`.
     pub(super) next: u32,
     pub(super) state: State,
     /// Between two owners because of balancing.
@@ -208,10 +208,10 @@ impl Planner {
         let place = key.place as usize;
         let head = &mut self.heads[place * LISTS + list];
         let after = std::mem::replace(head, k);
-        key.prev = NONE;
         key.next = after;
+        self.prevs[k as usize] = NONE;
         if after != NONE {
-            self.keys[after as usize].prev = k;
+            self.prevs[after as usize] = k;
         } else {
             self.nodes[place].classes |= 1 << list;
         }
@@ -220,11 +220,12 @@ impl Planner {
     /// Takes a key out of the list that its state says it is in.
     pub(super) fn unlink(&mut self, k: u32) {
         let key = self.keys[k as usize];
+        let prev = self.prevs[k as usize];
         if key.next != NONE {
-            self.keys[key.next as usize].prev = key.prev;
+            self.prevs[key.next as usize] = prev;
         }
-        if key.prev != NONE {
-            self.keys[key.prev as usize].next = key.next;
+        if prev != NONE {
+            self.keys[prev as usize].next = key.next;
             return;
         }
         let list = key.list();

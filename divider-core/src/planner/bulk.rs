@@ -27,7 +27,9 @@ const STEPS: usize = 32;
 struct Taker {
     node: u32,
     affinity: u32,
+    /// What it has, in the unit that is divided.
     load: u64,
+    /// How many more keys it could be given.
     room: u64,
     /// What it lacks, in the unit that is divided.
     lacks: u64,
@@ -40,7 +42,7 @@ impl Planner {
         let mut apart = Vec::new();
         let mut weight = 0u64;
         out.reserve(count);
-        let ranked = self.queue.take(&mut self.keys, count, |k, key| {
+        let ranked = self.queue.take(&self.keys, &mut self.prevs, count, |k, key| {
             if key.target == NONE && key.place == NONE {
                 weight += u64::from(key.weight);
                 // What a key weighs stands where its node will: the two are never needed together.
@@ -85,12 +87,18 @@ impl Planner {
             })
             .collect();
         fill(&mut takers, weight / unit, equal, &mut self.remainders);
-        let end = if equal { deal_equal(&takers, pairs, ranked) } else { deal_mixed(&mut takers, pairs) };
+        let end = if equal { deal_equal(&mut takers, pairs, ranked) } else { deal_mixed(&mut takers, pairs) };
+        for taker in &takers {
+            let node = &mut self.nodes[taker.node as usize];
+            node.load = taker.load * unit;
+            node.proposed += (u64::from(node.room()) - taker.room) as u32;
+        }
         self.settle_many(&pairs[..end]);
         end
     }
 
-    /// Makes the proposals so: the same as one at a time, with the sums and the ranking brought up to date once.
+    /// Makes the proposals so: the same as one at a time, with the sums and the ranking brought up to date once. The
+    /// nodes have their new load already.
     fn settle_many(&mut self, pairs: &[(KeyIx, NodeIx)]) {
         self.epoch += 1;
         self.counts[State::Ready as usize] -= pairs.len();
@@ -99,9 +107,6 @@ impl Planner {
             let key = &mut self.keys[k as usize];
             key.state = State::Proposed;
             key.place = n;
-            let node = &mut self.nodes[n as usize];
-            node.load += u64::from(key.weight);
-            node.proposed += 1;
             self.link(k);
         }
         self.recount_open();
@@ -126,7 +131,9 @@ fn fill(takers: &mut [Taker], units: u64, counts_room: bool, scratch: &mut Remai
     while units > 0 && !shares.is_empty() {
         let total = units + shares.iter().map(|share| share.load).sum::<u64>();
         divide(total, &mut shares, scratch);
-        let room = |share: &Share| if counts_room { takers[share.node as usize].room } else { u64::MAX };
+        let room = |share: &Share| {
+            if counts_room { takers[share.node as usize].room } else { u64::MAX }
+        };
         let (mut over, mut cut) = (0u64, 0u64);
         for share in &shares {
             over += share.load.saturating_sub(share.quota);
@@ -160,16 +167,20 @@ fn fill(takers: &mut [Taker], units: u64, counts_room: bool, scratch: &mut Remai
 
 /// Node by node in as many rounds as wanted, each round a proportional part of what the node lacks. Returns how many
 /// keys, from the front, were given a node.
-fn deal_equal(takers: &[Taker], pairs: &mut [(KeyIx, NodeIx)], ranked: bool) -> usize {
+fn deal_equal(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)], ranked: bool) -> usize {
     let rounds = if ranked { ROUNDS } else { 1 };
     let all = pairs.len();
     let mut pairs = pairs.iter_mut();
     for round in 0..rounds {
-        for taker in takers {
+        for taker in takers.iter_mut() {
             let part = taker.lacks * (round + 1) / rounds - taker.lacks * round / rounds;
+            let before = pairs.len();
             for pair in pairs.by_ref().take(part as usize) {
                 pair.1 = NodeIx(taker.node);
             }
+            let dealt = (before - pairs.len()) as u64;
+            taker.load += dealt;
+            taker.room -= dealt;
         }
     }
     all - pairs.len()
@@ -209,6 +220,7 @@ fn deal_mixed(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)]) -> usize {
             heads[cursor] = nexts[at as usize];
             let weight = std::mem::replace(&mut pairs[pos as usize].1, NodeIx(taker.node)).0;
             taker.room -= 1;
+            taker.load += u64::from(weight);
             taker.lacks = taker.lacks.saturating_sub(weight.into());
             if taker.room > 0 {
                 let bucket = (taker.lacks >> coarse) as usize;

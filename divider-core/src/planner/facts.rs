@@ -17,7 +17,6 @@ impl Planner {
             priority,
             place: NONE,
             target: NONE,
-            prev: NONE,
             next: NONE,
             state: State::Parked,
             in_flight: false,
@@ -32,6 +31,7 @@ impl Planner {
                 let k = self.keys.len();
                 assert!(k < NONE as usize, "a planner holds fewer than 2^32 keys");
                 self.keys.push(key);
+                self.prevs.push(NONE);
                 KeyIx(k as u32)
             }
         }
@@ -204,7 +204,7 @@ impl Planner {
     /// Takes a key out of whatever list it is in.
     pub(super) fn detach(&mut self, k: u32) {
         match self.keys[k as usize].state {
-            State::Ready => self.queue.remove(&mut self.keys, k),
+            State::Ready => self.queue.remove(&mut self.keys, &mut self.prevs, k),
             State::Proposed | State::Owned | State::Stopping => self.unlink(k),
             State::Vacant | State::Parked => {}
         }
@@ -213,7 +213,7 @@ impl Planner {
     /// Puts a key into the list that its state asks for.
     pub(super) fn attach(&mut self, k: u32) {
         match self.keys[k as usize].state {
-            State::Ready => self.queue.push(&mut self.keys, k),
+            State::Ready => self.queue.push(&mut self.keys, &mut self.prevs, k),
             State::Proposed | State::Owned | State::Stopping => self.link(k),
             State::Vacant | State::Parked => {}
         }

@@ -65,7 +65,7 @@ impl Planner {
                         self.reap(target);
                     }
                 }
-                self.queue.push(&mut self.keys, k);
+                self.queue.push(&mut self.keys, &mut self.prevs, k);
                 k = next;
             }
         }

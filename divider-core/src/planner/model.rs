@@ -257,7 +257,7 @@ impl Model {
                 let mut prev = NONE;
                 while k != NONE {
                     let key = p.keys[k as usize];
-                    assert_eq!((key.place, key.list(), key.prev), (n.0, list, prev));
+                    assert_eq!((key.place, key.list(), p.prevs[k as usize]), (n.0, list, prev));
                     assert!(list != BUSY || key.state != State::Proposed);
                     if key.state == State::Proposed {
                         proposed += 1

@@ -117,8 +117,12 @@ impl Planner {
     fn pair(&mut self, donors: &mut Heap, receivers: &mut Heap, budget: usize, out: &mut Vec<KeyIx>) {
         let wanted = out.len() + budget;
         while out.len() < wanted {
-            let Some(&(lacks, Reverse(to))) = receivers.peek() else { return };
-            let Some((over, Reverse(from))) = donors.pop() else { return };
+            let Some(&(lacks, Reverse(to))) = receivers.peek() else {
+                return;
+            };
+            let Some((over, Reverse(from))) = donors.pop() else {
+                return;
+            };
             let limit = lacks.min(over);
             let k = self.fitting(from, limit);
             if k == NONE {
@@ -171,7 +175,9 @@ impl Planner {
     fn scan(&self, n: u32, list: usize, limit: u64) -> u32 {
         let mut k = self.heads[n as usize * LISTS + list];
         for _ in 0..PATIENCE {
-            let Some(key) = self.keys.get(k as usize) else { return NONE };
+            let Some(key) = self.keys.get(k as usize) else {
+                return NONE;
+            };
             if key.state == State::Owned && u64::from(key.weight) <= limit {
                 return k;
             }

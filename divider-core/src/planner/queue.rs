@@ -22,26 +22,26 @@ pub(super) struct Queue {
 
 impl Queue {
     /// Appends a key to the lane of its priority.
-    pub(super) fn push(&mut self, keys: &mut [Key], k: u32) {
+    pub(super) fn push(&mut self, keys: &mut [Key], prevs: &mut [u32], k: u32) {
         let priority = keys[k as usize].priority;
         let lane = self.lanes.entry(Reverse(priority)).or_insert(Lane { head: k, tail: NONE });
         let last = std::mem::replace(&mut lane.tail, k);
-        let key = &mut keys[k as usize];
-        key.prev = last;
-        key.next = NONE;
+        prevs[k as usize] = last;
+        keys[k as usize].next = NONE;
         if last != NONE {
             keys[last as usize].next = k;
         }
     }
 
     /// Takes a key out, wherever it stands.
-    pub(super) fn remove(&mut self, keys: &mut [Key], k: u32) {
-        let Key { priority, prev, next, .. } = keys[k as usize];
+    pub(super) fn remove(&mut self, keys: &mut [Key], prevs: &mut [u32], k: u32) {
+        let Key { priority, next, .. } = keys[k as usize];
+        let prev = prevs[k as usize];
         if prev != NONE {
             keys[prev as usize].next = next;
         }
         if next != NONE {
-            keys[next as usize].prev = prev;
+            prevs[next as usize] = prev;
         }
         if prev != NONE && next != NONE {
             return;
@@ -58,11 +58,19 @@ impl Queue {
     }
 
     /// Takes up to `count` keys from the front, in order. Says whether they were of more than one priority.
-    pub(super) fn take(&mut self, keys: &mut [Key], count: usize, mut each: impl FnMut(u32, &Key)) -> bool {
+    pub(super) fn take(
+        &mut self,
+        keys: &[Key],
+        prevs: &mut [u32],
+        count: usize,
+        mut each: impl FnMut(u32, &Key),
+    ) -> bool {
         let mut left = count;
         let mut lanes = 0;
         while left > 0 {
-            let Some(mut lane) = self.lanes.first_entry() else { break };
+            let Some(mut lane) = self.lanes.first_entry() else {
+                break;
+            };
             lanes += 1;
             let mut k = lane.get().head;
             while k != NONE && left > 0 {
@@ -75,7 +83,7 @@ impl Queue {
                 lane.remove();
             } else {
                 lane.get_mut().head = k;
-                keys[k as usize].prev = NONE;
+                prevs[k as usize] = NONE;
             }
         }
         lanes > 1

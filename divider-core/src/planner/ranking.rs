@@ -225,7 +225,9 @@ impl Ranking {
 
     /// The seat with the lowest load per affinity other than `avoid`, or `avoid` if it is the only one with room.
     fn lightest(&self, avoid: u32) -> u32 {
-        let Some(root) = self.tree.get(1) else { return NONE };
+        let Some(root) = self.tree.get(1) else {
+            return NONE;
+        };
         if avoid == NONE || root.light != avoid {
             return root.light;
         }
@@ -268,7 +270,9 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn visit(&mut self, i: usize) {
-        let Some(&Match { due, light }) = self.ranking.tree.get(i) else { return };
+        let Some(&Match { due, light }) = self.ranking.tree.get(i) else {
+            return;
+        };
         if due == NONE || self.patience == 0 {
             return;
         }
@@ -284,7 +288,9 @@ impl Search<'_> {
             return;
         }
         let (left, right) = (2 * i, 2 * i + 1);
-        let Some(right_due) = self.ranking.tree.get(right).map(|m| m.due) else { return };
+        let Some(right_due) = self.ranking.tree.get(right).map(|m| m.due) else {
+            return;
+        };
         let left_due = self.ranking.tree[left].due;
         if self.ranking.better(left_due, right_due, self.ranking.unit) == left_due {
             self.visit(left);

@@ -1,0 +1,43 @@
+//! What Redis and the redis crate report, as [`StoreError`].
+
+use divider_core::StoreError;
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// A failed command.
+///
+/// The messages of the redis crate and of the server never hold a password or a URL; they are passed on as they are.
+pub(crate) fn store_error(error: RedisError) -> StoreError {
+    match (error.kind(), error.code()) {
+        (_, Some("NOAUTH" | "WRONGPASS"))
+        | (ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig, _)
+        | (ErrorKind::Server(ServerErrorKind::NoPerm), _) => StoreError::Misconfigured(format!(
+            "Redis refuses this user or command ({error}); see the README of divider-redis for the least permissions"
+        )),
+        (ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot), _) => {
+            StoreError::Misconfigured(format!(
+                "this server is part of a Redis Cluster ({error}); connect with RedisStore::cluster"
+            ))
+        }
+        (_, Some("DIVIDERFORMAT")) => {
+            StoreError::Misconfigured("the group was written by a newer version of Divider".to_owned())
+        }
+        (_, Some("DIVIDERLINEAGE")) => StoreError::Misconfigured(
+            "INFO tells no run_id and master_replid here, so a restart with loss could not be noticed".to_owned(),
+        ),
+        (_, Some("WRONGTYPE")) => {
+            StoreError::Corrupt("a key of this group holds something else than Divider's data".to_owned())
+        }
+        // All of these pass by themselves or once the server has been helped: LOADING, READONLY and MASTERDOWN during a
+        // fail-over, BUSY while somebody's script runs, OOM until memory is freed, MISCONF until the disk has room.
+        (ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::Io, _) => StoreError::unavailable(error),
+        (ErrorKind::Parse | ErrorKind::UnexpectedReturnType, _) if !error.is_io_error() => {
+            StoreError::Corrupt(error.to_string())
+        }
+        _ => StoreError::unavailable(error),
+    }
+}
+
+/// Whether nothing was done because the server does not know the script (any more).
+pub(crate) fn unknown_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}

@@ -1,0 +1,519 @@
+-- Applies a batch of ops, each exactly as the Ledger of divider-core does. ARGV[2] is the batch, an array of arrays.
+
+local ops = cmsgpack.unpack(ARGV[2])
+
+-- What is answered for an op: a code, and for some codes a number.
+local DONE, UNCHANGED, IS_AFFINITY, IS_GRANTED = 0, 1, 2, 3
+local UNKNOWN_KEY, STALE_TOKEN, SESSION_ENDED, NOT_TAKING, NO_ROOM, NOT_FREE, NOT_QUARANTINED, NOT_STOPPING, OLD_TERM,
+  STILL_BEATING, HOLDING, OUT_OF_RANGE = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21
+local MAX_AFFINITY = 2147483647
+-- What a key of a living session, or one without, is in the answer of `standing`.
+local FREE, OWNED, ASIDE = 0, 1, 2
+
+-- Reads the views of all keys that the batch names at once. A key is the second field of every op that has one.
+do
+  local names, asked = {}, {}
+  for _, op in ipairs(ops) do
+    local code = op[1]
+    if (code <= 3 or (code >= 10 and code <= 16) or code == 18) and not asked[op[2]] then
+      asked[op[2]] = true
+      names[#names + 1] = op[2]
+    end
+  end
+  for i = 1, #names, 2000 do
+    local last = math.min(i + 1999, #names)
+    local raw = redis.call('HMGET', VIEWS, unpack(names, i, last))
+    for at = i, last do
+      local packed = raw[at - i + 1]
+      views[names[at]] = packed and cmsgpack.unpack(packed)
+    end
+  end
+end
+
+token = math.max(token, now - 1)
+
+local function blob(key, v, length, hash, dirty)
+  if v[length] == 0 then
+    return ''
+  end
+  return dirty[key] or redis.call('HGET', hash, key) or ''
+end
+
+local function payload(key, v)
+  return blob(key, v, PAYLOAD_LEN, PAYLOADS, dirty_payloads)
+end
+
+local function changed(key, v)
+  local packed = pack(v)
+  dirty_views[key] = packed
+  change(pack(KEY, key, packed))
+  return packed
+end
+
+-- Keeps the sessions' and the group's counts right when a key's state changes.
+local function recount(key, before, owner_before, after, owner_after)
+  if before == QUARANTINE then
+    dirty_quarantined[key] = false
+  end
+  if after == QUARANTINE then
+    dirty_quarantined[key] = true
+  end
+  local moved = owner_before ~= owner_after
+  local s = owner_before ~= '' and session(owner_before)
+  if s then
+    dirty_sessions[owner_before] = true
+    if before ~= ASSIGNED then
+      s[STOPS] = s[STOPS] - 1
+    end
+    if moved then
+      s[HOLDS] = s[HOLDS] - 1
+    end
+  end
+  if moved and owner_before ~= '' then
+    dirty_held[owner_before .. key] = false
+  end
+  s = owner_after ~= '' and session(owner_after)
+  if s then
+    dirty_sessions[owner_after] = true
+    if after ~= ASSIGNED then
+      s[STOPS] = s[STOPS] + 1
+    end
+    if moved then
+      s[HOLDS] = s[HOLDS] + 1
+      dirty_held[owner_after .. key] = true
+    end
+  end
+end
+
+local function set_state(key, v, state, owner, owner_token)
+  local before, owner_before = v[STATE], v[OWNER]
+  v[STATE], v[OWNER], v[TOKEN] = state, owner, owner_token
+  recount(key, before, owner_before, state, owner)
+  local packed = changed(key, v)
+  if owner_before ~= '' and owner_before ~= owner then
+    forget_if_empty(owner_before)
+  end
+  return packed
+end
+
+local function delete(key, v)
+  views[key] = false
+  dirty_views[key] = false
+  if v[PAYLOAD_LEN] > 0 then
+    dirty_payloads[key] = false
+  end
+  if v[CHECKPOINT_LEN] > 0 then
+    dirty_checkpoints[key] = false
+  end
+  recount(key, v[STATE], v[OWNER], nil, '')
+  change(pack(KEY_GONE, key))
+  if v[OWNER] ~= '' then
+    forget_if_empty(v[OWNER])
+  end
+end
+
+-- Where a key stands once ended owners are taken for none. The second value is, for a free key whose last owner died,
+-- 1 where it died soon after the grant, else 0.
+local function standing(v)
+  local state = v[STATE]
+  if state == PENDING then
+    return FREE
+  elseif state == QUARANTINE then
+    return ASIDE
+  end
+  local s = session(v[OWNER])
+  if not s then
+    return FREE
+  elseif s[ENDED] < 0 then
+    return OWNED
+  end
+  return FREE, v[TOKEN] >= s[ENDED] and 1 or 0
+end
+
+-- The view, where the living session owns the key under the token; otherwise nil and why not.
+local function owned(id, key, held_token)
+  if not alive(id) then
+    return nil, SESSION_ENDED
+  end
+  local v = views[key]
+  if not v then
+    return nil, UNKNOWN_KEY
+  end
+  if standing(v) == OWNED and v[OWNER] == id and v[TOKEN] == held_token then
+    return v
+  end
+  return nil, STALE_TOKEN
+end
+
+-- Fates are the last 32 ownerships, the newest in the lowest bit; Lua's own shifts are signed.
+local function shift_fate(v, died)
+  v[FATES] = (v[FATES] * 2 + died) % 4294967296
+end
+
+local function stop(id, key, held_token, reason)
+  notify(id, pack(STOP, key, held_token, reason))
+end
+
+-- Sets the affinity to what `wanted` makes of it, once for each number.
+local function change_affinity(op, wanted)
+  local id, number = op[2], op[3]
+  local s = alive(id)
+  if not s then
+    return SESSION_ENDED
+  elseif number <= s[ALTERED] then
+    return IS_AFFINITY, s[AFFINITY]
+  end
+  local before = s[AFFINITY]
+  local affinity = wanted(before, op[4])
+  if affinity < 0 or affinity > MAX_AFFINITY then
+    return OUT_OF_RANGE, before
+  end
+  s[ALTERED], s[AFFINITY] = number, affinity
+  dirty_sessions[id] = true
+  if affinity ~= before then
+    session_changed(id, s)
+  end
+  return IS_AFFINITY, affinity
+end
+
+local function set_flag(id, flag)
+  local s = alive(id)
+  if not s then
+    return SESSION_ENDED
+  elseif s[flag] == 1 then
+    return UNCHANGED
+  end
+  s[flag] = 1
+  session_changed(id, s)
+  return DONE
+end
+
+local function set_payload(key, v, bytes)
+  if #bytes > 0 then
+    dirty_payloads[key] = bytes
+  elseif v[PAYLOAD_LEN] > 0 then
+    dirty_payloads[key] = false
+  end
+  v[PAYLOAD_LEN] = #bytes
+end
+
+local apply = {
+  -- Add
+  [1] = function(op)
+    local key, weight, priority, not_before, bytes = op[2], op[3], op[4], op[5], op[6]
+    local v = views[key]
+    if not v then
+      v = { weight, priority, not_before, 0, 0, '', PENDING, '', 0, 0, 0 }
+      views[key] = v
+      set_payload(key, v, bytes)
+      changed(key, v)
+      return DONE
+    end
+    local same = v[WEIGHT] == weight and v[PRIORITY] == priority and v[NOT_BEFORE] == not_before
+      and v[PAYLOAD_LEN] == #bytes and payload(key, v) == bytes
+    if same and v[STATE] ~= REMOVING then
+      return UNCHANGED
+    end
+    v[WEIGHT], v[PRIORITY], v[NOT_BEFORE] = weight, priority, not_before
+    set_payload(key, v, bytes)
+    if v[STATE] == REMOVING then
+      -- The stop has been asked for and goes on; but the key stays.
+      v[STATE] = STOPPING
+    end
+    changed(key, v)
+    return DONE
+  end,
+  -- Remove
+  [2] = function(op)
+    local key = op[2]
+    local v = views[key]
+    if not v then
+      return UNKNOWN_KEY
+    end
+    if standing(v) ~= OWNED then
+      delete(key, v)
+      return DONE
+    end
+    local before = v[STATE]
+    if before == REMOVING then
+      return UNCHANGED
+    end
+    set_state(key, v, REMOVING, v[OWNER], v[TOKEN])
+    if before == ASSIGNED then
+      stop(v[OWNER], key, v[TOKEN], REMOVING)
+    end
+    return DONE
+  end,
+  -- Retry
+  [3] = function(op)
+    local v = views[op[2]]
+    if not v then
+      return UNKNOWN_KEY
+    elseif v[STATE] ~= QUARANTINE then
+      return NOT_QUARANTINED
+    end
+    v[FATES] = 0
+    set_state(op[2], v, PENDING, '', 0)
+    return DONE
+  end,
+  -- Rebalance
+  [4] = function()
+    local outcome = UNCHANGED
+    for _, id in ipairs(all_sessions()) do
+      local s = sessions[id]
+      if s[ENDED] < 0 and s[SETTLED] == 1 then
+        s[SETTLED] = 0
+        session_changed(id, s)
+        outcome = DONE
+      end
+    end
+    return outcome
+  end,
+  -- Join
+  [5] = function(op)
+    local id = op[2]
+    local s = session(id)
+    if s then
+      return s[ENDED] < 0 and UNCHANGED or SESSION_ENDED
+    end
+    s = { op[3], op[4], op[5], op[6], 0, 0, -1, 0, 0, 0, 0 }
+    sessions[id] = s
+    -- Who is in the beats lives: a renewal looks nowhere else.
+    dirty_beats[id] = 0
+    session_changed(id, s)
+    return DONE
+  end,
+  -- SetAffinity
+  [6] = function(op)
+    return change_affinity(op, function(_, affinity) return affinity end)
+  end,
+  -- AlterAffinity
+  [7] = function(op)
+    return change_affinity(op, function(before, delta) return before + delta end)
+  end,
+  -- Drain
+  [8] = function(op)
+    return set_flag(op[2], DRAINING)
+  end,
+  -- End
+  [9] = function(op)
+    local s = alive(op[2])
+    if not s then
+      return SESSION_ENDED
+    end
+    end_session(op[2], s, ABOVE_ALL)
+    return DONE
+  end,
+  -- Confirm
+  [10] = function(op)
+    local key, id = op[2], op[3]
+    local v, refusal = owned(id, key, op[4])
+    if not v then
+      return refusal
+    elseif v[STATE] == REMOVING then
+      delete(key, v)
+      return DONE
+    end
+    if op[5] == 1 then
+      shift_fate(v, 0)
+    else
+      v[ATTEMPTS] = math.max(v[ATTEMPTS] - 1, 0)
+    end
+    if v[STATE] == ASSIGNED then
+      -- The owner let go unasked, so it should not get the key right back.
+      v[AVOID] = id
+    end
+    set_state(key, v, PENDING, '', 0)
+    return DONE
+  end,
+  -- GiveUp
+  [11] = function(op)
+    local key, id = op[2], op[3]
+    local v, refusal = owned(id, key, op[4])
+    if not v then
+      return refusal
+    elseif v[STATE] ~= ASSIGNED then
+      return UNCHANGED
+    end
+    v[AVOID] = id
+    v[NOT_BEFORE] = math.max(v[NOT_BEFORE], op[5])
+    set_state(key, v, STOPPING, id, op[4])
+    stop(id, key, op[4], STOPPING)
+    return DONE
+  end,
+  -- Complete
+  [12] = function(op)
+    local v, refusal = owned(op[3], op[2], op[4])
+    if not v then
+      return refusal
+    end
+    delete(op[2], v)
+    return DONE
+  end,
+  -- Checkpoint
+  [13] = function(op)
+    local key, bytes = op[2], op[5]
+    local v, refusal = owned(op[3], key, op[4])
+    if not v then
+      return refusal
+    end
+    -- Nobody but the next owner reads it, and it gets it with its grant: so this is no change of the group.
+    if #bytes > 0 then
+      dirty_checkpoints[key] = bytes
+    elseif v[CHECKPOINT_LEN] > 0 then
+      dirty_checkpoints[key] = false
+    end
+    if v[CHECKPOINT_LEN] ~= #bytes then
+      v[CHECKPOINT_LEN] = #bytes
+      dirty_views[key] = pack(v)
+    end
+    return DONE
+  end,
+  -- Assign
+  [14] = function(op)
+    local key, id = op[2], op[3]
+    if op[4] ~= term then
+      return OLD_TERM
+    elseif hold then
+      return HOLDING
+    end
+    local v = views[key]
+    if not v then
+      return UNKNOWN_KEY
+    end
+    local stands, blame = standing(v)
+    if stands ~= FREE then
+      return NOT_FREE
+    end
+    local s = alive(id)
+    if not s then
+      return SESSION_ENDED
+    elseif s[DRAINING] == 1 or s[AFFINITY] == 0 then
+      return NOT_TAKING
+    elseif s[CAPACITY] >= 0 and s[HOLDS] >= s[CAPACITY] then
+      return NO_ROOM
+    end
+    token = token + 1
+    v[ATTEMPTS] = math.min(v[ATTEMPTS] + 1, 4294967295)
+    v[AVOID] = ''
+    if blame then
+      shift_fate(v, blame)
+    end
+    local packed = set_state(key, v, ASSIGNED, id, token)
+    local to = notices[id]
+    if (to and to.size or 0) + v[PAYLOAD_LEN] + v[CHECKPOINT_LEN] > LARGEST_HINT then
+      -- The message will not fit, so the blobs need not be read; the length alone makes it too large.
+      notify(id, '')
+      notices[id].size = notices[id].size + LARGEST_HINT + 1
+    else
+      notify(id, pack(GRANTED, key, packed, payload(key, v), blob(key, v, CHECKPOINT_LEN, CHECKPOINTS, dirty_checkpoints)))
+    end
+    return IS_GRANTED, token
+  end,
+  -- Revoke
+  [15] = function(op)
+    local key = op[2]
+    if op[4] ~= term then
+      return OLD_TERM
+    end
+    local v = views[key]
+    if not v then
+      return UNKNOWN_KEY
+    elseif standing(v) ~= OWNED or v[TOKEN] ~= op[3] then
+      return STALE_TOKEN
+    elseif v[STATE] ~= ASSIGNED then
+      return UNCHANGED
+    end
+    set_state(key, v, STOPPING, v[OWNER], v[TOKEN])
+    stop(v[OWNER], key, v[TOKEN], STOPPING)
+    return DONE
+  end,
+  -- Force
+  [16] = function(op)
+    local key = op[2]
+    if op[4] ~= term then
+      return OLD_TERM
+    end
+    local v = views[key]
+    if not v then
+      return UNKNOWN_KEY
+    elseif standing(v) ~= OWNED or v[TOKEN] ~= op[3] then
+      return STALE_TOKEN
+    elseif v[STATE] == ASSIGNED then
+      return NOT_STOPPING
+    end
+    local owner = v[OWNER]
+    if v[STATE] == REMOVING then
+      delete(key, v)
+    else
+      set_state(key, v, PENDING, '', 0)
+    end
+    notify(owner, pack(TAKEN, key, op[3]))
+    return DONE
+  end,
+  -- Expire
+  [17] = function(op)
+    local id = op[2]
+    if op[5] ~= term then
+      return OLD_TERM
+    end
+    local s = alive(id)
+    if not s then
+      return SESSION_ENDED
+    end
+    local beat = dirty_beats[id] or redis.call('HGET', BEATS, id) or 0
+    if tonumber(beat) ~= op[3] then
+      return STILL_BEATING
+    end
+    end_session(id, s, op[4])
+    return DONE
+  end,
+  -- Quarantine
+  [18] = function(op)
+    local key = op[2]
+    if op[3] ~= term then
+      return OLD_TERM
+    end
+    local v = views[key]
+    if not v then
+      return UNKNOWN_KEY
+    end
+    local stands, blame = standing(v)
+    if stands ~= FREE then
+      return NOT_FREE
+    end
+    if blame then
+      shift_fate(v, blame)
+    end
+    set_state(key, v, QUARANTINE, '', 0)
+    return DONE
+  end,
+  -- Settle
+  [19] = function(op)
+    if op[3] ~= term then
+      return OLD_TERM
+    end
+    return set_flag(op[2], SETTLED)
+  end,
+  -- EndHold
+  [20] = function(op)
+    if op[2] ~= term then
+      return OLD_TERM
+    elseif not hold then
+      return UNCHANGED
+    end
+    set_group(term, leader, false)
+    return DONE
+  end,
+}
+
+local answer = {}
+for i, op in ipairs(ops) do
+  local outcome, value = apply[op[1]](op)
+  if outcome == IS_GRANTED then
+    meta_dirty.token = token
+  end
+  answer[2 * i - 1], answer[2 * i] = outcome, value or 0
+end
+commit()
+return { revision, pack(answer) }

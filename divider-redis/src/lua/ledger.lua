@@ -1,0 +1,260 @@
+-- What apply, poll and resign share: the group as it is changed by one script, and how it is written back.
+--
+-- Everything is read into tables, decided there, and written once at the end. So a refusal or a mistake leaves nothing
+-- half done, a record that is touched ten times is written once, and the first write of all is one that Redis refuses
+-- when it is out of memory, before anything has changed.
+
+local CHANNEL = ARGV[1]
+local pack = cmsgpack.pack
+-- Larger messages are announced without their content, so that a slow reader cannot be sent megabytes.
+local LARGEST_HINT = 65536
+local CHANGE_LOG = 16384
+-- 2^53: above every token, and exact in a double.
+local ABOVE_ALL = 9007199254740992
+-- Every new lineage lifts all numbers by this much, in case the store forgot some and its clock was set back too.
+local LINEAGE_LEAP = 1048576
+
+-- A key's view is an array with these fields; the two lengths spare a look for blobs that are not there.
+local WEIGHT, PRIORITY, NOT_BEFORE, ATTEMPTS, FATES, AVOID, STATE, OWNER, TOKEN, PAYLOAD_LEN, CHECKPOINT_LEN =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+local PENDING, ASSIGNED, STOPPING, REMOVING, QUARANTINE = 0, 1, 2, 3, 4
+-- And so is a session. ENDED is -1 while it lives.
+local NODE, AFFINITY, CAPACITY, LEASE, DRAINING, SETTLED, ENDED, SEQ, ALTERED, HOLDS, STOPS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+-- Kinds of changes and of notices.
+local KEY, KEY_GONE, SESSION, SESSION_GONE, GROUP = 0, 1, 2, 3, 4
+local GRANTED, STOP, TAKEN, OVER = 0, 1, 2, 3
+
+local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format')
+if m[10] and m[10] ~= '1' then
+  return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+end
+local lineage = m[1]
+local revision, token, term = tonumber(m[2] or 0), tonumber(m[3] or 0), tonumber(m[4] or 0)
+local leader, leader_beat, hold = m[5] or '', tonumber(m[6] or 0), m[7] == '1'
+local logged, floor = tonumber(m[8] or 0), tonumber(m[9] or 0)
+local clock = redis.call('TIME')
+-- Microseconds: faster than anything here can count, so that numbers which start from it never come twice.
+local now = clock[1] * 1000000 + clock[2]
+
+local views, sessions, blobs = {}, {}, {}
+local changes, notices = {}, {}
+local meta_dirty, leader_gone = {}, false
+local dirty_views, dirty_sessions, dirty_beats = {}, {}, {}
+local dirty_payloads, dirty_checkpoints, dirty_held, dirty_quarantined = {}, {}, {}, {}
+
+local function change(packed)
+  changes[#changes + 1] = packed
+end
+
+-- nil where there is no such session.
+local function session(id)
+  local s = sessions[id]
+  if s == nil then
+    local raw = redis.call('HGET', SESSIONS, id)
+    s = raw and cmsgpack.unpack(raw) or false
+    sessions[id] = s
+  end
+  return s or nil
+end
+
+local function alive(id)
+  local s = session(id)
+  return s and s[ENDED] < 0 and s or nil
+end
+
+local function hex(id)
+  return string.format('%08x%08x%08x%08x', struct.unpack('>I4I4I4I4', id))
+end
+
+-- All session ids in the order of their bytes. Strings are not compared as they are: that follows the server's locale.
+local function all_sessions()
+  local by_hex, order = {}, {}
+  local raw = redis.call('HGETALL', SESSIONS)
+  for i = 1, #raw, 2 do
+    local id = raw[i]
+    if sessions[id] == nil then
+      sessions[id] = cmsgpack.unpack(raw[i + 1])
+    end
+  end
+  for id, s in pairs(sessions) do
+    if s then
+      local h = hex(id)
+      by_hex[h] = id
+      order[#order + 1] = h
+    end
+  end
+  table.sort(order)
+  for i, h in ipairs(order) do
+    order[i] = by_hex[h]
+  end
+  return order
+end
+
+local function session_changed(id, s)
+  dirty_sessions[id] = true
+  change(pack(SESSION, id, pack(s)))
+end
+
+local function set_group(new_term, new_leader, new_hold)
+  if new_term == term and new_leader == leader and new_hold == hold then
+    return
+  end
+  leader_gone = leader_gone or (leader ~= '' and new_leader == '')
+  term, leader, hold = new_term, new_leader, new_hold
+  meta_dirty.term, meta_dirty.leader, meta_dirty.hold = term, leader, hold and '1' or '0'
+  change(pack(GROUP, term, leader, hold and 1 or 0))
+end
+
+local function notify(id, notice)
+  local to = notices[id]
+  if not to then
+    to = { size = 0 }
+    notices[id] = to
+  end
+  to.size = to.size + #notice
+  to[#to + 1] = notice
+end
+
+-- Drops an ended session once no key is in its name.
+local function forget_if_empty(id)
+  local s = session(id)
+  if s and s[ENDED] >= 0 and s[HOLDS] == 0 then
+    sessions[id] = false
+    dirty_sessions[id] = true
+    change(pack(SESSION_GONE, id))
+  end
+end
+
+local function end_session(id, s, healthy_below)
+  s[ENDED] = healthy_below
+  dirty_beats[id] = false
+  session_changed(id, s)
+  notify(id, pack(OVER))
+  if leader == id then
+    set_group(term, '', hold)
+  end
+  forget_if_empty(id)
+end
+
+-- Calls `command key ...` with the list, in parts that fit Lua's stack.
+local function write(command, key, list)
+  for i = 1, #list, 2000 do
+    redis.call(command, key, unpack(list, i, math.min(i + 1999, #list)))
+  end
+end
+
+-- Writes what differs in a map of field -> value, where false means that the field is gone.
+local function write_hash(key, dirty)
+  local set, gone = {}, {}
+  for field, value in pairs(dirty) do
+    if value then
+      set[#set + 1] = field
+      set[#set + 1] = value
+    else
+      gone[#gone + 1] = field
+    end
+  end
+  write('HSET', key, set)
+  write('HDEL', key, gone)
+end
+
+-- The same for a set of members that is kept in the order of their bytes.
+local function write_zset(key, dirty)
+  local add, gone = {}, {}
+  for member, there in pairs(dirty) do
+    if there then
+      add[#add + 1] = 0
+      add[#add + 1] = member
+    else
+      gone[#gone + 1] = member
+    end
+  end
+  write('ZADD', key, add)
+  write('ZREM', key, gone)
+end
+
+-- Writes everything that has changed, as one revision, and tells whoever listens.
+local function commit()
+  local messages, entry = {}, nil
+  for id, to in pairs(notices) do
+    local s, seq = session(id), -1
+    -- A session that has ended and is forgotten still gets its last message; nobody counts after it.
+    if s then
+      seq = s[SEQ] + 1
+      s[SEQ] = seq
+      dirty_sessions[id] = true
+    end
+    messages[CHANNEL .. ':s:' .. hex(id)] = to.size <= LARGEST_HINT and pack(seq, #to) .. table.concat(to) or ''
+  end
+  if #changes > 0 then
+    revision = revision + 1
+    logged = logged + #changes
+    entry = pack(revision, #changes) .. table.concat(changes)
+    meta_dirty.revision, meta_dirty.logged = revision, logged
+  end
+
+  -- The first write is this one whenever anything but a record's own fields has changed; see the top of the file.
+  write_hash(META, meta_dirty)
+  write_hash(VIEWS, dirty_views)
+  write_hash(PAYLOADS, dirty_payloads)
+  write_hash(CHECKPOINTS, dirty_checkpoints)
+  for id in pairs(dirty_sessions) do
+    local s = sessions[id]
+    dirty_sessions[id] = s and pack(s)
+  end
+  write_hash(SESSIONS, dirty_sessions)
+  write_hash(BEATS, dirty_beats)
+  write_zset(HELD, dirty_held)
+  write_zset(QUARANTINED, dirty_quarantined)
+  if entry then
+    redis.call('RPUSH', LOG, entry)
+    if logged > CHANGE_LOG then
+      local length = redis.call('LLEN', LOG)
+      while logged > CHANGE_LOG and length > 1 do
+        local _, _, count = cmsgpack.unpack_limit(redis.call('LPOP', LOG), 2)
+        logged, length = logged - count, length - 1
+      end
+      redis.call('HSET', META, 'logged', logged)
+    end
+  end
+
+  for channel, message in pairs(messages) do
+    redis.call('PUBLISH', channel, message)
+  end
+  if leader_gone then
+    redis.call('PUBLISH', CHANNEL .. ':l', '')
+  end
+  if entry then
+    redis.call('PUBLISH', CHANNEL .. ':g', #entry <= LARGEST_HINT and entry or '')
+  end
+
+  changes, notices, meta_dirty, leader_gone = {}, {}, {}, false
+  dirty_views, dirty_sessions, dirty_beats = {}, {}, {}
+  dirty_payloads, dirty_checkpoints, dirty_held, dirty_quarantined = {}, {}, {}, {}
+end
+
+-- The store may have forgotten something: nobody may go on believing in what it said before. Every session ends, nobody
+-- leads, and grants are held back. A group without a lineage is treated the same, since a new one and a flushed one look
+-- alike. All numbers leap, so that none that the forgotten past has issued is issued again, and the change log begins
+-- anew, so that no reader takes a batch of this past for the continuation of another.
+local found = current_lineage()
+if not found then
+  return redis.error_reply('DIVIDERLINEAGE the server does not tell run_id and master_replid')
+end
+if found ~= lineage then
+  lineage = found
+  floor = math.max(now, math.max(floor, revision, token, term) + LINEAGE_LEAP)
+  revision, token, logged = floor, floor, 0
+  meta_dirty.lineage, meta_dirty.format, meta_dirty.floor = lineage, '1', floor
+  meta_dirty.revision, meta_dirty.token, meta_dirty.logged = revision, token, logged
+  for _, id in ipairs(all_sessions()) do
+    local s = alive(id)
+    if s then
+      end_session(id, s, ABOVE_ALL)
+    end
+  end
+  set_group(term, '', true)
+  redis.call('HSET', META, 'leader_beat', 0)
+  redis.call('DEL', LOG, BEATS)
+  commit()
+end

@@ -1,0 +1,30 @@
+-- Looks at leadership, and claims, renews or resigns it. ARGV: channel, session, what, term, beat.
+
+local id, what, claimed_term, claimed_beat = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+
+if what == 'resign' then
+  if leader == id and term == claimed_term then
+    set_group(term, '', hold)
+    commit()
+  end
+  return 1
+end
+
+local s = alive(id)
+if not s then
+  return 0
+end
+if what == 'take' then
+  local free = leader == ''
+  local stale = not free and claimed_term == term and claimed_beat == leader_beat
+  if free or stale then
+    leader_beat = 0
+    meta_dirty.leader_beat = 0
+    set_group(math.max(term, floor, now - 1) + 1, id, hold)
+    commit()
+  end
+elseif what == 'lead' and leader == id and term == claimed_term then
+  leader_beat = redis.call('HINCRBY', META, 'leader_beat', 1)
+end
+local beat = leader ~= '' and redis.call('HGET', BEATS, leader)
+return { revision, token, s[SEQ], term, leader, leader_beat, beat and tonumber(beat) or -1 }

@@ -1,0 +1,106 @@
+-- The reads. ARGV[1] says which; -1 is answered where a new lineage has begun that nobody has written down yet.
+
+local m = redis.call('HMGET', META, 'lineage', 'revision', 'term', 'leader', 'hold', 'format')
+if m[1] ~= current_lineage() then
+  return -1
+end
+if m[6] ~= '1' then
+  return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+end
+local what, revision = ARGV[1], tonumber(m[2])
+-- A page of an answer ends at the first record beyond this many bytes of blobs: the server must not be held up.
+local LARGEST_PAGE = 1048576
+-- Fields of a key's view and of a session; see ledger.lua.
+local PAYLOAD_LEN, CHECKPOINT_LEN = 10, 11
+local ENDED, SEQ, HOLDS, STOPS = 7, 8, 10, 11
+
+-- Appends key, view, payload and checkpoint of each key to the answer until the page is full; the number of keys done.
+local function append_records(answer, names)
+  local raw = #names > 0 and redis.call('HMGET', VIEWS, unpack(names)) or {}
+  local bytes = 0
+  for i, name in ipairs(names) do
+    if bytes > LARGEST_PAGE then
+      return i - 1
+    end
+    local packed, payload, checkpoint = raw[i], '', ''
+    if packed then
+      local v = cmsgpack.unpack(packed)
+      if v[PAYLOAD_LEN] > 0 then
+        payload = redis.call('HGET', PAYLOADS, name) or ''
+      end
+      if v[CHECKPOINT_LEN] > 0 then
+        checkpoint = redis.call('HGET', CHECKPOINTS, name) or ''
+      end
+    end
+    bytes = bytes + #payload + #checkpoint
+    local at = #answer
+    answer[at + 1], answer[at + 2], answer[at + 3], answer[at + 4] = name, packed or '', payload, checkpoint
+  end
+  return #names
+end
+
+if what == 'beats' then
+  return redis.call('HGETALL', BEATS)
+elseif what == 'quarantined' then
+  return redis.call('ZRANGE', QUARANTINED, 0, ARGV[2])
+elseif what == 'stats' then
+  local alive, held, stopping = 0, 0, 0
+  for _, raw in ipairs(redis.call('HVALS', SESSIONS)) do
+    local s = cmsgpack.unpack(raw)
+    if s[ENDED] < 0 then
+      alive, held, stopping = alive + 1, held + s[HOLDS], stopping + s[STOPS]
+    end
+  end
+  return { alive, redis.call('HLEN', VIEWS), held, stopping, redis.call('ZCARD', QUARANTINED) }
+elseif what == 'records' then
+  local answer, names = {}, {}
+  for i = 2, #ARGV do
+    names[i - 1] = ARGV[i]
+  end
+  append_records(answer, names)
+  return answer
+elseif what == 'holdings' then
+  -- ARGV: session, the last key of the page before or nothing, most keys of a page.
+  local id, after = ARGV[2], ARGV[3]
+  local raw = redis.call('HGET', SESSIONS, id)
+  local s = raw and cmsgpack.unpack(raw)
+  if not s or s[ENDED] >= 0 then
+    return 0
+  end
+  -- No byte of a key is 255, since keys are UTF-8.
+  local from = after == '' and '[' .. id or '(' .. id .. after
+  local members = redis.call('ZRANGEBYLEX', HELD, from, '(' .. id .. '\255', 'LIMIT', 0, ARGV[4])
+  for i, member in ipairs(members) do
+    members[i] = string.sub(member, 17)
+  end
+  local answer = { s[SEQ], s[HOLDS], 0 }
+  local done = append_records(answer, members)
+  if done < #members or done == tonumber(ARGV[4]) then
+    answer[3] = 1
+  end
+  return answer
+elseif what == 'changes' then
+  local since = tonumber(ARGV[2])
+  local length = redis.call('LLEN', LOG)
+  local oldest = revision - length + 1
+  if since == revision then
+    return {}
+  elseif since > revision or since + 1 < oldest then
+    return 0
+  end
+  local answer, bytes = {}, 0
+  local at = since + 1 - oldest
+  while at < length and bytes <= LARGEST_PAGE do
+    for _, entry in ipairs(redis.call('LRANGE', LOG, at, at + 15)) do
+      answer[#answer + 1] = entry
+      bytes = bytes + #entry
+    end
+    at = at + 16
+  end
+  return answer
+elseif what == 'scan' then
+  -- ARGV: cursor, keys of a page, '1' for the first page.
+  local page = redis.call('HSCAN', VIEWS, ARGV[2], 'COUNT', ARGV[3])
+  local sessions = ARGV[4] == '1' and redis.call('HGETALL', SESSIONS) or {}
+  return { revision, tonumber(m[3] or 0), m[4] or '', m[5] == '1' and 1 or 0, page[1], sessions, page[2] }
+end

@@ -1,0 +1,176 @@
+//! A private Redis server for a test.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long a server may take to start.
+const START: Duration = Duration::from_secs(10);
+
+/// A `redis-server` process on a free port with a directory of its own. Dropping it ends the process and removes the
+/// directory.
+#[derive(Debug)]
+pub struct RedisServer {
+    port: u16,
+    dir: TempDir,
+    options: Vec<String>,
+    process: Option<Child>,
+}
+
+impl RedisServer {
+    /// A server that keeps nothing on disk.
+    ///
+    /// # Panics
+    /// With one line that says what is missing, if no server can be started.
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// A server with further options as on the command line (`&["--appendonly", "yes"]`).
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn with(options: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory is needed for redis-server");
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        let mut server = Self { port: 0, dir, options, process: None };
+        // Somebody else may take the port between our look and the server's.
+        for _ in 0..5 {
+            server.port = free_port();
+            if server.launch() {
+                return server;
+            }
+        }
+        panic!("redis-server does not start; its log says: {}", server.log());
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The URL without a user.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The URL with a user.
+    pub fn url_as(&self, user: &str, password: &str) -> String {
+        format!("redis://{user}:{password}@127.0.0.1:{}", self.port)
+    }
+
+    /// Ends the process at once; it writes nothing more.
+    pub fn kill9(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // It may have ended by itself; that is just as well.
+            _ = process.kill();
+            _ = process.wait();
+        }
+    }
+
+    /// Starts it again on the same port and directory, after ending it if it still runs.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn restart(&mut self) {
+        self.kill9();
+        assert!(self.launch(), "redis-server does not start again; its log says: {}", self.log());
+    }
+
+    /// Stops the process in its tracks, as a stalled machine does.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Runs `redis-cli` with these arguments and returns what it prints.
+    ///
+    /// # Panics
+    /// If it cannot be run, or reports an error.
+    pub fn cli(&self, args: &[&str]) -> String {
+        let output = Command::new("redis-cli").arg("-p").arg(self.port.to_string()).arg("-e").args(args).output();
+        let output = output.expect("redis-cli is not installed (Debian and Ubuntu: apt-get install redis-tools)");
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert!(output.status.success(), "redis-cli {args:?}: {text} {}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = self.process.as_ref().expect("the server runs");
+        kill_process(Pid::from_child(process), signal).expect("the server runs");
+    }
+
+    /// Starts the process and waits until it answers; false where it ended instead.
+    fn launch(&mut self) -> bool {
+        let mut command = Command::new("redis-server");
+        command
+            .current_dir(self.dir.path())
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--logfile", "log"])
+            .args(&self.options)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let process = command.spawn();
+        let process = process.expect("redis-server is not installed (Debian and Ubuntu: apt-get install redis-server)");
+        let process = self.process.insert(process);
+        let deadline = Instant::now() + START;
+        while Instant::now() < deadline {
+            if answers(self.port) {
+                return true;
+            }
+            if !matches!(process.try_wait(), Ok(None)) {
+                return false;
+            }
+            sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    fn log(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        log.lines().rev().take(3).collect::<Vec<_>>().join(" / ")
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound port").port()
+}
+
+/// Whether the server takes commands: it has loaded its data, and perhaps wants a password first.
+fn answers(port: u16) -> bool {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let ask = || -> std::io::Result<[u8; 5]> {
+        let limit = Duration::from_millis(200);
+        let mut stream = TcpStream::connect_timeout(&address, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.write_all(b"PING\r\n")?;
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer)?;
+        Ok(answer)
+    };
+    matches!(ask(), Ok(answer) if &answer == b"+PONG" || &answer == b"-NOAU")
+}

@@ -1,0 +1,643 @@
+//! The Redis backend against real servers.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use divider_core::{
+    Batch, Beat, Blob, Change, Claim, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId, Store,
+    StoreError, Term, Token, Topic, Work, WorkSource, limits,
+};
+use divider_redis::{PubSubChannels, RedisStore};
+use divider_tests::{agree::agree, redis::RedisServer};
+use futures_util::StreamExt;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn group(name: &str) -> Group {
+    Group::new(name).unwrap()
+}
+
+fn key(name: impl AsRef<str>) -> Key {
+    Key::new(name).unwrap()
+}
+
+fn store(server: &RedisServer, name: &str) -> RedisStore {
+    RedisStore::builder(server.url(), group(name)).build().unwrap()
+}
+
+fn join(session: SessionId) -> Op {
+    let node = NodeId::new("node").unwrap();
+    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000 }
+}
+
+fn add(name: impl AsRef<str>) -> Op {
+    Op::Add(Work::from(key(name)))
+}
+
+/// Joins, leads, and ends the hold of a fresh group.
+async fn leading(store: &RedisStore) -> (SessionId, Term) {
+    store.open().await.unwrap();
+    let session = SessionId::fresh();
+    store.apply(&[join(session)]).await.unwrap();
+    let standing = store.poll(session, Claim::Take { stale: None }).await.unwrap();
+    let term = standing.leader.unwrap().term;
+    store.apply(&[Op::EndHold { term }]).await.unwrap();
+    (session, term)
+}
+
+async fn granted(store: &RedisStore, term: Term, session: SessionId, name: &str) -> Token {
+    let ops = [add(name), Op::Assign { term, key: key(name), session }];
+    match store.apply(&ops).await.unwrap().outcomes[1] {
+        Outcome::Granted(token) => token,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What the group looks like once the store has noticed that it may have forgotten something.
+async fn assert_new_lineage(store: &RedisStore, old: SessionId, last: Token, revision: Revision, registered: u64) {
+    assert!(matches!(store.renew(old).await, Err(StoreError::SessionEnded)));
+    assert!(matches!(store.poll(old, Claim::Follow).await, Err(StoreError::SessionEnded)));
+    assert!(matches!(store.holdings(old).await, Err(StoreError::SessionEnded)));
+    let page = store.scan(None).await.unwrap();
+    assert!(page.group.hold && page.group.leader.is_none());
+    assert!(page.sessions.iter().all(|session| session.ended.is_some()));
+    assert!(page.revision > revision, "{:?} after {revision:?}", page.revision);
+    assert_eq!(store.changes(revision).await.unwrap(), None);
+    assert_eq!(store.changes(Revision(revision.0 - 1)).await.unwrap(), None);
+    assert_eq!(store.stats().await.unwrap().pending, registered);
+    assert_eq!(store.beats().await.unwrap(), []);
+
+    let old_term = page.group.term;
+    let session = SessionId::fresh();
+    store.apply(&[join(session), add("k")]).await.unwrap();
+    let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
+    assert!(term > old_term);
+    let assign = Op::Assign { term, key: key("k"), session };
+    let outcomes = store.apply(&[assign.clone(), Op::EndHold { term }, assign]).await.unwrap().outcomes;
+    let [Outcome::Refused(divider_core::Refusal::Holding), Outcome::Done, Outcome::Granted(token)] = outcomes[..]
+    else {
+        panic!("{outcomes:?}")
+    };
+    assert!(token > last, "{token} after {last}");
+}
+
+#[tokio::test]
+async fn it_does_what_the_ledger_does() {
+    let server = RedisServer::start();
+    let seeds = std::env::var("DIVIDER_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let mut seen = BTreeMap::new();
+    for seed in 0..seeds {
+        for (kind, times) in agree(&store(&server, &format!("/agree/{seed}/")), seed, 400).await {
+            *seen.entry(kind).or_insert(0) += times;
+        }
+    }
+    assert!(seen.len() >= 70, "the dice met only {seen:#?}");
+}
+
+#[tokio::test]
+async fn only_the_last_32_fates_of_a_key_are_kept() {
+    let server = RedisServer::start();
+    let store = store(&server, "/fates/");
+    let (_, term) = leading(&store).await;
+    let mut expected = 0_u32;
+    for i in 0..40 {
+        let session = SessionId::fresh();
+        store.apply(&[join(session)]).await.unwrap();
+        let token = granted(&store, term, session, "k").await;
+        let died = i % 3 != 0;
+        let end = if died {
+            Op::Expire { term, session, beat: Beat(0), healthy_below: Token(0) }
+        } else {
+            Op::Confirm { session, key: key("k"), token, started: true }
+        };
+        assert_eq!(store.apply(&[end]).await.unwrap().outcomes, [Outcome::Done]);
+        expected = expected << 1 | u32::from(died);
+    }
+    // The last fate is written down with the next grant.
+    let session = SessionId::fresh();
+    store.apply(&[join(session)]).await.unwrap();
+    granted(&store, term, session, "k").await;
+    let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
+    assert_eq!((record.view.fates, record.view.attempts), (expected, 41));
+}
+
+#[tokio::test]
+async fn a_restart_that_kept_its_data_ends_every_session() {
+    let mut server = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let store = store(&server, "/restart/");
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    server.restart();
+    assert_new_lineage(&store, session, token, revision, 1).await;
+}
+
+#[tokio::test]
+async fn a_restart_that_lost_everything_never_goes_back() {
+    let mut server = RedisServer::start();
+    let store = store(&server, "/loss/");
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    server.restart();
+    assert_new_lineage(&store, session, token, revision, 0).await;
+}
+
+#[tokio::test]
+async fn a_restart_from_an_older_snapshot_never_goes_back() {
+    let mut server = RedisServer::start();
+    let store = store(&server, "/snapshot/");
+    let (session, term) = leading(&store).await;
+    granted(&store, term, session, "saved").await;
+    server.cli(&["SAVE"]);
+    for i in 0..100 {
+        granted(&store, term, session, &format!("lost-{i}")).await;
+    }
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    server.kill9();
+    assert!(store.poll(session, Claim::Follow).await.unwrap_err().is_transient());
+    server.restart();
+    assert_new_lineage(&store, session, token, revision, 1).await;
+}
+
+#[tokio::test]
+async fn a_flushed_server_is_a_new_lineage() {
+    let server = RedisServer::start();
+    let store = store(&server, "/flush/");
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    server.cli(&["FLUSHALL"]);
+    assert_new_lineage(&store, session, token, revision, 0).await;
+}
+
+#[tokio::test]
+async fn a_promoted_replica_and_a_returned_primary_are_new_lineages() {
+    let (first, second) = (RedisServer::start(), RedisServer::start());
+    let wait = |what: &str, done: &dyn Fn() -> bool| {
+        let since = Instant::now();
+        while !done() {
+            assert!(since.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let field = |server: &RedisServer, name: &str| {
+        let info = server.cli(&["INFO", "replication"]);
+        info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+    };
+    let follow = |replica: &RedisServer, primary: &RedisServer| {
+        replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+        wait("the replica follows", &|| field(replica, "master_link_status:") == "up");
+    };
+    let caught_up = |replica: &RedisServer, primary: &RedisServer| {
+        let behind = || field(replica, "slave_repl_offset:") == field(primary, "master_repl_offset:");
+        wait("the replica catches up", &behind);
+    };
+    follow(&second, &first);
+    let at_first = store(&first, "/failover/");
+    let (session, term) = leading(&at_first).await;
+    let token = granted(&at_first, term, session, "k").await;
+    let revision = at_first.poll(session, Claim::Follow).await.unwrap().revision;
+    caught_up(&second, &first);
+
+    let at_second = store(&second, "/failover/");
+    let refused = at_second.apply(&[add("x")]).await.unwrap_err();
+    assert!(refused.is_transient() && refused.to_string().contains("read only replica"), "{refused}");
+    second.cli(&["REPLICAOF", "NO", "ONE"]);
+    assert_new_lineage(&at_second, session, token, revision, 1).await;
+
+    // The first one never ended, so its run id is the same; but its data has been somebody else's meanwhile.
+    let (session, term) = leading(&at_second).await;
+    let token = granted(&at_second, term, session, "k2").await;
+    let revision = at_second.poll(session, Claim::Follow).await.unwrap().revision;
+    follow(&first, &second);
+    first.cli(&["REPLICAOF", "NO", "ONE"]);
+    assert_new_lineage(&at_first, session, token, revision, 2).await;
+}
+
+#[tokio::test]
+async fn a_killed_subscription_ends_and_can_be_opened_anew() {
+    let server = RedisServer::start();
+    let store = store(&server, "/kill/");
+    let (session, _) = leading(&store).await;
+    for topic in [Topic::Group, Topic::Session(session)] {
+        let mut hints = store.hints(topic).await.unwrap();
+        server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        assert_eq!(timeout(SOON, hints.next()).await.unwrap(), None);
+    }
+    let mut hints = store.hints(Topic::Group).await.unwrap();
+    let revision = store.apply(&[add("k")]).await.unwrap().revision;
+    let hint = timeout(SOON, hints.next()).await.unwrap();
+    assert!(matches!(hint, Some(Hint::Batch(Batch { revision: hinted, .. })) if hinted == revision), "{hint:?}");
+}
+
+#[tokio::test]
+async fn a_subscription_whose_server_says_nothing_ends() {
+    let server = RedisServer::start();
+    let store = RedisStore::builder(server.url(), group("/silent/"))
+        .configure(|config| config.ping_interval = Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let mut hints = store.hints(Topic::Group).await.unwrap();
+    server.freeze();
+    assert_eq!(timeout(SOON, hints.next()).await.unwrap(), None);
+    server.thaw();
+}
+
+#[tokio::test]
+async fn a_slow_reader_finds_a_gap_and_an_untrusted_hint_is_one() {
+    let server = RedisServer::start();
+    let store = store(&server, "/slow/");
+    let (session, term) = leading(&store).await;
+    let mut mine = store.hints(Topic::Session(session)).await.unwrap();
+    let mut all = store.hints(Topic::Group).await.unwrap();
+    for i in 0..600 {
+        store.apply(&[add(format!("{i}"))]).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(all.next().await, Some(Hint::Gap));
+    while timeout(Duration::from_millis(200), all.next()).await.is_ok() {}
+
+    let channel = format!("{{divider:/slow/}}:s:{session}");
+    let huge = "x".repeat(100_000);
+    for garbage in ["", "hello", "\u{1}", huge.as_str(), "\u{1}\u{1}\u{7f}"] {
+        server.cli(&["PUBLISH", &channel, garbage]);
+        server.cli(&["PUBLISH", "{divider:/slow/}:g", garbage]);
+        assert_eq!(timeout(SOON, mine.next()).await.unwrap(), Some(Hint::Gap), "{:.10}", garbage);
+        assert_eq!(timeout(SOON, all.next()).await.unwrap(), Some(Hint::Gap), "{:.10}", garbage);
+    }
+
+    // Too large to be sent: announced all the same.
+    let payload = Blob::from(vec![7; limits::MAX_PAYLOAD_BYTES]);
+    let work = Work::from(key("large")).payload(payload.clone());
+    store.apply(&[Op::Add(work), Op::Assign { term, key: key("large"), session }]).await.unwrap();
+    assert_eq!(timeout(SOON, mine.next()).await.unwrap(), Some(Hint::Gap));
+    assert_eq!(store.holdings(session).await.unwrap().holdings[0].payload, payload);
+    // And what fits comes with its number, so that the gap shows.
+    granted(&store, term, session, "small").await;
+    let Some(Hint::Message(message)) = timeout(SOON, mine.next()).await.unwrap() else { panic!() };
+    assert_eq!(message.seq, 2);
+    assert!(matches!(&message.notices[..], [Notice::Granted(holding)] if holding.key == key("small")));
+}
+
+#[tokio::test]
+async fn a_leader_that_resigns_or_ends_is_announced() {
+    let server = RedisServer::start();
+    let store = store(&server, "/leader/");
+    let (leader, term) = leading(&store).await;
+    let other = SessionId::fresh();
+    store.apply(&[join(other)]).await.unwrap();
+    let mut hints = store.hints(Topic::Session(other)).await.unwrap();
+    store.resign(leader, term).await.unwrap();
+    assert_eq!(timeout(SOON, hints.next()).await.unwrap(), Some(Hint::LeaderGone));
+    let standing = store.poll(leader, Claim::Take { stale: None }).await.unwrap();
+    assert!(standing.leader.unwrap().term > term);
+    store.apply(&[Op::End { session: leader }]).await.unwrap();
+    assert_eq!(timeout(SOON, hints.next()).await.unwrap(), Some(Hint::LeaderGone));
+    assert_eq!(store.poll(other, Claim::Follow).await.unwrap().leader, None);
+}
+
+#[tokio::test]
+async fn groups_never_see_each_other_whatever_they_are_called() {
+    let server = RedisServer::start();
+    let long = "}".repeat(limits::MAX_GROUP_BYTES);
+    let names =
+        ["a", "a}", "{a}", "a*", "a?", "[a]", "a\\", "a%7D", "a:keys", "a}:views", "*", " ", "é", "A", "a/", &long];
+    let session = SessionId::fresh();
+    let mut all = Vec::new();
+    for name in names {
+        let store = store(&server, name);
+        store.open().await.unwrap();
+        let hints = store.hints(Topic::Group).await.unwrap();
+        all.push((name, store, hints));
+    }
+    for (name, store, _) in &all {
+        store.apply(&[join(session), add(name)]).await.unwrap();
+    }
+    for (name, store, hints) in &mut all {
+        let page = store.scan(None).await.unwrap();
+        assert_eq!(page.keys.iter().map(|view| view.key.as_str()).collect::<Vec<_>>(), [*name]);
+        let Some(Hint::Batch(batch)) = timeout(SOON, hints.next()).await.unwrap() else { panic!() };
+        assert!(matches!(&batch.changes[1], Change::Key(view) if view.key.as_str() == *name));
+        assert!(timeout(Duration::from_millis(20), hints.next()).await.is_err());
+    }
+    all[0].1.apply(&[Op::End { session }]).await.unwrap();
+    assert!(all[0].1.renew(session).await.is_err());
+    assert!(all[1].1.renew(session).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_largest_keys_and_payloads_come_back_as_they_were() {
+    let server = RedisServer::start();
+    let store = store(&server, "/limits/");
+    let (session, term) = leading(&store).await;
+    let mut expected = BTreeMap::new();
+    for i in 0..40_u32 {
+        // Random text of many scripts, cut to at most 1024 bytes.
+        let mut name = String::new();
+        let mut seed = i.wrapping_mul(2_654_435_761) | 1;
+        loop {
+            seed ^= seed << 13;
+            seed ^= seed >> 17;
+            seed ^= seed << 5;
+            let Some(c) = char::from_u32(1 + seed % 0x10_fffe) else { continue };
+            if name.len() + c.len_utf8() > limits::MAX_KEY_BYTES {
+                break;
+            }
+            name.push(c);
+        }
+        let payload: Vec<u8> = (0..limits::MAX_PAYLOAD_BYTES).map(|at| (at as u32 ^ i) as u8).collect();
+        expected.insert(key(name), Blob::from(payload));
+    }
+    for (key, payload) in &expected {
+        let add = Op::Add(Work::from(key.clone()).payload(payload.clone()));
+        let assign = Op::Assign { term, key: key.clone(), session };
+        let outcomes = store.apply(&[add, assign]).await.unwrap().outcomes;
+        let Outcome::Granted(token) = outcomes[1] else { panic!("{outcomes:?}") };
+        let bytes = payload.clone();
+        store.apply(&[Op::Checkpoint { session, key: key.clone(), token, bytes }]).await.unwrap();
+    }
+    // 5 MiB of blobs: both reads go page by page.
+    let holdings = store.holdings(session).await.unwrap().holdings;
+    let held: BTreeMap<Key, Blob> = holdings.iter().map(|h| (h.key.clone(), h.payload.clone())).collect();
+    assert_eq!(held, expected);
+    assert!(holdings.iter().all(|h| h.checkpoint == h.payload));
+    let mut keys: Vec<Key> = expected.keys().cloned().collect();
+    keys.insert(3, key("nobody"));
+    let records = store.records(&keys).await.unwrap();
+    assert_eq!(records.len(), keys.len());
+    assert_eq!(records[3], None);
+    assert!(records.iter().flatten().all(|record| record.payload == expected[&record.view.key]));
+    // The largest batch that may be.
+    let work = |i: usize| Work::from(key(format!("{i}"))).payload(vec![1; limits::MAX_BATCH_BYTES / 600]);
+    let ops: Vec<Op> = (0..limits::MAX_BATCH_OPS).map(|i| Op::Add(work(i))).collect();
+    assert!(store.apply(&ops).await.unwrap().outcomes.iter().all(|outcome| *outcome == Outcome::Done));
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_keys_are_scanned_held_and_told_while_they_change() {
+    const KEYS: usize = 100_000;
+    let server = RedisServer::start();
+    let store = store(&server, "/many/");
+    let (session, term) = leading(&store).await;
+    let keys: Vec<Key> = (0..KEYS).map(|i| key(format!("key-{i}"))).collect();
+    let since = Instant::now();
+    for chunk in keys.chunks(256) {
+        let ops: Vec<Op> = chunk.iter().map(|key| Op::Add(Work::from(key.clone()))).collect();
+        store.apply(&ops).await.unwrap();
+    }
+    println!("added {:.0} keys/s", KEYS as f64 / since.elapsed().as_secs_f64());
+    let since = Instant::now();
+    for chunk in keys.chunks(256) {
+        let assign = |key: &Key| Op::Assign { term, key: key.clone(), session };
+        store.apply(&chunk.iter().map(assign).collect::<Vec<_>>()).await.unwrap();
+    }
+    println!("assigned {:.0} keys/s", KEYS as f64 / since.elapsed().as_secs_f64());
+    let since = Instant::now();
+    assert_eq!(store.holdings(session).await.unwrap().holdings.len(), KEYS);
+    println!("read {KEYS} holdings in {:?}", since.elapsed());
+
+    // Changes between the pages are in the batches that follow the first page.
+    let since = Instant::now();
+    let (mut state, mut cursor, mut first, mut at) = (BTreeMap::new(), None, None, 0);
+    loop {
+        let page = store.scan(cursor.take()).await.unwrap();
+        first.get_or_insert(page.revision);
+        state.extend(page.keys.into_iter().map(|view| (view.key.clone(), view)));
+        cursor = page.next;
+        store.apply(&[Op::Remove { key: keys[at].clone() }, add(format!("new-{at}"))]).await.unwrap();
+        at += 1;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    println!("scanned {KEYS} keys in {:?}", since.elapsed());
+    let mut revision = first.unwrap();
+    loop {
+        let batches = store.changes(revision).await.unwrap().unwrap();
+        let Some(last) = batches.last() else { break };
+        revision = last.revision;
+        for change in batches.into_iter().flat_map(|batch| batch.changes) {
+            match change {
+                Change::Key(view) => _ = state.insert(view.key.clone(), view),
+                Change::KeyGone(key) => _ = state.remove(&key),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(state.len(), KEYS + at);
+    let stopping = state.values().filter(|view| matches!(view.state, divider_core::State::Stopping { .. })).count();
+    assert_eq!(stopping, at);
+    let stats = store.stats().await.unwrap();
+    assert_eq!((stats.registered, stats.stopping), ((KEYS + at) as u64, at as u64));
+    // The log is trimmed, so that far behind is too far.
+    assert_eq!(store.changes(Revision(first.unwrap().0 - 300)).await.unwrap(), None);
+    let length: u64 = server.cli(&["LLEN", "{divider:/many/}:log"]).parse().unwrap();
+    assert!(length < 200, "{length}");
+}
+
+/// The least that a user must be allowed; the same line stands in the README.
+const ACL: &str = "~{divider:/acl/}:* &{divider:/acl/}:* -@all +info +time +eval +evalsha +hget +hmget +hset +hdel \
+                   +hincrby +hgetall +hvals +hlen +hexists +hscan +zadd +zrem +zcard +zrange +zrangebylex +rpush +lpop \
+                   +llen +lrange +del +publish +subscribe +ping";
+
+#[tokio::test]
+async fn the_least_permissions_of_the_readme_are_enough_and_no_group_beside_it_is_open() {
+    let readme = include_str!("../../divider-redis/README.md").replace("\\\n", "").replace("/process/me/", "/acl/");
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words(&readme).contains(&words(ACL)), "the README shows another line than {ACL}");
+
+    let server = RedisServer::start();
+    let mut args = vec!["ACL", "SETUSER", "divider", "on", ">s3cret-word"];
+    args.extend(ACL.split_whitespace());
+    server.cli(&args);
+    let url = server.url_as("divider", "s3cret-word");
+    let at = |name: &str| RedisStore::builder(url.clone(), group(name)).build().unwrap();
+    agree(&at("/acl/"), 4711, 600).await;
+    let store = at("/acl/");
+    assert!(store.hints(Topic::Group).await.is_ok());
+    store.poll(SessionId::fresh(), Claim::Follow).await.unwrap_err();
+
+    let other = at("/other/");
+    for refused in [other.open().await.unwrap_err(), other.hints(Topic::Group).await.err().unwrap()] {
+        assert!(matches!(refused, StoreError::Misconfigured(_)), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_password_is_ever_shown() {
+    let mut server = RedisServer::start();
+    server.cli(&["ACL", "SETUSER", "divider", "on", ">s3cret-word", "-@all"]);
+    let mut texts = Vec::new();
+    for url in [
+        server.url_as("divider", "s3cret-word"),
+        server.url_as("divider", "wrong-s3cret-word"),
+        "redis://divider:s3cret-word@no-such-host.invalid:1".to_owned(),
+    ] {
+        let builder = RedisStore::builder(url, group("/secret/"));
+        texts.push(format!("{builder:?}"));
+        let store = builder.build().unwrap();
+        let errors = [store.open().await.unwrap_err(), store.hints(Topic::Group).await.err().unwrap()].map(|error| {
+            let source = std::error::Error::source(&error).map(|source| format!("{source} {source:?}"));
+            format!("{error} {error:?} {source:?}")
+        });
+        texts.extend(errors);
+        texts.push(format!("{store:?}"));
+    }
+    server.kill9();
+    let store = RedisStore::builder(server.url_as("divider", "s3cret-word"), group("/secret/")).build().unwrap();
+    texts.push(format!("{:?}", store.open().await.unwrap_err()));
+    for bad in ["redis://divider:s3cret-word@host:99999999", "http://divider:s3cret-word@host", "s3cret-word"] {
+        let builder = RedisStore::builder(bad, group("/secret/"));
+        texts.push(format!("{:?}", builder.build().unwrap_err()));
+    }
+    for text in texts {
+        assert!(!text.contains("s3cret-word"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_evicting_server_is_refused_and_a_full_one_keeps_its_sessions() {
+    let server = RedisServer::with(&["--maxmemory-policy", "allkeys-lru"]);
+    let refused = store(&server, "/evict/").open().await.unwrap_err();
+    assert!(matches!(&refused, StoreError::Misconfigured(text) if text.contains("noeviction")), "{refused}");
+
+    server.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    let store = store(&server, "/full/");
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let full = store.apply(&[add("more")]).await.unwrap_err();
+    assert!(full.is_transient() && full.to_string().contains("OOM"), "{full}");
+    store.renew(session).await.unwrap();
+    assert!(store.poll(session, Claim::Lead { term }).await.unwrap().leader.is_some());
+    let complete = Op::Complete { session, key: key("k"), token };
+    assert_eq!(store.apply(&[complete]).await.unwrap().outcomes, [Outcome::Done]);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(store.apply(&[add("more")]).await.unwrap().outcomes, [Outcome::Done]);
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_a_time_limit_and_a_restarted_one_is_in_use_at_once() {
+    let mut server = RedisServer::start();
+    let store = store(&server, "/frozen/");
+    let (session, _) = leading(&store).await;
+    store.renew(session).await.unwrap();
+    server.freeze();
+    let since = Instant::now();
+    assert!(matches!(store.apply(&[add("x")]).await, Err(StoreError::Timeout { .. })));
+    assert!(matches!(store.renew(session).await, Err(StoreError::Timeout { .. })));
+    assert!(store.poll(session, Claim::Follow).await.unwrap_err().is_transient());
+    assert!(store.hints(Topic::Group).await.err().unwrap().is_transient());
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    server.thaw();
+    store.renew(session).await.unwrap();
+    store.poll(session, Claim::Follow).await.unwrap();
+
+    server.kill9();
+    for _ in 0..20 {
+        assert!(store.poll(session, Claim::Follow).await.unwrap_err().is_transient());
+    }
+    server.restart();
+    let since = Instant::now();
+    while store.apply(&[]).await.is_err() {}
+    let took = since.elapsed();
+    assert!(took < Duration::from_millis(400), "{took:?}");
+    assert!(matches!(store.renew(session).await, Err(StoreError::SessionEnded)));
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_its_scripts_is_told_them_again() {
+    let server = RedisServer::start();
+    let store = store(&server, "/scripts/");
+    let (session, _) = leading(&store).await;
+    server.cli(&["SCRIPT", "FLUSH"]);
+    store.renew(session).await.unwrap();
+    store.apply(&[add("k")]).await.unwrap();
+    assert_eq!(store.stats().await.unwrap().registered, 1);
+}
+
+#[test]
+fn renewals_need_no_runtime_but_the_one_they_are_called_on() {
+    let server = RedisServer::start();
+    let main = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let store = std::sync::Arc::new(store(&server, "/renew/"));
+    let (session, _) = main.block_on(leading(&store));
+    // From here on nobody drives the main runtime, as when a handler blocks it.
+    let renewals = |beats: u64| {
+        let store = store.clone();
+        std::thread::spawn(move || {
+            let own = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            own.block_on(async {
+                for _ in 0..beats {
+                    let since = Instant::now();
+                    store.renew(session).await.unwrap();
+                    assert!(since.elapsed() < Duration::from_millis(400), "{:?}", since.elapsed());
+                }
+            });
+            // Still there, but at rest: the next thread must not wait for it.
+            own
+        })
+        .join()
+        .unwrap()
+    };
+    let first = renewals(10);
+    let second = renewals(10);
+    drop((first, second));
+    renewals(10);
+    assert_eq!(main.block_on(store.beats()).unwrap(), [(session, Beat(30))]);
+}
+
+#[tokio::test]
+async fn commands_can_go_over_a_connection_or_a_pool_of_the_program() {
+    let server = RedisServer::start();
+    let client = redis::Client::open(server.url()).unwrap();
+    let connection = client.get_multiplexed_async_connection().await.unwrap();
+    let over = RedisStore::builder(server.url(), group("/brought/")).commands_over(connection).build().unwrap();
+    agree(&over, 1, 200).await;
+    let config = deadpool_redis::Config::from_url(server.url());
+    let pool = config.create_pool(Some(deadpool_redis::Runtime::Tokio1)).unwrap();
+    let pooled = RedisStore::builder(server.url(), group("/pooled/")).commands_over_pool(pool).build().unwrap();
+    agree(&pooled, 2, 200).await;
+}
+
+#[tokio::test]
+async fn a_closed_store_says_so() {
+    let server = RedisServer::start();
+    let store = store(&server, "/closed/");
+    let (session, term) = leading(&store).await;
+    let mut hints = store.hints(Topic::Group).await.unwrap();
+    store.close().await;
+    assert!(matches!(store.apply(&[]).await, Err(StoreError::Closed)));
+    assert!(matches!(store.renew(session).await, Err(StoreError::Closed)));
+    assert!(matches!(store.resign(session, term).await, Err(StoreError::Closed)));
+    assert!(matches!(store.hints(Topic::Group).await, Err(StoreError::Closed)));
+    assert_eq!(timeout(SOON, hints.next()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn channels_with_listeners_are_found_by_the_exact_prefix_of_the_group() {
+    let server = RedisServer::start();
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut listener = client.get_async_pubsub().await.unwrap();
+    let prefix = "/a*[k]?\\{x}/";
+    let long = format!("{prefix}{}", "l".repeat(limits::MAX_KEY_BYTES + 1));
+    let named = |key: &str| format!("{prefix}{key}");
+    for channel in [named("1"), named("two"), named("*"), named(""), long, "/ab[k]?{x}/3".to_owned(), "/a".to_owned()] {
+        listener.subscribe(channel).await.unwrap();
+    }
+    listener.subscribe(&[&b"/a*[k]?\\{x}/\xff"[..]]).await.unwrap();
+    listener.psubscribe(format!("{prefix}pattern")).await.unwrap();
+    let store = store(&server, prefix);
+    store.open().await.unwrap();
+    let _hints = store.hints(Topic::Group).await.unwrap();
+    let source = PubSubChannels::new(&store);
+    let found = |work: Vec<Work>| work.iter().map(|work| work.key.to_string()).collect::<Vec<_>>();
+    assert_eq!(found(source.fetch().await.unwrap()), ["*", "1", "two"]);
+    listener.unsubscribe(named("1")).await.unwrap();
+    assert_eq!(found(source.fetch().await.unwrap()), ["*", "two"]);
+}
