@@ -138,14 +138,15 @@ impl Running {
             Refused::Unavailable(problem) => StoreError::Misconfigured(problem),
             Refused::NotLeader => StoreError::Misconfigured("Raft did not start".into()),
         })?;
+        let confirmer = Confirmer::spawn(raft.clone());
         let member = Arc::new(Member {
             config: config.clone(),
             me,
             identity: Mutex::new(identity),
             cluster_id,
             log,
-            proposer: Proposer::spawn(raft.clone(), machine.clone()),
-            confirmer: Confirmer::spawn(raft.clone()),
+            proposer: Proposer::spawn(raft.clone(), machine.clone(), confirmer.clone()),
+            confirmer,
             machine,
             raft,
             links: links.clone(),
@@ -181,7 +182,9 @@ impl Running {
             Err(_) => {
                 stop.abort();
                 let why = match &*self.joined.borrow() {
-                    Ok(()) => "no leader is known yet: are enough voters running, and can they reach each other?".into(),
+                    Ok(()) => {
+                        "no leader is known yet: are enough voters running, and can they reach each other?".into()
+                    }
                     Err(problem) => format!("not in the cluster yet: {problem}"),
                 };
                 Err(StoreError::Unavailable { message: why, source: None })
@@ -412,8 +415,7 @@ async fn keep_house(member: Arc<Member>) {
         let learners = view.members.iter().filter(|(id, (_, votes))| !votes && near(id));
         let mut candidates = learners.map(|(id, (peer, _))| (*id, peer.wants_vote)).collect::<Vec<_>>();
         let room = member.config.voters.saturating_sub(voters.len());
-        let promoted: Vec<u64> =
-            candidates.iter().filter(|(_, wants)| *wants).map(|(id, _)| *id).take(room).collect();
+        let promoted: Vec<u64> = candidates.iter().filter(|(_, wants)| *wants).map(|(id, _)| *id).take(room).collect();
         if !promoted.is_empty() {
             let all = voters.iter().chain(&promoted).copied().collect();
             if member.raft.set_voters(all).await.is_ok() {
@@ -424,9 +426,9 @@ async fn keep_house(member: Arc<Member>) {
         let Some(limit) = member.config.replace_dead_after else { continue };
         look_around(&member, &view, &mut heard).await;
         let now = Instant::now();
-        let dead = voters.iter().find(|id| {
-            **id != member.me.id && now.duration_since(*heard.entry(**id).or_insert(now)) >= limit
-        });
+        let dead = voters
+            .iter()
+            .find(|id| **id != member.me.id && now.duration_since(*heard.entry(**id).or_insert(now)) >= limit);
         candidates.sort_by_key(|(_, wants)| !wants);
         if let (Some(dead), Some((new, _))) = (dead, candidates.first()) {
             let call = Call::Replace { old: *dead, new: *new };

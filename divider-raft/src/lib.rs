@@ -38,5 +38,5 @@ pub use raft::Peer;
 pub use security::Security;
 pub use store::{RaftStore, RaftStoreBuilder};
 #[cfg(feature = "tls")]
-pub use tls::Tls;
+pub use tls::{Tls, TlsError};
 pub use wire::Owner;

@@ -423,7 +423,12 @@ async fn write(
             batch.extend(frame);
         }
         // A peer that takes nothing in is as good as one that says nothing.
-        match tokio::time::timeout(SILENCE, async { writing.write_all(&batch).await?; writing.flush().await }).await {
+        match tokio::time::timeout(SILENCE, async {
+            writing.write_all(&batch).await?;
+            writing.flush().await
+        })
+        .await
+        {
             Ok(written) => written?,
             Err(_) => return Err(io::Error::other("nothing could be sent for too long")),
         }

@@ -16,6 +16,7 @@ use crate::{
     link::Links,
     propose::Proposer,
     raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, Receiving, Refused, View},
+    security::Proof,
     wire::{Answer, Call, Fault, Hello, Owner, Query, Request, Status},
 };
 
@@ -51,8 +52,8 @@ impl Member {
         *self.cluster_id.read()
     }
 
-    /// Why whoever says `hello` has come to the wrong place; `proved` are the names in its certificate.
-    pub(crate) fn objection(&self, hello: &Hello, proved: Option<&[String]>) -> Option<String> {
+    /// Why whoever says `hello` has come to the wrong place; `proved` is its certificate.
+    pub(crate) fn objection(&self, hello: &Hello, proved: Option<&Proof>) -> Option<String> {
         if hello.cluster != self.config.cluster {
             return Some(format!("this member is of the cluster {:?}, not {:?}", self.config.cluster, hello.cluster));
         }
@@ -65,7 +66,7 @@ impl Member {
             return Some(format!("this member belongs to the cluster {mine}, not to {theirs}"));
         }
         if let (Some(proved), Some(from)) = (proved, &hello.from)
-            && !proved.contains(&from.name)
+            && !proved.carries(&from.name)
         {
             return Some(format!("the certificate does not carry the name {:?}", from.name));
         }
@@ -282,9 +283,7 @@ impl Member {
             Query::Holdings(session) => ledger.holdings(session).map(Answer::Holdings).map_err(failed),
             Query::Changes(since) => Ok(Answer::Changes(ledger.changes(since).map(some))),
             Query::Scan(cursor) => ledger.scan(cursor.as_ref()).map(Answer::Page).map_err(failed),
-            Query::Records(keys) => {
-                Ok(Answer::Records(keys.iter().map(|key| ledger.record(key).cloned()).collect()))
-            }
+            Query::Records(keys) => Ok(Answer::Records(keys.iter().map(|key| ledger.record(key).cloned()).collect())),
             Query::Stats => Ok(Answer::Stats(ledger.stats())),
             Query::Quarantined(limit) => {
                 Ok(Answer::Keys(ledger.quarantined(usize::try_from(limit).unwrap_or(usize::MAX))))

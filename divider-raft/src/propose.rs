@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::{
     command::{Body, Command, Done, Step},
+    confirm::Confirmer,
     raft::{Machine, Raft, Refused},
     wire::Fault,
 };
@@ -32,9 +33,9 @@ struct Request {
 }
 
 impl Proposer {
-    pub(crate) fn spawn(raft: Raft, machine: Arc<Machine>) -> Self {
+    pub(crate) fn spawn(raft: Raft, machine: Arc<Machine>, confirmer: Confirmer) -> Self {
         let (sender, requests) = mpsc::channel(MOST);
-        tokio::spawn(run(raft, machine, requests));
+        tokio::spawn(run(raft, machine, confirmer, requests));
         Self(sender)
     }
 
@@ -47,7 +48,7 @@ impl Proposer {
     }
 }
 
-async fn run(raft: Raft, machine: Arc<Machine>, mut requests: mpsc::Receiver<Request>) {
+async fn run(raft: Raft, machine: Arc<Machine>, confirmer: Confirmer, mut requests: mpsc::Receiver<Request>) {
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     let mut next = None;
     loop {
@@ -76,16 +77,25 @@ async fn run(raft: Raft, machine: Arc<Machine>, mut requests: mpsc::Receiver<Req
         if batch.is_empty() {
             continue;
         }
-        let (raft, machine) = (raft.clone(), machine.clone());
+        let (raft, machine, confirmer) = (raft.clone(), machine.clone(), confirmer.clone());
         tokio::spawn(async move {
-            carry(&raft, &machine, batch).await;
+            carry(&raft, &machine, &confirmer, batch).await;
             drop(place);
         });
     }
 }
 
 /// Has one entry decided, and hands out what came of it.
-async fn carry(raft: &Raft, machine: &Machine, mut batch: Vec<Request>) {
+async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, mut batch: Vec<Request>) {
+    let is_expiry = |op: &Op| matches!(op, Op::Expire { .. });
+    let expires = |step: &Step| matches!(step, Step::Apply { ops, .. } if ops.iter().any(is_expiry));
+    if batch.iter().any(|request| expires(&request.step)) {
+        // Before beats are compared, all that was decided under earlier leaders must be known here.
+        match confirmer.confirm().await {
+            Ok(index) => machine.reached(index).await,
+            Err(fault) => return answer(batch, &fault),
+        }
+    }
     let view = raft.view();
     if !view.leads {
         return answer(batch, &Fault::NotLeader(None));
@@ -95,8 +105,11 @@ async fn carry(raft: &Raft, machine: &Machine, mut batch: Vec<Request>) {
     let mut doomed = Vec::new();
     for request in &mut batch {
         refused.push(match &mut request.step {
-            Step::Apply { group, ops } if ops.iter().any(|op| matches!(op, Op::Expire { .. })) => {
-                let Some(refusals) = machine.reign.doom(reign, group, ops) else {
+            Step::Apply { group, ops } if ops.iter().any(is_expiry) => {
+                let known = machine.with(group, |ledger| {
+                    ledger.sessions().filter(|view| view.ended.is_none()).map(|view| view.session).collect()
+                });
+                let Some(refusals) = machine.reign.doom(reign, group, ops, &known) else {
                     // The term has just changed; in the new one its beats say something else.
                     spare(machine, reign, doomed);
                     return answer(batch, &Fault::Busy("the leader has just changed".into()));
@@ -105,7 +118,7 @@ async fn carry(raft: &Raft, machine: &Machine, mut batch: Vec<Request>) {
                 let all = mem::take(ops);
                 let refusals: Vec<_> = all.iter().map(|_| refusals.next().flatten()).collect();
                 *ops = all.into_iter().zip(&refusals).filter(|(_, no)| no.is_none()).map(|(op, _)| op).collect();
-                let expiries = ops.iter().filter(|op| matches!(op, Op::Expire { .. })).cloned().collect::<Vec<_>>();
+                let expiries = ops.iter().filter(|op| is_expiry(op)).cloned().collect::<Vec<_>>();
                 doomed.push((group.clone(), expiries));
                 refusals
             }

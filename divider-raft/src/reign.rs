@@ -81,7 +81,7 @@ impl Inner {
 /// What a member knows about who should lead a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Preference {
-    /// The group's leader is a session of this process, and was heard of lately.
+    /// The group's leader is a session of this process.
     pub(crate) leader_is_local: bool,
     /// A session of another process may lead: none of this one has asked for so long that none seems to be there.
     pub(crate) others_may_lead: bool,
@@ -159,7 +159,16 @@ impl Reign {
 
     /// Compares the beats of the expiries among `ops`, and dooms those sessions that stood still. One refusal for each op
     /// that must not be proposed. `None` where another term has begun.
-    pub(crate) fn doom(&self, term: u64, group: &Group, ops: &[Op]) -> Option<Vec<Option<Refusal>>> {
+    ///
+    /// A session that is not among the living ones that are `known` has no beat. The caller has applied everything of earlier terms, so that it can
+    /// only be one that never joined, or joins at this moment.
+    pub(crate) fn doom(
+        &self,
+        term: u64,
+        group: &Group,
+        ops: &[Op],
+        known: &BTreeSet<SessionId>,
+    ) -> Option<Vec<Option<Refusal>>> {
         let mut inner = self.inner.lock();
         if inner.term != term {
             return None;
@@ -167,7 +176,9 @@ impl Reign {
         let mut refused = Vec::with_capacity(ops.len());
         for op in ops {
             refused.push(match op {
-                Op::Expire { session, beat, .. } if inner.beat(group, *session) != *beat => Some(Refusal::StillBeating),
+                Op::Expire { session, beat, .. } if known.contains(session) && inner.beat(group, *session) != *beat => {
+                    Some(Refusal::StillBeating)
+                }
                 Op::Expire { session, .. } => {
                     *inner.groups.entry(group.clone()).or_default().doomed.entry(*session).or_default() += 1;
                     None
@@ -230,8 +241,9 @@ impl Reign {
         let young = inner.since.as_ref().is_some_and(fresh);
         let beats = inner.groups.get(group);
         let any_local = beats.is_some_and(|beats| beats.local.values().any(fresh));
-        let leader_is_local = leader
-            .is_some_and(|(leader, _)| beats.is_some_and(|beats| beats.local.get(&leader).is_some_and(fresh)));
+        // However long ago: one that stands still is replaced like any other leader.
+        let leader_is_local =
+            leader.is_some_and(|(leader, _)| beats.is_some_and(|beats| beats.local.contains_key(&leader)));
         Preference { leader_is_local, others_may_lead: !young && !any_local }
     }
 }

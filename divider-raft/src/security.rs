@@ -36,8 +36,22 @@ impl fmt::Debug for Security {
 pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
-/// A connection, and the names that the other side has proved to have; `None` where nothing was to be proved.
-pub(crate) type Secured = (Box<dyn Connection>, Option<Vec<String>>);
+/// A connection, and what the other side has proved about itself; `None` where nothing was to be proved.
+pub(crate) type Secured = (Box<dyn Connection>, Option<Proof>);
+
+#[cfg(feature = "tls")]
+pub(crate) use crate::tls::Proof;
+
+/// Without TLS nothing can be proved.
+#[cfg(not(feature = "tls"))]
+pub(crate) enum Proof {}
+
+#[cfg(not(feature = "tls"))]
+impl Proof {
+    pub(crate) fn carries(&self, _: &str) -> bool {
+        match *self {}
+    }
+}
 
 impl Security {
     /// Protects a connection that was dialled to `name`.

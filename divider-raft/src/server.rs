@@ -53,7 +53,7 @@ async fn serve(stream: TcpStream, member: &Arc<Member>, newcomers: &Semaphore) -
         let _place = newcomers.acquire().await.map_err(io::Error::other)?;
         let (mut stream, proved) = member.config().security.accepted(stream).await?;
         let hello: Hello = wire::greeted(&mut stream).await?;
-        let problem = member.objection(&hello, proved.as_deref());
+        let problem = member.objection(&hello, proved.as_ref());
         let welcome = match &problem {
             Some(problem) => Welcome::Refused(problem.clone()),
             None => Welcome::Ok { id: member.me().id, cluster_id: member.cluster_id() },

@@ -10,8 +10,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
-    io,
+    fmt, fs, io,
     ops::{Bound, RangeBounds},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -346,7 +345,8 @@ impl Cache {
     }
 
     fn evict(&mut self) {
-        while self.bytes > CACHE_BYTES && self.entries.first_key_value().is_some_and(|(index, _)| *index <= self.flushed)
+        while self.bytes > CACHE_BYTES
+            && self.entries.first_key_value().is_some_and(|(index, _)| *index <= self.flushed)
         {
             if let Some((_, (_, bytes))) = self.entries.pop_first() {
                 self.bytes -= bytes;

@@ -9,9 +9,7 @@ use openraft::{
     RaftNetwork, RaftNetworkFactory, Snapshot,
     error::{Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable},
     network::{Backoff, RPCOption},
-    raft::{
-        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
-    },
+    raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -212,11 +210,7 @@ impl RaftNetwork<Types> for Line {
         }
     }
 
-    async fn vote(
-        &mut self,
-        request: VoteRequest<u64>,
-        option: RPCOption,
-    ) -> Result<VoteResponse<u64>, CallError> {
+    async fn vote(&mut self, request: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, CallError> {
         match self.call(Class::Raft, RaftRequest::Vote(request), option.hard_ttl()).await.map_err(rpc)? {
             RaftAnswer::Vote(answer) => Ok(answer),
             _ => Err(unexpected()),
@@ -249,7 +243,9 @@ impl RaftNetwork<Types> for Line {
                     break;
                 }
                 let next = offset + bytes.len() as u64;
-                self.call(Class::Bulk, RaftRequest::SnapshotChunk { stream, offset, bytes }, limit).await.map_err(lost)?;
+                self.call(Class::Bulk, RaftRequest::SnapshotChunk { stream, offset, bytes }, limit)
+                    .await
+                    .map_err(lost)?;
                 offset = next;
             }
             // The receiver decodes and writes it all before it answers.
