@@ -88,8 +88,10 @@ pub struct Leader {
 #[derive(Debug)]
 enum Chore {
     Revoke(KeyIx),
-    Settle(SessionId),
     Force(KeyIx),
+    /// The key was being removed when its owner ended, so nobody will confirm.
+    Remove(KeyIx),
+    Settle(SessionId),
 }
 
 /// Ops, and what each is about.
@@ -212,7 +214,7 @@ impl Leader {
         for change in batch.changes {
             self.change(change, now);
         }
-        self.look_again_at_refused();
+        self.look_again_at_refused(now);
         Fed::Applied
     }
 
@@ -234,6 +236,9 @@ impl Leader {
                 self.board.set_session(view, silent_since.unwrap_or(now.mono), &mut self.planner);
                 if ended {
                     self.watches.forget(session);
+                    for k in self.board.unwanted() {
+                        self.place(k, now);
+                    }
                 }
             }
             Change::SessionGone(session) => {
@@ -260,11 +265,18 @@ impl Leader {
     fn place(&mut self, k: KeyIx, now: Now) {
         match self.board.standing(k) {
             Standing::Owned { node, stopping } => {
-                self.planner.own(k, node);
+                // To be owned again by the same node would mean that the move was refused.
+                if !stopping || self.planner.owner(k) != Some(node) {
+                    self.planner.own(k, node);
+                }
                 if stopping {
                     self.planner.stopping(k);
                     self.board.stopping_since(k, now.mono);
                 }
+            }
+            Standing::Free { .. } if self.board.is_unwanted(k) => {
+                self.planner.park(k);
+                self.chores.push(Chore::Remove(k));
             }
             Standing::Free { avoid, due_ms } if due_ms <= now.unix_ms => self.planner.ready(k, avoid),
             Standing::Free { due_ms, .. } => {
@@ -284,7 +296,7 @@ impl Leader {
     /// Time has passed: looks again at what waits for time.
     pub fn tick(&mut self, now: Now) {
         self.refused.extend(self.stubborn.drain());
-        self.look_again_at_refused();
+        self.look_again_at_refused(now);
         while let Some(k) = self.board.next_due(now.unix_ms) {
             self.place(k, now);
         }
@@ -294,22 +306,12 @@ impl Leader {
         }
     }
 
-    fn look_again_at_refused(&mut self) {
+    fn look_again_at_refused(&mut self, now: Now) {
         if self.refused.is_empty() || self.is_behind() {
             return;
         }
         for k in std::mem::take(&mut self.refused) {
-            match self.board.standing(k) {
-                Standing::Owned { node, stopping } => {
-                    self.planner.own(k, node);
-                    if stopping {
-                        self.planner.stopping(k);
-                    }
-                }
-                Standing::Free { avoid, .. } => self.planner.ready(k, avoid),
-                Standing::Quarantined => self.planner.park(k),
-                Standing::Gone => {}
-            }
+            self.place(k, now);
         }
     }
 
@@ -338,9 +340,12 @@ impl Leader {
             self.hold_asked = true;
             proposal.push(Op::EndHold { term: self.term }, Subject::Group);
         }
-        self.do_chores(&mut proposal, max);
-        if !self.group.hold && proposal.ops.len() < max {
+        // Keys without an owner come first; what they do not fill is left for balance.
+        if !self.group.hold {
             self.assign(&mut proposal, max, now);
+        }
+        if proposal.ops.len() < max {
+            self.do_chores(&mut proposal, max);
         }
         proposal
     }
@@ -357,6 +362,11 @@ impl Leader {
     }
 
     fn do_chores(&mut self, proposal: &mut Proposal, max: usize) {
+        if !self.group.hold {
+            self.moves.clear();
+            self.planner.moves(&mut self.moves);
+            self.chores.extend(self.moves.iter().copied().map(Chore::Revoke));
+        }
         self.settled.clear();
         self.planner.take_settled(&mut self.settled);
         for n in &self.settled {
@@ -364,16 +374,16 @@ impl Leader {
                 self.chores.push(Chore::Settle(session));
             }
         }
-        if !self.group.hold {
-            self.moves.clear();
-            self.planner.moves(&mut self.moves);
-            self.chores.extend(self.moves.iter().copied().map(Chore::Revoke));
-        }
         let take = max.saturating_sub(proposal.ops.len()).min(self.chores.len());
         let term = self.term;
         for chore in self.chores.drain(..take) {
             match chore {
                 Chore::Settle(session) => proposal.push(Op::Settle { term, session }, Subject::Session(session)),
+                Chore::Remove(k) => {
+                    if let Some(key) = self.board.key(k).filter(|_| self.board.is_unwanted(k)) {
+                        proposal.push(Op::Remove { key: key.clone() }, Subject::Key(k, key));
+                    }
+                }
                 Chore::Revoke(k) | Chore::Force(k) => {
                     let Some((key, token)) = self.board.ownership(k) else { continue };
                     let subject = Subject::Key(k, key.clone());
@@ -388,24 +398,26 @@ impl Leader {
     }
 
     fn assign(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
-        self.assignments.clear();
-        self.planner.assignments(max - proposal.ops.len(), &mut self.assignments);
         let term = self.term;
-        for (k, n) in self.assignments.drain(..) {
-            let (Some(key), Some(session)) = (self.board.key(k), self.board.session_at(n)) else { continue };
-            let subject = Subject::Key(k, key.clone());
-            // An owner that has ended leaves its keys as they stood: whether they may run again is looked at here.
-            if self.board.is_unwanted(k) {
-                self.planner.park(k);
-                proposal.push(Op::Remove { key }, subject);
-            } else if self.config.quarantine.is_some_and(|q| self.board.deaths(k, q.of) >= q.deaths) {
-                self.planner.park(k);
-                proposal.push(Op::Quarantine { term, key }, subject);
-            } else if let Some(due_ms) = self.board.due_after(k, now.unix_ms) {
-                self.planner.park(k);
-                self.board.schedule(k, due_ms);
-            } else {
-                proposal.push(Op::Assign { term, key, session }, subject);
+        loop {
+            self.assignments.clear();
+            self.planner.assignments(max.saturating_sub(proposal.ops.len()), &mut self.assignments);
+            if self.assignments.is_empty() {
+                return;
+            }
+            for (k, n) in self.assignments.drain(..) {
+                let (Some(key), Some(session)) = (self.board.key(k), self.board.session_at(n)) else { continue };
+                let subject = Subject::Key(k, key.clone());
+                // The keys of an ended owner come here as they stood: whether they may run again is looked at now.
+                if self.config.quarantine.is_some_and(|q| self.board.deaths(k, q.of) >= q.deaths) {
+                    self.planner.park(k);
+                    proposal.push(Op::Quarantine { term, key }, subject);
+                } else if let Some(due_ms) = self.board.due_after(k, now.unix_ms) {
+                    self.planner.park(k);
+                    self.board.schedule(k, due_ms);
+                } else {
+                    proposal.push(Op::Assign { term, key, session }, subject);
+                }
             }
         }
     }
@@ -423,7 +435,7 @@ impl Leader {
                 (Subject::Key(k, key), _) => self.look_again(*k, key),
             }
         }
-        self.look_again_at_refused();
+        self.look_again_at_refused(now);
         true
     }
 

@@ -2,6 +2,8 @@
 
 pub mod clock;
 mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod divider;
 mod error;
 mod ids;

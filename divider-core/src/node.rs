@@ -156,12 +156,15 @@ impl Node {
 
     /// The current session; `None` before the start, after the end, and between a loss and the next join.
     pub fn session(&self) -> Option<SessionId> {
+        if self.shared().has_ended() {
+            return None;
+        }
         self.shared().with(|member| member.session())
     }
 
     /// Whether this node leads its group at the moment, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        self.shared().leading.lock().is_some()
+        !self.shared().has_ended() && self.shared().leading.lock().is_some()
     }
 
     fn shared(&self) -> &Shared {
@@ -210,9 +213,14 @@ impl Node {
 
     async fn change_affinity(&self, op: impl FnOnce(SessionId, u64) -> Op) -> Result<u32, Error> {
         let shared = self.running().await?;
-        let session = shared.with(|member| member.session()).ok_or(Error::NoSession)?;
-        let number = shared.altered.fetch_add(1, Ordering::SeqCst) + 1;
-        match shared.submit(vec![op(session, number)], Some(session), Then::Affinity).await?.first() {
+        let handed_in = shared.with(|member| {
+            let session = member.session().ok_or(Error::NoSession)?;
+            // Numbered and handed in under one lock: were two calls to overtake each other in between, the one with the
+            // lower number would be taken for a late copy, and lost.
+            let number = shared.altered.fetch_add(1, Ordering::SeqCst) + 1;
+            shared.hand_in(vec![op(session, number)], Some(session), Then::Affinity)
+        })?;
+        match handed_in.wait().await?.first() {
             Some(Outcome::Affinity(affinity)) => Ok(*affinity),
             _ => Err(StoreError::Corrupt("an affinity was changed without a new one".into()).into()),
         }

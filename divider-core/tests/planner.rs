@@ -226,6 +226,44 @@ fn moves_are_paced_and_new_keys_are_not() {
 }
 
 #[test]
+fn a_moved_key_goes_to_its_target_even_if_another_is_emptier_by_then() {
+    let (mut planner, _) = board(&[1]);
+    add(&mut planner, [1; 4]);
+    assign(&mut planner);
+    let late = planner.join(node(1), false);
+    let mut out = Vec::new();
+    planner.moves(&mut out);
+    planner.join(node(1000), true);
+    for &k in &out {
+        planner.stopping(k);
+    }
+    assert_eq!(planner.load(late), 2, "they count for their target all the way");
+    for &k in &out {
+        planner.ready(k, None);
+    }
+    assert_eq!(assign(&mut planner), [(out[0], late), (out[1], late)]);
+}
+
+#[test]
+fn a_newcomer_is_settled_only_when_its_keys_have_arrived() {
+    let (mut planner, _) = board(&[1]);
+    add(&mut planner, [1; 4]);
+    assign(&mut planner);
+    let late = planner.join(node(1), false);
+    let mut out = Vec::new();
+    for _ in 0..2 {
+        planner.moves(&mut out);
+        assert_eq!(settled(&mut planner), []);
+        out.iter().for_each(|&k| planner.stopping(k));
+    }
+    out.iter().for_each(|&k| planner.ready(k, None));
+    assign(&mut planner);
+    planner.moves(&mut out);
+    assert_eq!(settled(&mut planner), [late]);
+    assert!(!planner.is_newcomer(late));
+}
+
+#[test]
 fn a_refused_revoke_ends_the_move() {
     let (mut planner, nodes) = board(&[1]);
     add(&mut planner, [1; 4]);

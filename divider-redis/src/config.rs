@@ -191,10 +191,12 @@ fn target(config: &RedisConfig, cluster: bool) -> Result<Target, ConfigError> {
             let client = redis::cluster::ClusterClientBuilder::new(info)
                 .connection_timeout(config.connect_timeout)
                 .response_timeout(config.response_timeout)
+                // A batch whose fate is unknown must not be sent again behind our back.
+                .retries(0)
                 .build();
             let problem = "they differ in user, password or TLS, or name a database, which a cluster has not";
             let client = client.map_err(|_| ConfigError { field: "urls", problem: problem.to_owned() })?;
-            Ok(Target::Cluster { client, nodes })
+            Ok(Target::Cluster { client: Box::new(client), nodes })
         }
         [client] => Ok(Target::Server(client.clone())),
         _ => Err(ConfigError { field: "urls", problem: "several need RedisStore::cluster".to_owned() }),

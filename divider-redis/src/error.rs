@@ -13,11 +13,6 @@ pub(crate) fn store_error(error: RedisError) -> StoreError {
         | (ErrorKind::Server(ServerErrorKind::NoPerm), _) => StoreError::Misconfigured(format!(
             "Redis refuses this user or command ({error}); see the README of divider-redis for the least permissions"
         )),
-        (ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot), _) => {
-            StoreError::Misconfigured(format!(
-                "this server is part of a Redis Cluster ({error}); connect with RedisStore::cluster"
-            ))
-        }
         (_, Some("DIVIDERFORMAT")) => {
             StoreError::Misconfigured("the group was written by a newer version of Divider".to_owned())
         }
@@ -28,13 +23,20 @@ pub(crate) fn store_error(error: RedisError) -> StoreError {
             StoreError::Corrupt("a key of this group holds something else than Divider's data".to_owned())
         }
         // All of these pass by themselves or once the server has been helped: LOADING, READONLY and MASTERDOWN during a
-        // fail-over, BUSY while somebody's script runs, OOM until memory is freed, MISCONF until the disk has room.
+        // fail-over, MOVED while a slot changes hands, BUSY while somebody's script runs, OOM until memory is freed,
+        // MISCONF until the disk has room.
         (ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::Io, _) => StoreError::unavailable(error),
         (ErrorKind::Parse | ErrorKind::UnexpectedReturnType, _) if !error.is_io_error() => {
             StoreError::Corrupt(error.to_string())
         }
         _ => StoreError::unavailable(error),
     }
+}
+
+/// Whether the server belongs to a cluster in which another one keeps this group. Nothing was done.
+pub(crate) fn elsewhere(error: &RedisError) -> bool {
+    use ServerErrorKind::{Ask, CrossSlot, Moved};
+    matches!(error.kind(), ErrorKind::Server(Moved | Ask | CrossSlot))
 }
 
 /// Whether nothing was done because the server does not know the script (any more).

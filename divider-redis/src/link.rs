@@ -62,7 +62,7 @@ pub(crate) enum Target {
     Server(Client),
     #[cfg(feature = "cluster")]
     Cluster {
-        client: redis::cluster::ClusterClient,
+        client: Box<redis::cluster::ClusterClient>,
         nodes: Vec<Client>,
     },
 }
@@ -78,6 +78,10 @@ impl Target {
             #[cfg(feature = "cluster")]
             Self::Cluster { client, .. } => client.get_async_connection().await.map(Conn::new),
         }
+    }
+
+    pub(crate) fn is_cluster(&self) -> bool {
+        !matches!(self, Self::Server(_))
     }
 
     /// The servers that a subscription may be opened on. In a cluster any will do, since they pass on to each other what
@@ -126,7 +130,7 @@ struct Open {
 }
 
 impl Link {
-    pub(crate) fn new(target: Target, limits: Limits) -> Self {
+    fn new(target: Target, limits: Limits) -> Self {
         Self { target, limits, state: Mutex::default() }
     }
 
@@ -194,11 +198,16 @@ impl Link {
 
 /// What carries the commands: a connection of our own, or one that the program brought.
 pub(crate) enum Commands {
-    Own(Link),
+    Own(Box<Link>),
     Brought { conn: Conn, limits: Limits },
 }
 
 impl Commands {
+    /// A connection of our own, not opened yet.
+    pub(crate) fn own(target: Target, limits: Limits) -> Self {
+        Self::Own(Box::new(Link::new(target, limits)))
+    }
+
     /// Sends a command; an idempotent one is sent again if the connection turned out to have been closed meanwhile.
     pub(crate) async fn ask(&self, cmd: Cmd, repeat: Repeat) -> Result<RedisResult<Value>, StoreError> {
         let link = match self {

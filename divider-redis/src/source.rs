@@ -9,7 +9,7 @@ use redis::Value;
 use crate::{
     RedisStore,
     error::store_error,
-    link::{Commands, Link, Repeat},
+    link::{Commands, Repeat},
     reply::Reply,
 };
 
@@ -39,7 +39,7 @@ impl PubSubChannels {
     /// Looks for channels on the server of a store, with the store's URL and time limits, by the name of its group.
     pub fn new(store: &RedisStore) -> Self {
         let (target, limits, group) = store.place();
-        Self { link: Arc::new(Commands::Own(Link::new(target, limits))), group }
+        Self { link: Arc::new(Commands::own(target, limits)), group }
     }
 
     fn key(&self, name: &Reply) -> Option<Work> {

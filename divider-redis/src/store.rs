@@ -11,10 +11,10 @@ use redis::Value;
 
 use crate::{
     RedisBuilder, RedisConfig, codec,
-    error::{store_error, unknown_script},
+    error::{elsewhere, store_error, unknown_script},
     hints,
     keys::Names,
-    link::{Closed, Commands, Conn, Limits, Link, Repeat, Target},
+    link::{Closed, Commands, Conn, Limits, Repeat, Target},
     reply::{Reply, records},
     script::{APPLY, APPLY_FREEING, POLL, READ, RENEW, Script},
     server,
@@ -61,7 +61,7 @@ impl RedisStore {
 
     pub(crate) fn new(config: RedisConfig, target: Target, brought: Option<Conn>) -> Self {
         let limits: Limits = config.limits();
-        let own = || Commands::Own(Link::new(target.clone(), limits));
+        let own = || Commands::own(target.clone(), limits);
         let commands = brought.map_or_else(own, |conn| Commands::Brought { conn, limits });
         let names = Arc::new(Names::new(&config.group));
         Self { names, renewals: own(), commands, target, config, closed: Arc::default() }
@@ -80,7 +80,12 @@ impl RedisStore {
             Err(error) if unknown_script(&error) => over.ask(script.by_text(keys, args), repeat).await?,
             answer => answer,
         };
-        answer.map(Reply).map_err(store_error)
+        answer.map(Reply).map_err(|error| match elsewhere(&error) && !self.target.is_cluster() {
+            true => StoreError::Misconfigured(format!(
+                "this server is part of a Redis Cluster ({error}); use the Cargo feature `cluster` and RedisStore::cluster"
+            )),
+            false => store_error(error),
+        })
     }
 
     /// Runs the script that changes. A batch is never sent twice: its outcomes would be others the second time.

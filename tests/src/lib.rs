@@ -1,5 +1,8 @@
-//! What the tests of all crates share: private servers, and the runner that compares a store with the ledger.
+//! What the tests of all crates share: private servers, the runner that compares a store with the ledger, and fleets of
+//! real processes with the checker of what they say.
 
 pub mod agree;
+pub mod history;
+pub mod process;
 pub mod raft;
 pub mod redis;

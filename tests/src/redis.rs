@@ -155,6 +155,50 @@ impl Drop for RedisServer {
     }
 }
 
+/// Three servers that are one Redis Cluster, without replicas.
+#[derive(Debug)]
+pub struct RedisCluster {
+    /// The nodes.
+    pub nodes: Vec<RedisServer>,
+}
+
+impl RedisCluster {
+    /// Starts them and waits until all agree that the cluster works.
+    ///
+    /// # Panics
+    /// As [`RedisServer::start`], or where the cluster does not form.
+    pub fn start() -> Self {
+        let nodes: Vec<(RedisServer, u16)> = (0..3)
+            .map(|_| {
+                let bus = free_port();
+                let options = ["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()];
+                (RedisServer::with(&options), bus)
+            })
+            .collect();
+        let (first, _) = &nodes[0];
+        for (i, (node, bus)) in nodes.iter().enumerate() {
+            let (from, to) = (i * 16384 / 3, (i + 1) * 16384 / 3 - 1);
+            node.cli(&["CLUSTER", "ADDSLOTSRANGE", &from.to_string(), &to.to_string()]);
+            first.cli(&["CLUSTER", "MEET", "127.0.0.1", &node.port().to_string(), &bus.to_string()]);
+        }
+        let deadline = Instant::now() + START;
+        let formed = |(node, _): &(RedisServer, u16)| {
+            let info = node.cli(&["CLUSTER", "INFO"]);
+            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+        };
+        while !nodes.iter().all(formed) {
+            assert!(Instant::now() < deadline, "the cluster does not form");
+            sleep(Duration::from_millis(50));
+        }
+        Self { nodes: nodes.into_iter().map(|(node, _)| node).collect() }
+    }
+
+    /// The URLs of all nodes.
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(RedisServer::url).collect()
+    }
+}
+
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("a bound port").port()

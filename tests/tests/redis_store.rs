@@ -1,5 +1,8 @@
 //! The Redis backend against real servers.
 
+// The helpers of a test may fail as it does.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -10,7 +13,10 @@ use divider_core::{
     StoreError, Term, Token, Topic, Work, WorkSource, limits,
 };
 use divider_redis::{PubSubChannels, RedisStore};
-use divider_tests::{agree::agree, redis::RedisServer};
+use divider_tests::{
+    agree::agree,
+    redis::{RedisCluster, RedisServer},
+};
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
@@ -640,4 +646,78 @@ async fn channels_with_listeners_are_found_by_the_exact_prefix_of_the_group() {
     assert_eq!(found(source.fetch().await.unwrap()), ["*", "1", "two"]);
     listener.unsubscribe(named("1")).await.unwrap();
     assert_eq!(found(source.fetch().await.unwrap()), ["*", "two"]);
+}
+
+#[tokio::test]
+async fn a_group_in_a_cluster_does_what_the_ledger_does() {
+    let cluster = RedisCluster::start();
+    // Enough groups that every node has some.
+    for seed in 0..6 {
+        let name = format!("/cluster/{seed}/");
+        let store = RedisStore::cluster(cluster.urls(), group(&name)).build().unwrap();
+        agree(&store, seed, 200).await;
+        store.close().await;
+    }
+    let groups: Vec<u64> = cluster.nodes.iter().map(|node| node.cli(&["DBSIZE"]).parse().unwrap()).collect();
+    assert!(groups.iter().all(|keys| *keys > 0), "{groups:?}");
+
+    let store = RedisStore::cluster(cluster.urls().into_iter().take(1), group("/one url/")).build().unwrap();
+    let (session, term) = leading(&store).await;
+    let mut hints = store.hints(Topic::Session(session)).await.unwrap();
+    granted(&store, term, session, "k").await;
+    assert!(matches!(timeout(SOON, hints.next()).await.unwrap(), Some(Hint::Message(_))));
+
+    // A single server's client says what to do instead.
+    let mut told = 0;
+    for i in 0..8 {
+        let alone = RedisStore::builder(cluster.nodes[0].url(), group(&format!("/alone/{i}/"))).build().unwrap();
+        if let Err(error) = alone.open().await {
+            assert!(matches!(&error, StoreError::Misconfigured(text) if text.contains("cluster")), "{error}");
+            told += 1;
+        }
+    }
+    assert!(told > 0);
+
+    // Listeners on different nodes are all found.
+    let mut listeners = Vec::new();
+    for (i, node) in cluster.nodes.iter().enumerate() {
+        let client = redis::Client::open(node.url()).unwrap();
+        let mut listener = client.get_async_pubsub().await.unwrap();
+        listener.subscribe(format!("/one url/{i}")).await.unwrap();
+        listener.subscribe("/one url/all").await.unwrap();
+        listeners.push(listener);
+    }
+    let work = PubSubChannels::new(&store).fetch().await.unwrap();
+    assert_eq!(work.iter().map(|work| work.key.as_str()).collect::<Vec<_>>(), ["0", "1", "2", "all"]);
+}
+
+#[tokio::test]
+async fn a_group_that_moves_to_another_node_of_a_cluster_is_a_new_lineage() {
+    let cluster = RedisCluster::start();
+    let store = RedisStore::cluster(cluster.urls(), group("/moves/")).build().unwrap();
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+
+    let slot = cluster.nodes[0].cli(&["CLUSTER", "KEYSLOT", "{divider:/moves/}:meta"]);
+    let at = slot.parse::<usize>().unwrap() * 3 / 16384;
+    let (from, to) = (&cluster.nodes[at], &cluster.nodes[(at + 1) % 3]);
+    let id = |node: &RedisServer| node.cli(&["CLUSTER", "MYID"]);
+    to.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(from)]);
+    from.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(to)]);
+    let keys = from.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]);
+    let port = to.port().to_string();
+    let mut args = vec!["MIGRATE", "127.0.0.1", &port, "", "0", "5000", "KEYS"];
+    args.extend(keys.lines());
+    from.cli(&args);
+    for node in &cluster.nodes {
+        node.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &id(to)]);
+    }
+
+    let since = Instant::now();
+    while let Err(error) = store.apply(&[]).await {
+        assert!(error.is_transient() && since.elapsed() < SOON, "{error}");
+    }
+    while matches!(store.renew(session).await, Err(error) if error.is_transient()) {}
+    assert_new_lineage(&store, session, token, revision, 1).await;
 }

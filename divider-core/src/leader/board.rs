@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Board {
     schedule: BinaryHeap<Reverse<(u64, KeyIx)>>,
     /// Since when keys are between owners, by request. Few.
     stops: HashMap<KeyIx, Instant>,
+    /// Keys that are to end once their owner has stopped them. Few.
+    removing: HashSet<KeyIx>,
     quarantined: usize,
     registered: usize,
     timings: Vec<Timing>,
@@ -171,6 +173,11 @@ impl Board {
             }
         }
         self.quarantined += usize::from(kind == Kind::Quarantined);
+        if kind == Kind::Removing {
+            self.removing.insert(k);
+        } else {
+            self.removing.remove(&k);
+        }
         k
     }
 
@@ -194,6 +201,7 @@ impl Board {
         let entry = self.keys[k.0 as usize].take()?;
         self.quarantined -= usize::from(entry.kind == Kind::Quarantined);
         self.registered -= 1;
+        self.removing.remove(&k);
         self.stops.remove(&k);
         Some(k)
     }
@@ -224,9 +232,14 @@ impl Board {
         }
     }
 
-    /// Whether the key was being removed when its owner ended.
+    /// Whether the key is to end.
     pub(super) fn is_unwanted(&self, k: KeyIx) -> bool {
-        self.entry(k).is_some_and(|entry| entry.kind == Kind::Removing)
+        self.removing.contains(&k)
+    }
+
+    /// All keys that are to end.
+    pub(super) fn unwanted(&self) -> Vec<KeyIx> {
+        self.removing.iter().copied().collect()
     }
 
     /// Of the last `of` owners, how many died soon after they got the key.

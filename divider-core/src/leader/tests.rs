@@ -1,1 +1,449 @@
+use std::collections::HashMap;
 
+use super::*;
+use crate::{Beats, Effects, Ledger, MaxInFlight, NodeId, Quarantine, State, Work};
+
+const LEASE_MS: u32 = 1000;
+
+/// A ledger, a leader, and a clock that is moved by hand.
+struct Group {
+    ledger: Ledger,
+    beats: Beats,
+    leader: Leader,
+    marks: Marks,
+    now: Now,
+    /// What each key was granted, in order.
+    grants: HashMap<Key, Vec<(SessionId, Token)>>,
+    proposed: Vec<Op>,
+}
+
+fn config() -> NodeConfig {
+    let mut config = NodeConfig::default();
+    config.lease = Duration::from_millis(LEASE_MS.into());
+    config.max_in_flight = MaxInFlight::Percent(100);
+    config
+}
+
+fn key(name: &str) -> Key {
+    Key::new(name).unwrap()
+}
+
+impl Group {
+    fn new(config: NodeConfig) -> Self {
+        let mut ledger = Ledger::new();
+        let boss = SessionId::fresh();
+        ledger.apply(&[join(boss, 0, None)], Token(0));
+        let (term, _) = ledger.lead(boss, Term(0));
+        let mut group = Self {
+            leader: Leader::new(config, term.unwrap(), None),
+            ledger,
+            beats: Beats::default(),
+            marks: Marks::new(Duration::from_secs(10)),
+            now: Now { mono: Instant(1 << 40), unix_ms: 1_000_000 },
+            grants: HashMap::new(),
+            proposed: Vec::new(),
+        };
+        group.load();
+        group.pass(1, &[boss]);
+        group
+    }
+
+    /// Reads the ledger as a new leader does.
+    fn load(&mut self) {
+        let (mut cursor, mut first) = (None, true);
+        loop {
+            let page = self.ledger.scan(cursor.as_ref()).unwrap();
+            cursor = page.next.clone();
+            self.leader.page(page, self.now, first);
+            first = false;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        self.leader.loaded();
+    }
+
+    /// Another leader takes over, which knows only what the ledger and the beats tell.
+    fn depose(&mut self, config: NodeConfig, deposed: Option<Deposed>) {
+        let boss = SessionId::fresh();
+        self.ledger.apply(&[join(boss, 0, None)], Token(0));
+        let (term, _) = self.ledger.lead(boss, Term(0));
+        self.leader = Leader::new(config, term.unwrap(), deposed);
+        self.load();
+    }
+
+    fn session(&mut self, _name: &str, affinity: u32, capacity: Option<u32>) -> SessionId {
+        let session = SessionId::fresh();
+        self.apply(&[join(session, affinity, capacity)]);
+        session
+    }
+
+    fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
+        let effects = self.ledger.apply(ops, Token(0));
+        let outcomes = effects.outcomes.clone();
+        self.feed(effects);
+        self.decide();
+        outcomes
+    }
+
+    fn add(&mut self, names: &[&str]) {
+        let work = names.iter().map(|name| Op::Add(Work::new(name).unwrap())).collect::<Vec<_>>();
+        self.apply(&work);
+    }
+
+    fn feed(&mut self, effects: Effects) {
+        if let Some(batch) = effects.batch {
+            for change in &batch.changes {
+                if let Change::Key(view) = change
+                    && let State::Assigned { session, token } = view.state
+                {
+                    let grants = self.grants.entry(view.key.clone()).or_default();
+                    if grants.last() != Some(&(session, token)) {
+                        grants.push((session, token));
+                    }
+                }
+            }
+            assert_eq!(self.leader.feed(batch, self.now), Fed::Applied);
+        }
+    }
+
+    fn decide(&mut self) {
+        for round in 0.. {
+            assert!(round < 1000, "the leader never comes to rest: {:?}", self.proposed.last());
+            let proposal = self.leader.propose(self.now, 7, &self.marks);
+            if proposal.is_empty() {
+                return;
+            }
+            assert!(proposal.ops.len() <= 7);
+            let (refused, allowed): (Vec<_>, Vec<_>) =
+                proposal.ops.iter().cloned().partition(|op| self.beats.check(op).is_err());
+            let effects = self.ledger.apply(&allowed, Token(0));
+            let mut applied = effects.outcomes.clone().into_iter();
+            let outcomes: Vec<Outcome> = proposal
+                .ops
+                .iter()
+                .map(|op| match refused.contains(op) {
+                    true => Outcome::Refused(Refusal::StillBeating),
+                    false => applied.next().unwrap(),
+                })
+                .collect();
+            self.proposed.extend(proposal.ops.iter().cloned());
+            self.feed(effects);
+            assert!(self.leader.answered(&proposal, &outcomes, self.ledger.revision(), self.now));
+        }
+    }
+
+    /// Time passes, in which some sessions renew.
+    fn pass(&mut self, ms: u64, renewing: &[SessionId]) {
+        self.now.mono = self.now.mono + Duration::from_millis(ms);
+        self.now.unix_ms += ms;
+        self.marks.note(self.now.mono, self.ledger.token());
+        for session in renewing {
+            self.beats.renew(*session);
+        }
+        let beats: Vec<_> = self.ledger.sessions().map(|view| (view.session, self.beats.get(view.session))).collect();
+        self.leader.beats(&beats, self.now);
+        self.leader.tick(self.now);
+        self.decide();
+    }
+
+    fn owner(&self, name: &str) -> Option<(SessionId, Token)> {
+        let (session, token) = self.ledger.record(&key(name))?.view.state.owner()?;
+        self.ledger.is_alive(session).then_some((session, token))
+    }
+
+    fn held(&self, session: SessionId) -> usize {
+        self.ledger.holdings(session).unwrap().holdings.len()
+    }
+
+    /// The owner confirms all that it has been asked to stop, until nothing more moves.
+    fn confirm_all(&mut self, sessions: &[SessionId]) {
+        loop {
+            let mut confirms = Vec::new();
+            for session in sessions {
+                for holding in self.ledger.holdings(*session).unwrap().holdings {
+                    if holding.stopping.is_some() {
+                        let (session, key, token) = (*session, holding.key, holding.token);
+                        confirms.push(Op::Confirm { session, key, token, started: true });
+                    }
+                }
+            }
+            if confirms.is_empty() {
+                return;
+            }
+            self.apply(&confirms);
+        }
+    }
+}
+
+fn join(session: SessionId, affinity: u32, capacity: Option<u32>) -> Op {
+    Op::Join { session, node: NodeId::new("n").unwrap(), affinity, capacity, lease_ms: LEASE_MS }
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|i| format!("k{i}")).collect()
+}
+
+fn refs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_joining_node_gets_its_share_and_is_then_left_alone() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    group.add(&refs(&names(30)));
+    let b = group.session("b", 500, None);
+    group.confirm_all(&[a, b]);
+    assert_eq!((group.held(a), group.held(b)), (20, 10));
+    assert!(group.ledger.sessions().filter(|s| s.affinity > 0).all(|s| s.settled));
+    let before = group.proposed.len();
+    group.apply(&[Op::SetAffinity { session: b, number: 1, affinity: 100_000 }]);
+    assert_eq!(group.proposed.len(), before, "a changed affinity alone moves nothing");
+    group.apply(&[Op::Rebalance]);
+    group.confirm_all(&[a, b]);
+    assert_eq!((group.held(a), group.held(b)), (0, 30));
+}
+
+#[test]
+fn a_silent_session_is_expired_after_its_whole_lease_on_this_clock_and_its_keys_move() {
+    let mut group = Group::new(config());
+    let (a, b) = (group.session("a", 1000, None), group.session("b", 1000, None));
+    group.add(&refs(&names(10)));
+    group.pass(100, &[a, b]);
+    for _ in 0..9 {
+        group.pass(100, &[b]);
+        assert!(group.ledger.is_alive(a));
+    }
+    group.pass(100, &[b]);
+    assert!(!group.ledger.is_alive(a));
+    assert_eq!(group.held(b), 10);
+    assert!(group.grants.values().all(|grants| grants.windows(2).all(|pair| pair[0].1 < pair[1].1)));
+}
+
+#[test]
+fn a_session_that_renews_between_the_reading_and_the_expiry_lives() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    group.add(&["k"]);
+    group.pass(100, &[a]);
+    // The beat moves, but the leader has not read it when the lease is over.
+    group.beats.renew(a);
+    group.now.mono = group.now.mono + Duration::from_millis(LEASE_MS.into());
+    group.decide();
+    assert!(group.ledger.is_alive(a), "the store compares the beat");
+    group.now.mono = group.now.mono + Duration::from_millis(u64::from(LEASE_MS) - 1);
+    group.decide();
+    let expiries = group.proposed.iter().filter(|op| matches!(op, Op::Expire { session, .. } if *session == a));
+    assert_eq!(expiries.count(), 1);
+}
+
+#[test]
+fn a_new_leader_starts_every_watch_afresh_but_the_old_leaders_own() {
+    let mut group = Group::new(config());
+    let (a, old) = (group.session("a", 1000, None), group.session("old", 1000, None));
+    group.add(&refs(&names(4)));
+    let silent_since = group.now.mono;
+    group.now.mono = group.now.mono + Duration::from_millis(LEASE_MS.into());
+    let deposed = Deposed { session: old, beat: Beat(0), since: silent_since };
+    group.depose(config(), Some(deposed));
+    group.decide();
+    assert!(!group.ledger.is_alive(old), "it was watched beside the leadership");
+    assert!(group.ledger.is_alive(a), "nobody who leads has watched it yet");
+    assert_eq!(group.held(a), 4);
+}
+
+#[test]
+fn grants_are_held_back_for_a_lease_in_a_new_lineage() {
+    let mut group = Group::new(config());
+    let effects = group.ledger.new_lineage();
+    group.feed(effects);
+    group.depose(config(), None);
+    let a = group.session("a", 1000, None);
+    group.add(&["k"]);
+    for _ in 0..9 {
+        group.pass(100, &[a]);
+        assert_eq!(group.held(a), 0);
+    }
+    group.pass(100, &[a]);
+    assert_eq!(group.held(a), 1);
+}
+
+#[test]
+fn a_key_whose_owners_keep_dying_is_set_aside_and_can_be_tried_again() {
+    let mut config = config();
+    config.quarantine = Some(Quarantine::after(3));
+    let mut group = Group::new(config);
+    let boss = group.session("boss", 0, None);
+    group.add(&["poison"]);
+    for death in 1..=3 {
+        let victim = group.session("victim", 1000, None);
+        assert_eq!(group.owner("poison").map(|(session, _)| session), Some(victim), "attempt {death}");
+        for _ in 0..11 {
+            group.pass(100, &[boss]);
+        }
+        assert!(!group.ledger.is_alive(victim));
+    }
+    let fourth = group.session("fourth", 1000, None);
+    assert_eq!(group.held(fourth), 0);
+    assert_eq!(group.ledger.quarantined(10), [key("poison")]);
+    group.apply(&[Op::Retry { key: key("poison") }]);
+    assert_eq!(group.held(fourth), 1);
+}
+
+#[test]
+fn owners_that_lived_long_enough_with_a_key_are_not_held_against_it() {
+    let mut config = config();
+    config.quarantine = Some(Quarantine { deaths: 2, of: 2, within: Duration::from_secs(5) });
+    let mut group = Group::new(config);
+    let boss = group.session("boss", 0, None);
+    group.add(&["healthy"]);
+    for _ in 0..5 {
+        let victim = group.session("victim", 1000, None);
+        for _ in 0..60 {
+            group.pass(100, &[boss, victim]);
+        }
+        for _ in 0..11 {
+            group.pass(100, &[boss]);
+        }
+        assert!(!group.ledger.is_alive(victim));
+    }
+    assert!(group.ledger.quarantined(10).is_empty());
+}
+
+#[test]
+fn scheduled_work_waits_for_its_time_and_capacity_and_priority_are_kept() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, Some(2));
+    let due = group.now.unix_ms + 500;
+    let mut later = Work::new("later").unwrap().priority(9);
+    later.not_before_ms = due;
+    let low = Work::new("low").unwrap();
+    let high = Work::new("high").unwrap().priority(5);
+    let mid = Work::new("mid").unwrap().priority(3);
+    group.apply(&[Op::Add(low), Op::Add(high), Op::Add(mid), Op::Add(later)]);
+    assert!(group.owner("high").is_some() && group.owner("mid").is_some());
+    assert!(group.owner("low").is_none() && group.owner("later").is_none());
+    assert_eq!(group.leader.next_wake(group.now), Some(Duration::from_millis(500)));
+    group.pass(500, &[a]);
+    let (session, token) = group.owner("mid").unwrap();
+    group.apply(&[Op::Complete { session, key: key("mid"), token }]);
+    assert!(group.owner("later").is_some() && group.owner("low").is_none());
+}
+
+#[test]
+fn a_key_that_was_given_up_goes_elsewhere_if_anywhere_else_takes_it() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    group.add(&["k"]);
+    let give_up = |group: &mut Group| {
+        let (session, token) = group.owner("k").unwrap();
+        group.apply(&[Op::GiveUp { session, key: key("k"), token, not_before_ms: 0 }]);
+        group.apply(&[Op::Confirm { session, key: key("k"), token, started: true }]);
+        (session, group.owner("k").unwrap().0)
+    };
+    assert_eq!(give_up(&mut group), (a, a), "nobody else is there");
+    group.session("b", 1, None);
+    group.add(&["x"]); // Lets the newcomer's share be decided before.
+    group.confirm_all(&[a]);
+    let (from, to) = give_up(&mut group);
+    assert_ne!(from, to);
+}
+
+#[test]
+fn a_removed_key_whose_owner_dies_is_removed_and_not_run_again() {
+    let mut group = Group::new(config());
+    let (boss, a) = (group.session("boss", 0, None), group.session("a", 1000, None));
+    group.add(&["k"]);
+    group.apply(&[Op::Remove { key: key("k") }]);
+    assert_eq!(group.owner("k").map(|(session, _)| session), Some(a));
+    group.session("b", 1000, None);
+    for _ in 0..11 {
+        group.pass(100, &[boss]);
+    }
+    assert!(group.ledger.record(&key("k")).is_none());
+}
+
+#[test]
+fn a_stop_time_limit_frees_the_key_only_where_it_is_asked_for() {
+    let mut with_limit = config();
+    with_limit.stop_timeout = Some(Duration::from_secs(2));
+    for (config, freed) in [(with_limit, true), (config(), false)] {
+        let mut group = Group::new(config);
+        let a = group.session("a", 1000, None);
+        group.add(&["k"]);
+        group.apply(&[Op::Remove { key: key("k") }]);
+        for _ in 0..30 {
+            group.pass(100, &[a]);
+        }
+        assert_eq!(group.ledger.record(&key("k")).is_none(), freed);
+    }
+}
+
+#[test]
+fn an_answer_that_never_comes_is_found_out_and_the_keys_are_proposed_again() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    let work: Vec<Op> = names(5).into_iter().map(|name| Op::Add(Work::new(name).unwrap())).collect();
+    let effects = group.ledger.apply(&work, Token(0));
+    group.feed(effects);
+    let proposal = group.leader.propose(group.now, 100, &group.marks);
+    assert_eq!(proposal.ops.len(), 5);
+    // Two of the five take effect, and nobody hears of it but the feed.
+    let effects = group.ledger.apply(&proposal.ops[..2], Token(0));
+    group.leader.unanswered(&proposal);
+    group.feed(effects);
+    group.decide();
+    assert_eq!(group.held(a), 2, "not before the next tick");
+    group.pass(10, &[a]);
+    assert_eq!(group.held(a), 5);
+    assert!(group.grants.values().all(|grants| grants.len() == 1));
+}
+
+#[test]
+fn a_leader_of_an_old_term_is_told_so_and_changes_nothing() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    let (_, effects) = group.ledger.lead(a, Term(0));
+    // It has not heard of the new term when it proposes.
+    let work = group.ledger.apply(&[Op::Add(Work::new("k").unwrap())], Token(0));
+    let mut old = std::mem::replace(&mut group.leader, Leader::new(config(), Term(0), None));
+    assert_eq!(old.feed(effects.batch.unwrap(), group.now), Fed::Applied);
+    assert_eq!(old.feed(work.batch.unwrap(), group.now), Fed::Applied);
+    let proposal = old.propose(group.now, 10, &group.marks);
+    assert_eq!(proposal.ops.len(), 1);
+    let effects = group.ledger.apply(&proposal.ops, Token(0));
+    assert_eq!(effects.outcomes, [Outcome::Refused(Refusal::OldTerm)]);
+    assert!(!old.answered(&proposal, &effects.outcomes, group.ledger.revision(), group.now));
+    assert_eq!(group.held(a), 0);
+}
+
+#[test]
+fn moves_for_balance_are_paced() {
+    let mut config = config();
+    config.max_in_flight = MaxInFlight::Keys(3);
+    let mut group = Group::new(config);
+    let a = group.session("a", 1000, None);
+    group.add(&refs(&names(40)));
+    let b = group.session("b", 1000, None);
+    let stopping = |group: &Group| group.ledger.stats().stopping;
+    while stopping(&group) > 0 {
+        assert!(stopping(&group) <= 3);
+        let asked = group.ledger.holdings(a).unwrap().holdings.into_iter().find(|h| h.stopping.is_some()).unwrap();
+        group.apply(&[Op::Confirm { session: a, key: asked.key, token: asked.token, started: true }]);
+    }
+    assert_eq!((group.held(a), group.held(b)), (20, 20));
+}
+
+#[test]
+fn a_gap_in_the_feed_is_noticed() {
+    let mut group = Group::new(config());
+    let first = group.ledger.apply(&[Op::Add(Work::new("a").unwrap())], Token(0)).batch.unwrap();
+    let second = group.ledger.apply(&[Op::Add(Work::new("b").unwrap())], Token(0)).batch.unwrap();
+    assert_eq!(group.leader.feed(second.clone(), group.now), Fed::Gap);
+    assert!(group.leader.is_behind());
+    assert_eq!(group.leader.feed(first.clone(), group.now), Fed::Applied);
+    assert_eq!(group.leader.feed(second, group.now), Fed::Applied);
+    assert_eq!(group.leader.feed(first, group.now), Fed::Known);
+    assert!(!group.leader.is_behind());
+}

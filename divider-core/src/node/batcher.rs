@@ -60,11 +60,25 @@ impl Shared {
         session: Option<SessionId>,
         then: Then,
     ) -> Result<Vec<Outcome>, Error> {
+        self.hand_in(ops, session, then)?.wait().await
+    }
+
+    /// Hands ops to the batcher, which takes them in the order in which they come here.
+    pub(crate) fn hand_in(&self, ops: Vec<Op>, session: Option<SessionId>, then: Then) -> Result<HandedIn, Error> {
         let (reply, answer) = oneshot::channel();
         let time_limit = session.is_none().then_some(self.config.call_time_limit);
         let request = Request { ops, session, then, time_limit, reply: Some(reply) };
         self.requests.send(request).map_err(|_| Error::Cancelled)?;
-        answer.await.map_err(|_| Error::Cancelled)?
+        Ok(HandedIn(answer))
+    }
+}
+
+/// Ops that the batcher has, and carries to their end whether anybody waits or not.
+pub(crate) struct HandedIn(oneshot::Receiver<Result<Vec<Outcome>, Error>>);
+
+impl HandedIn {
+    pub(crate) async fn wait(self) -> Result<Vec<Outcome>, Error> {
+        self.0.await.map_err(|_| Error::Cancelled)?
     }
 }
 

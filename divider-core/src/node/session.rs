@@ -91,14 +91,15 @@ async fn until_lost(shared: &Shared, session: SessionId) {
 /// Opens the next session, once the program has read of the loss of the last one: before, it could not start anything.
 async fn join_again(shared: &Shared, lost: SessionId) -> SessionId {
     let mut changed = shared.changed.subscribe();
-    while shared.with(|member| member.has_unread_loss() || member.draining()) {
-        // The sender lives as long as `shared`.
-        let _ = changed.changed().await;
-    }
-    let mut opening = Opening::new(shared, Some(lost));
+    let mut opening = None;
     let mut pause = Duration::from_millis(10);
     loop {
-        match opening.join(shared).await {
+        // A flush may also begin between two tries; it is final.
+        while shared.with(|member| member.has_unread_loss() || member.draining()) {
+            // The sender lives as long as `shared`.
+            let _ = changed.changed().await;
+        }
+        match opening.get_or_insert_with(|| Opening::new(shared, Some(lost))).join(shared).await {
             Ok(session) => return session,
             Err(error) => {
                 tracing::debug!(target: target::SESSION, node = %shared.config.node, %error, "could not join yet");

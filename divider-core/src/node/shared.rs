@@ -51,7 +51,7 @@ pub(crate) struct Shared {
     /// Number of the last message that the store had sent at the last poll.
     pub(crate) expected: AtomicU64,
     started: AtomicBool,
-    /// Number of the last change of affinity under the current session.
+    /// Number of the last change of affinity under the current session. Changes under the lock of `state` alone.
     pub(crate) altered: AtomicU64,
 }
 
@@ -188,9 +188,10 @@ impl Shared {
         state.member.joined(session);
         state.lease = Some(lease.clone());
         let draining = state.member.draining();
-        drop(state);
+        // While nobody can see the new session: a change that was numbered before would put all that follow out of order.
         self.altered.store(0, Ordering::SeqCst);
         self.expected.store(0, Ordering::Relaxed);
+        drop(state);
         self.lease.send_replace(Some(lease));
         if draining {
             // A flush began while this session was being opened, and had none to drain.

@@ -1,0 +1,124 @@
+//! A session at the store itself, without a node: for checks of single ops.
+
+use super::{Backend, Trial, trial::soon};
+use crate::{
+    Applied, Claim, Key, KeyView, NodeId, Op, Outcome, Page, Record, SessionId, SessionView, Standing, State, Store,
+    Term, Token, Work,
+};
+
+/// One store handle and its session.
+pub(super) struct Clerk<S> {
+    pub(super) store: S,
+    pub(super) session: SessionId,
+    pub(super) term: Term,
+}
+
+impl<S: Store> Clerk<S> {
+    /// Joins with affinity 1000 and without a capacity.
+    pub(super) async fn join<B: Backend<Store = S>>(trial: &Trial<B>) -> Self {
+        Self::join_as(trial, 1000, None).await
+    }
+
+    pub(super) async fn join_as<B: Backend<Store = S>>(trial: &Trial<B>, affinity: u32, capacity: Option<u32>) -> Self {
+        let store = trial.store().await;
+        soon("the store to open", store.open()).await.unwrap();
+        let clerk = Self { store, session: SessionId::fresh(), term: Term(0) };
+        assert_eq!(clerk.one(clerk.joining(affinity, capacity)).await, Outcome::Done);
+        clerk
+    }
+
+    /// Joins and leads.
+    pub(super) async fn leading<B: Backend<Store = S>>(trial: &Trial<B>) -> Self {
+        let mut clerk = Self::join(trial).await;
+        clerk.lead().await;
+        clerk
+    }
+
+    pub(super) fn joining(&self, affinity: u32, capacity: Option<u32>) -> Op {
+        let node = NodeId::new("clerk").unwrap();
+        Op::Join { session: self.session, node, affinity, capacity, lease_ms: 10_000 }
+    }
+
+    /// Takes the leadership, and ends the hold that a fresh group may begin with.
+    pub(super) async fn lead(&mut self) {
+        let lead = async {
+            loop {
+                let standing = self.poll(Claim::Take { stale: None }).await;
+                match standing.leader {
+                    Some(leader) if leader.session == self.session => return leader.term,
+                    _ => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                }
+            }
+        };
+        self.term = soon("leadership", lead).await;
+        let outcome = self.one(Op::EndHold { term: self.term }).await;
+        assert!(matches!(outcome, Outcome::Done | Outcome::Unchanged), "{outcome:?}");
+    }
+
+    /// Gives the leadership up, if it has it, and ends the session.
+    pub(super) async fn leave(self) {
+        self.store.resign(self.session, self.term).await.unwrap();
+        assert_eq!(self.one(Op::End { session: self.session }).await, Outcome::Done);
+        self.store.close().await;
+    }
+
+    pub(super) async fn poll(&self, claim: Claim) -> Standing {
+        soon("a poll", self.store.poll(self.session, claim)).await.unwrap()
+    }
+
+    pub(super) async fn apply(&self, ops: &[Op]) -> Applied {
+        let applied = soon("a batch", self.store.apply(ops)).await.unwrap();
+        assert_eq!(applied.outcomes.len(), ops.len(), "each op has its outcome");
+        applied
+    }
+
+    pub(super) async fn one(&self, op: Op) -> Outcome {
+        self.apply(&[op]).await.outcomes[0]
+    }
+
+    pub(super) async fn add(&self, name: &str) -> Key {
+        let work = Work::new(name).unwrap();
+        let key = work.key.clone();
+        assert_eq!(self.one(Op::Add(work)).await, Outcome::Done);
+        key
+    }
+
+    pub(super) async fn assign(&self, key: &Key, session: SessionId) -> Token {
+        let op = Op::Assign { term: self.term, key: key.clone(), session };
+        match self.one(op).await {
+            Outcome::Granted(token) => token,
+            other => panic!("{key} should have been granted: {other:?}"),
+        }
+    }
+
+    pub(super) async fn record(&self, key: &Key) -> Option<Record> {
+        self.store.records(std::slice::from_ref(key)).await.unwrap().into_iter().next().flatten()
+    }
+
+    pub(super) async fn state(&self, key: &Key) -> Option<State> {
+        self.record(key).await.map(|record| record.view.state)
+    }
+
+    pub(super) fn confirm(&self, key: &Key, token: Token) -> Op {
+        Op::Confirm { session: self.session, key: key.clone(), token, started: true }
+    }
+
+    /// Reads the whole group; the first page carries its revision.
+    pub(super) async fn scan(&self) -> (Page, Vec<SessionView>, Vec<KeyView>) {
+        let first = self.store.scan(None).await.unwrap();
+        let (sessions, mut keys) = (first.sessions.clone(), first.keys.clone());
+        let mut next = first.next.clone();
+        while let Some(cursor) = next {
+            let page = self.store.scan(Some(cursor)).await.unwrap();
+            keys.extend(page.keys);
+            next = page.next;
+        }
+        (first, sessions, keys)
+    }
+
+    /// This session's beat.
+    pub(super) async fn beat(&self) -> crate::Beat {
+        let beats = self.store.beats().await.unwrap();
+        beats.iter().find(|(session, _)| *session == self.session).map(|(_, beat)| *beat).unwrap_or_default()
+    }
+}

@@ -1,0 +1,185 @@
+//! Sessions and affinity at the store: joining, ending, expiring, late copies of changes, and leadership.
+
+use super::{Backend, Clerk, Trial};
+use crate::{Beat, Claim, Key, Op, Outcome, Refusal, SessionId, Store, StoreError, Term, Token, limits};
+
+const ENDED: Outcome = Outcome::Refused(Refusal::SessionEnded);
+
+pub async fn joining_again_changes_nothing_and_an_ended_session_stays_ended<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::leading(&trial).await;
+    let other = Clerk::join_as(&trial, 5, Some(3)).await;
+    assert_eq!(other.one(other.joining(9, None)).await, Outcome::Unchanged);
+    let (_, sessions, _) = clerk.scan().await;
+    let view = sessions.iter().find(|view| view.session == other.session).unwrap();
+    assert_eq!((view.affinity, view.capacity, view.lease_ms), (5, Some(3), 10_000));
+    assert_eq!((view.draining, view.settled, view.ended), (false, false, None));
+    // With a key in its name it is remembered, and cannot come back.
+    let key = clerk.add("a").await;
+    let token = clerk.assign(&key, other.session).await;
+    assert_eq!(other.one(Op::End { session: other.session }).await, Outcome::Done);
+    assert_eq!(other.one(other.joining(9, None)).await, ENDED);
+    assert_eq!(clerk.one(Op::Confirm { session: other.session, key: key.clone(), token, started: true }).await, ENDED);
+    assert_eq!(clerk.one(Op::End { session: other.session }).await, ENDED);
+    // Its key is as good as pending, and the next grant lets it be forgotten.
+    let stats = clerk.store.stats().await.unwrap();
+    assert_eq!((stats.sessions, stats.registered, stats.assigned, stats.pending), (1, 1, 0, 1));
+    assert!(clerk.assign(&key, clerk.session).await > token);
+    let (_, sessions, _) = clerk.scan().await;
+    assert_eq!(sessions.iter().map(|view| view.session).collect::<Vec<_>>(), [clerk.session]);
+}
+
+pub async fn an_unknown_or_ended_session_can_do_nothing<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::leading(&trial).await;
+    let gone = Clerk::join(&trial).await;
+    let key = clerk.add("a").await;
+    let token = clerk.assign(&key, gone.session).await;
+    gone.one(Op::End { session: gone.session }).await;
+    let before = clerk.record(&key).await;
+    for session in [gone.session, SessionId::fresh()] {
+        let key = || key.clone();
+        let ops = [
+            Op::SetAffinity { session, number: 1, affinity: 1 },
+            Op::AlterAffinity { session, number: 1, delta: 1 },
+            Op::Drain { session },
+            Op::End { session },
+            Op::Confirm { session, key: key(), token, started: true },
+            Op::GiveUp { session, key: key(), token, not_before_ms: 0 },
+            Op::Complete { session, key: key(), token },
+            Op::Checkpoint { session, key: key(), token, bytes: crate::Blob::default() },
+            Op::Assign { term: clerk.term, key: key(), session },
+            Op::Settle { term: clerk.term, session },
+        ];
+        assert_eq!(clerk.apply(&ops).await.outcomes, [ENDED; 10]);
+        let ended = |error: StoreError| assert!(matches!(error, StoreError::SessionEnded), "{error}");
+        ended(gone.store.renew(session).await.unwrap_err());
+        ended(gone.store.poll(session, Claim::Take { stale: None }).await.unwrap_err());
+        ended(gone.store.holdings(session).await.unwrap_err());
+    }
+    assert_eq!(clerk.record(&key).await, before);
+    let leader = clerk.poll(Claim::Follow).await.leader.unwrap();
+    assert_eq!((leader.session, leader.term), (clerk.session, clerk.term));
+}
+
+pub async fn a_session_is_expired_only_while_its_beat_stands_still<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::leading(&trial).await;
+    let other = Clerk::join(&trial).await;
+    let first = other.beat().await;
+    assert!(other.store.renew(other.session).await.unwrap() > first);
+    let now = other.beat().await;
+    assert!(now > first, "a renewal shows in the beats");
+    let expire = |term, beat| Op::Expire { term, session: other.session, beat, healthy_below: Token(0) };
+    assert_eq!(clerk.one(expire(clerk.term, first)).await, Outcome::Refused(Refusal::StillBeating));
+    assert_eq!(clerk.one(expire(Term(clerk.term.0 + 1), now)).await, Outcome::Refused(Refusal::OldTerm));
+    assert!(other.store.renew(other.session).await.is_ok());
+    let now = other.beat().await;
+    assert_eq!(clerk.one(expire(clerk.term, now)).await, Outcome::Done);
+    assert!(matches!(other.store.renew(other.session).await, Err(StoreError::SessionEnded)));
+    assert!(matches!(clerk.one(expire(clerk.term, now)).await, Outcome::Refused(_)));
+    assert_eq!(clerk.store.beats().await.unwrap().iter().filter(|(of, _)| *of == other.session).count(), 0);
+}
+
+pub async fn renewals_wake_nobody_and_raise_no_revision<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::join(&trial).await;
+    let before = clerk.poll(Claim::Follow).await;
+    let mut last = Beat(0);
+    for _ in 0..5 {
+        let beat = clerk.store.renew(clerk.session).await.unwrap();
+        assert!(beat > last);
+        last = beat;
+    }
+    let after = clerk.poll(Claim::Follow).await;
+    assert_eq!((after.revision, after.seq), (before.revision, before.seq));
+}
+
+pub async fn a_death_is_blamed_on_young_grants_alone<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::leading(&trial).await;
+    let other = Clerk::join(&trial).await;
+    let (old, young) = (clerk.add("old").await, clerk.add("young").await);
+    clerk.assign(&old, other.session).await;
+    let token = clerk.assign(&young, other.session).await;
+    let beat = other.beat().await;
+    let expire = Op::Expire { term: clerk.term, session: other.session, beat, healthy_below: token };
+    assert_eq!(clerk.one(expire).await, Outcome::Done);
+    clerk.assign(&old, clerk.session).await;
+    clerk.assign(&young, clerk.session).await;
+    let fates = async |key: &Key| clerk.record(key).await.unwrap().view.fates;
+    assert_eq!((fates(&old).await, fates(&young).await), (0, 1));
+    // An owner that ends of its own accord is not to blame either, and a stop that it confirms counts as survived.
+    let token = match clerk.state(&young).await.unwrap().owner() {
+        Some((_, token)) => token,
+        None => panic!("it is owned"),
+    };
+    clerk.one(clerk.confirm(&young, token)).await;
+    assert_eq!(fates(&young).await, 2);
+}
+
+pub async fn late_copies_of_affinity_changes_change_nothing<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::join(&trial).await;
+    let session = clerk.session;
+    let set = |number, affinity| Op::SetAffinity { session, number, affinity };
+    let alter = |number, delta| Op::AlterAffinity { session, number, delta };
+    let is = Outcome::Affinity;
+    assert_eq!(clerk.apply(&[alter(1, 5), alter(1, 5)]).await.outcomes, [is(1005), is(1005)]);
+    assert_eq!(clerk.apply(&[set(2, 7), alter(1, 5), set(2, 9)]).await.outcomes, [is(7), is(7), is(7)]);
+    assert_eq!(clerk.apply(&[alter(3, 1), set(2, 7)]).await.outcomes, [is(8), is(8)]);
+    let (_, sessions, _) = clerk.scan().await;
+    assert_eq!(sessions[0].affinity, 8);
+}
+
+pub async fn affinity_stays_in_its_range_and_a_refusal_changes_nothing<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::join(&trial).await;
+    let session = clerk.session;
+    let max = i64::from(limits::MAX_AFFINITY);
+    let alter = |number, delta| Op::AlterAffinity { session, number, delta };
+    let out = |value| Outcome::Refused(Refusal::AffinityOutOfRange(value));
+    for delta in [-1001, max - 999, max, -max, 1 << 40, -(1 << 40)] {
+        assert_eq!(clerk.one(alter(1, delta)).await, out(1000 + delta));
+    }
+    for delta in [i64::MAX, i64::MIN] {
+        let outcome = clerk.one(alter(1, delta)).await;
+        assert!(matches!(outcome, Outcome::Refused(Refusal::AffinityOutOfRange(_))), "{outcome:?}");
+    }
+    let (_, sessions, _) = clerk.scan().await;
+    assert_eq!(sessions[0].affinity, 1000);
+    // A refused change has not used up its number.
+    assert_eq!(clerk.one(alter(1, max - 1000)).await, Outcome::Affinity(limits::MAX_AFFINITY));
+    assert_eq!(clerk.one(alter(2, -max)).await, Outcome::Affinity(0));
+    assert_eq!(clerk.one(Op::SetAffinity { session, number: 3, affinity: limits::MAX_AFFINITY }).await,
+        Outcome::Affinity(limits::MAX_AFFINITY));
+}
+
+pub async fn a_settled_session_is_unsettled_by_a_call_for_balance<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::leading(&trial).await;
+    let settle = Op::Settle { term: clerk.term, session: clerk.session };
+    let settled = async || clerk.scan().await.1[0].settled;
+    assert_eq!(clerk.one(Op::Rebalance).await, Outcome::Unchanged);
+    assert_eq!(clerk.apply(&[settle.clone(), settle]).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
+    assert!(settled().await);
+    assert_eq!(clerk.apply(&[Op::Rebalance, Op::Rebalance]).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
+    assert!(!settled().await);
+}
+
+pub async fn one_session_leads_and_terms_rise<B: Backend>(trial: Trial<B>) {
+    let mut first = Clerk::leading(&trial).await;
+    let mut second = Clerk::join(&trial).await;
+    let standing = second.poll(Claim::Take { stale: None }).await;
+    let leader = standing.leader.expect("somebody leads");
+    assert_eq!((leader.session, leader.term), (first.session, first.term));
+    let standing = first.poll(Claim::Lead { term: first.term }).await;
+    assert_eq!(standing.leader.map(|leader| leader.session), Some(first.session));
+    // To resign a term that is over, or of somebody else, does nothing.
+    second.store.resign(second.session, first.term).await.unwrap();
+    first.store.resign(first.session, Term(first.term.0 + 1)).await.unwrap();
+    assert_eq!(first.poll(Claim::Follow).await.leader.map(|leader| leader.session), Some(first.session));
+    first.store.resign(first.session, first.term).await.unwrap();
+    let old = first.term;
+    second.lead().await;
+    assert!(second.term > old);
+    let key = second.add("a").await;
+    let late = Op::Assign { term: old, key: key.clone(), session: first.session };
+    assert_eq!(first.one(late).await, Outcome::Refused(Refusal::OldTerm));
+    // A leader that ends its session leads no more.
+    assert_eq!(second.one(Op::End { session: second.session }).await, Outcome::Done);
+    first.lead().await;
+    assert!(first.term > second.term);
+}

@@ -1,0 +1,38 @@
+//! One place that knows every backend: everything else in a program is the same for all of them.
+
+use divider_core::{Group, MemoryStore, Node, NodeConfig};
+use divider_redis::RedisStore;
+
+use crate::AnyError;
+
+/// A node over the store that the URL names. Nothing is connected before [`Divider::start`](divider_core::Divider::start).
+///
+/// | URL | store |
+/// | --- | --- |
+/// | `memory:` | this process's memory: for one process only, so the group's name makes no difference |
+/// | `redis://user:password@host:port/database` | a Redis server; `redis+unix:///path` for a socket |
+///
+/// # Errors
+/// A message that says which URLs there are, or what is wrong with the configuration.
+pub fn open_node(url: &str, group: Group, config: NodeConfig) -> Result<Node, AnyError> {
+    let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
+    let node = match scheme {
+        "memory" => Node::builder(MemoryStore::new()).config(config).build()?,
+        "redis" | "rediss" | "redis+unix" => {
+            Node::builder(RedisStore::builder(url, group).build()?).config(config).build()?
+        }
+        _ => return Err(format!("no store is known by {scheme:?}; use memory: or redis://host:port").into()),
+    };
+    Ok(node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_url_is_refused_with_the_ones_that_there_are() {
+        let error = open_node("mysql://x", Group::new("/g/").unwrap(), NodeConfig::default()).unwrap_err();
+        assert!(error.to_string().contains("redis://host:port"), "{error}");
+    }
+}

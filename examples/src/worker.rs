@@ -1,0 +1,219 @@
+//! A node that is driven from a shell or a test, and says on standard output what happens to it.
+//!
+//! It is also the shape of a real program: one task reads the stream of starts and stops, every stop is confirmed by a
+//! task of its own once the work has ended, and a signal leads to `flush_and_cancel`.
+
+pub mod command;
+pub mod options;
+pub mod printer;
+
+mod carry_out;
+mod ticker;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use divider_core::{Divider, Error, Event, Events, Key, Node, Stop, Token};
+use parking_lot::Mutex;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::sleep,
+};
+
+use crate::{
+    AnyError,
+    line::{Kind, Line},
+    store::open_node,
+};
+use command::Command;
+use options::Options;
+use printer::Printer;
+
+/// How long to wait before a store that could not be reached is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+/// How often the node looks whether it leads.
+const LEADERSHIP: Duration = Duration::from_millis(20);
+
+/// What the tasks share.
+struct Worker {
+    node: Node,
+    printer: Printer,
+    options: Options,
+    /// The keys whose work "runs": from the start to the moment before the confirmation.
+    running: Mutex<HashMap<Key, Token>>,
+}
+
+/// Runs the node until it is told to end.
+///
+/// # Errors
+/// Where the options cannot be used, or the store is not set up for Divider. A store that is out of reach is no error: it
+/// is tried again.
+pub async fn run(options: Options) -> Result<(), AnyError> {
+    let config = options.config();
+    let printer = Printer::new(config.node.as_str())?;
+    let work = options.work()?;
+    let node = open_node(&options.store, options.group.clone(), config)?;
+    let worker = Arc::new(Worker { node, printer, options, running: Mutex::default() });
+    let mut commands = read_commands()?;
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+
+    let run = async {
+        worker.start().await?;
+        let events = tokio::spawn(worker.clone().follow(worker.node.events()));
+        tokio::spawn(worker.clone().watch_leadership());
+        ticker::spawn(&worker)?;
+        if !work.is_empty() {
+            let added = worker.node.add_work(work).await;
+            worker.report(&added, "--keys");
+        }
+        while let Some(command) = commands.recv().await {
+            match command {
+                Ok(Command::Quit) => break,
+                Ok(command) => worker.carry_out(command).await,
+                Err(problem) => worker.error("", &problem),
+            }
+        }
+        Ok::<_, AnyError>(events)
+    };
+    let result = tokio::select! {
+        result = run => result.map(drop),
+        _ = term.recv() => Ok(()),
+        _ = int.recv() => Ok(()),
+    };
+    tokio::select! {
+        () = worker.drain() => {}
+        // Somebody is in a hurry: the lease ends what is left.
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    worker.printer.flush();
+    result
+}
+
+impl Worker {
+    /// Joins the group, however long the store is out of reach.
+    async fn start(&self) -> Result<(), AnyError> {
+        loop {
+            match self.node.start().await {
+                Ok(()) => break,
+                Err(Error::Store(error)) if error.is_transient() => self.error("start", &error),
+                Err(error) => return Err(error.into()),
+            }
+            sleep(RETRY).await;
+        }
+        let session = self.node.session().map(|session| session.to_string());
+        self.say(Kind::Ready, |line| line.message = session.map(Into::into));
+        Ok(())
+    }
+
+    /// Reads the starts and stops, until the node has left its group.
+    async fn follow(self: Arc<Self>, mut events: Events<Event>) {
+        while let Some(event) = events.next().await {
+            match event {
+                Event::Start(start) => {
+                    self.say_of(Kind::Start, &start.key, start.token, |line| line.count = Some(start.attempts.into()));
+                    self.running.lock().insert(start.key, start.token);
+                }
+                Event::Stop(stop) => {
+                    self.say_of(Kind::Stop, &stop.key, stop.token, |line| line.reason = Some(stop.reason));
+                    tokio::spawn(self.clone().end(stop));
+                }
+                // Events that a later version adds are not for this program.
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends the work of a key, and says so.
+    async fn end(self: Arc<Self>, stop: Stop) {
+        if self.options.confirm_delay_ms > 0 {
+            sleep(Duration::from_millis(self.options.confirm_delay_ms)).await;
+        }
+        self.forget(&stop.key, stop.token);
+        self.say_of(Kind::Confirm, &stop.key, stop.token, |_| {});
+        if let Err(error) = self.node.confirm_stop_processing(&stop.key, stop.token).await {
+            self.say_of(Kind::Error, &stop.key, stop.token, |line| {
+                line.command = Some("confirm".into());
+                line.message = Some(error.to_string().into());
+            });
+        }
+    }
+
+    /// The key's work does not run any more.
+    fn forget(&self, key: &Key, token: Token) {
+        let mut running = self.running.lock();
+        // It may have been started anew meanwhile.
+        if running.get(key) == Some(&token) {
+            running.remove(key);
+        }
+    }
+
+    async fn watch_leadership(self: Arc<Self>) {
+        let mut leads = false;
+        loop {
+            let now = self.node.is_leader();
+            if now != leads {
+                leads = now;
+                self.say(if now { Kind::Leading } else { Kind::Following }, |_| {});
+            }
+            sleep(LEADERSHIP).await;
+        }
+    }
+
+    /// Gives everything back and leaves.
+    async fn drain(&self) {
+        match self.node.flush_and_cancel().await {
+            Ok(flushed) => {
+                let unconfirmed = flushed.unconfirmed.len() as u64;
+                self.say(Kind::Flushed, |line| line.count = Some(unconfirmed));
+            }
+            // It has left already, or never joined.
+            Err(Error::Cancelled | Error::NotStarted) => return,
+            Err(error) => self.error("flush", &error),
+        }
+        self.say(Kind::Cancelled, |_| {});
+    }
+
+    fn say(&self, kind: Kind, fill: impl FnOnce(&mut Line<'_>)) {
+        let mut line = self.printer.line(Printer::now(), kind);
+        fill(&mut line);
+        self.printer.print(&line);
+    }
+
+    fn say_of(&self, kind: Kind, key: &Key, token: Token, fill: impl FnOnce(&mut Line<'_>)) {
+        let mut line = self.printer.line(Printer::now(), kind);
+        line.key = Some(key.as_str().to_owned().into());
+        line.token = Some(token.0);
+        fill(&mut line);
+        self.printer.print(&line);
+    }
+
+    fn error(&self, command: &str, error: &(impl ToString + ?Sized)) {
+        self.say(Kind::Error, |line| {
+            line.command = Some(command.to_owned().into());
+            line.message = Some(error.to_string().into());
+        });
+    }
+
+    fn report<T>(&self, result: &Result<T, Error>, command: &str) {
+        if let Err(error) = result {
+            self.error(command, error);
+        }
+    }
+}
+
+/// Standard input on a thread of its own, which no other task can keep from reading. Its end says nothing: the node goes
+/// on.
+fn read_commands() -> std::io::Result<mpsc::UnboundedReceiver<Result<Command, String>>> {
+    let (commands, inbox) = mpsc::unbounded_channel();
+    std::thread::Builder::new().name("commands".into()).spawn(move || {
+        for line in std::io::stdin().lines().map_while(Result::ok).filter(|line| !line.trim().is_empty()) {
+            if commands.send(line.parse()).is_err() {
+                return;
+            }
+        }
+        // Kept open for ever: the main task waits for it.
+        std::mem::forget(commands);
+    })?;
+    Ok(inbox)
+}

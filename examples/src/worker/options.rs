@@ -1,0 +1,105 @@
+//! The command line of the `worker` example.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Parser;
+use divider_core::{Balance, Group, MaxInFlight, NodeConfig, NodeId, Work};
+
+use crate::AnyError;
+
+/// A scriptable node: prints what happens to it as JSON lines, and takes commands on standard input.
+#[derive(Clone, Debug, Parser)]
+#[command(after_help = format!("Commands on standard input: {}", super::command::HELP))]
+pub struct Options {
+    /// Where the group is kept: redis://host:port, or memory: for this process alone.
+    #[arg(long, default_value = "memory:")]
+    pub store: String,
+    /// The group: nodes with the same one divide the same keys.
+    #[arg(long, default_value = "/example/")]
+    pub group: Group,
+    /// The node's name. Default: a random one.
+    #[arg(long)]
+    pub node: Option<NodeId>,
+    /// How much work the node wants, in proportion to the others; 0 for none.
+    #[arg(long, default_value_t = 1000)]
+    pub affinity: u32,
+    /// Most keys that the node holds at once.
+    #[arg(long)]
+    pub capacity: Option<u32>,
+    /// How long the node may be out of touch before its keys go to others, in milliseconds.
+    #[arg(long, default_value_t = 3000)]
+    pub lease_ms: u64,
+    /// Most keys that are between two owners because of balance, if this node leads: a number, or per cent as in 10%.
+    #[arg(long, value_parser = max_in_flight)]
+    pub max_in_flight: Option<MaxInFlight>,
+    /// Moves keys whenever a node is above its quota by more than this part of it (0.1 is ten per cent), if this node
+    /// leads. Default: only when a node joins.
+    #[arg(long)]
+    pub tolerance: Option<f64>,
+    /// Never sets a key aside because its owners keep dying, if this node leads.
+    #[arg(long)]
+    pub no_quarantine: bool,
+    /// Adds key-0 to key-(N-1) at the start.
+    #[arg(long)]
+    pub keys: Option<u32>,
+    /// Adds the keys in this file at the start, one on each line.
+    #[arg(long)]
+    pub keys_file: Option<PathBuf>,
+    /// Prints a tick for every key that the node may act on, every so many milliseconds; 0 for none.
+    #[arg(long, default_value_t = 0)]
+    pub tick_ms: u64,
+    /// How long a stop takes to be confirmed, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pub confirm_delay_ms: u64,
+    /// Threads of the program's runtime.
+    #[arg(long, default_value_t = 2)]
+    pub worker_threads: usize,
+    /// Dies with the thread that started it (Linux), so that a test that is killed leaves nothing behind.
+    #[arg(long, hide = true)]
+    pub die_with_parent: bool,
+}
+
+fn max_in_flight(text: &str) -> Result<MaxInFlight, String> {
+    let wrong = |_| format!("{text:?} is neither a number of keys (20) nor per cent (10%)");
+    match text.strip_suffix('%') {
+        Some(percent) => percent.parse().map(MaxInFlight::Percent).map_err(wrong),
+        None => text.parse().map(MaxInFlight::Keys).map_err(wrong),
+    }
+}
+
+impl Options {
+    /// The node's settings.
+    pub fn config(&self) -> NodeConfig {
+        let mut config = self.node.clone().map_or_else(NodeConfig::default, NodeConfig::new);
+        config.affinity = self.affinity;
+        config.capacity = self.capacity;
+        config.lease = Duration::from_millis(self.lease_ms);
+        if let Some(max_in_flight) = self.max_in_flight {
+            config.max_in_flight = max_in_flight;
+        }
+        if let Some(tolerance) = self.tolerance {
+            config.balance = Balance::Continuous { tolerance };
+        }
+        if self.no_quarantine {
+            config.quarantine = None;
+        }
+        config
+    }
+
+    /// The work to add at the start.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or a key is outside of its limits.
+    pub fn work(&self) -> Result<Vec<Work>, AnyError> {
+        let mut work: Vec<Work> =
+            (0..self.keys.unwrap_or(0)).map(|k| Work::new(format!("key-{k}"))).collect::<Result<_, _>>()?;
+        if let Some(path) = &self.keys_file {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            for (number, key) in text.lines().enumerate().filter(|(_, key)| !key.is_empty()) {
+                let at = |error| format!("{}, line {}: {error}", path.display(), number + 1);
+                work.push(Work::new(key).map_err(at)?);
+            }
+        }
+        Ok(work)
+    }
+}

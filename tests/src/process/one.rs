@@ -1,0 +1,126 @@
+//! One `worker` process.
+
+use std::{
+    collections::HashMap,
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use divider_examples::line::{Kind, Line};
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Said, binary};
+use crate::history::ProcessId;
+
+/// Dropping it kills the process.
+#[derive(Debug)]
+pub(super) struct Process {
+    child: Child,
+    stdin: ChildStdin,
+    /// Set before the process is made to end, so that its reader knows that this is no accident.
+    ended: Arc<AtomicBool>,
+    /// How often each command was given.
+    asked: HashMap<String, usize>,
+    /// Ends with the process's output.
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Process {
+    pub(super) fn spawn<'a>(id: ProcessId, args: impl Iterator<Item = &'a str>, said: &Arc<Mutex<Said>>) -> Self {
+        let mut command = Command::new(binary::worker());
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the worker can be started");
+        let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).expect("both are pipes");
+        let said = said.clone();
+        let ended = Arc::new(AtomicBool::new(false));
+        let reader = thread::spawn({
+            let ended = ended.clone();
+            move || {
+                read(id, stdout, &said);
+                if !ended.load(Ordering::SeqCst) {
+                    said.lock().accidents.push(format!("process {id} ended by itself; see its standard error"));
+                }
+            }
+        });
+        Self { child, stdin, ended, asked: HashMap::new(), reader: Some(reader) }
+    }
+
+    pub(super) fn lives(&self) -> bool {
+        !self.ended.load(Ordering::SeqCst)
+    }
+
+    /// How often a command was given so far.
+    pub(super) fn asked(&self, word: &str) -> usize {
+        self.asked.get(word).copied().unwrap_or(0)
+    }
+
+    pub(super) fn send(&mut self, command: &str) {
+        let word = command.split(' ').next().unwrap_or_default();
+        *self.asked.entry(word.to_owned()).or_default() += 1;
+        writeln!(self.stdin, "{command}").expect("the process reads commands as long as it lives");
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process is there until it is waited for");
+    }
+
+    /// Returns when the process is gone and all that it said has been taken in.
+    pub(super) fn kill9(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        // It may have ended by itself; that is just as well.
+        _ = self.child.kill();
+        _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            _ = reader.join();
+        }
+    }
+
+    /// Asks it to end and waits until it has.
+    pub(super) fn terminate(&mut self, limit: Duration) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.signal(Signal::TERM);
+        let deadline = Instant::now() + limit;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            assert!(Instant::now() < deadline, "the process does not end within {limit:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.kill9();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+fn read(id: ProcessId, stdout: ChildStdout, said: &Mutex<Said>) {
+    let mut lines = BufReader::with_capacity(1 << 16, stdout);
+    let mut text = String::new();
+    // The last line of a killed process may be cut off; such a line says nothing.
+    while lines.read_line(&mut text).is_ok_and(|read| read > 0) && text.ends_with('\n') {
+        match serde_json::from_str::<Line<'_>>(&text) {
+            Ok(line) => {
+                let mut said = said.lock();
+                match line.event {
+                    Kind::Start | Kind::Stop | Kind::Confirm | Kind::Tick | Kind::Complete => {
+                        said.history.take_in(id, &line);
+                        if let Some(recorded) = said.recorded.get_mut(&id) {
+                            recorded.push(line.into_owned());
+                        }
+                    }
+                    _ => said.notes[id].push(line.into_owned()),
+                }
+            }
+            Err(error) => panic!("process {id} printed {text:?}, which is no line: {error}"),
+        }
+        text.clear();
+    }
+}

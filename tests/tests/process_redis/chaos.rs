@@ -1,0 +1,205 @@
+//! Everything at once, from a seed: nodes that die, freeze, drain and join, keys that come and go and are given up, and a
+//! Redis that stalls, forgets and cuts connections.
+//!
+//! `DIVIDER_SEED=7 DIVIDER_CHAOS_SECONDS=60` replays a choice of faults (not their exact interleaving) and lasts longer.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use divider_examples::line::Kind;
+use divider_tests::{history::ProcessId, redis::RedisServer};
+
+use super::{Bed, pause};
+
+const KEYS: u64 = 300;
+const LEASE_MS: &str = "800";
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % sides
+    }
+
+    fn pick<T: Copy>(&mut self, all: &[T]) -> T {
+        let at = self.roll(all.len() as u64);
+        all[usize::try_from(at).expect("a list has fewer")]
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
+}
+
+struct Chaos {
+    bed: Bed,
+    dice: Dice,
+    frozen: Vec<(ProcessId, Instant)>,
+    /// Whether Redis has a log that survives it.
+    forgets: bool,
+    log: Vec<String>,
+}
+
+impl Chaos {
+    /// One that can be talked to.
+    fn awake(&mut self) -> ProcessId {
+        let frozen: Vec<_> = self.frozen.iter().map(|(id, _)| *id).collect();
+        let awake: Vec<_> = self.bed.fleet.living().into_iter().filter(|id| !frozen.contains(id)).collect();
+        self.dice.pick(&awake)
+    }
+
+    fn awake_count(&self) -> usize {
+        self.bed.fleet.living().len() - self.frozen.len()
+    }
+
+    fn send(&mut self, command: String) {
+        let id = self.awake();
+        self.log.push(format!("{id}: {command}"));
+        self.bed.fleet.send(id, &command);
+    }
+
+    fn step(&mut self) {
+        let key = self.dice.roll(KEYS);
+        match self.dice.roll(100) {
+            0..15 => self.send(format!("add key-{key} again")),
+            15..25 => self.send(format!("remove key-{key}")),
+            25..35 => self.send(format!("giveup key-{key}")),
+            35..45 => self.send(format!("complete key-{key}")),
+            45..50 => {
+                let affinity = self.dice.pick(&[0, 500, 1000, 3000]);
+                self.send(format!("affinity {affinity}"));
+            }
+            50..55 => self.send("rebalance".into()),
+            55..62 if self.awake_count() > 2 => {
+                let id = self.awake();
+                self.log.push(format!("{id}: kill -9"));
+                self.bed.fleet.kill9(id);
+            }
+            62..70 if self.awake_count() > 2 => {
+                let id = self.awake();
+                let ms = self.dice.pick(&[100, 500, 760, 800, 900, 1700]);
+                self.log.push(format!("{id}: frozen for {ms} ms"));
+                self.bed.fleet.pause(id);
+                self.frozen.push((id, Instant::now() + Duration::from_millis(ms)));
+            }
+            70..74 if self.awake_count() > 2 => {
+                let id = self.awake();
+                self.log.push(format!("{id}: SIGTERM"));
+                self.bed.fleet.terminate(id);
+            }
+            74..82 if self.bed.fleet.living().len() < 6 => {
+                let delay = self.dice.pick(&["0", "0", "5", "300", "1200"]);
+                let id = self.bed.fleet.spawn(&["--confirm-delay-ms", delay]);
+                self.log.push(format!("{id}: joins, confirms after {delay} ms"));
+            }
+            82..86 => {
+                self.log.push("subscriptions cut".into());
+                self.bed.server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+            }
+            86..88 => {
+                self.log.push("all connections cut".into());
+                self.bed.server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+            }
+            88..91 => {
+                let ms = self.dice.pick(&[50, 300, 700, 1000]);
+                self.log.push(format!("Redis frozen for {ms} ms"));
+                self.bed.server.freeze();
+                pause(ms);
+                self.bed.server.thaw();
+            }
+            91..92 if self.forgets => {
+                self.log.push("FLUSHALL".into());
+                self.bed.server.cli(&["FLUSHALL"]);
+            }
+            92..94 if self.forgets => {
+                self.log.push("Redis restarted".into());
+                self.bed.server.restart();
+            }
+            _ => {}
+        }
+        self.thaw(false);
+        let wait = self.dice.pick(&[0, 0, 1, 5, 20, 100]);
+        pause(wait);
+    }
+
+    fn thaw(&mut self, all: bool) {
+        let due: Vec<_> = self.frozen.extract_if(.., |(_, until)| all || *until <= Instant::now()).collect();
+        for (id, _) in due {
+            self.bed.fleet.resume(id);
+        }
+    }
+}
+
+fn chaos(forgets: bool) {
+    let seed = number("DIVIDER_SEED").unwrap_or_else(|| divider_tests::process::now() % 1_000_000);
+    let seconds = number("DIVIDER_CHAOS_SECONDS").unwrap_or(12);
+    println!("figure: chaos with DIVIDER_SEED={seed} for {seconds} s");
+    let args = ["--tick-ms", "10", "--lease-ms", LEASE_MS, "--no-quarantine"];
+    let mut bed = Bed::on(RedisServer::start, &args);
+    let ids = bed.nodes(4, &[]);
+    bed.add(ids[0], usize::try_from(KEYS).expect("few"), Duration::from_secs(10));
+    let mut chaos = Chaos { bed, dice: Dice(seed), frozen: Vec::new(), forgets, log: Vec::new() };
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        chaos.step();
+    }
+    chaos.thaw(true);
+
+    // The faults are over. What the callers want is said once more, since Redis may have forgotten it; then all of it
+    // runs, and nothing else.
+    let Chaos { mut bed, log, .. } = chaos;
+    let living = bed.fleet.living();
+    bed.fleet.wait_ready(&living);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for id in &living {
+            // What was asked before it comes before this.
+            bed.fleet.wait_call(*id, "affinity 1000", Duration::from_secs(60));
+        }
+        let keys = format!("keys {KEYS}");
+        bed.fleet.wait_call(living[0], &keys, Duration::from_secs(10));
+        let bound = Duration::from_secs(8);
+        bed.fleet.wait_all_run(usize::try_from(KEYS).expect("few"), bound);
+        bed.fleet.check();
+    }));
+    if let Err(panic) = outcome {
+        println!("the last that was done: {:#?}", &log[log.len().saturating_sub(40)..]);
+        std::panic::resume_unwind(panic);
+    }
+    let stats = bed.fleet.call(living[0], "stats").detail.unwrap_or_default();
+    assert_eq!((&stats["registered"], &stats["assigned"]), (&KEYS.into(), &KEYS.into()), "{stats}");
+    let said = bed.fleet.said();
+    let kinds: BTreeSet<_> = said
+        .notes
+        .iter()
+        .flatten()
+        .filter(|note| note.event == Kind::Error)
+        .filter_map(|note| {
+            Some(
+                note.message
+                    .as_deref()?
+                    .split(['"', ' '])
+                    .filter(|word| !word.contains("key-"))
+                    .take(8)
+                    .collect::<Vec<_>>()
+                    .join(" "),
+            )
+        })
+        .collect();
+    println!("figure: {} starts, {} things done; errors: {kinds:#?}", said.history.starts(), log.len());
+}
+
+#[test]
+fn whatever_happens_to_the_nodes_no_key_runs_twice_and_none_is_lost() {
+    chaos(false);
+}
+
+#[test]
+fn whatever_happens_to_redis_no_key_runs_twice_and_none_is_lost() {
+    chaos(true);
+}

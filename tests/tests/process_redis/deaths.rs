@@ -1,0 +1,113 @@
+//! Nodes that die, and nodes that only seem to.
+
+use std::time::Duration;
+
+use divider_core::StopReason;
+use divider_examples::line::Kind;
+use divider_tests::process::now;
+
+use super::{Bed, figure, pause};
+
+/// Kills nodes one after the other, every second time the leader, and starts a new one for each.
+fn kill(lease: Duration, kills: usize, keys: usize, bound: Duration) {
+    let lease_ms = lease.as_millis().to_string();
+    // The keys' owners keep dying here, which is not the keys' fault.
+    let mut bed = Bed::new(&["--tick-ms", "100", "--no-quarantine", "--lease-ms", &lease_ms]);
+    let ids = bed.nodes(5, &[]);
+    bed.add(ids[0], keys, Duration::from_secs(20));
+    let mut times = Vec::new();
+    for round in 0..kills {
+        let leader = bed.fleet.leader().expect("somebody leads");
+        let others: Vec<_> = bed.fleet.living().into_iter().filter(|id| *id != leader).collect();
+        let victim = if round % 2 == 0 { leader } else { others[round % others.len()] };
+        let at = bed.fleet.kill9(victim);
+        bed.fleet.wait_all_run(keys, bound + Duration::from_secs(10));
+        let said = bed.fleet.said();
+        let taken = said.history.takeovers(victim, at);
+        assert!(!taken.is_empty(), "node {victim} had no keys");
+        times.extend(taken.into_iter().map(|(key, time)| time.unwrap_or_else(|| panic!("nobody has {key}"))));
+        drop(said);
+        bed.fleet.spawn_ready(1, &[]);
+        bed.fleet.wait_all_run(keys, Duration::from_secs(10));
+    }
+    figure(&format!("kill -9 to start elsewhere, lease {lease:?}, {kills} kills"), &mut times);
+    let longest = times.last().copied().unwrap_or_default();
+    assert!(longest <= bound, "a key was without an owner for {longest:?}");
+}
+
+#[test]
+fn the_keys_of_a_killed_node_run_elsewhere_within_the_lease_and_half_a_second() {
+    let lease = Duration::from_secs(3);
+    kill(lease, 20, 1000, lease + Duration::from_millis(500));
+}
+
+#[test]
+fn with_a_lease_of_half_a_second_they_do_within_a_second() {
+    kill(Duration::from_millis(500), 20, 500, Duration::from_secs(1));
+}
+
+/// Stops a node in its tracks for two leases: it must not act on its word when it wakes up.
+fn freeze(of_leader: bool) {
+    let mut bed = Bed::new(&["--tick-ms", "20", "--lease-ms", "1000"]);
+    let ids = bed.nodes(3, &[]);
+    bed.add(ids[0], 300, Duration::from_secs(20));
+    let leader = bed.fleet.leader().expect("somebody leads");
+    let victim = if of_leader { leader } else { *ids.iter().find(|id| **id != leader).expect("there are three") };
+    let held = bed.fleet.loads()[&victim];
+    assert!(held > 0);
+
+    bed.fleet.pause(victim);
+    let paused = now();
+    pause(2000);
+    bed.fleet.record(victim);
+    let resumed = now();
+    bed.fleet.resume(victim);
+    bed.fleet.wait("the loss of every key to be told", Duration::from_secs(5), |_, said| {
+        let lost = |line: &&divider_examples::line::Line<'_>| line.reason == Some(StopReason::Lost);
+        said.recorded[&victim].iter().filter(lost).count() == held
+    });
+    let said = bed.fleet.said();
+    // What was stamped before the pause, and printed only now, is of before the pause.
+    let awake: Vec<_> = said.recorded[&victim].iter().filter(|line| line.at_ns > paused).collect();
+    let first = awake.first().expect("the losses");
+    assert_eq!((first.event, first.reason), (Kind::Stop, Some(StopReason::Lost)), "{first:?}");
+    println!("figure: SIGCONT to the first Lost: {:?}", Duration::from_nanos(first.at_ns.saturating_sub(resumed)));
+    let early = awake.iter().take_while(|line| line.event != Kind::Start);
+    let ticks = early.filter(|line| line.event == Kind::Tick).count();
+    assert_eq!(ticks, 0, "it went on after it woke up");
+    drop(said);
+    let mut taken =
+        bed.fleet.said().history.takeovers(victim, paused).into_iter().filter_map(|(_, time)| time).collect::<Vec<_>>();
+    assert_eq!(taken.len(), held, "all went elsewhere");
+    figure("SIGSTOP to start elsewhere, lease 1 s", &mut taken);
+    bed.fleet.wait_all_run(300, Duration::from_secs(5));
+}
+
+#[test]
+fn a_frozen_node_wakes_up_to_the_loss_of_its_keys_before_anything_else() {
+    freeze(false);
+}
+
+#[test]
+fn a_frozen_leader_wakes_up_to_the_loss_of_its_keys_before_anything_else() {
+    freeze(true);
+}
+
+#[test]
+fn a_handler_that_blocks_every_thread_for_two_leases_keeps_its_keys() {
+    let mut bed = Bed::new(&["--tick-ms", "50", "--lease-ms", "1500"]);
+    let ids = bed.nodes(3, &[]);
+    bed.add(ids[0], 300, Duration::from_secs(20));
+    let starts = bed.fleet.said().history.starts();
+    // The leader, whose leading is then blocked, too: another one takes over, but not the keys.
+    let leader = bed.fleet.leader().expect("somebody leads");
+    let took = bed.fleet.call(leader, "block 3000").took_us.unwrap_or_default();
+    println!("figure: every thread of the leader was blocked for {} ms", took / 1000);
+    assert!((3_000_000..3_900_000).contains(&took), "not all threads were blocked at the same time: {took} µs");
+    pause(1500);
+    assert_eq!(bed.fleet.said().history.starts(), starts, "keys were moved");
+    bed.fleet.wait_all_run(300, Duration::from_secs(1));
+    let new = bed.fleet.leader().expect("somebody leads");
+    assert_ne!(new, leader, "a leader that does not lead was not replaced");
+    bed.add(new, 400, Duration::from_secs(5));
+}
