@@ -115,8 +115,11 @@ impl Member {
             Call::Renew { group, session } => self.renew(view.term, &group, session).await,
             Call::Poll { group, session, claim } => self.poll(&view, &group, session, claim, local).await,
             Call::Resign { group, session, term } => {
-                self.machine.reign.resigned(&group, session);
-                self.proposer.propose(Step::Resign { group, session, term }).await.map(|_| Answer::Done)
+                let resigned = self.proposer.propose(Step::Resign { group: group.clone(), session, term }).await;
+                if self.machine.with(&group, |ledger| ledger.group().leader) != Some(session) {
+                    self.machine.reign.resigned(&group, session);
+                }
+                resigned.map(|_| Answer::Done)
             }
             Call::Beats { group } => {
                 let alive: Vec<SessionId> = self.machine.with(&group, |ledger| {

@@ -58,7 +58,11 @@ impl Cluster {
         builder.configure(self.configure)
     }
 
-    fn build(&self, at: usize) -> RaftStore {
+    /// A voter of the cluster, not yet opened.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn build(&self, at: usize) -> RaftStore {
         self.builder(at).build().expect("a valid configuration")
     }
 
