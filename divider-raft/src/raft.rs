@@ -112,9 +112,13 @@ impl Raft {
         links: Arc<Links>,
     ) -> Result<Self, Refused> {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        // openraft draws a member's election timeout once, and looks at it at each tick of one and a half heartbeats. Two
+        // members that tick in step would stand for election at the same moment again and again, so no two tick alike.
+        let heartbeat =
+            config.heartbeat - config.heartbeat.mul_f64(f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 2048.0);
         let settings = Config {
             cluster_name: config.cluster.clone(),
-            heartbeat_interval: ms(config.heartbeat),
+            heartbeat_interval: ms(heartbeat),
             election_timeout_min: ms(config.election.0),
             election_timeout_max: ms(config.election.1),
             install_snapshot_timeout: ms(config.snapshot_time_limit),

@@ -122,3 +122,24 @@ async fn a_million_keys() {
     println!("started again in {:?}", began.elapsed());
     assert_eq!(store.stats().await.unwrap().registered, 1_000_000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures; tells nothing on a busy machine"]
+async fn how_long_a_cluster_is_away_when_its_leader_dies() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client();
+    client.open().await.unwrap();
+    let mut away = Vec::new();
+    for _ in 0..20 {
+        let leader = cluster.leader().await;
+        client.apply(&[Op::Rebalance]).await.unwrap();
+        cluster.kill(leader);
+        let began = Instant::now();
+        while client.apply(&[Op::Rebalance]).await.is_err() {}
+        away.push(began.elapsed());
+        cluster.restart(leader).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    away.sort();
+    println!("away for {:?} at the least, {:?} in the middle, {:?} at the most", away[0], away[10], away[19]);
+}
