@@ -270,6 +270,7 @@ checks! {
         a_confirmation_whose_answer_is_lost_frees_the_key_once,
         a_completion_whose_answer_is_lost_is_a_completion,
         a_key_that_ended_on_its_way_is_told_of_once,
+        a_completion_answered_too_late_leaves_no_second_owner,
         work_whose_declaration_was_not_answered_starts_once,
         a_call_gives_up_at_its_time_limit_and_can_be_repeated,
         an_alteration_whose_answer_is_lost_is_done_once,

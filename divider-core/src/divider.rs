@@ -82,7 +82,7 @@ pub trait Divider: Send + Sync + 'static {
     /// The work is done for good: the key ends, everywhere. Nothing more needs to be confirmed.
     ///
     /// # Errors
-    /// [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the session ended before
+    /// [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the ownership ended before
     /// the store answered; the work may count as done or may be given to another node.
     async fn complete(&self, key: &Key, token: Token) -> Result<(), Error>;
 

@@ -425,6 +425,13 @@ impl Member {
         }
     }
 
+    /// The store has refused an op of ours because the key is not ours under this token. Whatever took it, and whether we
+    /// are still to hear of that or not: nobody here may go on believing in it.
+    pub fn disowned(&mut self, key: &Key, token: Token) {
+        self.not_completed(key, token);
+        self.taken(key, token);
+    }
+
     /// The store has let go of the key for us: a confirmation or a completion has taken effect.
     pub fn gone(&mut self, key: &Key, token: Token) {
         if let Some(let_go) = &mut self.let_go {
@@ -462,7 +469,9 @@ impl Member {
     /// Whether the program may act on the key, as far as this node knows; the lease is for the caller to check.
     pub fn is_current(&self, key: &Key, token: Token) -> bool {
         self.held.get(key).is_some_and(|held| {
+            // A completion that is on its way may have taken effect already.
             held.holding.token == token
+                && !held.completing
                 && matches!(held.phase, Phase::Running | Phase::StopQueued(..) | Phase::Stopping(_))
         })
     }

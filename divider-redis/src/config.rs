@@ -177,7 +177,7 @@ impl RedisBuilder {
 #[cfg(not(feature = "cluster"))]
 fn target(config: &RedisConfig, _: bool) -> Result<Target, ConfigError> {
     match config.clients()?.as_slice() {
-        [client] => Ok(Target::Server(client.clone())),
+        [client] => Ok(Target::Server(Box::new(client.clone()))),
         _ => Err(ConfigError { field: "urls", problem: "several need RedisStore::cluster".to_owned() }),
     }
 }
@@ -198,7 +198,7 @@ fn target(config: &RedisConfig, cluster: bool) -> Result<Target, ConfigError> {
             let client = client.map_err(|_| ConfigError { field: "urls", problem: problem.to_owned() })?;
             Ok(Target::Cluster { client: Box::new(client), nodes })
         }
-        [client] => Ok(Target::Server(client.clone())),
+        [client] => Ok(Target::Server(Box::new(client.clone()))),
         _ => Err(ConfigError { field: "urls", problem: "several need RedisStore::cluster".to_owned() }),
     }
 }

@@ -111,7 +111,7 @@ impl Pump {
             loop {
                 pings.tick().await;
                 let answer = within(self.interval, sink.ping::<redis::Value>()).await;
-                if !matches!(answer, Ok(Ok(_))) || self.closed.check().is_err() {
+                if !matches!(answer, Ok(Ok(_))) {
                     return;
                 }
             }
@@ -122,6 +122,7 @@ impl Pump {
                 message = self.stream.next() => message,
                 () = &mut alive => return,
                 () = self.to.closed() => return,
+                () = self.closed.wait() => return,
             };
             let Some(message) = message else { return };
             if self.to.try_send(hint(&self.names, self.topic, &message)).is_err() {

@@ -1,21 +1,13 @@
 //! Connections for commands: how they are opened, given up and opened again.
 
-use std::{
-    fmt,
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use futures_util::future::BoxFuture;
 use redis::{AsyncConnectionConfig, Client, Cmd, RedisResult, Value, aio::ConnectionLike};
 use tokio::{
     runtime::{Handle, Id},
-    sync::Mutex,
+    sync::{Mutex, watch},
     time::{Instant, sleep_until, timeout},
 };
 
@@ -59,7 +51,7 @@ impl Conn {
 /// Where connections are opened to.
 #[derive(Clone)]
 pub(crate) enum Target {
-    Server(Client),
+    Server(Box<Client>),
     #[cfg(feature = "cluster")]
     Cluster {
         client: Box<redis::cluster::ClusterClient>,
@@ -88,7 +80,7 @@ impl Target {
     /// is published.
     pub(crate) fn servers(&self) -> &[Client] {
         match self {
-            Self::Server(client) => std::slice::from_ref(client),
+            Self::Server(client) => std::slice::from_ref(&**client),
             #[cfg(feature = "cluster")]
             Self::Cluster { nodes, .. } => nodes,
         }
@@ -212,7 +204,10 @@ impl Commands {
     pub(crate) async fn ask(&self, cmd: Cmd, repeat: Repeat) -> Result<RedisResult<Value>, StoreError> {
         let link = match self {
             Self::Own(link) => link,
-            Self::Brought { conn, limits } => return within(limits.response, conn.send(cmd)).await,
+            Self::Brought { conn, limits } => {
+                // It may have to be opened first, which is the other side's business and part of the call.
+                return within(limits.connect + limits.response, conn.send(cmd)).await;
+            }
         };
         match link.send(cmd.clone()).await {
             Err((_, true)) if repeat == Repeat::Idempotent => link.send(cmd).await.map_err(|(error, _)| error),
@@ -241,15 +236,21 @@ pub(crate) enum Repeat {
 
 /// Set once, when the store is closed.
 #[derive(Debug, Default)]
-pub(crate) struct Closed(AtomicBool);
+pub(crate) struct Closed(watch::Sender<bool>);
 
 impl Closed {
     pub(crate) fn check(&self) -> Result<(), StoreError> {
-        if self.0.load(Ordering::Acquire) { Err(StoreError::Closed) } else { Ok(()) }
+        if *self.0.borrow() { Err(StoreError::Closed) } else { Ok(()) }
     }
 
     pub(crate) fn set(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.send_replace(true);
+    }
+
+    /// Returns when the store has been closed.
+    pub(crate) async fn wait(&self) {
+        // The sender lives as long as this does, so that the wait can only end well.
+        _ = self.0.subscribe().wait_for(|closed| *closed).await;
     }
 }
 

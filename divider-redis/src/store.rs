@@ -241,6 +241,9 @@ impl Store for RedisStore {
 
     async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
         let (first, at) = cursor.map_or((&b"1"[..], b"0".to_vec()), |Cursor(at)| (b"0", at));
+        if !at.iter().all(u8::is_ascii_digit) {
+            return Err(codec::corrupt("a cursor of this store"));
+        }
         let reply = self.read(&[b"scan", &at, PAGE.to_string().as_bytes(), first]).await?;
         let [revision, term, leader, hold, next, sessions, keys] = reply.fields()?;
         let group = GroupView {

@@ -3,6 +3,7 @@
 
 pub mod agree;
 pub mod history;
+pub mod postgres;
 pub mod process;
 pub mod raft;
 pub mod redis;

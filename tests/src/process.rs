@@ -2,6 +2,7 @@
 
 mod binary;
 mod one;
+mod proxy;
 
 use std::{
     collections::HashMap,
@@ -15,6 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::history::{History, ProcessId};
 use one::Process;
+pub use proxy::{Network, Proxy};
 
 /// How often a wait looks again. Figures come from the lines' own times, so it does not show in them.
 const LOOK: Duration = Duration::from_millis(10);
@@ -62,10 +64,15 @@ impl Fleet {
 
     /// Starts one more, with further arguments.
     pub fn spawn(&mut self, args: &[&str]) -> ProcessId {
+        self.spawn_at(&self.url.clone(), args)
+    }
+
+    /// Starts one more that reaches the store by another URL.
+    pub fn spawn_at(&mut self, url: &str, args: &[&str]) -> ProcessId {
         let id = self.processes.len();
         self.said.lock().notes.push(Vec::new());
         let node = format!("node-{id}");
-        let common = ["--store", &self.url, "--group", &self.group, "--node", &node, "--die-with-parent"];
+        let common = ["--store", url, "--group", &self.group, "--node", &node, "--die-with-parent"];
         let args = common.into_iter().chain(self.args.iter().map(String::as_str)).chain(args.iter().copied());
         self.processes.push(Process::spawn(id, args, &self.said));
         id

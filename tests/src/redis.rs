@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -22,6 +23,8 @@ pub struct RedisServer {
     dir: TempDir,
     options: Vec<String>,
     process: Option<Child>,
+    /// Ends the server when this process ends without dropping it: killed, or holding it in a static.
+    guard: Option<Child>,
 }
 
 impl RedisServer {
@@ -40,13 +43,14 @@ impl RedisServer {
     pub fn with(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory is needed for redis-server");
         let options = options.iter().map(|&option| option.to_owned()).collect();
-        let mut server = Self { port: 0, dir, options, process: None };
+        let mut server = Self { port: 0, dir, options, process: None, guard: None };
         // Somebody else may take the port between our look and the server's.
         for _ in 0..5 {
             server.port = free_port();
             if server.launch() {
                 return server;
             }
+            server.kill9();
         }
         panic!("redis-server does not start; its log says: {}", server.log());
     }
@@ -68,7 +72,8 @@ impl RedisServer {
 
     /// Ends the process at once; it writes nothing more.
     pub fn kill9(&mut self) {
-        if let Some(mut process) = self.process.take() {
+        // The guard first: it knows the server by its id, which is free for others once the server has ended.
+        for mut process in self.guard.take().into_iter().chain(self.process.take()) {
             // It may have ended by itself; that is just as well.
             _ = process.kill();
             _ = process.wait();
@@ -129,6 +134,7 @@ impl RedisServer {
             .stderr(Stdio::null());
         let process = command.spawn();
         let process = process.expect("redis-server is not installed (Debian and Ubuntu: apt-get install redis-server)");
+        self.guard = guard(&process, self.dir.path());
         let process = self.process.insert(process);
         let deadline = Instant::now() + START;
         while Instant::now() < deadline {
@@ -153,6 +159,14 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         self.kill9();
     }
+}
+
+/// A shell that waits until its input is closed, which the system does when this process ends, and then ends the server
+/// and removes its directory.
+fn guard(server: &Child, dir: &Path) -> Option<Child> {
+    let mut command = Command::new("sh");
+    command.args(["-c", "read _; kill -9 \"$1\"; rm -rf \"$2\"", "guard", &server.id().to_string()]).arg(dir);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
 }
 
 /// Three servers that are one Redis Cluster, without replicas.

@@ -2,7 +2,7 @@
 //! `cargo test -p divider-tests --release --test redis_figures -- --ignored --nocapture`.
 
 // The helpers of a test may fail as it does.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::time::{Duration, Instant};
 

@@ -9,12 +9,12 @@ use std::{
 };
 
 use divider_core::{
-    Batch, Beat, Blob, Change, Claim, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId, Store,
-    StoreError, Term, Token, Topic, Work, WorkSource, limits,
+    Batch, Beat, Blob, Change, Claim, Cursor, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId,
+    SessionView, Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
 };
 use divider_redis::{PubSubChannels, RedisStore};
 use divider_tests::{
-    agree::agree,
+    agree::{ENDED, agree},
     redis::{RedisCluster, RedisServer},
 };
 use futures_util::StreamExt;
@@ -100,7 +100,29 @@ async fn it_does_what_the_ledger_does() {
             *seen.entry(kind).or_insert(0) += times;
         }
     }
+    assert_eq!(seen.get(ENDED), None);
     assert!(seen.len() >= 70, "the dice met only {seen:#?}");
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_keys_and_sessions_that_are_gone() {
+    let server = RedisServer::start();
+    for seed in 100..103 {
+        let store = store(&server, "/left/");
+        agree(&store, seed, 300).await;
+        let page = store.scan(None).await.unwrap();
+        // Owners first: what they still hold is then free, and goes at once.
+        let end = |view: &SessionView| Op::End { session: view.session };
+        let ends = page.sessions.iter().filter(|view| view.ended.is_none()).map(end);
+        let removes = page.keys.iter().map(|view| Op::Remove { key: view.key.clone() });
+        let outcomes = store.apply(&ends.chain(removes).collect::<Vec<_>>()).await.unwrap().outcomes;
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Done), "{outcomes:?}");
+        let left = server.cli(&["KEYS", "*"]);
+        let mut left: Vec<&str> = left.lines().collect();
+        left.sort_unstable();
+        assert_eq!(left, ["{divider:/left/}:log", "{divider:/left/}:meta"], "after seed {seed}");
+        server.cli(&["FLUSHALL"]);
+    }
 }
 
 #[tokio::test]
@@ -128,6 +150,20 @@ async fn only_the_last_32_fates_of_a_key_are_kept() {
     granted(&store, term, session, "k").await;
     let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
     assert_eq!((record.view.fates, record.view.attempts), (expected, 41));
+}
+
+#[tokio::test]
+async fn tokens_keep_up_with_the_servers_clock() {
+    let server = RedisServer::start();
+    let store = store(&server, "/clock/");
+    let (session, term) = leading(&store).await;
+    for i in 0..3 {
+        let time = server.cli(&["TIME"]);
+        let (seconds, micros) = time.split_once('\n').unwrap();
+        let now = seconds.parse::<u64>().unwrap() * 1_000_000 + micros.parse::<u64>().unwrap();
+        let Token(token) = granted(&store, term, session, &format!("{i}")).await;
+        assert!(token >= now, "{token} at {now}");
+    }
 }
 
 #[tokio::test]
@@ -720,4 +756,38 @@ async fn a_group_that_moves_to_another_node_of_a_cluster_is_a_new_lineage() {
     }
     while matches!(store.renew(session).await, Err(error) if error.is_transient()) {}
     assert_new_lineage(&store, session, token, revision, 1).await;
+}
+
+#[tokio::test]
+async fn what_somebody_else_wrote_is_an_error_and_not_a_crash() {
+    let server = RedisServer::start();
+    let store = store(&server, "/foreign/");
+    let (session, _) = leading(&store).await;
+    let at = |name: &str| format!("{{divider:/foreign/}}:{name}");
+    for (name, field) in [("views", "k"), ("sessions", "0123456789abcdef")] {
+        server.cli(&["HSET", &at(name), field, "garbage"]);
+        assert!(store.scan(None).await.is_err());
+        server.cli(&["HDEL", &at(name), field]);
+    }
+    assert!(store.scan(None).await.is_ok());
+    assert!(matches!(store.scan(Some(Cursor(b"*".to_vec()))).await, Err(StoreError::Corrupt(_))));
+    server.cli(&["HSET", &at("meta"), "format", "2"]);
+    assert!(matches!(store.apply(&[]).await, Err(StoreError::Misconfigured(text)) if text.contains("newer")));
+    server.cli(&["HSET", &at("meta"), "format", "1"]);
+    server.cli(&["SET", &at("views"), "x"]);
+    assert!(matches!(store.scan(None).await, Err(StoreError::Corrupt(_))));
+    store.renew(session).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_least_permissions_in_a_cluster_are_one_more() {
+    let cluster = RedisCluster::start();
+    let mut args = vec!["ACL", "SETUSER", "divider", "on", ">s3cret-word"];
+    args.extend(ACL.split_whitespace());
+    args.push("+cluster|slots");
+    for node in &cluster.nodes {
+        node.cli(&args);
+    }
+    let urls = cluster.nodes.iter().map(|node| node.url_as("divider", "s3cret-word"));
+    agree(&RedisStore::cluster(urls, group("/acl/")).build().unwrap(), 5, 200).await;
 }

@@ -60,6 +60,39 @@ pub async fn a_key_that_ended_on_its_way_is_told_of_once<B: Backend>(trial: Tria
     assert_eq!(seat.stop_at_hand(), None);
 }
 
+pub async fn a_completion_answered_too_late_leaves_no_second_owner<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let (mut seat, faults) = trial.faulty_node(|_| {}).await;
+    seat.add(&["a"]).await;
+    let start = seat.start().await;
+    // The completion takes effect, its answer is lost; and before it is sent again, the key is declared anew and another
+    // node has it.
+    let completes = |call: &Call<'_>| call.applies(|op| matches!(op, Op::Complete { .. }));
+    faults.order(Fault::LoseReply, 1, completes);
+    faults.order(Fault::DelayCall(Duration::from_millis(500)), 1, completes);
+    let mut other = trial.node(|_| {}).await;
+    seat.set_affinity(0).await.unwrap();
+    let elsewhere = async {
+        let gone = async || other.record(&start.key).await.unwrap().is_none();
+        trial.until("the completion has taken effect", gone).await;
+        other.add(&["a"]).await;
+        other.start().await
+    };
+    let (completed, next) = tokio::join!(seat.node.complete(&start.key, start.token), elsewhere);
+    assert!(!seat.is_current(&start.key, start.token), "it knows now that it is not the owner: {completed:?}");
+    assert!(other.is_current(&next.key, next.token));
+    match completed {
+        // Whatever it says, it must not say that nothing has happened.
+        Ok(()) => {}
+        Err(Error::Lost { .. }) => {
+            seat.stop_of(&start, StopReason::Lost).await;
+            seat.confirm(&start.key, start.token).await;
+        }
+        other => panic!("a completion that may have taken effect ends with {other:?}"),
+    }
+    assert_eq!((seat.assigned(), seat.stop_at_hand()), (Vec::new(), None));
+}
+
 pub async fn work_whose_declaration_was_not_answered_starts_once<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
     let (seat, faults) = trial.faulty_node(|_| {}).await;

@@ -198,7 +198,12 @@ fn consequences(
         _ if refusal == Some(Refusal::SessionEnded) => Some(Error::Lost { key: key.clone() }),
         _ => None,
     };
-    let stale = |key: &Key, token: Token| Error::StaleToken { key: key.clone(), given: token };
+    // The ledger refuses the ops of an owner only where it is none any more.
+    let not_ours = |key: &Key, token: Token| {
+        shared.with(|member| member.disowned(key, token));
+        // Where it was sent twice, the first may have taken effect, and that may be why the second is refused.
+        if again { Error::Lost { key: key.clone() } } else { Error::StaleToken { key: key.clone(), given: token } }
+    };
     match then {
         Then::Nothing => answer,
         Then::Confirmed { key, token } => {
@@ -223,14 +228,15 @@ fn consequences(
                 return Ok(Vec::new());
             }
             shared.with(|member| member.not_completed(key, *token));
-            match lost(key) {
-                Some(error) => Err(error),
-                None => answer.and(Err(stale(key, *token))),
+            match (lost(key), refusal) {
+                (Some(error), _) => Err(error),
+                (None, Some(_)) => Err(not_ours(key, *token)),
+                (None, None) => answer,
             }
         }
         Then::GaveUp { key, token } => match (lost(key), refusal) {
             (Some(error), _) => Err(error),
-            (None, Some(_)) => Err(stale(key, *token)),
+            (None, Some(_)) => Err(not_ours(key, *token)),
             (None, None) => {
                 if answer.is_ok() {
                     shared.with(|member| member.told_to_stop(key, *token, StopReason::Rebalanced));
@@ -240,7 +246,7 @@ fn consequences(
         },
         Then::Checkpointed { key, token } => match (lost(key), refusal) {
             (Some(error), _) => Err(error),
-            (None, Some(_)) => Err(stale(key, *token)),
+            (None, Some(_)) => Err(not_ours(key, *token)),
             (None, None) => answer,
         },
         Then::Affinity => match (answer, refusal) {

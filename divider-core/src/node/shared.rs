@@ -12,12 +12,9 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{
-    batcher::{Request, Then},
-    observe::Observer,
-};
+use super::{batcher::Request, observe::Observer};
 use crate::{
-    Clock, Instant, Key, NodeConfig, Op, SessionId, Store, Term, Token,
+    Clock, Instant, Key, NodeConfig, SessionId, Store, Term, Token,
     leader::{Marks, Now},
     lease::Lease,
     member::{Member, Queue},
@@ -187,19 +184,11 @@ impl Shared {
         let mut state = self.state.lock();
         state.member.joined(session);
         state.lease = Some(lease.clone());
-        let draining = state.member.draining();
         // While nobody can see the new session: a change that was numbered before would put all that follow out of order.
         self.altered.store(0, Ordering::SeqCst);
         self.expected.store(0, Ordering::Relaxed);
         drop(state);
         self.lease.send_replace(Some(lease));
-        if draining {
-            // A flush began while this session was being opened, and had none to drain.
-            let drain = vec![Op::Drain { session }];
-            let request =
-                Request { ops: drain, session: Some(session), then: Then::Drained, time_limit: None, reply: None };
-            let _ = self.requests.send(request);
-        }
     }
 
     /// The session has turned out to be over.

@@ -159,8 +159,8 @@ pub(crate) fn batch(bytes: &[u8]) -> Read<Batch> {
     let mut r = Reader(bytes);
     let revision = Revision(r.int()?);
     let count = r.int::<u32>()?;
-    // No allocation by a number that somebody else has written: every change takes some bytes.
-    let mut changes = Vec::with_capacity((count as usize).min(bytes.len() / 4));
+    // Not allocated by a number that somebody else may have written.
+    let mut changes = Vec::new();
     for _ in 0..count {
         changes.push(match r.int::<u64>()? {
             0 => {
@@ -189,7 +189,7 @@ pub(crate) fn message(bytes: &[u8]) -> Read<Message> {
     // The last message to a session that is forgotten has no number.
     let seq = u64::try_from(r.int::<i64>()?).unwrap_or(u64::MAX);
     let count = r.int::<u32>()?;
-    let mut notices = Vec::with_capacity((count as usize).min(bytes.len()));
+    let mut notices = Vec::new();
     for _ in 0..count {
         notices.push(match r.int::<u64>()? {
             0 => {
@@ -260,4 +260,42 @@ fn outcome(op: &Op, code: u64, value: u64) -> Read<Outcome> {
 /// A beat that is kept as text.
 pub(crate) fn beat(text: &[u8]) -> Read<Beat> {
     std::str::from_utf8(text).ok().and_then(|t| t.parse().ok()).map(Beat).ok_or_else(|| corrupt("a beat"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One group change, one new key with a long name, as the script packs them.
+    fn sample() -> Vec<u8> {
+        let mut bytes = vec![0xcf, 0, 6, 0, 0, 0, 0, 0, 1, 2, 4, 7, 0xa0, 1, 0, 0xd9, 40];
+        bytes.extend([b'k'; 40]);
+        bytes.extend([0xac, 0x9b, 1, 0xff, 0, 0, 0, 0xa0, 0, 0xa0, 0, 0, 0]);
+        bytes
+    }
+
+    #[test]
+    fn a_batch_is_read_as_it_was_packed() {
+        let batch = batch(&sample()).unwrap();
+        assert_eq!(batch.revision, Revision((6 << 48) + 1));
+        let group = GroupView { term: Term(7), leader: None, hold: true };
+        assert_eq!(batch.changes[0], Change::Group(group));
+        assert!(matches!(&batch.changes[1], Change::Key(view) if view.priority == -1 && view.key.as_str().len() == 40));
+    }
+
+    #[test]
+    fn whatever_is_published_is_a_hint_or_a_gap() {
+        let sample = sample();
+        for at in 0..sample.len() {
+            assert_eq!(hint(&sample[..at], batch, Hint::Batch), Hint::Gap, "cut at {at}");
+            for byte in 0..=255 {
+                let mut bytes = sample.clone();
+                bytes[at] = byte;
+                // Any answer will do, as long as there is one.
+                hint(&bytes, batch, Hint::Batch);
+                hint(&bytes, message, Hint::Message);
+            }
+        }
+        assert_eq!(hint(&vec![0; LARGEST_HINT + 1], message, Hint::Message), Hint::Gap);
+    }
 }

@@ -17,8 +17,8 @@ pub struct Options {
     /// The group: nodes with the same one divide the same keys.
     #[arg(long, default_value = "/example/")]
     pub group: Group,
-    /// The node's name. Default: a random one.
-    #[arg(long)]
+    /// The node's name. Default: a random one. The last one counts.
+    #[arg(long, overrides_with = "node")]
     pub node: Option<NodeId>,
     /// How much work the node wants, in proportion to the others; 0 for none.
     #[arg(long, default_value_t = 1000)]

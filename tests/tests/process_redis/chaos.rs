@@ -15,6 +15,8 @@ use super::{Bed, pause};
 
 const KEYS: u64 = 300;
 const LEASE_MS: &str = "800";
+/// How long the group may take to get over everything.
+const BOUND: Duration = Duration::from_secs(8);
 
 /// SplitMix64.
 struct Dice(u64);
@@ -65,12 +67,13 @@ impl Chaos {
     }
 
     fn step(&mut self) {
-        let key = self.dice.roll(KEYS);
+        // Only the lower half is ever ended on purpose: whatever becomes of the upper half is the store's doing.
+        let (key, ended) = (self.dice.roll(KEYS), self.dice.roll(KEYS / 2));
         match self.dice.roll(100) {
             0..15 => self.send(format!("add key-{key} again")),
-            15..25 => self.send(format!("remove key-{key}")),
+            15..25 => self.send(format!("remove key-{ended}")),
             25..35 => self.send(format!("giveup key-{key}")),
-            35..45 => self.send(format!("complete key-{key}")),
+            35..45 => self.send(format!("complete key-{ended}")),
             45..50 => {
                 let affinity = self.dice.pick(&[0, 500, 1000, 3000]);
                 self.send(format!("affinity {affinity}"));
@@ -95,8 +98,13 @@ impl Chaos {
             }
             74..82 if self.bed.fleet.living().len() < 6 => {
                 let delay = self.dice.pick(&["0", "0", "5", "300", "1200"]);
-                let id = self.bed.fleet.spawn(&["--confirm-delay-ms", delay]);
-                self.log.push(format!("{id}: joins, confirms after {delay} ms"));
+                let mut args = vec!["--confirm-delay-ms", delay];
+                // A name that another process may go by.
+                args.extend(self.dice.pick(&[&[][..], &["--node", "node-0"], &["--node", "x"]]));
+                args.extend(self.dice.pick(&[&[][..], &["--tolerance", "0.1"], &["--max-in-flight", "100%"]]));
+                args.extend(self.dice.pick(&[&[][..], &["--capacity", "300"], &["--worker-threads", "1"]]));
+                let id = self.bed.fleet.spawn(&args);
+                self.log.push(format!("{id}: joins with {args:?}"));
             }
             82..86 => {
                 self.log.push("subscriptions cut".into());
@@ -116,10 +124,16 @@ impl Chaos {
             91..92 if self.forgets => {
                 self.log.push("FLUSHALL".into());
                 self.bed.server.cli(&["FLUSHALL"]);
+                self.send(format!("keys {KEYS}"));
             }
-            92..94 if self.forgets => {
+            92..94 => {
                 self.log.push("Redis restarted".into());
                 self.bed.server.restart();
+            }
+            94..96 if self.forgets => {
+                self.log.push("Redis restarted, keys added again".into());
+                self.bed.server.restart();
+                self.send(format!("keys {KEYS}"));
             }
             _ => {}
         }
@@ -141,7 +155,8 @@ fn chaos(forgets: bool) {
     let seconds = number("DIVIDER_CHAOS_SECONDS").unwrap_or(12);
     println!("figure: chaos with DIVIDER_SEED={seed} for {seconds} s");
     let args = ["--tick-ms", "10", "--lease-ms", LEASE_MS, "--no-quarantine"];
-    let mut bed = Bed::on(RedisServer::start, &args);
+    let remembers: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
+    let mut bed = Bed::on(|| RedisServer::with(if forgets { &[] } else { remembers }), &args);
     let ids = bed.nodes(4, &[]);
     bed.add(ids[0], usize::try_from(KEYS).expect("few"), Duration::from_secs(10));
     let mut chaos = Chaos { bed, dice: Dice(seed), frozen: Vec::new(), forgets, log: Vec::new() };
@@ -151,8 +166,8 @@ fn chaos(forgets: bool) {
     }
     chaos.thaw(true);
 
-    // The faults are over. What the callers want is said once more, since Redis may have forgotten it; then all of it
-    // runs, and nothing else.
+    // The faults are over. What was never ended runs by itself, unless Redis forgot it. What the callers want is then
+    // said once more, and all of it runs, and nothing else.
     let Chaos { mut bed, log, .. } = chaos;
     let living = bed.fleet.living();
     bed.fleet.wait_ready(&living);
@@ -161,10 +176,15 @@ fn chaos(forgets: bool) {
             // What was asked before it comes before this.
             bed.fleet.wait_call(*id, "affinity 1000", Duration::from_secs(60));
         }
+        if !forgets {
+            bed.fleet.wait("all keys that nobody ended to run", BOUND, |fleet, said| {
+                let running = said.history.running(|id| fleet.lives(id));
+                (KEYS / 2..KEYS).all(|k| running.get(&*format!("key-{k}")).is_some_and(|owners| owners.len() == 1))
+            });
+        }
         let keys = format!("keys {KEYS}");
         bed.fleet.wait_call(living[0], &keys, Duration::from_secs(10));
-        let bound = Duration::from_secs(8);
-        bed.fleet.wait_all_run(usize::try_from(KEYS).expect("few"), bound);
+        bed.fleet.wait_all_run(usize::try_from(KEYS).expect("few"), BOUND);
         bed.fleet.check();
     }));
     if let Err(panic) = outcome {

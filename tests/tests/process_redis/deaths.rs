@@ -27,7 +27,11 @@ fn kill(lease: Duration, kills: usize, keys: usize, bound: Duration) {
         assert!(!taken.is_empty(), "node {victim} had no keys");
         times.extend(taken.into_iter().map(|(key, time)| time.unwrap_or_else(|| panic!("nobody has {key}"))));
         drop(said);
-        bed.fleet.spawn_ready(1, &[]);
+        let newcomer = bed.fleet.spawn_ready(1, &[])[0];
+        // The next one to die may be this one, and it should have something to lose by then.
+        bed.fleet.wait("the newcomer to get its share", Duration::from_secs(10), |fleet, said| {
+            said.history.running(|id| fleet.lives(id)).into_values().flatten().any(|owner| owner == newcomer)
+        });
         bed.fleet.wait_all_run(keys, Duration::from_secs(10));
     }
     figure(&format!("kill -9 to start elsewhere, lease {lease:?}, {kills} kills"), &mut times);
@@ -110,4 +114,24 @@ fn a_handler_that_blocks_every_thread_for_two_leases_keeps_its_keys() {
     let new = bed.fleet.leader().expect("somebody leads");
     assert_ne!(new, leader, "a leader that does not lead was not replaced");
     bed.add(new, 400, Duration::from_secs(5));
+}
+
+/// What a supervisor does with a program that crashes soon after its start: the keys are not to blame, and must not be
+/// set aside for it.
+#[test]
+#[ignore = "known: orphans go to the emptiest node, which is the one that crashes, so they are set aside for it"]
+fn a_node_in_a_crash_loop_does_not_get_keys_quarantined() {
+    let mut bed = Bed::new(&["--lease-ms", "600"]);
+    let ids = bed.nodes(3, &[]);
+    bed.add(ids[0], 300, Duration::from_secs(20));
+    for _ in 0..24 {
+        let id = bed.fleet.spawn_ready(1, &[])[0];
+        pause(250);
+        bed.fleet.kill9(id);
+    }
+    pause(1200);
+    let stats = bed.fleet.call(ids[0], "stats").detail.unwrap_or_default();
+    println!("figure: after 24 crashes of one node of four: {stats}");
+    assert_eq!(stats["quarantined"], 0, "{stats}");
+    bed.fleet.wait_all_run(300, Duration::from_secs(5));
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use divider_tests::history::quantile;
+use divider_tests::{history::quantile, process::now};
 
 use super::{Bed, figure};
 
@@ -34,4 +34,62 @@ fn a_node_that_drains_hands_500_keys_over_without_a_noticeable_gap() {
 #[test]
 fn a_leader_that_drains_hands_500_keys_over_without_a_noticeable_gap() {
     drain(true);
+}
+
+/// A supervisor kills what does not end by itself, so a node must end whatever its store does.
+#[test]
+fn a_node_ends_when_told_to_even_if_redis_is_gone() {
+    let mut bed = Bed::new(&["--lease-ms", "1000", "--tick-ms", "50"]);
+    let ids = bed.nodes(3, &[]);
+    bed.add(ids[0], 300, Duration::from_secs(20));
+    bed.server.freeze();
+    let frozen = now();
+    bed.fleet.terminate(ids[0]);
+    let from_frozen = Duration::from_nanos(now() - frozen);
+    bed.server.kill9();
+    let gone = now();
+    bed.fleet.terminate(ids[1]);
+    let from_gone = Duration::from_nanos(now() - gone);
+    println!("figure: SIGTERM to exit: {from_frozen:?} with a frozen Redis, {from_gone:?} with none (lease 1 s)");
+    let said = bed.fleet.said();
+    for id in &ids[..2] {
+        let stopped = said.history.keys().flat_map(|(_, claims)| claims.values());
+        let mut claims = stopped.filter(|claim| claim.process == *id);
+        assert!(claims.all(|claim| claim.ended.is_some()), "a key of {id} was not stopped before the end");
+    }
+    assert!(from_frozen.max(from_gone) <= Duration::from_millis(2500));
+}
+
+#[test]
+fn nodes_that_are_started_before_redis_wait_for_it() {
+    let mut bed = Bed::new(&["--lease-ms", "1000"]);
+    bed.server.kill9();
+    let ids: Vec<_> = (0..3).map(|_| bed.fleet.spawn(&[])).collect();
+    std::thread::sleep(Duration::from_millis(700));
+    bed.server.restart();
+    bed.fleet.wait_ready(&ids);
+    bed.add(ids[0], 100, Duration::from_secs(5));
+}
+
+#[test]
+fn twenty_thousand_keys_of_a_node_are_handed_over_or_taken_over_as_well() {
+    let mut bed = Bed::new(&["--lease-ms", "2000"]);
+    let ids = bed.nodes(5, &[]);
+    let began = now();
+    bed.add(ids[0], 100_000, Duration::from_secs(60));
+    println!("figure: 100,000 keys run on 5 nodes {:?} after the add", Duration::from_nanos(now() - began));
+    let leader = bed.fleet.leader().expect("somebody leads");
+    let others: Vec<_> = ids.into_iter().filter(|id| *id != leader).collect();
+    let asked = bed.fleet.terminate(others[0]);
+    bed.fleet.wait_all_run(100_000, Duration::from_secs(30));
+    let mut gaps = bed.fleet.said().history.gaps(others[0], asked);
+    figure("a node with 20,000 keys drains, confirmation to next start", &mut gaps);
+    let mut taken: Vec<_> =
+        bed.fleet.said().history.takeovers(others[0], asked).into_iter().filter_map(|(_, time)| time).collect();
+    figure("a node with 20,000 keys drains, signal to next start", &mut taken);
+    let killed = bed.fleet.kill9(leader);
+    bed.fleet.wait_all_run(100_000, Duration::from_secs(30));
+    let mut taken: Vec<_> =
+        bed.fleet.said().history.takeovers(leader, killed).into_iter().filter_map(|(_, time)| time).collect();
+    figure("the leader with 25,000 keys is killed, lease 2 s, to start elsewhere", &mut taken);
 }

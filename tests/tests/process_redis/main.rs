@@ -11,6 +11,7 @@ mod division;
 mod drain;
 mod latency;
 mod outages;
+mod partitions;
 
 use std::{
     sync::MutexGuard,

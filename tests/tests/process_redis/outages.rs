@@ -143,3 +143,22 @@ fn subscriptions_are_cut_again_and_again_and_nothing_is_lost() {
     assert_eq!(lost, 0, "sessions were lost");
     assert_eq!(said.history.starts(), KEYS + 200 + 1, "each key was started once");
 }
+
+/// A store that comes and goes is nobody's fault, least of all the keys'.
+#[test]
+fn a_redis_that_keeps_stalling_does_not_get_keys_quarantined() {
+    let mut bed = Bed::new(&["--lease-ms", "600"]);
+    let ids = bed.nodes(3, &[]);
+    bed.add(ids[0], 300, Duration::from_secs(20));
+    for _ in 0..8 {
+        bed.server.freeze();
+        pause(900);
+        bed.server.thaw();
+        pause(800);
+    }
+    pause(1200);
+    let stats = bed.fleet.call(ids[0], "stats").detail.unwrap_or_default();
+    println!("figure: after 8 stalls of Redis: {stats}");
+    assert_eq!(stats["quarantined"], 0, "{stats}");
+    bed.fleet.wait_all_run(300, Duration::from_secs(5));
+}

@@ -1,0 +1,109 @@
+-- The tables of Divider.
+--
+-- By hand: run all files in order, in one transaction, with the schema of your choice in front:
+--   psql -v ON_ERROR_STOP=1 -1 -c 'CREATE SCHEMA divider' -c 'SET LOCAL search_path TO divider' \
+--        -f 0001_tables.sql -f 0002_publish.sql -f 0003_runs.sql -f 0004_apply.sql -f 0005_lead.sql -f 0006_fence.sql
+--
+-- Rows that change at every beat or batch stand in tables of their own, with free room in each page and no index on what
+-- changes, so that an update stays on its page (HOT) and costs neither an index entry nor a vacuum of an index.
+
+CREATE TABLE schema_version (
+    version integer PRIMARY KEY
+);
+
+CREATE TABLE groups (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name        text COLLATE "C" NOT NULL UNIQUE,
+    -- Every channel name is derived from this. Who cannot read this table can neither guess a channel nor listen to it.
+    secret      uuid NOT NULL DEFAULT gen_random_uuid(),
+    lineage     text NOT NULL,
+    revision    bigint NOT NULL DEFAULT 0,
+    token       bigint NOT NULL DEFAULT 0,
+    term        bigint NOT NULL DEFAULT 0,
+    leader      uuid,
+    hold        boolean NOT NULL DEFAULT false,
+    registered  bigint NOT NULL DEFAULT 0,
+    quarantined bigint NOT NULL DEFAULT 0,
+    -- How many changes the log holds.
+    logged      bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        vacuum_truncate = off);
+
+CREATE TABLE sessions (
+    group_id bigint NOT NULL,
+    session  uuid NOT NULL,
+    node     text NOT NULL,
+    affinity bigint NOT NULL,
+    capacity bigint,
+    lease_ms bigint NOT NULL,
+    draining boolean NOT NULL DEFAULT false,
+    settled  boolean NOT NULL DEFAULT false,
+    -- Set once the session has ended: ownerships with a lower token are not blamed.
+    ended    bigint,
+    seq      bigint NOT NULL DEFAULT 0,
+    altered  bigint NOT NULL DEFAULT 0,
+    -- Keys in its name, and how many of them it has been asked to stop.
+    held     bigint NOT NULL DEFAULT 0,
+    stopping bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (group_id, session)
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        vacuum_truncate = off);
+
+-- A row for each living session, and for no other.
+CREATE TABLE beats (
+    group_id bigint NOT NULL,
+    session  uuid NOT NULL,
+    beat     bigint NOT NULL DEFAULT 0,
+    -- Set once the session holds its advisory lock, so that a missing lock means something.
+    locked   boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (group_id, session)
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+        vacuum_truncate = off);
+
+CREATE TABLE keys (
+    group_id      bigint NOT NULL,
+    -- Compared byte by byte, whatever the database's collation.
+    key           text COLLATE "C" NOT NULL,
+    weight        bigint NOT NULL,
+    priority      integer NOT NULL,
+    not_before_ms bigint NOT NULL,
+    attempts      bigint NOT NULL DEFAULT 0,
+    fates         bigint NOT NULL DEFAULT 0,
+    avoid         uuid,
+    -- Owner and token are both set or both null. An owner that has ended owns nothing.
+    owner         uuid,
+    token         bigint,
+    -- 0: runs; 1: asked to stop, to go elsewhere; 2: asked to stop, since it was removed.
+    stopping      smallint NOT NULL DEFAULT 0,
+    quarantined   boolean NOT NULL DEFAULT false,
+    payload       bytea NOT NULL DEFAULT '',
+    checkpoint    bytea NOT NULL DEFAULT '',
+    PRIMARY KEY (group_id, key)
+) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
+
+CREATE INDEX keys_by_owner ON keys (group_id, owner) WHERE owner IS NOT NULL;
+CREATE INDEX keys_quarantined ON keys (group_id, key) WHERE quarantined;
+
+-- The newest changes, for readers that fell behind: one row for each revision.
+CREATE TABLE changes (
+    group_id bigint NOT NULL,
+    revision bigint NOT NULL,
+    size     bigint NOT NULL,
+    data     text NOT NULL,
+    PRIMARY KEY (group_id, revision)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+
+-- The newest messages to each session.
+CREATE TABLE messages (
+    group_id bigint NOT NULL,
+    session  uuid NOT NULL,
+    seq      bigint NOT NULL,
+    data     text NOT NULL,
+    PRIMARY KEY (group_id, session, seq)
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000);
+
+-- Both live for seconds: compressing them costs more than it saves.
+ALTER TABLE changes ALTER COLUMN data SET STORAGE EXTERNAL;
+ALTER TABLE messages ALTER COLUMN data SET STORAGE EXTERNAL;
+
+INSERT INTO schema_version VALUES (1);

@@ -1,0 +1,107 @@
+-- How changes and notices are written down, and how a batch is published.
+--
+-- A change is a JSON array that begins with its kind; so is a notice. See `codec.rs`, which reads them.
+
+CREATE FUNCTION key_json(
+    key text, weight bigint, priority integer, not_before_ms bigint, attempts bigint, fates bigint, avoid uuid,
+    owner uuid, token bigint, stopping smallint, quarantined boolean
+) RETURNS text LANGUAGE sql STABLE
+RETURN json_build_array('k', key, weight, priority, not_before_ms, attempts, fates, avoid, owner, token, stopping,
+                        quarantined)::text;
+
+CREATE FUNCTION session_json(s sessions) RETURNS text LANGUAGE sql STABLE
+RETURN json_build_array('s', s.session, s.node, s.affinity, s.capacity, s.lease_ms, s.draining, s.settled,
+                        s.ended)::text;
+
+CREATE FUNCTION group_json(g groups) RETURNS text LANGUAGE sql STABLE
+RETURN json_build_array('g', g.term, g.leader, g.hold)::text;
+
+-- What a grant says of payload and checkpoint: null where there is neither, both as they are where they are short, else a
+-- digest, by which the reader of the message knows whether what it finds in the key's row is still the same.
+CREATE FUNCTION blob_text(payload bytea, checkpoint bytea) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN CASE WHEN octet_length(payload) + octet_length(checkpoint) = 0 THEN NULL
+            WHEN octet_length(payload) + octet_length(checkpoint) <= 256
+                THEN encode(payload, 'hex') || '/' || encode(checkpoint, 'hex')
+            ELSE '#' || encode(sha256(convert_to(octet_length(payload)::text || '/', 'UTF8') || payload || checkpoint), 'hex')
+       END;
+
+-- The name of a channel, from the group's secret and what the channel is about: 'group', 'leader', or a session.
+CREATE FUNCTION channel(secret uuid, topic text) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN 'divider_' || substr(encode(sha256(convert_to(secret::text || ' ' || topic, 'UTF8')), 'hex'), 1, 48);
+
+-- Which past this server continues: a restart keeps it, a promoted replica or a restored backup does not.
+CREATE FUNCTION lineage() RETURNS text LANGUAGE sql STABLE
+RETURN (SELECT system_identifier FROM pg_control_system())::text || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
+
+-- What a run of ops came to. Codes of outcomes are listed in `codec.rs`.
+CREATE TYPE run_result AS (
+    codes       smallint[],
+    vals        bigint[],
+    -- The changes, separated by commas, and how many they are.
+    changes     text,
+    size        bigint,
+    -- Notices, in order, each with the session that it is for.
+    targets     uuid[],
+    notices     text[],
+    registered  bigint,
+    quarantined bigint
+);
+
+-- Writes the group row back, gives the changes their revision and the notices their numbers, and wakes whom they concern.
+CREATE FUNCTION publish(g groups, new_changes text, new_size bigint, targets uuid[], notices text[], freed boolean)
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    woken bigint;
+BEGIN
+    IF new_size = 0 THEN
+        RETURN g.revision;
+    END IF;
+    -- A database that does not wait for the disk by default would forget what it has promised.
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+
+    g.revision := g.revision + 1;
+    g.logged := g.logged + new_size;
+    INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']');
+    -- A quarter more than is promised, so that not every batch has to delete.
+    IF g.logged > 20480 THEN
+        WITH kept AS (
+            SELECT c.revision, sum(c.size) OVER (ORDER BY c.revision DESC) AS total FROM changes c WHERE c.group_id = g.id
+        ), gone AS (
+            DELETE FROM changes c
+            WHERE c.group_id = g.id AND c.revision <= (SELECT max(k.revision) FROM kept k WHERE k.total > 16384)
+              AND c.revision < g.revision
+            RETURNING c.size
+        )
+        SELECT g.logged - coalesce(sum(gone.size), 0) INTO g.logged FROM gone;
+    END IF;
+    UPDATE groups SET lineage = g.lineage, revision = g.revision, token = g.token, term = g.term, leader = g.leader,
+                      hold = g.hold, registered = g.registered, quarantined = g.quarantined, logged = g.logged
+    WHERE id = g.id;
+    PERFORM pg_notify(channel(g.secret, 'group'), g.revision::text);
+    IF freed THEN
+        PERFORM pg_notify(channel(g.secret, 'leader'), g.term::text);
+    END IF;
+
+    IF cardinality(targets) > 0 THEN
+        WITH message AS (
+            SELECT n.session, string_agg(n.notice, ',' ORDER BY n.ix) AS data, bool_or(n.notice = '["e"]') AS ends
+            FROM unnest(targets, notices) WITH ORDINALITY AS n(session, notice, ix) GROUP BY n.session
+        ), numbered AS (
+            UPDATE sessions s SET seq = s.seq + 1 FROM message m
+            WHERE s.group_id = g.id AND s.session = m.session RETURNING s.session, s.seq, m.data
+        ), kept AS (
+            INSERT INTO messages SELECT g.id, n.session, n.seq, '[' || n.data || ']' FROM numbered n
+        ), trimmed AS (
+            DELETE FROM messages o USING numbered n
+            WHERE n.seq % 64 = 0 AND o.group_id = g.id AND o.session = n.session AND o.seq <= n.seq - 64
+        )
+        SELECT count(pg_notify(channel(g.secret, m.session::text),
+                               CASE WHEN m.ends OR n.seq IS NULL THEN 'end' ELSE n.seq::text END)) INTO woken
+        FROM message m LEFT JOIN numbered n ON n.session = m.session;
+    END IF;
+    RETURN g.revision;
+END $$;
+
+INSERT INTO schema_version VALUES (2);

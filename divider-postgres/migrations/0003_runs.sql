@@ -1,0 +1,227 @@
+-- The rules. They are those of `Ledger::apply` in divider-core, outcome for outcome; read them there first.
+--
+-- A batch is cut by the caller into runs: ops of one family that follow each other and name each key once. Ops of such a
+-- run do not depend on each other, so that each run is one statement over sets, whatever its length. The caller of these
+-- functions holds the group's row lock, so that a row which was looked up stays where it is (`ctid`) until the statement
+-- has ended.
+--
+-- Each key is looked up by its own index descent (`OFFSET 0` keeps the planner from making a join of it) and written by its
+-- place: the plan is right for an empty table and for a large one, and need not wait for statistics.
+
+-- Add.
+CREATE FUNCTION run_add(
+    gid bigint, keys text[], weights bigint[], priorities bigint[], dues bigint[], payloads bytea[]
+) RETURNS run_result LANGUAGE plpgsql AS $$
+DECLARE
+    r run_result;
+BEGIN
+    WITH op AS MATERIALIZED (
+        SELECT o.*, k.place, k.attempts, k.fates, k.avoid, k.owner, k.token, k.quarantined, k.place IS NOT NULL AS known,
+               least(k.stopping, 1)::smallint AS stopping,
+               k.place IS NOT NULL AND k.stopping <> 2 AND k.weight = o.weight AND k.priority = o.priority
+                   AND k.not_before_ms = o.due AND k.payload = o.payload AS same
+        FROM unnest(keys, weights, priorities, dues, payloads) WITH ORDINALITY
+                 AS o(key, weight, priority, due, payload, ix)
+        LEFT JOIN LATERAL (
+            SELECT f.ctid AS place, f.* FROM keys f WHERE f.group_id = gid AND f.key = o.key OFFSET 0
+        ) k ON true
+    ), added AS (
+        INSERT INTO keys (group_id, key, weight, priority, not_before_ms, payload)
+        SELECT gid, op.key, op.weight, op.priority, op.due, op.payload FROM op WHERE NOT op.known
+    ), altered AS (
+        UPDATE keys k SET weight = op.weight, priority = op.priority, not_before_ms = op.due, payload = op.payload,
+                          stopping = op.stopping
+        FROM op WHERE op.known AND NOT op.same AND k.ctid = op.place
+    )
+    SELECT array_agg(op.same::integer::smallint), NULL,
+           string_agg(key_json(op.key, op.weight, op.priority::integer, op.due, coalesce(op.attempts, 0),
+                               coalesce(op.fates, 0), op.avoid, op.owner, op.token, coalesce(op.stopping, 0::smallint),
+                               coalesce(op.quarantined, false)), ',') FILTER (WHERE NOT op.same),
+           count(*) FILTER (WHERE NOT op.same), NULL, NULL, count(*) FILTER (WHERE NOT op.known), 0
+    INTO r FROM (SELECT * FROM op ORDER BY op.ix) op;
+    RETURN r;
+END $$;
+
+-- Assign.
+CREATE FUNCTION run_assign(g groups, keys text[], owners uuid[], terms bigint[])
+RETURNS run_result LANGUAGE plpgsql AS $$
+DECLARE
+    r run_result;
+BEGIN
+    WITH known_sessions AS MATERIALIZED (
+        SELECT * FROM sessions s WHERE s.group_id = g.id
+    ), looked AS (
+        SELECT o.key, o.owner, o.ix, k.place, k.weight, k.priority, k.not_before_ms, k.blobs,
+               s.capacity - s.held AS room,
+               -- Whose name the key is in, where that session has ended and its end may be this session's last key's.
+               d.session AS dead,
+               least(k.attempts + 1, 4294967295) AS attempts,
+               CASE WHEN d.ended IS NULL THEN k.fates
+                    ELSE (k.fates << 1 | (k.token >= d.ended)::integer) & 4294967295 END AS fates,
+               CASE WHEN o.term <> g.term THEN 18
+                    WHEN g.hold THEN 20
+                    -- A key whose row is locked stands under `assert_current` in somebody's open transaction: it is not
+                    -- free before that has ended, and waiting for it would hold up the group.
+                    WHEN k.place IS NULL THEN
+                        CASE WHEN EXISTS (SELECT FROM keys e WHERE e.group_id = g.id AND e.key = o.key) THEN 15 ELSE 10 END
+                    WHEN k.quarantined OR (d.session IS NOT NULL AND d.ended IS NULL) THEN 15
+                    WHEN s.session IS NULL OR s.ended IS NOT NULL THEN 12
+                    WHEN s.draining OR s.affinity = 0 THEN 13
+                    ELSE 3 END AS code
+        FROM unnest(keys, owners, terms) WITH ORDINALITY AS o(key, owner, term, ix)
+        LEFT JOIN LATERAL (
+            SELECT f.ctid AS place, f.weight, f.priority, f.not_before_ms, f.attempts, f.fates, f.owner, f.token, f.quarantined,
+                   blob_text(f.payload, f.checkpoint) AS blobs
+            FROM keys f WHERE f.group_id = g.id AND f.key = o.key FOR UPDATE SKIP LOCKED
+        ) k ON true
+        LEFT JOIN known_sessions d ON d.session = k.owner
+        LEFT JOIN known_sessions s ON s.session = o.owner
+    ), ranked AS (
+        SELECT l.*, row_number() OVER (PARTITION BY l.owner, l.code ORDER BY l.ix) > l.room AS full_up FROM looked l
+    ), decided AS (
+        SELECT f.*, f.code = 3 AND f.full_up IS NOT TRUE AS ok FROM ranked f
+    ), op AS MATERIALIZED (
+        SELECT d.*, g.token + count(*) FILTER (WHERE d.ok) OVER (ORDER BY d.ix) AS token FROM decided d
+    ), granted AS (
+        UPDATE keys k SET owner = op.owner, token = op.token, stopping = 0, avoid = NULL, attempts = op.attempts,
+                          fates = op.fates
+        FROM op WHERE op.ok AND k.ctid = op.place
+    ), gained AS (
+        UPDATE sessions s SET held = s.held + n.n
+        FROM (SELECT op.owner, count(*) AS n FROM op WHERE op.ok GROUP BY op.owner) n
+        WHERE s.group_id = g.id AND s.session = n.owner
+    ), lost AS MATERIALIZED (
+        SELECT op.dead, count(*) AS n, max(op.ix) AS ix FROM op WHERE op.ok AND op.dead IS NOT NULL GROUP BY op.dead
+    ), less AS (
+        UPDATE sessions s SET held = s.held - l.n FROM lost l
+        WHERE s.group_id = g.id AND s.session = l.dead AND s.held > l.n
+    ), gone AS (
+        DELETE FROM sessions s USING lost l WHERE s.group_id = g.id AND s.session = l.dead AND s.held = l.n
+        RETURNING s.session, l.ix
+    ), unread AS (
+        DELETE FROM messages m USING gone d WHERE m.group_id = g.id AND m.session = d.session
+    )
+    SELECT array_agg(CASE WHEN op.ok THEN 3 WHEN op.code = 3 THEN 14 ELSE op.code END::smallint), array_agg(op.token),
+           string_agg(key_json(op.key, op.weight, op.priority, op.not_before_ms, op.attempts, op.fates, NULL, op.owner,
+                               op.token, 0::smallint, false)
+                      || CASE WHEN op.gone IS NULL THEN '' ELSE ',' || json_build_array('S', op.gone) END, ',')
+               FILTER (WHERE op.ok),
+           count(*) FILTER (WHERE op.ok) + count(op.gone),
+           array_agg(op.owner) FILTER (WHERE op.ok),
+           array_agg(json_build_array('g', op.key, op.token, op.attempts, op.weight, op.priority, op.blobs)::text)
+               FILTER (WHERE op.ok),
+           0, 0
+    INTO r FROM (
+        SELECT op.*, gone.session AS gone FROM op LEFT JOIN gone ON gone.ix = op.ix ORDER BY op.ix
+    ) op;
+    RETURN r;
+END $$;
+
+-- Every other op that names a key: Remove 2, Retry 3, Confirm 10, GiveUp 11, Complete 12, Checkpoint 13, Revoke 15,
+-- Force 16, Quarantine 18.
+CREATE FUNCTION run_keyed(
+    g groups, kinds smallint[], keys text[], sessions_ uuid[], tokens bigint[], terms bigint[], numbers bigint[],
+    blobs bytea[]
+) RETURNS run_result LANGUAGE plpgsql AS $$
+DECLARE
+    r run_result;
+BEGIN
+    WITH known_sessions AS MATERIALIZED (
+        SELECT * FROM sessions s WHERE s.group_id = g.id
+    ), looked AS (
+        SELECT o.*, k.place, k.weight, k.priority, k.not_before_ms, k.attempts, k.fates, k.avoid, k.owner, k.token, k.stopping,
+               k.quarantined, k.place IS NOT NULL AS known,
+               w.session IS NOT NULL AND w.ended IS NULL AS owned,
+               w.session IS NOT NULL AND w.ended IS NULL AND k.token = o.given AS matches,
+               CASE WHEN w.ended IS NOT NULL THEN (k.token >= w.ended)::integer END AS died,
+               a.session IS NOT NULL AND a.ended IS NULL AS acting
+        FROM unnest(kinds, keys, sessions_, tokens, terms, numbers, blobs) WITH ORDINALITY
+                 AS o(kind, key, actor, given, term, number, blob, ix)
+        LEFT JOIN LATERAL (
+            SELECT f.ctid AS place, f.* FROM keys f WHERE f.group_id = g.id AND f.key = o.key OFFSET 0
+        ) k ON true
+        LEFT JOIN known_sessions w ON w.session = k.owner
+        LEFT JOIN known_sessions a ON a.session = o.actor
+    ), judged AS (
+        SELECT l.*, CASE
+            WHEN l.kind IN (15, 16, 18) AND l.term <> g.term THEN 18
+            WHEN l.kind BETWEEN 10 AND 13 AND NOT l.acting THEN 12
+            WHEN NOT l.known THEN 10
+            WHEN l.kind BETWEEN 10 AND 13 THEN
+                CASE WHEN NOT l.matches OR l.owner <> l.actor THEN 11
+                     WHEN l.kind = 11 AND l.stopping <> 0 THEN 1 ELSE 0 END
+            WHEN l.kind = 2 THEN CASE WHEN l.owned AND l.stopping = 2 THEN 1 ELSE 0 END
+            WHEN l.kind = 3 THEN CASE WHEN l.quarantined THEN 0 ELSE 16 END
+            WHEN l.kind = 15 THEN CASE WHEN NOT l.matches THEN 11 WHEN l.stopping <> 0 THEN 1 ELSE 0 END
+            WHEN l.kind = 16 THEN CASE WHEN NOT l.matches THEN 11 WHEN l.stopping = 0 THEN 17 ELSE 0 END
+            ELSE CASE WHEN l.owned OR l.quarantined THEN 15 ELSE 0 END
+        END AS code FROM looked l
+    ), decided AS (
+        SELECT j.ix, j.kind, j.key, j.place, j.blob, j.code, j.weight, j.priority, j.owned, j.token AS old_token,
+               j.owner AS old_owner, j.stopping AS old_stopping, j.quarantined AS old_quarantined,
+               j.code = 0 AS ok,
+               j.code = 0 AND (j.kind = 12 OR (j.kind = 2 AND NOT j.owned) OR (j.kind IN (10, 16) AND j.stopping = 2))
+                   AS ends,
+               j.kind IN (3, 10, 16, 18) AS frees,
+               CASE WHEN j.kind = 11 THEN greatest(j.not_before_ms, j.number) ELSE j.not_before_ms END AS not_before_ms,
+               CASE WHEN j.kind = 10 AND j.number = 0 THEN greatest(j.attempts - 1, 0) ELSE j.attempts END AS attempts,
+               CASE WHEN j.kind = 10 AND j.number <> 0 THEN j.fates << 1 & 4294967295
+                    WHEN j.kind = 3 THEN 0
+                    WHEN j.kind = 18 AND j.died IS NOT NULL THEN (j.fates << 1 | j.died) & 4294967295
+                    ELSE j.fates END AS fates,
+               CASE WHEN j.kind = 11 OR (j.kind = 10 AND j.stopping = 0) THEN j.actor ELSE j.avoid END AS avoid,
+               CASE WHEN j.kind = 2 THEN 2 WHEN j.kind IN (11, 15) THEN 1 WHEN j.kind IN (3, 10, 16, 18) THEN 0
+                    ELSE j.stopping END::smallint AS stopping,
+               CASE j.kind WHEN 18 THEN true WHEN 3 THEN false ELSE j.quarantined END AS quarantined,
+               CASE WHEN j.code <> 0 THEN NULL
+                    WHEN j.kind = 16 THEN json_build_array('t', j.key, j.token)::text
+                    WHEN j.kind IN (11, 15) THEN json_build_array('s', j.key, j.token, 1)::text
+                    WHEN j.kind = 2 AND j.owned AND j.stopping = 0 THEN json_build_array('s', j.key, j.token, 2)::text
+               END AS notice
+        FROM judged j
+    ), op AS MATERIALIZED (
+        SELECT d.*, CASE WHEN NOT d.frees THEN d.old_owner END AS owner,
+               CASE WHEN NOT d.frees THEN d.old_token END AS token
+        FROM decided d
+    ), changed AS (
+        UPDATE keys k SET not_before_ms = op.not_before_ms, attempts = op.attempts, fates = op.fates, avoid = op.avoid,
+                          owner = op.owner, token = op.token, stopping = op.stopping, quarantined = op.quarantined,
+                          checkpoint = CASE WHEN op.kind = 13 THEN op.blob ELSE k.checkpoint END
+        FROM op WHERE op.ok AND NOT op.ends AND k.ctid = op.place
+    ), ended AS (
+        DELETE FROM keys k USING op WHERE op.ok AND op.ends AND k.ctid = op.place
+    ), counts AS MATERIALIZED (
+        SELECT op.old_owner AS session, max(op.ix) FILTER (WHERE op.ends OR op.owner IS NULL) AS ix,
+               count(*) FILTER (WHERE op.ends OR op.owner IS NULL) AS lost,
+               count(*) FILTER (WHERE op.stopping <> 0 AND NOT op.ends AND op.owner IS NOT NULL)
+                   - count(*) FILTER (WHERE op.old_stopping <> 0) AS stopped
+        FROM op WHERE op.ok AND op.old_owner IS NOT NULL GROUP BY op.old_owner
+    ), recounted AS (
+        UPDATE sessions s SET held = s.held - c.lost, stopping = s.stopping + c.stopped FROM counts c
+        WHERE s.group_id = g.id AND s.session = c.session AND (c.lost > 0 OR c.stopped <> 0)
+          AND NOT (s.ended IS NOT NULL AND s.held = c.lost)
+    ), gone AS (
+        DELETE FROM sessions s USING counts c
+        WHERE s.group_id = g.id AND s.session = c.session AND s.ended IS NOT NULL AND s.held = c.lost
+        RETURNING s.session, c.ix
+    ), unread AS (
+        DELETE FROM messages m USING gone d WHERE m.group_id = g.id AND m.session = d.session
+    )
+    SELECT array_agg(op.code::smallint), NULL,
+           string_agg(CASE WHEN op.ends THEN json_build_array('K', op.key)::text
+                           ELSE key_json(op.key, op.weight, op.priority, op.not_before_ms, op.attempts, op.fates,
+                                         op.avoid, op.owner, op.token, op.stopping, op.quarantined) END
+                      || CASE WHEN op.gone IS NULL THEN '' ELSE ',' || json_build_array('S', op.gone) END, ',')
+               FILTER (WHERE op.ok AND op.kind <> 13),
+           count(*) FILTER (WHERE op.ok AND op.kind <> 13) + count(op.gone),
+           array_agg(op.old_owner) FILTER (WHERE op.notice IS NOT NULL),
+           array_agg(op.notice) FILTER (WHERE op.notice IS NOT NULL),
+           -count(*) FILTER (WHERE op.ends),
+           count(*) FILTER (WHERE op.ok AND op.quarantined AND NOT op.ends) - count(*) FILTER (WHERE op.ok AND op.old_quarantined)
+    INTO r FROM (
+        SELECT op.*, gone.session AS gone FROM op LEFT JOIN gone ON gone.ix = op.ix ORDER BY op.ix
+    ) op;
+    RETURN r;
+END $$;
+
+INSERT INTO schema_version VALUES (3);

@@ -1,0 +1,254 @@
+-- A batch, from the lock of the group's row to its publication.
+
+-- What has come of a batch so far: a group row that is not written yet, and what is to be published.
+CREATE TYPE draft AS (
+    g       groups,
+    changes text,
+    size    bigint,
+    targets uuid[],
+    notices text[],
+    -- Leadership has become free.
+    freed   boolean
+);
+
+CREATE FUNCTION say(d draft, change text) RETURNS draft LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    d.changes := CASE WHEN d.size = 0 THEN change ELSE d.changes || ',' || change END;
+    d.size := d.size + 1;
+    RETURN d;
+END $$;
+
+CREATE FUNCTION set_leader(d draft, new_leader uuid) RETURNS draft LANGUAGE plpgsql AS $$
+DECLARE
+    g groups := d.g;
+BEGIN
+    g.leader := new_leader;
+    d.g := g;
+    d.freed := new_leader IS NULL;
+    RETURN say(d, group_json(g));
+END $$;
+
+-- Ends a living session. Its keys keep its name; it is forgotten once no key is in it.
+CREATE FUNCTION end_session(d draft, who uuid, healthy_below bigint) RETURNS draft LANGUAGE plpgsql AS $$
+DECLARE
+    s sessions;
+BEGIN
+    DELETE FROM beats b WHERE b.group_id = (d.g).id AND b.session = who;
+    UPDATE sessions SET ended = healthy_below WHERE group_id = (d.g).id AND session = who RETURNING * INTO s;
+    d := say(d, session_json(s));
+    d.targets := d.targets || who;
+    d.notices := d.notices || '["e"]'::text;
+    IF (d.g).leader = who THEN
+        d := set_leader(d, NULL);
+    END IF;
+    IF s.held = 0 THEN
+        DELETE FROM sessions WHERE group_id = (d.g).id AND session = who;
+        DELETE FROM messages WHERE group_id = (d.g).id AND session = who;
+        d := say(d, json_build_array('S', who)::text);
+    END IF;
+    RETURN d;
+END $$;
+
+-- One op that names a session, or the group. See the table of kinds in `codec.rs`.
+CREATE FUNCTION one(
+    INOUT d draft, kind smallint, who uuid, node text, term bigint, a bigint, b bigint, c bigint,
+    OUT code smallint, OUT val bigint
+) LANGUAGE plpgsql AS $$
+DECLARE
+    g groups := d.g;
+    s sessions;
+    alive boolean;
+    wanted numeric;
+BEGIN
+    IF kind IN (17, 19, 20) AND term <> g.term THEN
+        code := 18;
+        RETURN;
+    END IF;
+    SELECT * INTO s FROM sessions x WHERE x.group_id = g.id AND x.session = who;
+    alive := s.session IS NOT NULL AND s.ended IS NULL;
+    code := 0;
+
+    IF kind = 5 THEN -- Join
+        IF s.session IS NOT NULL THEN
+            code := CASE WHEN alive THEN 1 ELSE 12 END;
+            RETURN;
+        END IF;
+        INSERT INTO sessions (group_id, session, node, affinity, capacity, lease_ms) VALUES (g.id, who, node, a, b, c)
+        RETURNING * INTO s;
+        INSERT INTO beats (group_id, session) VALUES (g.id, who);
+        d := say(d, session_json(s));
+        RETURN;
+    ELSIF kind = 4 THEN -- Rebalance
+        code := 1;
+        FOR s IN SELECT * FROM sessions x WHERE x.group_id = g.id AND x.ended IS NULL AND x.settled ORDER BY x.session LOOP
+            UPDATE sessions x SET settled = false WHERE x.group_id = g.id AND x.session = s.session RETURNING x.* INTO s;
+            code := 0;
+            d := say(d, session_json(s));
+        END LOOP;
+        RETURN;
+    ELSIF kind = 20 THEN -- EndHold
+        IF NOT g.hold THEN
+            code := 1;
+            RETURN;
+        END IF;
+        g.hold := false;
+        d.g := g;
+        d := say(d, group_json(g));
+        RETURN;
+    END IF;
+
+    IF NOT alive THEN
+        code := 12;
+        RETURN;
+    END IF;
+    IF kind = 9 THEN -- End: its node acts no more but lives, so its keys are not to blame.
+        d := end_session(d, who, 9007199254740992);
+        RETURN;
+    ELSIF kind = 17 THEN -- Expire
+        -- A renewal that is under way is waited for: whichever comes first here, the other one finds it done.
+        PERFORM FROM beats x WHERE x.group_id = g.id AND x.session = who AND x.beat = a FOR UPDATE;
+        IF NOT FOUND THEN
+            code := 19;
+            RETURN;
+        END IF;
+        d := end_session(d, who, b);
+        RETURN;
+    ELSIF kind IN (6, 7) THEN -- SetAffinity, AlterAffinity: `a` counts them, so that none is done twice
+        IF a <= s.altered THEN
+            code := 2;
+            val := s.affinity;
+            RETURN;
+        END IF;
+        wanted := CASE kind WHEN 6 THEN b
+                            ELSE greatest(least(s.affinity::numeric + b, 9223372036854775807), -9223372036854775808) END;
+        val := wanted;
+        IF wanted < 0 OR wanted > 2147483647 THEN
+            code := 21;
+            RETURN;
+        END IF;
+        code := 2;
+        UPDATE sessions x SET affinity = wanted, altered = a WHERE x.group_id = g.id AND x.session = who;
+        IF wanted <> s.affinity THEN
+            s.affinity := wanted;
+            d := say(d, session_json(s));
+        END IF;
+        RETURN;
+    ELSIF kind = 8 THEN -- Drain
+        IF s.draining THEN
+            code := 1;
+            RETURN;
+        END IF;
+        s.draining := true;
+    ELSE -- Settle 19
+        IF s.settled THEN
+            code := 1;
+            RETURN;
+        END IF;
+        s.settled := true;
+    END IF;
+    UPDATE sessions x SET draining = s.draining, settled = s.settled WHERE x.group_id = g.id AND x.session = who;
+    d := say(d, session_json(s));
+END $$;
+
+-- The group's row, locked. A group begins with its first use, and a new lineage of the server before anything else.
+CREATE FUNCTION locked_group(group_name text) RETURNS groups LANGUAGE plpgsql AS $$
+DECLARE
+    g groups;
+    d draft;
+    s record;
+    now_lineage text := lineage();
+BEGIN
+    SELECT * INTO g FROM groups x WHERE x.name = group_name FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        INSERT INTO groups (name, lineage) VALUES (group_name, now_lineage) ON CONFLICT (name) DO NOTHING;
+        SELECT * INTO g FROM groups x WHERE x.name = group_name FOR NO KEY UPDATE;
+    END IF;
+    IF g.lineage = now_lineage THEN
+        RETURN g;
+    END IF;
+
+    -- What this server has forgotten may have been numbered already, so every number jumps ahead of any that can have
+    -- been issued: fewer than a million a second were.
+    g.lineage := now_lineage;
+    g.token := greatest(g.token, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+    g.term := greatest(g.term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+    g.revision := greatest(g.revision, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+    g.hold := true;
+    g.logged := 0;
+    DELETE FROM changes x WHERE x.group_id = g.id;
+    d := ROW(g, '', 0, '{}', '{}', true)::draft;
+    FOR s IN SELECT x.session FROM sessions x WHERE x.group_id = g.id AND x.ended IS NULL ORDER BY x.session LOOP
+        d := end_session(d, s.session, 9007199254740992);
+    END LOOP;
+    d := set_leader(d, NULL);
+    PERFORM publish(d.g, d.changes, d.size, d.targets, d.notices, true);
+    SELECT * INTO g FROM groups x WHERE x.id = g.id;
+    RETURN g;
+END $$;
+
+-- Applies a batch. `starts` has the place of the first op of each run; see `0003_runs.sql`.
+CREATE FUNCTION apply(
+    group_name text, starts integer[], kinds smallint[], keys text[], who uuid[], tokens bigint[], terms bigint[],
+    a bigint[], b bigint[], c bigint[], blobs bytea[],
+    OUT codes smallint[], OUT vals bigint[], OUT revision bigint
+) LANGUAGE plpgsql
+SET search_path FROM CURRENT
+-- A plan for each call would cost more than the batch, and a scan of the whole table is never right here.
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET jit = off
+AS $$
+DECLARE
+    g groups := locked_group(group_name);
+    d draft := ROW(g, '', 0, '{}', '{}', false)::draft;
+    r run_result;
+    total integer := cardinality(kinds);
+    runs integer := cardinality(starts);
+    lo integer;
+    hi integer;
+    o record;
+BEGIN
+    codes := '{}';
+    vals := '{}';
+    FOR run IN 1 .. runs LOOP
+        lo := starts[run];
+        hi := CASE WHEN run < runs THEN starts[run + 1] - 1 ELSE total END;
+        g := d.g;
+        r := NULL;
+        IF kinds[lo] = 1 THEN
+            r := CASE WHEN runs = 1 THEN run_add(g.id, keys, a, b, c, blobs)
+                      ELSE run_add(g.id, keys[lo:hi], a[lo:hi], b[lo:hi], c[lo:hi], blobs[lo:hi]) END;
+        ELSIF kinds[lo] = 14 THEN
+            r := CASE WHEN runs = 1 THEN run_assign(g, keys, who, terms)
+                      ELSE run_assign(g, keys[lo:hi], who[lo:hi], terms[lo:hi]) END;
+            -- The last value is the last token that was issued, whether or not the last op got one.
+            g.token := r.vals[cardinality(r.vals)];
+        ELSIF kinds[lo] IN (2, 3, 10, 11, 12, 13, 15, 16, 18) THEN
+            r := CASE WHEN runs = 1 THEN run_keyed(g, kinds, keys, who, tokens, terms, a, blobs)
+                      ELSE run_keyed(g, kinds[lo:hi], keys[lo:hi], who[lo:hi], tokens[lo:hi], terms[lo:hi], a[lo:hi],
+                                     blobs[lo:hi]) END;
+        ELSE
+            FOR i IN lo .. hi LOOP
+                SELECT * INTO o FROM one(d, kinds[i], who[i], keys[i], terms[i], a[i], b[i], c[i]);
+                d := o.d;
+                codes := codes || o.code;
+                vals := vals || o.val;
+            END LOOP;
+            CONTINUE;
+        END IF;
+        g.registered := g.registered + r.registered;
+        g.quarantined := g.quarantined + r.quarantined;
+        d.g := g;
+        codes := codes || r.codes;
+        vals := vals || coalesce(r.vals, array_fill(NULL::bigint, ARRAY[hi - lo + 1]));
+        IF r.size > 0 THEN
+            d.changes := CASE WHEN d.size = 0 THEN r.changes ELSE d.changes || ',' || r.changes END;
+            d.size := d.size + r.size;
+            d.targets := d.targets || r.targets;
+            d.notices := d.notices || r.notices;
+        END IF;
+    END LOOP;
+    revision := publish(d.g, d.changes, d.size, d.targets, d.notices, d.freed);
+END $$;
+
+INSERT INTO schema_version VALUES (4);

@@ -1,0 +1,198 @@
+//! A batch as the arguments of `apply`.
+//!
+//! | kind | op | names | a | b | c |
+//! | --- | --- | --- | --- | --- | --- |
+//! | 1 | Add | key | weight | priority | not before |
+//! | 2, 3 | Remove, Retry | key | | | |
+//! | 4 | Rebalance | | | | |
+//! | 5 | Join | session, node | affinity | capacity | lease |
+//! | 6, 7 | SetAffinity, AlterAffinity | session | number | affinity, difference | |
+//! | 8, 9 | Drain, End | session | | | |
+//! | 10 | Confirm | session, key, token | 1 where started | | |
+//! | 11 | GiveUp | session, key, token | not before | | |
+//! | 12, 13 | Complete, Checkpoint | session, key, token | | | |
+//! | 14 | Assign | term, key, session | | | |
+//! | 15, 16 | Revoke, Force | term, key, token | | | |
+//! | 17 | Expire | term, session | beat | healthy below | |
+//! | 18 | Quarantine | term, key | | | |
+//! | 19 | Settle | term, session | | | |
+//! | 20 | EndHold | term | | | |
+
+use std::collections::HashSet;
+
+use divider_core::{Op, SessionId, Term, Token};
+use uuid::Uuid;
+
+use super::number;
+
+/// The arguments of `apply`, borrowed from the batch.
+#[derive(Debug, Default)]
+pub(crate) struct Encoded<'a> {
+    /// Where each run begins, counted from 1.
+    pub(crate) starts: Vec<i32>,
+    pub(crate) kinds: Vec<i16>,
+    /// Keys; for Join, the node's name.
+    pub(crate) names: Vec<Option<&'a str>>,
+    pub(crate) sessions: Vec<Option<Uuid>>,
+    pub(crate) tokens: Vec<Option<i64>>,
+    pub(crate) terms: Vec<Option<i64>>,
+    pub(crate) a: Vec<Option<i64>>,
+    pub(crate) b: Vec<Option<i64>>,
+    pub(crate) c: Vec<Option<i64>>,
+    pub(crate) blobs: Vec<Option<&'a [u8]>>,
+}
+
+/// One row of it.
+#[derive(Default)]
+struct Row<'a> {
+    name: Option<&'a str>,
+    session: Option<Uuid>,
+    token: Option<i64>,
+    term: Option<i64>,
+    a: Option<i64>,
+    b: Option<i64>,
+    c: Option<i64>,
+    blob: Option<&'a [u8]>,
+}
+
+/// Ops of one family that follow each other make a run, as long as no key comes twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Add,
+    Assign,
+    Keyed,
+    Other,
+}
+
+impl<'a> Encoded<'a> {
+    pub(crate) fn new(ops: &'a [Op]) -> Self {
+        let mut all = Self::default();
+        let mut family = None;
+        let mut named = HashSet::new();
+        for (at, op) in (1..).zip(ops) {
+            let (kind, row) = row(op);
+            let of = match kind {
+                1 => Family::Add,
+                14 => Family::Assign,
+                2 | 3 | 10..=13 | 15 | 16 | 18 => Family::Keyed,
+                _ => Family::Other,
+            };
+            // A node's name may come as often as it likes.
+            let twice = of != Family::Other && row.name.is_some_and(|key| !named.insert(key));
+            if twice || family != Some(of) {
+                all.starts.push(at);
+                family = Some(of);
+                named.clear();
+                named.extend(row.name);
+            }
+            all.push(kind, row);
+        }
+        all
+    }
+
+    fn push(&mut self, kind: i16, row: Row<'a>) {
+        self.kinds.push(kind);
+        self.names.push(row.name);
+        self.sessions.push(row.session);
+        self.tokens.push(row.token);
+        self.terms.push(row.term);
+        self.a.push(row.a);
+        self.b.push(row.b);
+        self.c.push(row.c);
+        self.blobs.push(row.blob);
+    }
+}
+
+/// An array with nothing in it is not sent.
+pub(crate) fn used<T>(column: Vec<Option<T>>) -> Option<Vec<Option<T>>> {
+    column.iter().any(Option::is_some).then_some(column)
+}
+
+fn row(op: &Op) -> (i16, Row<'_>) {
+    let none = Row::default;
+    let at = |SessionId(session): &SessionId| Row { session: Some(*session), ..Row::default() };
+    let led = |Term(term): &Term| Row { term: Some(number(*term)), ..Row::default() };
+    let owned = |session: &SessionId, token: &Token| Row { token: Some(number(token.0)), ..at(session) };
+    match op {
+        Op::Add(work) => (
+            1,
+            Row {
+                name: Some(work.key.as_str()),
+                a: Some(work.weight.into()),
+                b: Some(work.priority.into()),
+                c: Some(number(work.not_before_ms)),
+                blob: Some(&work.payload),
+                ..none()
+            },
+        ),
+        Op::Remove { key } => (2, Row { name: Some(key.as_str()), ..none() }),
+        Op::Retry { key } => (3, Row { name: Some(key.as_str()), ..none() }),
+        Op::Rebalance => (4, none()),
+        Op::Join { session, node, affinity, capacity, lease_ms } => (
+            5,
+            Row {
+                name: Some(node.as_str()),
+                a: Some((*affinity).into()),
+                b: capacity.map(Into::into),
+                c: Some((*lease_ms).into()),
+                ..at(session)
+            },
+        ),
+        Op::SetAffinity { session, number: n, affinity } => {
+            (6, Row { a: Some(number(*n)), b: Some((*affinity).into()), ..at(session) })
+        }
+        Op::AlterAffinity { session, number: n, delta } => {
+            (7, Row { a: Some(number(*n)), b: Some(*delta), ..at(session) })
+        }
+        Op::Drain { session } => (8, at(session)),
+        Op::End { session } => (9, at(session)),
+        Op::Confirm { session, key, token, started } => {
+            (10, Row { name: Some(key.as_str()), a: Some((*started).into()), ..owned(session, token) })
+        }
+        Op::GiveUp { session, key, token, not_before_ms } => {
+            (11, Row { name: Some(key.as_str()), a: Some(number(*not_before_ms)), ..owned(session, token) })
+        }
+        Op::Complete { session, key, token } => (12, Row { name: Some(key.as_str()), ..owned(session, token) }),
+        Op::Checkpoint { session, key, token, bytes } => {
+            (13, Row { name: Some(key.as_str()), blob: Some(bytes), ..owned(session, token) })
+        }
+        Op::Assign { term, key, session } => {
+            (14, Row { name: Some(key.as_str()), session: Some(session.0), ..led(term) })
+        }
+        Op::Revoke { term, key, token } => {
+            (15, Row { name: Some(key.as_str()), token: Some(number(token.0)), ..led(term) })
+        }
+        Op::Force { term, key, token } => {
+            (16, Row { name: Some(key.as_str()), token: Some(number(token.0)), ..led(term) })
+        }
+        Op::Expire { term, session, beat, healthy_below } => (
+            17,
+            Row { session: Some(session.0), a: Some(number(beat.0)), b: Some(number(healthy_below.0)), ..led(term) },
+        ),
+        Op::Quarantine { term, key } => (18, Row { name: Some(key.as_str()), ..led(term) }),
+        Op::Settle { term, session } => (19, Row { session: Some(session.0), ..led(term) }),
+        Op::EndHold { term } => (20, led(term)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use divider_core::{Key, Work};
+
+    use super::*;
+
+    fn add(key: &str) -> Op {
+        Op::Add(Work::from(Key::new(key).expect("a valid key")))
+    }
+
+    fn remove(key: &str) -> Op {
+        Op::Remove { key: Key::new(key).expect("a valid key") }
+    }
+
+    #[test]
+    fn a_run_is_of_one_family_and_names_each_key_once() {
+        let ops = [add("a"), add("b"), add("a"), remove("a"), remove("b"), Op::Rebalance, Op::Rebalance, add("a")];
+        assert_eq!(Encoded::new(&ops).starts, [1, 3, 4, 6, 8]);
+        assert!(Encoded::new(&[]).starts.is_empty());
+    }
+}

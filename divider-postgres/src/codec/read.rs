@@ -1,0 +1,248 @@
+//! What comes back.
+
+use std::fmt;
+
+use divider_core::{
+    Batch, Blob, Change, GroupView, Holding, Key, KeyView, NodeId, Notice, Outcome, Refusal, Revision, SessionId,
+    SessionView, State, StopReason, StoreError, Term, Token,
+};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, SeqAccess, Visitor},
+};
+use uuid::Uuid;
+
+/// An answer that is not what it should be.
+pub(crate) fn corrupt(expected: &str) -> StoreError {
+    StoreError::Corrupt(format!("expected {expected}"))
+}
+
+/// The outcomes of a batch, from their codes and values.
+pub(crate) fn outcomes(codes: &[i16], values: &[Option<i64>], ops: usize) -> Result<Vec<Outcome>, StoreError> {
+    if codes.len() != ops || values.len() != ops {
+        return Err(corrupt("an outcome for each op"));
+    }
+    codes.iter().zip(values).map(|(code, value)| outcome(*code, *value).ok_or_else(|| corrupt("an outcome"))).collect()
+}
+
+fn outcome(code: i16, value: Option<i64>) -> Option<Outcome> {
+    Some(Outcome::Refused(match code {
+        0 => return Some(Outcome::Done),
+        1 => return Some(Outcome::Unchanged),
+        2 => return Some(Outcome::Affinity(u32::try_from(value?).ok()?)),
+        3 => return Some(Outcome::Granted(Token(u64::try_from(value?).ok()?))),
+        10 => Refusal::UnknownKey,
+        11 => Refusal::StaleToken,
+        12 => Refusal::SessionEnded,
+        13 => Refusal::NotTaking,
+        14 => Refusal::NoRoom,
+        15 => Refusal::NotFree,
+        16 => Refusal::NotQuarantined,
+        17 => Refusal::NotStopping,
+        18 => Refusal::OldTerm,
+        19 => Refusal::StillBeating,
+        20 => Refusal::Holding,
+        21 => Refusal::AffinityOutOfRange(value?),
+        _ => return None,
+    }))
+}
+
+/// A logged batch.
+pub(crate) fn batch(revision: u64, data: &str) -> Result<Batch, StoreError> {
+    Ok(Batch { revision: Revision(revision), changes: changes_of(data)? })
+}
+
+/// Changes that are separated by commas, in brackets.
+pub(crate) fn changes_of(data: &str) -> Result<Vec<Change>, StoreError> {
+    let read: Vec<Read<Change>> = serde_json::from_str(data).map_err(|e| StoreError::Corrupt(e.to_string()))?;
+    Ok(read.into_iter().map(|Read(change)| change).collect())
+}
+
+/// The keys among changes that are separated by commas.
+pub(crate) fn views(data: Option<&str>) -> Result<Vec<KeyView>, StoreError> {
+    let Some(data) = data else { return Ok(Vec::new()) };
+    let view = |change| match change {
+        Change::Key(view) => Ok(view),
+        _ => Err(corrupt("a key")),
+    };
+    changes_of(&format!("[{data}]"))?.into_iter().map(view).collect()
+}
+
+/// The sessions among changes that are separated by commas.
+pub(crate) fn sessions(data: Option<&str>) -> Result<Vec<SessionView>, StoreError> {
+    let Some(data) = data else { return Ok(Vec::new()) };
+    let view = |change| match change {
+        Change::Session(view) => Ok(view),
+        _ => Err(corrupt("a session")),
+    };
+    changes_of(&format!("[{data}]"))?.into_iter().map(view).collect()
+}
+
+/// A notice, and the digest of a grant's blobs where those are still to be read.
+pub(crate) type Unread = (Notice, Option<String>);
+
+/// The notices of a message.
+pub(crate) fn notices(data: &str) -> Result<Vec<Unread>, StoreError> {
+    let read: Vec<Read<Unread>> = serde_json::from_str(data).map_err(|e| StoreError::Corrupt(e.to_string()))?;
+    Ok(read.into_iter().map(|Read(notice)| notice).collect())
+}
+
+/// A row of what a session holds.
+#[derive(Debug)]
+pub(crate) struct HoldingRow {
+    pub(crate) key: String,
+    pub(crate) token: i64,
+    pub(crate) attempts: i64,
+    pub(crate) weight: i64,
+    pub(crate) priority: i32,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) checkpoint: Vec<u8>,
+    pub(crate) stopping: i16,
+}
+
+/// What a session holds, from its row.
+pub(crate) fn holding(row: HoldingRow) -> Result<Holding, StoreError> {
+    let small = |n: i64| u32::try_from(n).map_err(|_| corrupt("a number of 32 bits"));
+    Ok(Holding {
+        key: Key::new(row.key).map_err(|e| StoreError::Corrupt(e.to_string()))?,
+        token: Token(super::unsigned(row.token)?),
+        attempts: small(row.attempts)?,
+        weight: small(row.weight)?,
+        priority: row.priority,
+        payload: Blob::from(row.payload),
+        checkpoint: Blob::from(row.checkpoint),
+        stopping: stop_reason(row.stopping),
+    })
+}
+
+fn stop_reason(stopping: i16) -> Option<StopReason> {
+    match stopping {
+        0 => None,
+        1 => Some(StopReason::Rebalanced),
+        _ => Some(StopReason::Removed),
+    }
+}
+
+/// Reads `T` from an array that begins with its kind.
+struct Read<T>(T);
+
+struct ByKind<T>(std::marker::PhantomData<T>);
+
+/// What can be read by kind.
+trait Kinds: Sized {
+    fn of<'de, A: SeqAccess<'de>>(kind: &str, fields: Fields<A>) -> Result<Self, A::Error>;
+}
+
+/// The elements after the kind.
+struct Fields<A>(A);
+
+impl<'de, A: SeqAccess<'de>> Fields<A> {
+    fn next<T: Deserialize<'de>>(&mut self) -> Result<T, A::Error> {
+        self.0.next_element()?.ok_or_else(|| A::Error::custom("too few elements"))
+    }
+}
+
+impl<'de, T: Kinds> Visitor<'de> for ByKind<T> {
+    type Value = Read<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array that begins with its kind")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Read<T>, A::Error> {
+        let mut fields = Fields(seq);
+        let kind: &str = fields.next()?;
+        T::of(kind, fields).map(Read)
+    }
+}
+
+impl<'de, T: Kinds> Deserialize<'de> for Read<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ByKind(std::marker::PhantomData))
+    }
+}
+
+impl Kinds for Change {
+    fn of<'de, A: SeqAccess<'de>>(kind: &str, mut f: Fields<A>) -> Result<Self, A::Error> {
+        Ok(match kind {
+            "k" => {
+                let (key, weight, priority, not_before_ms) = (f.next()?, f.next()?, f.next()?, f.next()?);
+                let (attempts, fates, avoid) = (f.next()?, f.next()?, f.next::<Option<Uuid>>()?.map(SessionId));
+                let (owner, token, stopping): (Option<Uuid>, Option<u64>, i16) = (f.next()?, f.next()?, f.next()?);
+                let quarantined: bool = f.next()?;
+                let state = match (owner, token, stop_reason(stopping)) {
+                    _ if quarantined => State::Quarantined,
+                    (Some(owner), Some(token), None) => {
+                        State::Assigned { session: SessionId(owner), token: Token(token) }
+                    }
+                    (Some(owner), Some(token), Some(reason)) => {
+                        State::Stopping { session: SessionId(owner), token: Token(token), reason }
+                    }
+                    _ => State::Pending,
+                };
+                Change::Key(KeyView { key, weight, priority, not_before_ms, attempts, fates, avoid, state })
+            }
+            "K" => Change::KeyGone(f.next()?),
+            "s" => Change::Session(SessionView {
+                session: SessionId(f.next()?),
+                node: f.next::<NodeId>()?,
+                affinity: f.next()?,
+                capacity: f.next()?,
+                lease_ms: f.next()?,
+                draining: f.next()?,
+                settled: f.next()?,
+                ended: f.next::<Option<u64>>()?.map(Token),
+            }),
+            "S" => Change::SessionGone(SessionId(f.next()?)),
+            "g" => Change::Group(GroupView {
+                term: Term(f.next()?),
+                leader: f.next::<Option<Uuid>>()?.map(SessionId),
+                hold: f.next()?,
+            }),
+            _ => return Err(A::Error::custom("a change of an unknown kind")),
+        })
+    }
+}
+
+impl Kinds for Unread {
+    fn of<'de, A: SeqAccess<'de>>(kind: &str, mut f: Fields<A>) -> Result<Self, A::Error> {
+        let notice = match kind {
+            "g" => {
+                let mut holding = Holding {
+                    key: f.next()?,
+                    token: Token(f.next()?),
+                    attempts: f.next()?,
+                    weight: f.next()?,
+                    priority: f.next()?,
+                    payload: Blob::default(),
+                    checkpoint: Blob::default(),
+                    stopping: None,
+                };
+                let blobs: Option<String> = f.next()?;
+                match blobs.as_deref().map(|blobs| blobs.split_once('/')) {
+                    None => {}
+                    Some(None) => return Ok((Notice::Granted(holding), blobs)),
+                    Some(Some((payload, checkpoint))) => {
+                        let bytes = |hex| unhex(hex).ok_or_else(|| A::Error::custom("bytes that are not hexadecimal"));
+                        (holding.payload, holding.checkpoint) = (bytes(payload)?, bytes(checkpoint)?);
+                    }
+                }
+                Notice::Granted(holding)
+            }
+            "s" => {
+                let (key, token) = (f.next()?, Token(f.next()?));
+                let reason = stop_reason(f.next()?).ok_or_else(|| A::Error::custom("no reason"))?;
+                Notice::Stop { key, token, reason }
+            }
+            "t" => Notice::Taken { key: f.next()?, token: Token(f.next()?) },
+            "e" => Notice::Ended,
+            _ => return Err(A::Error::custom("a notice of an unknown kind")),
+        };
+        Ok((notice, None))
+    }
+}
+
+fn unhex(hex: &str) -> Option<Blob> {
+    let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
+    (0..hex.len()).step_by(2).map(byte).collect::<Option<Vec<u8>>>().map(Blob::from)
+}

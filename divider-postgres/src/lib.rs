@@ -1,0 +1,28 @@
+//! The PostgreSQL backend of Divider.
+//!
+//! A [`PostgresStore`] keeps one group of keys in tables of a PostgreSQL database (14 or newer). Every batch is one call of
+//! one SQL function, so it is atomic and one round trip; leadership is an advisory lock; notifications are hints. See the
+//! README for the roles that it needs, and for what a restart, a restored backup and a fail-over mean.
+
+#![forbid(unsafe_code)]
+
+mod beat;
+mod check;
+mod codec;
+mod config;
+mod error;
+mod hints;
+mod link;
+mod migrate;
+mod pool;
+mod read;
+mod source;
+mod sql;
+mod store;
+
+pub use config::{PostgresBuilder, PostgresConfig};
+pub use migrate::migrate;
+pub use source::QuerySource;
+/// The driver, since some of its types are part of the configuration.
+pub use sqlx;
+pub use store::{PostgresStore, Pulse};

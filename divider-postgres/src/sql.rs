@@ -1,0 +1,138 @@
+//! Every statement, with the schema's name in it. Made once for each store.
+
+use std::sync::Arc;
+
+use sqlx::AssertSqlSafe;
+
+/// The texts of all statements.
+#[derive(Debug)]
+pub(crate) struct Sql {
+    pub(crate) version: Text,
+    pub(crate) attach: Text,
+    pub(crate) apply: Text,
+    pub(crate) renew: Text,
+    pub(crate) poll: Text,
+    pub(crate) resign: Text,
+    pub(crate) channel: Text,
+    pub(crate) beats: Text,
+    pub(crate) silent: Text,
+    pub(crate) holdings: Text,
+    pub(crate) changes: Text,
+    pub(crate) scan: Text,
+    pub(crate) records: Text,
+    pub(crate) stats: Text,
+    pub(crate) quarantined: Text,
+    pub(crate) revision: Text,
+    pub(crate) seq: Text,
+    pub(crate) messages: Text,
+    pub(crate) blobs: Text,
+}
+
+/// One statement. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub(crate) struct Text(Arc<str>);
+
+impl Text {
+    /// For the driver, which takes no text that was put together at run time without this promise: nothing but the quoted
+    /// schema is ever put into it.
+    pub(crate) fn safe(&self) -> AssertSqlSafe<Arc<str>> {
+        AssertSqlSafe(Arc::clone(&self.0))
+    }
+}
+
+/// Quotes an identifier.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.attempts, k.fates, k.avoid, k.owner, \
+                    k.token, k.stopping, k.quarantined)";
+
+impl Sql {
+    pub(crate) fn new(schema: &str) -> Self {
+        let schema = quoted(schema);
+        let text =
+            |sql: &str| Text(sql.replace("$VIEW", &format!("@{VIEW}")).replace('@', &format!("{schema}.")).into());
+        Self {
+            version: text("SELECT max(version), pg_is_in_recovery(), current_setting('server_encoding') FROM @schema_version"),
+            attach: text("SELECT group_channel, leader_channel, leader_lock, secret FROM @attach($1)"),
+            apply: text("SELECT codes, vals, revision FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
+            renew: text("SELECT @renew($1, $2, $3)"),
+            poll: text(
+                "SELECT alive, seq, revision, token, term, leader, leader_beat, holder
+                 FROM @poll($1, $2, $3, $4, $5, $6)",
+            ),
+            resign: text("SELECT holder FROM @resign($1, $2, $3, $4, $5)"),
+            channel: text("SELECT @channel($1, $2)"),
+            beats: text("SELECT b.session, b.beat FROM @groups g JOIN @beats b ON b.group_id = g.id WHERE g.name = $1"),
+            silent: text(
+                "WITH held AS MATERIALIZED (
+                     SELECT l.classid::bigint << 32 | l.objid::bigint AS key FROM pg_locks l
+                     WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
+                       AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+                 )
+                 SELECT b.session, b.beat,
+                        b.locked AND @lock_key($1, b.session::text) NOT IN (SELECT h.key FROM held h)
+                 FROM @groups g JOIN @beats b ON b.group_id = g.id WHERE g.name = $1",
+            ),
+            holdings: text(
+                "SELECT s.seq, k.key, k.token, k.attempts, k.weight, k.priority, k.payload, k.checkpoint, k.stopping
+                 FROM @groups g JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
+                 LEFT JOIN @keys k ON k.group_id = g.id AND k.owner = s.session WHERE g.name = $1",
+            ),
+            changes: text(
+                "SELECT g.revision, c.revision, c.data FROM @groups g LEFT JOIN LATERAL (
+                     SELECT c.revision, c.data FROM @changes c WHERE c.group_id = g.id AND c.revision > $2
+                     ORDER BY c.revision LIMIT 64
+                 ) c ON true WHERE g.name = $1 ORDER BY c.revision",
+            ),
+            scan: text(
+                "SELECT g.revision, g.term, g.leader, g.hold,
+                        CASE WHEN $2::text IS NULL THEN (
+                            SELECT string_agg(@session_json(s), ',' ORDER BY s.session) FROM @sessions s
+                            WHERE s.group_id = g.id
+                        ) END,
+                        p.keys, p.size, p.last
+                 FROM @groups g LEFT JOIN LATERAL (
+                     SELECT string_agg($VIEW, ',') AS keys, count(*) AS size, max(k.key) AS last FROM (
+                         SELECT * FROM @keys k WHERE k.group_id = g.id AND k.key > coalesce($2, '')
+                         ORDER BY k.key LIMIT 4096
+                     ) k
+                 ) p ON true WHERE g.name = $1",
+            ),
+            records: text(
+                "SELECT n.ix, $VIEW, k.payload, k.checkpoint
+                 FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
+                 CROSS JOIN LATERAL (SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key OFFSET 0) k
+                 WHERE g.name = $1",
+            ),
+            stats: text(
+                "SELECT g.registered, g.quarantined, count(s.session), coalesce(sum(s.held), 0)::bigint,
+                        coalesce(sum(s.stopping), 0)::bigint
+                 FROM @groups g LEFT JOIN @sessions s ON s.group_id = g.id AND s.ended IS NULL
+                 WHERE g.name = $1 GROUP BY g.id",
+            ),
+            quarantined: text(
+                "SELECT k.key FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1)
+                   AND k.quarantined ORDER BY k.key LIMIT $2",
+            ),
+            revision: text("SELECT g.revision FROM @groups g WHERE g.name = $1"),
+            seq: text(
+                "SELECT s.seq FROM @groups g JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
+                 WHERE g.name = $1",
+            ),
+            messages: text(
+                "SELECT s.seq, m.seq, m.data FROM @groups g
+                 JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
+                 LEFT JOIN @messages m ON m.group_id = g.id AND m.session = s.session AND m.seq > $3
+                 WHERE g.name = $1 ORDER BY m.seq LIMIT 64",
+            ),
+            blobs: text(
+                "SELECT k.key, k.payload, k.checkpoint, @blob_text(k.payload, k.checkpoint)
+                 FROM @groups g, unnest($2::text[]) AS n(key)
+                 CROSS JOIN LATERAL (SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key OFFSET 0) k
+                 WHERE g.name = $1",
+            ),
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The [`Store`] itself.
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Instant};
+
+use async_trait::async_trait;
+use divider_core::{
+    Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, Key, Op, Page, Record, Revision,
+    SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+};
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use crate::{
+    PostgresBuilder, PostgresConfig,
+    beat::Beater,
+    check,
+    codec::{self, Encoded, unsigned, used},
+    hints,
+    link::{Command, Link},
+    pool::{Door, Lanes},
+    read::{Inner, call},
+    sql::Sql,
+};
+
+/// One group in a PostgreSQL database, for one node.
+///
+/// Besides its connections for batches and reads it keeps two: one that holds the lock of leadership and listens, and one
+/// that renews. It must be [opened](Store::open) on the runtime on which it is then used, except for
+/// [`renew`](Store::renew).
+pub struct PostgresStore {
+    config: PostgresConfig,
+    phase: Mutex<Phase>,
+    /// One opening at a time.
+    opening: tokio::sync::Mutex<()>,
+    /// Sessions whose connection has ended: at which beat that was first seen here, and when.
+    gone: Mutex<HashMap<SessionId, (Beat, Instant)>>,
+}
+
+enum Phase {
+    New,
+    Open(Arc<Inner>),
+    Closed,
+}
+
+/// A session's sign of life, and whether there is reason to think that it was the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    /// Whose.
+    pub session: SessionId,
+    /// See [`Store::beats`].
+    pub beat: Beat,
+    /// The server has ended the session's connection, and since then for the whole [`PostgresConfig::lock_delay`] neither a
+    /// new one nor a beat has come: the leader may expire the session at this beat. Always false without a `lock_delay`.
+    pub gone: bool,
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl PostgresStore {
+    /// Begins to build a store, by a URL such as `postgres://user:password@host:5432/database`.
+    pub fn builder(url: impl AsRef<str>, group: Group) -> PostgresBuilder {
+        PostgresBuilder::new(PostgresConfig::new(url.as_ref(), group))
+    }
+
+    /// Makes a store. Nothing is connected before it is opened.
+    ///
+    /// # Errors
+    /// As [`PostgresConfig::validate`].
+    pub fn new(config: PostgresConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        Ok(Self {
+            config,
+            phase: Mutex::new(Phase::New),
+            opening: tokio::sync::Mutex::default(),
+            gone: Mutex::default(),
+        })
+    }
+
+    /// The beats of all living sessions, as [`beats`](Store::beats), and which of them may be expired early; see
+    /// [`PostgresConfig::lock_delay`].
+    ///
+    /// # Errors
+    /// Only those of the connection.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn pulses(&self) -> Result<Vec<Pulse>, StoreError> {
+        let inner = self.inner()?;
+        let Some(delay) = self.config.lock_delay else {
+            let beats = inner.beats().await?;
+            return Ok(beats.into_iter().map(|(session, beat)| Pulse { session, beat, gone: false }).collect());
+        };
+        let rows = inner.silent().await?;
+        let now = Instant::now();
+        let mut known = self.gone.lock();
+        let before = std::mem::take(&mut *known);
+        let pulse = |(session, beat, ended): (SessionId, Beat, bool)| {
+            if !ended {
+                return Pulse { session, beat, gone: false };
+            }
+            let since = before.get(&session).filter(|seen| seen.0 == beat).map_or(now, |seen| seen.1);
+            known.insert(session, (beat, since));
+            Pulse { session, beat, gone: now.duration_since(since) >= delay }
+        };
+        Ok(rows.into_iter().map(pulse).collect())
+    }
+
+    fn inner(&self) -> Result<Arc<Inner>, StoreError> {
+        match &*self.phase.lock() {
+            Phase::Open(inner) => Ok(Arc::clone(inner)),
+            Phase::New => Err(StoreError::Unavailable { message: "the store is not open".to_owned(), source: None }),
+            Phase::Closed => Err(StoreError::Closed),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    fn name(&self) -> &'static str {
+        "postgres"
+    }
+
+    async fn open(&self) -> Result<(), StoreError> {
+        let _one = self.opening.lock().await;
+        let known = match &*self.phase.lock() {
+            Phase::Closed => return Err(StoreError::Closed),
+            Phase::Open(inner) => Some(Arc::clone(inner)),
+            Phase::New => None,
+        };
+        if let Some(inner) = known {
+            return check::attach(&inner).await;
+        }
+        let sql = Arc::new(Sql::new(&self.config.schema));
+        let group: Arc<str> = self.config.group.as_str().into();
+        let door = Door::new(&self.config);
+        let lanes = Lanes::new(&self.config, &door);
+        check::way(&door).await?;
+        if self.config.pool.is_some() {
+            check::pool(&lanes).await?;
+        }
+        check::schema(&lanes, &sql, &self.config.schema).await?;
+        let link = Link::spawn(door.clone(), lanes.clone(), Arc::clone(&sql), Arc::clone(&group));
+        let beater = Beater::new(door, Arc::clone(&sql), Arc::clone(&group));
+        let inner = Arc::new(Inner { sql, group, lanes, link, beater });
+        check::attach(&inner).await?;
+        let mut phase = self.phase.lock();
+        if matches!(*phase, Phase::Closed) {
+            return Err(StoreError::Closed);
+        }
+        *phase = Phase::Open(inner);
+        Ok(())
+    }
+
+    async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
+        let inner = self.inner()?;
+        for op in ops {
+            // A leader that ends its session lets go of the lock first, so that whoever hears of it finds it free.
+            if let Op::End { session: who } = *op {
+                inner.link.ask(|reply| Command::Release { who, reply }).await?;
+            }
+        }
+        let Encoded { starts, kinds, names, sessions, tokens, terms, a, b, c, blobs } = Encoded::new(ops);
+        let query = sqlx::query(inner.sql.apply.safe())
+            .bind(&*inner.group)
+            .bind(starts)
+            .bind(kinds)
+            .bind(used(names))
+            .bind(used(sessions))
+            .bind(used(tokens))
+            .bind(used(terms))
+            .bind(used(a))
+            .bind(used(b))
+            .bind(used(c))
+            .bind(used(blobs));
+        let row = call!(inner, query, fetch_one)?;
+        let codes: Vec<i16> = inner.get(&row, 0)?;
+        let values: Vec<Option<i64>> = inner.get(&row, 1)?;
+        Ok(Applied {
+            outcomes: codec::outcomes(&codes, &values, ops.len())?,
+            revision: Revision(unsigned(inner.get(&row, 2)?)?),
+        })
+    }
+
+    async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
+        self.inner()?.beater.renew(session).await
+    }
+
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+        let (wants, stale) = match claim {
+            Claim::Follow | Claim::Lead { .. } => (false, None),
+            // A leadership here is never renewed: its beat is always 0.
+            Claim::Take { stale } => (true, stale.filter(|(_, beat)| *beat == Beat(0)).map(|(term, _)| term)),
+        };
+        self.inner()?.link.ask(|reply| Command::Poll { who: session, wants, stale, reply }).await
+    }
+
+    async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
+        self.inner()?.link.ask(|reply| Command::Resign { who: session, term, reply }).await
+    }
+
+    async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
+        self.inner()?.beats().await
+    }
+
+    async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
+        self.inner()?.holdings(session).await
+    }
+
+    async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
+        self.inner()?.changes(since).await
+    }
+
+    async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
+        self.inner()?.scan(cursor).await
+    }
+
+    async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
+        self.inner()?.records(keys).await
+    }
+
+    async fn stats(&self) -> Result<Stats, StoreError> {
+        self.inner()?.stats().await
+    }
+
+    async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
+        self.inner()?.quarantined(limit).await
+    }
+
+    async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
+        let inner = self.inner()?;
+        let who = match topic {
+            Topic::Session(session) => Some(session),
+            Topic::Group => None,
+        };
+        let signal = inner.link.ask(|reply| Command::Listen { who, reply }).await?;
+        hints::subscribe(inner, topic, signal).await
+    }
+
+    async fn close(&self) {
+        let phase = std::mem::replace(&mut *self.phase.lock(), Phase::Closed);
+        if let Phase::Open(inner) = phase {
+            // Whether it answers or not, it ends with the last handle to it.
+            _ = timeout(inner.lanes.limit(), inner.link.ask(|reply| Command::Close { reply })).await;
+            inner.beater.close().await;
+            inner.lanes.close().await;
+        }
+    }
+}

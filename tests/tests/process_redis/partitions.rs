@@ -1,0 +1,115 @@
+//! One node's network fails, and nobody else's.
+
+use std::time::Duration;
+
+use divider_core::StopReason;
+use divider_tests::{
+    history::ProcessId,
+    process::{Network, Proxy, now},
+};
+
+use super::{Bed, figure, pause};
+
+const KEYS: usize = 300;
+const LEASE: Duration = Duration::from_millis(1000);
+
+/// Three nodes, one of them behind a proxy, which leads if that is wanted.
+fn bed(leads: bool) -> (Bed, Proxy, ProcessId) {
+    let mut bed = Bed::new(&["--tick-ms", "10", "--lease-ms", "1000"]);
+    let proxy = Proxy::before(bed.server.port());
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let victim = if leads {
+        let victim = bed.fleet.spawn_at(&url, &[]);
+        bed.fleet.wait_ready(&[victim]);
+        bed.fleet.spawn_ready(2, &[]);
+        victim
+    } else {
+        bed.fleet.spawn_ready(2, &[]);
+        let victim = bed.fleet.spawn_at(&url, &[]);
+        bed.fleet.wait_ready(&[victim]);
+        victim
+    };
+    assert_eq!(bed.fleet.leader() == Some(victim), leads);
+    bed.settle(victim);
+    bed.add(victim, KEYS, Duration::from_secs(10));
+    (bed, proxy, victim)
+}
+
+/// Cuts the node off for some leases: it fences itself by its own clock, the others take over, and it comes back.
+fn cut_off(leads: bool, network: Network, leases: u32) {
+    let (mut bed, proxy, victim) = bed(leads);
+    let held = bed.fleet.loads()[&victim];
+    bed.fleet.record(victim);
+    let cut = now();
+    proxy.set(network);
+    pause(u64::try_from((LEASE * leases).as_millis()).expect("short"));
+
+    let said = bed.fleet.said();
+    let lost: Vec<_> = said.recorded[&victim].iter().filter(|line| line.reason == Some(StopReason::Lost)).collect();
+    assert_eq!(lost.len(), held, "every key was told to be lost while the node was cut off");
+    let mut told: Vec<_> = lost.iter().map(|line| Duration::from_nanos(line.at_ns.saturating_sub(cut))).collect();
+    let mut taken: Vec<_> = said.history.takeovers(victim, cut).into_iter().filter_map(|(_, time)| time).collect();
+    drop(said);
+    let what = format!("{network:?} for {leases} leases of {LEASE:?}{}", if leads { ", the leader" } else { "" });
+    figure(&format!("{what}: until the loss was told"), &mut told);
+    assert!(told.last() <= Some(&(LEASE + Duration::from_millis(50))), "{told:?}");
+    figure(&format!("{what}: until the start elsewhere"), &mut taken);
+    // Renewals go on to arrive where only answers are lost; they end with the node's own lease.
+    let bound = if network == Network::NoAnswers { LEASE * 2 } else { LEASE } + Duration::from_millis(500);
+    if taken.len() < held || taken.last() > Some(&bound) {
+        println!("figure: {} of {held} were taken over in time", taken.iter().filter(|time| **time <= bound).count());
+    }
+    assert!(network == Network::NoAnswers || taken.len() == held && taken.last() <= Some(&bound));
+
+    proxy.set(Network::Fine);
+    let healed = now();
+    bed.fleet.wait_all_run(KEYS, LEASE + Duration::from_secs(3));
+    println!("figure: {what}: all {KEYS} keys run {:?} after it healed", Duration::from_nanos(now() - healed));
+    bed.fleet.wait("the node to have keys again", Duration::from_secs(5), |_, said| {
+        said.history
+            .keys()
+            .any(|(_, claims)| claims.values().any(|claim| claim.process == victim && claim.started > healed))
+    });
+    bed.fleet.wait_all_run(KEYS, LEASE + Duration::from_secs(3));
+    let stats = bed.fleet.call(victim, "stats").detail.unwrap_or_default();
+    assert_eq!(stats["quarantined"], 0, "{stats}");
+}
+
+#[test]
+fn a_node_that_is_cut_off_fences_itself() {
+    cut_off(false, Network::Cut, 2);
+}
+
+#[test]
+fn a_node_whose_network_falls_silent_fences_itself_and_its_late_words_do_no_harm() {
+    cut_off(false, Network::Silent, 3);
+}
+
+#[test]
+fn a_leader_whose_network_falls_silent_is_replaced_and_its_late_words_do_no_harm() {
+    cut_off(true, Network::Silent, 3);
+}
+
+#[test]
+fn a_node_that_hears_no_answers_fences_itself() {
+    cut_off(false, Network::NoAnswers, 3);
+}
+
+#[test]
+fn a_leader_that_hears_no_answers_is_replaced() {
+    cut_off(true, Network::NoAnswers, 3);
+}
+
+#[test]
+fn a_network_that_is_slow_for_one_node_loses_nothing() {
+    let (mut bed, proxy, victim) = bed(true);
+    proxy.set(Network::Slow(Duration::from_millis(100)));
+    pause(2000);
+    bed.fleet.call(victim, "keys 400");
+    bed.fleet.wait_all_run(400, Duration::from_secs(10));
+    let said = bed.fleet.said();
+    let lost = said.history.keys().flat_map(|(_, claims)| claims.values());
+    let lost = lost.filter(|claim| claim.stopped.is_some_and(|(_, reason)| reason == StopReason::Lost)).count();
+    println!("figure: a leader 100 ms away: {lost} keys lost");
+    assert_eq!(lost, 0, "a renewal that takes 200 ms is no reason to lose a lease of a second");
+}
