@@ -17,6 +17,8 @@ mod command;
 mod config;
 mod confirm;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod link;
 mod member;
 mod propose;

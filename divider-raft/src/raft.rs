@@ -13,8 +13,12 @@ use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy, error::Client
 use serde::{Deserialize, Serialize};
 
 pub(crate) use log::{Identity, Log};
+#[cfg(test)]
+pub(crate) use log::{seal, unseal};
 pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
 pub(crate) use snapshot::{SnapshotData, Snapshots};
+#[cfg(test)]
+pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};
 pub(crate) use state::{Machine, MachineHandle, lives};
 
 use crate::{

@@ -96,7 +96,7 @@ impl fmt::Debug for Log {
 }
 
 /// Puts a checksum over the key and the bytes before them.
-fn seal<T: Serialize>(key: &[u8], value: &T) -> io::Result<Vec<u8>> {
+pub(crate) fn seal<T: Serialize>(key: &[u8], value: &T) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 8];
     bytes.push(VERSION);
     let mut bytes = postcard::to_extend(value, bytes).map_err(io::Error::other)?;
@@ -109,7 +109,7 @@ fn checksum(key: &[u8], bytes: &[u8]) -> [u8; 8] {
     (xxh3_64(bytes) ^ xxh3_64(key).rotate_left(1)).to_le_bytes()
 }
 
-fn unseal<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn unseal<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, String> {
     let (sum, rest) = bytes.split_first_chunk::<8>().ok_or("a value is cut short")?;
     if *sum != checksum(key, rest) {
         return Err("a checksum does not match".into());
