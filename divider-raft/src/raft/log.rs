@@ -7,10 +7,19 @@
 //!
 //! Each value carries a checksum over its key and its bytes, and the whole log is read and checked at the start, so that
 //! a damaged file is noticed before anything in it counts.
+//!
+//! # Why there is a second, tiny file
+//! After a crash redb goes back to the commit before the last, if the last one is not whole: it was torn, and nobody was
+//! told of it. But a commit that was acknowledged, and of which a bit was flipped later, looks just the same. So the
+//! number of the last commit is also written beside the log once it is on disk. It is not waited for, since it is only a
+//! guard: where it is missing or unreadable nothing is lost but the guard; where it is ahead of the log the log has lost
+//! what was acknowledged, and is refused.
 
 use std::{
     collections::BTreeMap,
-    fmt, fs, io,
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write as _},
     ops::{Bound, RangeBounds},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -34,6 +43,7 @@ use crate::error::DataError;
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
 const FILE: &str = "log.redb";
+const MARK: &str = "log.mark";
 /// Format of what is in the tables.
 const VERSION: u8 = 1;
 /// The newest entries are kept in memory up to this many bytes.
@@ -80,6 +90,8 @@ struct Cache {
     vote: Option<Vote>,
     /// Index of the last entry on disk: what is newer must not leave the memory.
     flushed: u64,
+    /// Number of the last commit.
+    commit: u64,
 }
 
 enum Write {
@@ -159,6 +171,11 @@ impl Log {
         let mut cache = Cache::default();
         let found = guarded(|| Ok(load(&database, &mut cache)));
         found.map_err(corrupt)?.map_err(corrupt)?;
+        let mark = directory.map(|directory| Mark::open(&directory.join(MARK))).transpose();
+        let mark = mark.map_err(|error| DataError::io(&path, error))?;
+        if mark.as_ref().is_some_and(|mark| mark.last > cache.commit) {
+            return Err(corrupt("what it acknowledged last is not in it any more".into()));
+        }
         let known = match identity {
             Some(bytes) => Some(unseal::<Identity>(b"identity", &bytes).map_err(corrupt)?),
             None if cache.last.is_some() || cache.vote.is_some() => {
@@ -169,7 +186,8 @@ impl Log {
         let database = Arc::new(database);
         let cache = Arc::new(RwLock::new(cache));
         let (writes, receiver) = mpsc::channel();
-        let writer = Writer { database: database.clone(), cache: cache.clone() };
+        let commit = cache.read().commit;
+        let writer = Writer { database: database.clone(), cache: cache.clone(), commit, mark };
         let thread = std::thread::Builder::new().name("divider-raft-log".into()).spawn(move || writer.run(&receiver));
         let thread = thread.map_err(|error| DataError::io(&path, error))?;
         let shared = Shared {
@@ -312,6 +330,7 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
         match name.value() {
             "vote" => cache.vote = Some(unseal(b"vote", value.value())?),
             "purged" => cache.purged = Some(unseal(b"purged", value.value())?),
+            "commit" => cache.commit = unseal(b"commit", value.value())?,
             "identity" => {}
             other => return Err(format!("it holds a fact called {other:?}, which this version does not know")),
         }
@@ -363,10 +382,35 @@ impl Cache {
 struct Writer {
     database: Arc<Database>,
     cache: Arc<RwLock<Cache>>,
+    /// Number of the last commit.
+    commit: u64,
+    mark: Option<Mark>,
+}
+
+/// The file with the number of the last commit.
+struct Mark {
+    file: File,
+    last: u64,
+}
+
+impl Mark {
+    fn open(path: &Path) -> io::Result<Self> {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Self { file, last: unseal(b"mark", &bytes).map_or(0, u64::from_le_bytes) })
+    }
+
+    fn write(&mut self, commit: u64) -> io::Result<()> {
+        // Always of the same length, so that a shorter number leaves nothing of a longer one behind.
+        let bytes = seal(b"mark", &commit.to_le_bytes())?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(&bytes)
+    }
 }
 
 impl Writer {
-    fn run(self, writes: &mpsc::Receiver<Write>) {
+    fn run(mut self, writes: &mpsc::Receiver<Write>) {
         while let Ok(first) = writes.recv() {
             let mut bytes = first.bytes();
             let mut group = vec![first];
@@ -376,7 +420,13 @@ impl Writer {
                 bytes += next.bytes();
                 group.push(next);
             }
-            let result = guarded(|| self.commit(&group));
+            let result = guarded(|| self.commit(&group, self.commit + 1));
+            if result.is_ok() {
+                self.commit += 1;
+                if let Some(Err(error)) = self.mark.as_mut().map(|mark| mark.write(self.commit)) {
+                    tracing::warn!(target: "divider::raft", %error, "the log's mark could not be written");
+                }
+            }
             if let Err(problem) = &result {
                 tracing::error!(target: "divider::raft", problem, "the log could not be written; this member stops");
             }
@@ -387,12 +437,14 @@ impl Writer {
         }
     }
 
-    fn commit(&self, group: &[Write]) -> Result<(), redb::Error> {
+    fn commit(&self, group: &[Write], number: u64) -> Result<(), redb::Error> {
         let mut write = self.database.begin_write()?;
         write.set_durability(Durability::Immediate)?;
         {
             let mut entries = write.open_table(ENTRIES)?;
             let mut facts = write.open_table(FACTS)?;
+            let number = seal(b"commit", &number).map_err(|error| redb::Error::Io(error))?;
+            facts.insert("commit", number.as_slice())?;
             for one in group {
                 match one {
                     Write::Append { entries: new, .. } => {

@@ -116,7 +116,9 @@ fn written(directory: &Path, copy: &Path) -> Found {
     });
     assert_eq!((found.2.first().unwrap().log_id.index, found.2.len()), (101, 320));
     // As after kill -9: everything is acknowledged, and nothing was closed.
-    std::fs::copy(directory.join("log.redb"), copy.join("log.redb")).unwrap();
+    for file in ["log.redb", "log.mark"] {
+        std::fs::copy(directory.join(file), copy.join(file)).unwrap();
+    }
     log.close();
     found
 }
@@ -134,6 +136,7 @@ fn torn_and_flipped_bytes_are_refused_or_make_no_difference() {
         let bytes = std::fs::read(source.join("log.redb")).unwrap();
         let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
         for round in 0..500 {
+            std::fs::copy(source.join("log.mark"), work.path().join("log.mark")).unwrap();
             let mut broken = bytes.clone();
             // Mostly where something is; the head of the file, where a bit means most, gets its share.
             let at = match round % 4 {
