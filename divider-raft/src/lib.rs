@@ -32,6 +32,7 @@ mod store;
 mod subscribe;
 #[cfg(feature = "tls")]
 mod tls;
+mod url;
 mod wire;
 
 pub use config::{Data, RaftConfig, Role};
@@ -41,4 +42,5 @@ pub use security::Security;
 pub use store::{RaftStore, RaftStoreBuilder};
 #[cfg(feature = "tls")]
 pub use tls::{Tls, TlsError};
+pub use url::UrlError;
 pub use wire::Owner;

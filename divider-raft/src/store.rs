@@ -86,6 +86,10 @@ pub struct RaftStoreBuilder {
 }
 
 impl RaftStoreBuilder {
+    pub(crate) fn new(group: Group) -> Self {
+        Self { group, config: RaftConfig::default() }
+    }
+
     /// Sets the whole configuration.
     #[must_use]
     pub fn config(mut self, config: RaftConfig) -> Self {
@@ -185,7 +189,7 @@ impl RaftStore {
     /// # Errors
     /// [`InvalidInput`] where the group's name is empty or too long.
     pub fn builder(group: impl AsRef<str>) -> Result<RaftStoreBuilder, InvalidInput> {
-        Ok(RaftStoreBuilder { group: Group::new(group)?, config: RaftConfig::default() })
+        Ok(RaftStoreBuilder::new(Group::new(group)?))
     }
 
     /// A handle to another group, through the same member.
