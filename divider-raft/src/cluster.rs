@@ -38,7 +38,7 @@ const TARGET: &str = "divider::raft";
 /// How long a seed may take to say where it stands.
 const STATUS: Duration = Duration::from_millis(400);
 /// How often a newcomer asks, and how often a leader looks after its members.
-const ROUND: Duration = Duration::from_millis(200);
+const ROUND: Duration = Duration::from_millis(100);
 /// A learner that is at most this many entries behind has caught up.
 const NEAR: u64 = 100;
 /// How long an earlier user of the data directory may take to let go of it.
@@ -261,8 +261,17 @@ fn open_blocking(config: &RaftConfig) -> Result<Opened, DataError> {
 
 /// Founds a cluster or joins one, once.
 async fn settle(member: Arc<Member>, router: Arc<Router>, joining: watch::Sender<Result<(), String>>) {
+    let known = member.raft.is_initialized().await;
+    let mut settled = false;
     loop {
-        match try_to_settle(&member, &router).await {
+        let result = match settled {
+            false => try_to_settle(&member, &router).await,
+            true => Ok(()),
+        };
+        settled = result.is_ok();
+        // Whoever comes back is not waited for; what it was before, it is again.
+        let result = if known { result } else { result.and_then(|()| complete(&member)) };
+        match result {
             Ok(()) => {
                 joining.send_modify(|joined| *joined = Ok(()));
                 return;
@@ -273,6 +282,23 @@ async fn settle(member: Arc<Member>, router: Arc<Router>, joining: watch::Sender
             }
         }
         tokio::time::sleep(ROUND).await;
+    }
+}
+
+/// Whether all that founded the cluster together are in it, and this member votes if it is to.
+fn complete(member: &Member) -> Result<(), String> {
+    let view = member.raft.view();
+    let votes =
+        |wanted: bool| view.members.values().filter(|(peer, votes)| peer.wants_vote && *votes == wanted).count();
+    let full = votes(true) >= member.config.voters;
+    if view.members.len() < member.config.seeds.len() {
+        return Err(format!("{} of {} seeds are in the cluster", view.members.len(), member.config.seeds.len()));
+    }
+    match view.members.get(&member.me.id) {
+        _ if view.leads && votes(false) > 0 && !full => Err(format!("{} members do not vote yet", votes(false))),
+        Some((me, false)) if me.wants_vote && !full => Err("this member does not vote yet".into()),
+        None => Err("this member is not known yet".into()),
+        Some(_) => Ok(()),
     }
 }
 
