@@ -142,13 +142,15 @@ impl Raft {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
         let membership = metrics.membership_config.membership();
-        let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
+        // While the voters change, the old ones and the new ones both decide. Whoever does not vote among both yet is not
+        // counted, for nobody can do without the old ones so far; and a change that was cut short is taken up again.
+        let votes = |id: &u64| membership.get_joint_config().iter().all(|voters| voters.contains(id));
         View {
             term: metrics.current_term,
             leader: metrics.current_leader,
             leads: metrics.state == ServerState::Leader,
             silent_ms: metrics.millis_since_quorum_ack,
-            members: membership.nodes().map(|(id, peer)| (*id, (peer.clone(), voters.contains(id)))).collect(),
+            members: membership.nodes().map(|(id, peer)| (*id, (peer.clone(), votes(id)))).collect(),
             stopped: metrics.running_state.is_err(),
         }
     }
