@@ -145,6 +145,7 @@ fn a_frozen_leader_loses_its_keys_to_others_and_knows_it() {
     drop(said);
     assert!(!times.is_empty());
     figure("SIGSTOP of the leader to start elsewhere, lease 1 s", &mut times);
+    assert!(times.iter().max().unwrap() <= &(Duration::from_secs(1) + ELECTION + SLACK));
 }
 
 #[test]
