@@ -245,7 +245,7 @@ impl Log {
     }
 
     /// Entries `from..to` that are no longer in memory.
-    fn read_disk(&self, from: u64, to: u64, bytes: usize) -> Result<Vec<Entry>, StorageError> {
+    fn read_disk(&self, from: u64, to: u64, bytes: usize) -> io::Result<Vec<Entry>> {
         let read = guarded(|| {
             let read = self.0.database.begin_read()?;
             let table = read.open_table(ENTRIES)?;
@@ -258,15 +258,14 @@ impl Log {
                 if size > bytes && !entries.is_empty() {
                     break;
                 }
-                entries.push((index, unseal::<Entry>(&index.to_be_bytes(), value)));
+                entries.push(unseal::<Entry>(&index.to_be_bytes(), value));
             }
             Ok(entries)
         });
-        let failed = |problem: String| failed(ErrorSubject::Logs, ErrorVerb::Read, &io::Error::other(problem));
-        read.map_err(failed)?.into_iter().map(|(_, entry)| entry.map_err(failed)).collect()
+        read.map_err(io::Error::other)?.into_iter().map(|entry| entry.map_err(io::Error::other)).collect()
     }
 
-    fn read(&self, from: u64, to: u64, bytes: usize) -> Result<Vec<Entry>, StorageError> {
+    fn read(&self, from: u64, to: u64, bytes: usize) -> io::Result<Vec<Entry>> {
         let (mut found, start) = {
             let cache = self.0.cache.read();
             let mut size = 0;
@@ -443,7 +442,7 @@ impl Writer {
         {
             let mut entries = write.open_table(ENTRIES)?;
             let mut facts = write.open_table(FACTS)?;
-            let number = seal(b"commit", &number).map_err(|error| redb::Error::Io(error))?;
+            let number = seal(b"commit", &number).map_err(redb::Error::Io)?;
             facts.insert("commit", number.as_slice())?;
             for one in group {
                 match one {
@@ -496,6 +495,10 @@ fn failed(subject: ErrorSubject<u64>, verb: ErrorVerb, error: &io::Error) -> Sto
     StorageIOError::new(subject, verb, AnyError::new(error)).into()
 }
 
+fn unread(error: io::Error) -> StorageError {
+    failed(ErrorSubject::Logs, ErrorVerb::Read, &error)
+}
+
 impl RaftLogReader<Types> for Log {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + fmt::Debug + Send>(
         &mut self,
@@ -511,11 +514,11 @@ impl RaftLogReader<Types> for Log {
             Bound::Excluded(to) => *to,
             Bound::Unbounded => u64::MAX,
         };
-        self.read(from, to, usize::MAX)
+        self.read(from, to, usize::MAX).map_err(unread)
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
-        self.read(start, end, READ_BYTES)
+        self.read(start, end, READ_BYTES).map_err(unread)
     }
 }
 
@@ -572,7 +575,7 @@ impl RaftLogStorage<Types> for Log {
         self.write(|done| Write::Truncate { from: log.index, done }).await.map_err(failed)?;
         let before = log.index.checked_sub(1);
         let last = match before {
-            Some(before) => self.read(before, log.index, usize::MAX)?.first().map(|entry| entry.log_id),
+            Some(before) => self.read(before, log.index, usize::MAX).map_err(unread)?.first().map(|entry| entry.log_id),
             None => None,
         };
         let mut cache = self.0.cache.write();
