@@ -151,6 +151,7 @@ impl Running {
             raft,
             links: links.clone(),
             receiving: Receiving::default(),
+            locals: Mutex::default(),
         });
         if let Some(listener) = listener {
             tracing::info!(target: TARGET, member = %member.me, "listens");
@@ -415,6 +416,9 @@ async fn watch_leadership(member: Arc<Member>) {
             match leads {
                 Some(term) => {
                     tracing::info!(target: TARGET, member = %member.me, term, "leads Raft");
+                    if let Err(fault) = member.free_leaderships().await {
+                        tracing::debug!(target: TARGET, ?fault, "the groups' leaders could not be freed");
+                    }
                     member.machine.subscribers.leads();
                 }
                 None => tracing::info!(target: TARGET, member = %member.me, term = view.term, "follows"),

@@ -1,6 +1,11 @@
 //! A member of the cluster, as the others see it: what it answers to whom.
 
-use std::{collections::BTreeSet, pin::pin, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use divider_core::{
     Batch, Change, Claim, Group, Key, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
@@ -22,6 +27,8 @@ use crate::{
 
 /// About how many bytes of changes go into one answer.
 const CHANGES_BYTES: usize = 1 << 20;
+/// A session of this process that was not heard of for this long is none any more.
+const LOCAL: Duration = Duration::from_secs(10);
 
 /// A member. One for each process and cluster.
 #[derive(Debug)]
@@ -37,6 +44,8 @@ pub(crate) struct Member {
     pub(crate) confirmer: Confirmer,
     pub(crate) links: Arc<Links>,
     pub(crate) receiving: Receiving,
+    /// Sessions of this process, and when they were last heard of, whoever led then.
+    pub(crate) locals: Mutex<HashMap<SessionId, Instant>>,
 }
 
 impl Member {
@@ -250,11 +259,31 @@ impl Member {
         standing.map(Answer::Standing).ok_or(Fault::SessionEnded)
     }
 
-    /// Whether a session may lead its group now.
-    ///
-    /// The process that leads Raft should lead its groups too: its proposals then take no detour, and when it is lost both
-    /// move together, within an election instead of a lease. Only where no node of a group lives in that process does a
-    /// session of another one lead, and there leadership is a lease like anywhere else.
+    /// A session of this process has called.
+    pub(crate) fn heard_of_local(&self, session: SessionId) {
+        let mut locals = self.locals.lock();
+        if !locals.contains_key(&session) {
+            locals.retain(|_, heard| heard.elapsed() < LOCAL);
+        }
+        locals.insert(session, Instant::now());
+    }
+
+    /// This member has begun to lead Raft: the groups' leaders in other processes lose their leadership, as if the store
+    /// had noticed their death. The process that leads Raft should lead its groups too: its proposals then take no detour,
+    /// and when it is lost both move together, within an election instead of a lease.
+    pub(crate) async fn free_leaderships(&self) -> Result<(), Fault> {
+        let index = self.confirmer.confirm().await?;
+        self.machine.reached(index).await;
+        for (group, session, term) in self.machine.leaders() {
+            if self.locals.lock().get(&session).is_none_or(|heard| heard.elapsed() >= LOCAL) {
+                self.proposer.propose(Step::Resign { group, session, term }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a session may lead its group now: where nobody does, or the leadership has stood still for a lease. Sessions
+    /// of this process are preferred; another one comes into question only where none of those has asked for a while.
     fn may_lead(
         &self,
         raft_term: u64,
@@ -264,16 +293,15 @@ impl Member {
         stale: Option<(Term, divider_core::Beat)>,
         local: bool,
     ) -> bool {
-        let Some((leader, term)) = held else {
-            return local || self.machine.reign.preference(raft_term, group, held).others_may_lead;
-        };
-        if leader == session {
-            return false;
+        let preferred = || local || self.machine.reign.others_may_lead(raft_term, group);
+        match held {
+            None => preferred(),
+            Some((leader, _)) if leader == session => false,
+            Some((_, term)) => {
+                let beat = self.machine.reign.leader_beat(raft_term, group, false);
+                stale == Some((term, beat)) && preferred()
+            }
         }
-        let beat = self.machine.reign.leader_beat(raft_term, group, false);
-        let stands_still = stale == Some((term, beat));
-        let preference = self.machine.reign.preference(raft_term, group, held);
-        if local { stands_still || !preference.leader_is_local } else { stands_still && preference.others_may_lead }
     }
 
     /// Reads from what has been applied here.

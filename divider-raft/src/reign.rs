@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{Beat, Group, Ledger, Op, Refusal, SessionId, Term};
+use divider_core::{Beat, Group, Ledger, Op, Refusal, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -76,15 +76,6 @@ impl Inner {
         let joined = beats.is_some_and(|beats| beats.joined.contains(&session));
         Beat(if joined { 0 } else { self.base() })
     }
-}
-
-/// What a member knows about who should lead a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Preference {
-    /// The group's leader is a session of this process.
-    pub(crate) leader_is_local: bool,
-    /// A session of another process may lead: none of this one has asked for so long that none seems to be there.
-    pub(crate) others_may_lead: bool,
 }
 
 impl Reign {
@@ -234,16 +225,12 @@ impl Reign {
         }
     }
 
-    pub(crate) fn preference(&self, term: u64, group: &Group, leader: Option<(SessionId, Term)>) -> Preference {
+    /// Whether a session of another process may lead: none of this one has asked for so long that none seems to be there.
+    pub(crate) fn others_may_lead(&self, term: u64, group: &Group) -> bool {
         let mut inner = self.inner.lock();
         inner.enter(term);
         let fresh = |at: &Instant| at.elapsed() < GRACE;
         let young = inner.since.as_ref().is_some_and(fresh);
-        let beats = inner.groups.get(group);
-        let any_local = beats.is_some_and(|beats| beats.local.values().any(fresh));
-        // However long ago: one that stands still is replaced like any other leader.
-        let leader_is_local =
-            leader.is_some_and(|(leader, _)| beats.is_some_and(|beats| beats.local.contains_key(&leader)));
-        Preference { leader_is_local, others_may_lead: !young && !any_local }
+        !young && !inner.groups.get(group).is_some_and(|beats| beats.local.values().any(fresh))
     }
 }

@@ -58,6 +58,9 @@ impl Router {
 
     /// Has the leader answer a call. `again` says that twice does no harm.
     pub(crate) async fn call(&self, call: Call, class: Class, again: bool) -> Result<Answer, StoreError> {
+        if let (Some(member), Call::Renew { session, .. } | Call::Poll { session, .. }) = (&self.member, &call) {
+            member.heard_of_local(*session);
+        }
         let limit = self.config.call_time_limit;
         let deadline = Instant::now() + limit;
         let mut last = None;

@@ -4,10 +4,13 @@
 // A test that cannot have its cluster fails.
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use divider_core::{Group, conformance::Backend};
-use divider_raft::RaftStore;
+use divider_raft::{RaftConfig, RaftStore};
 use divider_tests::raft::Cluster;
 use tokio::sync::OnceCell;
 
@@ -20,7 +23,12 @@ struct Raft(&'static Cluster);
 
 impl Raft {
     async fn new() -> Self {
-        Self(CLUSTER.get_or_init(|| Cluster::start(3)).await)
+        // The suite keeps a machine busy, and some checks want the leader to stay.
+        let patient = |config: &mut RaftConfig| {
+            config.election = (Duration::from_millis(600), Duration::from_millis(1200));
+            config.call_time_limit = Duration::from_secs(2);
+        };
+        Self(CLUSTER.get_or_init(|| Cluster::start_with(3, patient)).await)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use divider_core::{Applied, Group, Ledger, Op, Outcome, Refusal, Revision, Token};
+use divider_core::{Applied, Group, Ledger, Op, Outcome, Refusal, Revision, SessionId, Term, Token};
 use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot, StorageIOError, storage::RaftStateMachine};
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -62,6 +62,16 @@ impl Machine {
             Some(ledger) => look(ledger),
             None => look(&Ledger::new()),
         }
+    }
+
+    /// Who leads which group.
+    pub(crate) fn leaders(&self) -> Vec<(Group, SessionId, Term)> {
+        let state = self.state.read();
+        let led = |(group, ledger): (&Group, &Ledger)| {
+            let held = ledger.group();
+            held.leader.map(|leader| (group.clone(), leader, held.term))
+        };
+        state.groups.iter().filter_map(led).collect()
     }
 
     /// Waits until the entry at `index` has been applied here. Cancel safe.
@@ -246,7 +256,7 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
 }
 
 /// Sessions that an entry brings to life or ends, in order. For the [`Reign`].
-pub(crate) fn lives(step: &Step, done: &Done) -> (BTreeSet<divider_core::SessionId>, bool) {
+pub(crate) fn lives(step: &Step, done: &Done) -> (BTreeSet<SessionId>, bool) {
     let (Step::Apply { ops, .. }, Done::Applied(applied)) = (step, done) else { return Default::default() };
     let mut joined = BTreeSet::new();
     let mut ended = false;
