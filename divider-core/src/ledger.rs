@@ -141,6 +141,11 @@ impl Ledger {
         self.sessions.values().map(|s| &s.view)
     }
 
+    /// One session, also where it has ended and still has keys in its name.
+    pub fn session(&self, session: SessionId) -> Option<&SessionView> {
+        self.sessions.get(&session).map(|s| &s.view)
+    }
+
     /// See [`Store::holdings`](crate::Store::holdings).
     ///
     /// # Errors

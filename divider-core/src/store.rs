@@ -22,6 +22,7 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use futures_util::Stream;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Applied, Batch, Beat, GroupView, Holding, Key, KeyView, Message, Op, Record, Revision, SessionId, SessionView,
@@ -135,7 +136,7 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// What a subscription is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Topic {
     /// The messages to one session, and that leadership has become free.
     Session(SessionId),
@@ -144,7 +145,7 @@ pub enum Topic {
 }
 
 /// A wake-up. Never the truth by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hint {
     /// A message to the session.
     Message(Message),
@@ -157,7 +158,7 @@ pub enum Hint {
 }
 
 /// What a node wants of leadership in a [`poll`](Store::poll).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Claim {
     /// Only to look.
     Follow,
@@ -176,7 +177,7 @@ pub enum Claim {
 }
 
 /// The answer to a [`poll`](Store::poll). The caller leads if, and only if, [`leader`](Self::leader) names its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     /// Who leads.
     pub leader: Option<Sighting>,
@@ -189,7 +190,7 @@ pub struct Standing {
 }
 
 /// A leadership as it was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sighting {
     /// Its term.
     pub term: Term,
@@ -202,7 +203,7 @@ pub struct Sighting {
 }
 
 /// All that a session holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holdings {
     /// Number of the last message to the session that these holdings include.
     pub seq: u64,
@@ -211,7 +212,7 @@ pub struct Holdings {
 }
 
 /// One page of a [`scan`](Store::scan).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// The group's revision when the page was read.
     pub revision: Revision,
@@ -226,11 +227,11 @@ pub struct Page {
 }
 
 /// A place in a [`scan`](Store::scan), in a form that only its backend reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cursor(pub Vec<u8>);
 
 /// How many keys stand where. `registered = assigned + pending + stopping + quarantined`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Living sessions.
     pub sessions: u64,

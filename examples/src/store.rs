@@ -1,6 +1,7 @@
 //! One place that knows every backend: everything else in a program is the same for all of them.
 
 use divider_core::{Group, MemoryStore, Node, NodeConfig};
+use divider_raft::RaftStore;
 use divider_redis::RedisStore;
 
 use crate::AnyError;
@@ -10,6 +11,7 @@ use crate::AnyError;
 /// | URL | store |
 /// | --- | --- |
 /// | `memory:` | this process's memory: for one process only, so the group's name makes no difference |
+/// | `raft:/data/directory?listen=host:port&seeds=host:port,host:port&plaintext` | an embedded Raft member, or with `raft:?role=client&...` a client; see [`RaftStore::from_url`] |
 /// | `redis://user:password@host:port/database` | a Redis server; `redis+unix:///path` for a socket |
 ///
 /// # Errors
@@ -18,10 +20,11 @@ pub fn open_node(url: &str, group: Group, config: NodeConfig) -> Result<Node, An
     let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
     let node = match scheme {
         "memory" => Node::builder(MemoryStore::new()).config(config).build()?,
+        "raft" => Node::builder(RaftStore::from_url(url, group)?.build()?).config(config).build()?,
         "redis" | "rediss" | "redis+unix" => {
             Node::builder(RedisStore::builder(url, group).build()?).config(config).build()?
         }
-        _ => return Err(format!("no store is known by {scheme:?}; use memory: or redis://host:port").into()),
+        _ => return Err(format!("no store is known by {scheme:?}; use memory:, raft:/data/directory or redis://host:port").into()),
     };
     Ok(node)
 }

@@ -5,4 +5,5 @@ pub mod agree;
 pub mod history;
 pub mod postgres;
 pub mod process;
+pub mod raft;
 pub mod redis;

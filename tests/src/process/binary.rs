@@ -26,7 +26,8 @@ fn find_or_build() -> PathBuf {
     let profile = test.parent().and_then(Path::parent).expect("cargo puts tests into target/PROFILE/deps");
     let path = profile.join("examples").join(format!("worker{}", std::env::consts::EXE_SUFFIX));
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
-    let sources = ["examples", "divider-core", "divider-redis"].map(|crate_| newest(&workspace.join(crate_)));
+    let sources =
+        ["examples", "divider-core", "divider-raft", "divider-redis"].map(|crate_| newest(&workspace.join(crate_)));
     let built = fs::metadata(&path).and_then(|file| file.modified());
     if built.is_ok_and(|built| sources.iter().all(|source| *source <= built)) {
         return path;

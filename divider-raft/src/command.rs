@@ -1,0 +1,80 @@
+//! What is replicated: the entry of the log, and the answer that applying it gives.
+//!
+//! The types here are on disk and on the wire of programs of other versions: variants and fields are only ever appended,
+//! and recorded bytes of each are kept as fixtures.
+
+use std::sync::Arc;
+
+use divider_core::{Applied, Group, Op, SessionId, Term};
+use serde::{Deserialize, Serialize};
+
+/// One entry of the log: many callers' requests, decided together. Cloning is cheap, since the log keeps the newest
+/// entries in memory while they are sent to each follower.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Command(pub(crate) Arc<Body>);
+
+/// The versions of an entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Body {
+    /// The first version.
+    V1 {
+        /// The Raft term in which beats were compared for the expiries in here. In another term they may have moved, so
+        /// that an expiry is then refused when it is applied.
+        reign: u64,
+        /// The requests, each atomic by itself, in order.
+        steps: Vec<Step>,
+    },
+}
+
+/// One caller's request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Step {
+    /// A batch of ops for one group's ledger.
+    Apply {
+        /// Whose ledger.
+        group: Group,
+        /// The ops.
+        ops: Vec<Op>,
+    },
+    /// Makes a session the leader of its group, where the leadership still is the one that was looked at.
+    Lead {
+        /// Whose ledger.
+        group: Group,
+        /// The new leader.
+        session: SessionId,
+        /// The term that it follows on.
+        over: Term,
+    },
+    /// Frees the leadership.
+    Resign {
+        /// Whose ledger.
+        group: Group,
+        /// The leader.
+        session: SessionId,
+        /// Its term.
+        term: Term,
+    },
+}
+
+impl Step {
+    /// About how many bytes the step takes in the log.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Apply { group, ops } => 16 + group.as_str().len() + ops.iter().map(Op::bytes).sum::<usize>(),
+            Self::Lead { group, .. } | Self::Resign { group, .. } => 64 + group.as_str().len(),
+        }
+    }
+}
+
+/// What came of an entry: one answer for each step.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reply(pub(crate) Vec<Done>);
+
+/// What came of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Done {
+    /// Of [`Step::Apply`].
+    Applied(Applied),
+    /// Of the others.
+    Looked,
+}

@@ -1,0 +1,167 @@
+//! Every setting of the Raft backend, its default, and the relations between them.
+
+use std::{path::PathBuf, time::Duration};
+
+use divider_core::{ConfigError, NodeId};
+
+use crate::security::Security;
+
+/// Settings of a [`RaftStore`](crate::RaftStore). The fields are public; [`validate`](Self::validate) is called before
+/// anything starts.
+///
+/// | field | default |
+/// | --- | --- |
+/// | `cluster` | `divider` |
+/// | `name` | the one in the data directory, else a random one |
+/// | `role` | [`Role::Voter`] |
+/// | `data` | [`Data::Unset`]: must be chosen, except by a client |
+/// | `listen`, `advertise` | none: a member on its own |
+/// | `seeds`, `seed_names` | none |
+/// | `security` | unset: must be chosen where `listen` or seeds are |
+/// | `heartbeat` | 100 ms |
+/// | `election` | 200 to 400 ms, after a leader's own lease of 400 ms |
+/// | `call_time_limit` | 1 s |
+/// | `open_time_limit` | 10 s |
+/// | `snapshot_every` | 20,000 entries |
+/// | `snapshot_time_limit` | 30 s |
+/// | `voters` | 5 |
+/// | `replace_dead_after` | never |
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RaftConfig {
+    /// The name of the cluster: members and clients with another one are refused. 1 to 256 bytes.
+    pub cluster: String,
+    /// The name of this process among the others; with TLS, one of the names in its certificate.
+    pub name: Option<NodeId>,
+    /// What this process is to the cluster.
+    pub role: Role,
+    /// Where the log and the snapshots are kept.
+    pub data: Data,
+    /// Where a member listens for the others, such as `0.0.0.0:7400`; port 0 takes a free one. A member without it is a
+    /// cluster of its own.
+    pub listen: Option<String>,
+    /// How the others reach this member, `host:port`, where that differs from `listen`.
+    pub advertise: Option<String>,
+    /// Addresses of members, `host:port`, this one perhaps among them. All members are given the same list: the one whose
+    /// own address comes first founds the cluster, once all others of the list have said that there is none.
+    pub seeds: Vec<String>,
+    /// Names, `host:port`, that are looked up in the DNS again at each try; every address they have is a seed.
+    pub seed_names: Vec<String>,
+    /// How connections are protected.
+    pub security: Security,
+    /// How often a leader makes itself heard; 10 ms to 10 s.
+    pub heartbeat: Duration,
+    /// A follower that has not heard of the leader for the second and then for a random time between both stands for
+    /// election. At least twice the heartbeat.
+    pub election: (Duration, Duration),
+    /// How long a call to the store may take; choose it well below the lease.
+    pub call_time_limit: Duration,
+    /// How long [`open`](divider_core::Store::open) waits for a leader before it says that there is none yet.
+    pub open_time_limit: Duration,
+    /// How many entries go between two snapshots; at least 100.
+    pub snapshot_every: u64,
+    /// How long one chunk of a snapshot may take to be sent, and the whole to be installed at its end.
+    pub snapshot_time_limit: Duration,
+    /// Most voters: members that join with [`Role::Voter`] beyond that stay learners until one is needed. An odd number.
+    pub voters: usize,
+    /// Replaces a voter that the leader has not heard of for this long by a learner that has caught up. Never, by
+    /// default: whoever was only away for longer than this comes back as a stranger.
+    pub replace_dead_after: Option<Duration>,
+}
+
+/// What a process is to its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Keeps the log and votes. Three or five of them survive the loss of one or two.
+    Voter,
+    /// Keeps the log and does not vote, until it is made a voter.
+    Learner,
+    /// Keeps nothing and asks the members. Hundreds of clients share three to five voters.
+    Client,
+}
+
+/// Where a member keeps what must survive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Data {
+    /// Nothing was chosen.
+    #[default]
+    Unset,
+    /// In this directory, which belongs to this member alone. It is made where there is none.
+    Directory(PathBuf),
+    /// In memory, for tests: what is acknowledged does not survive the process.
+    Memory,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self {
+            cluster: "divider".into(),
+            name: None,
+            role: Role::Voter,
+            data: Data::Unset,
+            listen: None,
+            advertise: None,
+            seeds: Vec::new(),
+            seed_names: Vec::new(),
+            security: Security::Unset,
+            heartbeat: Duration::from_millis(100),
+            election: (Duration::from_millis(200), Duration::from_millis(400)),
+            call_time_limit: Duration::from_secs(1),
+            open_time_limit: Duration::from_secs(10),
+            snapshot_every: 20_000,
+            snapshot_time_limit: Duration::from_secs(30),
+            voters: 5,
+            replace_dead_after: None,
+        }
+    }
+}
+
+impl RaftConfig {
+    /// Checks each field and the relations between them.
+    ///
+    /// # Errors
+    /// The first contradiction, with what would be right.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let fail = |field, problem: &str| Err(ConfigError { field, problem: problem.into() });
+        let ms = Duration::from_millis;
+        if self.cluster.is_empty() || self.cluster.len() > 256 {
+            return fail("cluster", "must have 1 to 256 bytes");
+        }
+        let has_seeds = !self.seeds.is_empty() || !self.seed_names.is_empty();
+        match self.role {
+            Role::Client if !has_seeds => return fail("seeds", "are empty; a client needs the address of a member"),
+            Role::Client => {}
+            _ if self.data == Data::Unset => {
+                return fail("data", "is not set; give a directory of its own with data_dir(..)");
+            }
+            _ if has_seeds && self.listen.is_none() => {
+                return fail("listen", "is not set; a member of a cluster must be reachable, such as at 0.0.0.0:7400");
+            }
+            Role::Learner if !has_seeds => return fail("seeds", "are empty; a learner joins a cluster"),
+            _ => {}
+        }
+        if (has_seeds || self.listen.is_some()) && matches!(self.security, Security::Unset) {
+            return fail("security", "is not set; use tls(..), or plaintext() where the network is closed to others");
+        }
+        if self.seeds.iter().chain(&self.seed_names).any(|seed| !seed.contains(':')) {
+            return fail("seeds", "must be host:port each");
+        }
+        if !(ms(10)..=ms(10_000)).contains(&self.heartbeat) {
+            return fail("heartbeat", "must be between 10 ms and 10 s");
+        }
+        if self.election.0 < 2 * self.heartbeat || self.election.1 <= self.election.0 {
+            return fail("election", "must be a range that begins at twice the heartbeat or later");
+        }
+        if self.call_time_limit < self.heartbeat || self.call_time_limit > ms(60_000) {
+            return fail("call_time_limit", "must be between the heartbeat and a minute");
+        }
+        if self.snapshot_every < 100 {
+            return fail("snapshot_every", "must be at least 100");
+        }
+        if self.voters == 0 || self.voters.is_multiple_of(2) {
+            return fail("voters", "must be odd: an even number survives no more losses than one less");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,65 @@
+//! What can go wrong with a data directory or a configuration, in words that say what to do.
+
+use std::{io, path::PathBuf};
+
+use divider_core::StoreError;
+
+/// Why a data directory cannot be used. Nothing in it has been changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// Another process, or another store of this one, has it open.
+    #[error(
+        "the data directory {} is in use by another process; give each member a directory of its own",
+        path.display()
+    )]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// What is on the disk is not what was written.
+    #[error(
+        "{} is damaged: {problem}. Do not go on with it: move the directory away and let this member join again as a \
+         new one, with an empty directory, after the others have removed the old one",
+        path.display()
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// It belongs to somebody else.
+    #[error(
+        "the data directory {} belongs to {theirs}, not to {ours}; use the directory of this member, or an empty one",
+        path.display()
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        theirs: String,
+        /// Who wanted to use it.
+        ours: String,
+    },
+    /// The disk said no.
+    #[error("{} cannot be used: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl DataError {
+    pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::Io { path: path.into(), source }
+    }
+}
+
+impl From<DataError> for StoreError {
+    fn from(error: DataError) -> Self {
+        Self::Misconfigured(error.to_string())
+    }
+}

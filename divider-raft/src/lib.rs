@@ -1,0 +1,46 @@
+//! The embedded Raft backend of Divider: the authority of a group lives in the programs themselves.
+//!
+//! # Why
+//! There is no server to run, to secure and to lose. Three processes, each with a directory on its own disk, keep the
+//! state of any number of groups; one may be lost at any time without anything that was acknowledged being gone, and the
+//! rest goes on within an election. Hundreds more can be clients of those three.
+//!
+//! # How
+//! The [`Ledger`](divider_core::Ledger) of each group is the replicated state, and an [`Op`](divider_core::Op) is what
+//! the log holds. [openraft](https://docs.rs/openraft) decides; [redb](https://docs.rs/redb) keeps the log, with one
+//! commit for all that gathered during the one before; postcard over TCP carries it. Beats stay in the leader's memory.
+//!
+//! Begin at [`RaftStore`].
+
+mod cluster;
+mod command;
+mod config;
+mod confirm;
+mod error;
+#[cfg(test)]
+mod fixtures;
+mod link;
+mod member;
+mod propose;
+mod raft;
+mod reign;
+mod router;
+mod security;
+mod seeds;
+mod server;
+mod store;
+mod subscribe;
+#[cfg(feature = "tls")]
+mod tls;
+mod url;
+mod wire;
+
+pub use config::{Data, RaftConfig, Role};
+pub use error::DataError;
+pub use raft::Peer;
+pub use security::Security;
+pub use store::{RaftStore, RaftStoreBuilder};
+#[cfg(feature = "tls")]
+pub use tls::{Tls, TlsError};
+pub use url::UrlError;
+pub use wire::Owner;

@@ -1,0 +1,444 @@
+//! Connections to members, as a caller has them: pooled, multiplexed, dialled again when they break.
+//!
+//! # What a failure says
+//! A caller must know whether its request may have had an effect. [`LinkError::NotSent`] says that it had none; after the
+//! others nobody knows.
+//!
+//! A link on which nothing has been heard for a while although it was asked for a sign of life is closed: the next call
+//! dials anew, and no call waits longer than its own limit.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use divider_core::{Group, Hint, Topic};
+use parking_lot::{Mutex, RwLock};
+use tokio::{
+    io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf},
+    net::TcpStream,
+    sync::{mpsc, oneshot},
+};
+use uuid::Uuid;
+
+use crate::{
+    raft::Peer,
+    security::{Connection, Security},
+    wire::{self, Answer, Frame, Hello, Request, Welcome},
+};
+
+/// How long a dial may take, the handshake included.
+const DIAL: Duration = Duration::from_secs(2);
+/// After a dial that failed, others fail at once for this long.
+const DIAL_PAUSE: Duration = Duration::from_millis(50);
+/// How often a quiet link is asked for a sign of life.
+const PING: Duration = Duration::from_secs(1);
+/// A link from which nothing came for this long is dead.
+const SILENCE: Duration = Duration::from_millis(3500);
+/// Frames that wait to be sent.
+const OUTBOX: usize = 256;
+/// Hints that wait for their reader.
+const BACKLOG: usize = 1024;
+
+/// Whom to call.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    pub(crate) address: String,
+    /// Which member is meant, where that is known: another one at this address is refused.
+    pub(crate) id: Option<u64>,
+    /// The name that its certificate must carry; else the host of the address.
+    pub(crate) name: Option<String>,
+}
+
+impl Target {
+    pub(crate) fn member(peer: &Peer) -> Self {
+        Self { address: peer.address.clone(), id: Some(peer.id), name: Some(peer.name.clone()) }
+    }
+
+    pub(crate) fn seed(address: &str) -> Self {
+        Self { address: address.to_owned(), id: None, name: None }
+    }
+}
+
+/// What a link carries: kinds that must not wait for one another have links of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Class {
+    /// Entries, heartbeats, votes.
+    Raft,
+    /// Snapshots.
+    Bulk,
+    /// Calls to stores.
+    Calls,
+    /// Renewals.
+    Beats,
+    /// Subscriptions.
+    Hints,
+}
+
+/// Why a call has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    /// The request never left: it had no effect.
+    #[error("cannot be reached: {0}")]
+    NotSent(String),
+    /// The connection broke before the answer.
+    #[error("the connection broke: {0}")]
+    Lost(String),
+    /// No answer in time.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+}
+
+/// All links of a process.
+pub(crate) struct Links {
+    dialer: Arc<Dialer>,
+    slots: Mutex<HashMap<(Target, Class), Arc<Slot>>>,
+}
+
+impl fmt::Debug for Links {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Links").finish_non_exhaustive()
+    }
+}
+
+/// What a dial needs to know.
+pub(crate) struct Dialer {
+    pub(crate) cluster: String,
+    /// Learned once, from founding or joining; for a client, from the first member that it reached.
+    pub(crate) cluster_id: Arc<RwLock<Option<Uuid>>>,
+    /// This process, if it is a member.
+    pub(crate) me: Option<Peer>,
+    pub(crate) security: Security,
+}
+
+#[derive(Default)]
+struct Slot(tokio::sync::Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    link: Option<Arc<Link>>,
+    failed: Option<(Instant, String)>,
+}
+
+impl Links {
+    pub(crate) fn new(dialer: Dialer) -> Self {
+        Self { dialer: Arc::new(dialer), slots: Mutex::default() }
+    }
+
+    /// Sends a request and waits for its answer. A dropped future leaves the effect unknown.
+    pub(crate) async fn call(
+        &self,
+        to: &Target,
+        class: Class,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<Answer, LinkError> {
+        let not_sent = |error: io::Error| LinkError::NotSent(error.to_string());
+        let body = wire::encode(request).map_err(not_sent)?;
+        if body.len() > wire::MAX_REQUEST {
+            return Err(LinkError::NotSent(format!("a request of {} bytes is over the limit", body.len())));
+        }
+        let began = Instant::now();
+        let link = match tokio::time::timeout(limit, self.link(to, class)).await {
+            Ok(link) => link?,
+            Err(_) => return Err(LinkError::NotSent(format!("not connected within {limit:?}"))),
+        };
+        let left = limit.saturating_sub(began.elapsed());
+        match tokio::time::timeout(left, link.call(&body)).await {
+            Ok(answer) => wire::decode(&answer?).map_err(|error| LinkError::Lost(error.to_string())),
+            Err(_) => Err(LinkError::Late(limit)),
+        }
+    }
+
+    /// Subscribes at a member. When this returns the subscription stands there.
+    pub(crate) async fn subscribe(
+        &self,
+        to: &Target,
+        group: Group,
+        topic: Topic,
+        limit: Duration,
+    ) -> Result<mpsc::Receiver<Hint>, LinkError> {
+        let body = wire::encode(&Request::Subscribe { group, topic });
+        let body = body.map_err(|error| LinkError::NotSent(error.to_string()))?;
+        let subscribe = async { self.link(to, Class::Hints).await?.subscribe(&body).await };
+        tokio::time::timeout(limit, subscribe).await.unwrap_or(Err(LinkError::Late(limit)))
+    }
+
+    /// The link to a member, dialled if there is none. Cancel safe: a dial goes on for whoever asks next.
+    async fn link(&self, to: &Target, class: Class) -> Result<Arc<Link>, LinkError> {
+        let slot = self.slots.lock().entry((to.clone(), class)).or_default().clone();
+        {
+            let state = slot.0.lock().await;
+            if let Some(link) = state.link.as_ref().filter(|link| link.is_open()) {
+                return Ok(link.clone());
+            }
+            if let Some((at, problem)) = &state.failed
+                && at.elapsed() < DIAL_PAUSE
+            {
+                return Err(LinkError::NotSent(problem.clone()));
+            }
+        }
+        let (dialer, to) = (self.dialer.clone(), to.clone());
+        let dial = tokio::spawn(async move {
+            let mut state = slot.0.lock().await;
+            if let Some(link) = state.link.as_ref().filter(|link| link.is_open()) {
+                return Ok(link.clone());
+            }
+            let dialled = tokio::time::timeout(DIAL, dialer.dial(&to)).await;
+            let dialled = dialled.unwrap_or_else(|_| Err(io::Error::other(format!("no handshake within {DIAL:?}"))));
+            match dialled {
+                Ok(link) => {
+                    let link = Arc::new(link);
+                    *state = State { link: Some(link.clone()), failed: None };
+                    Ok(link)
+                }
+                Err(error) => {
+                    let problem = format!("{}: {error}", to.address);
+                    *state = State { link: None, failed: Some((Instant::now(), problem.clone())) };
+                    Err(LinkError::NotSent(problem))
+                }
+            }
+        });
+        dial.await.unwrap_or_else(|error| Err(LinkError::NotSent(error.to_string())))
+    }
+}
+
+impl Dialer {
+    async fn dial(&self, to: &Target) -> io::Result<Link> {
+        let stream = TcpStream::connect(&to.address).await?;
+        let host = to.address.rsplit_once(':').map_or(to.address.as_str(), |(host, _)| host);
+        let name = to.name.as_deref().unwrap_or(host);
+        let mut stream = self.security.dialled(stream, name).await?;
+        let cluster_id = *self.cluster_id.read();
+        let hello = Hello { cluster: self.cluster.clone(), cluster_id, target: to.id, from: self.me.clone() };
+        wire::greet(&mut stream, &hello).await?;
+        match wire::greeted(&mut stream).await? {
+            Welcome::Ok { id, .. } if to.id.is_some_and(|wanted| wanted != id) => {
+                Err(io::Error::other(format!("another member ({id:016x}) listens there")))
+            }
+            Welcome::Ok { cluster_id: theirs, .. } => {
+                if self.me.is_none() && theirs.is_some() {
+                    let mut mine = self.cluster_id.write();
+                    if mine.is_some() && *mine != theirs {
+                        return Err(io::Error::other("the member belongs to another cluster"));
+                    }
+                    *mine = theirs;
+                }
+                Ok(Link::open(stream))
+            }
+            Welcome::Refused(problem) => Err(io::Error::other(problem)),
+        }
+    }
+}
+
+/// One open connection.
+struct Link {
+    outbox: mpsc::Sender<Vec<u8>>,
+    waiting: Arc<Mutex<Waiting>>,
+    next: AtomicU64,
+    /// Ends reader and writer when the link is dropped.
+    tasks: [tokio::task::AbortHandle; 2],
+}
+
+/// Who waits for what; `None` once the link is closed.
+type Waiting = Option<HashMap<u64, Waiter>>;
+
+enum Waiter {
+    Answer { parts: Vec<u8>, done: oneshot::Sender<Vec<u8>> },
+    Hints(mpsc::Sender<Hint>),
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+/// Forgets a waiter whose caller has gone, and tells the member of a subscription that has ended.
+struct Forget<'a> {
+    link: &'a Link,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.link.waiting.lock().as_mut() {
+            waiting.remove(&self.id);
+        }
+    }
+}
+
+impl Link {
+    fn open(stream: Box<dyn Connection>) -> Self {
+        let (reading, writing) = tokio::io::split(stream);
+        let (outbox, frames) = mpsc::channel(OUTBOX);
+        let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
+        let heard = Arc::new(AtomicU64::new(0));
+        let born = Instant::now();
+        let reader = tokio::spawn({
+            let (waiting, heard, outbox) = (waiting.clone(), heard.clone(), outbox.downgrade());
+            async move {
+                let ended = read(reading, &waiting, &heard, born, &outbox).await;
+                tracing::debug!(target: "divider::raft", ?ended, "a link ended");
+                // All who wait learn of it by their dropped senders.
+                waiting.lock().take();
+            }
+        });
+        let writer = tokio::spawn({
+            let (waiting, reader) = (waiting.clone(), reader.abort_handle());
+            async move {
+                let _ = write(writing, frames, &heard, born).await;
+                waiting.lock().take();
+                reader.abort();
+            }
+        });
+        Self { outbox, waiting, next: AtomicU64::new(1), tasks: [reader.abort_handle(), writer.abort_handle()] }
+    }
+
+    fn is_open(&self) -> bool {
+        self.waiting.lock().is_some() && !self.outbox.is_closed()
+    }
+
+    async fn request(&self, body: &[u8], waiter: Waiter) -> Result<Forget<'_>, LinkError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        match self.waiting.lock().as_mut() {
+            Some(waiting) => _ = waiting.insert(id, waiter),
+            None => return Err(LinkError::NotSent("the connection has just ended".into())),
+        }
+        let forget = Forget { link: self, id };
+        let frames = wire::parts(body, |last, body| Frame::Request { id, last, body });
+        for frame in frames.map_err(|error| LinkError::NotSent(error.to_string()))? {
+            if self.outbox.send(frame).await.is_err() {
+                return Err(LinkError::Lost("it was closed while a request was sent".into()));
+            }
+        }
+        Ok(forget)
+    }
+
+    async fn call(&self, body: &[u8]) -> Result<Vec<u8>, LinkError> {
+        let (done, answer) = oneshot::channel();
+        let _forget = self.request(body, Waiter::Answer { parts: Vec::new(), done }).await?;
+        answer.await.map_err(|_| LinkError::Lost("it ended before the answer".into()))
+    }
+
+    async fn subscribe(self: Arc<Self>, body: &[u8]) -> Result<mpsc::Receiver<Hint>, LinkError> {
+        let (hints, mut receiver) = mpsc::channel(BACKLOG);
+        let forget = self.request(body, Waiter::Hints(hints)).await?;
+        // The member says with a first hint that the subscription stands.
+        if receiver.recv().await.is_none() {
+            return Err(LinkError::Lost("the subscription was refused".into()));
+        }
+        std::mem::forget(forget);
+        Ok(receiver)
+    }
+}
+
+async fn read(
+    reading: ReadHalf<Box<dyn Connection>>,
+    waiting: &Mutex<Waiting>,
+    heard: &AtomicU64,
+    born: Instant,
+    outbox: &mpsc::WeakSender<Vec<u8>>,
+) -> io::Result<()> {
+    let mut reading = BufReader::with_capacity(64 << 10, reading);
+    let mut buffer = Vec::new();
+    loop {
+        wire::read_frame(&mut reading, &mut buffer).await?;
+        heard.store(millis(born), Ordering::Relaxed);
+        let mut unwanted = None;
+        {
+            let mut waiting = waiting.lock();
+            let Some(waiting) = waiting.as_mut() else { return Ok(()) };
+            match Frame::from_bytes(&buffer)? {
+                Frame::Answer { id, last, body } => match waiting.get_mut(&id) {
+                    Some(Waiter::Answer { parts, .. }) => {
+                        if parts.len() + body.len() > wire::MAX_ANSWER {
+                            return Err(io::Error::other("an answer is over the limit"));
+                        }
+                        parts.extend_from_slice(body);
+                        if last && let Some(Waiter::Answer { parts, done }) = waiting.remove(&id) {
+                            // The caller may have given up.
+                            let _ = done.send(parts);
+                        }
+                    }
+                    // A subscription that was refused.
+                    Some(Waiter::Hints(_)) => _ = waiting.remove(&id),
+                    None => {}
+                },
+                Frame::Hint { id, body } => {
+                    let hint: Hint = wire::decode(body)?;
+                    let told = match waiting.get(&id) {
+                        Some(Waiter::Hints(hints)) => hints.try_send(hint).is_ok(),
+                        _ => false,
+                    };
+                    if !told {
+                        // Too slow, or gone: the end of its stream is the gap.
+                        waiting.remove(&id);
+                        unwanted = Some(id);
+                    }
+                }
+                Frame::End { id } => _ = waiting.remove(&id),
+                Frame::Pong => {}
+                Frame::Ping | Frame::Request { .. } => return Err(io::Error::other("an unexpected frame")),
+            }
+        }
+        if let (Some(id), Some(outbox)) = (unwanted, outbox.upgrade()) {
+            // Where there is no room, the next hint says it again.
+            let _ = outbox.try_send(Frame::End { id }.to_bytes()?);
+        }
+    }
+}
+
+async fn write(
+    mut writing: WriteHalf<Box<dyn Connection>>,
+    mut frames: mpsc::Receiver<Vec<u8>>,
+    heard: &AtomicU64,
+    born: Instant,
+) -> io::Result<()> {
+    let mut pings = tokio::time::interval(PING);
+    let mut batch = Vec::new();
+    loop {
+        batch.clear();
+        tokio::select! {
+            frame = frames.recv() => match frame {
+                Some(frame) => batch = frame,
+                None => return Ok(()),
+            },
+            _ = pings.tick() => {
+                if millis(born).saturating_sub(heard.load(Ordering::Relaxed)) > millis_of(SILENCE) {
+                    return Err(io::Error::other("nothing was heard for too long"));
+                }
+                batch.extend(Frame::Ping.to_bytes()?);
+            }
+        }
+        // What has gathered goes together.
+        while batch.len() < 256 << 10
+            && let Ok(frame) = frames.try_recv()
+        {
+            batch.extend(frame);
+        }
+        // A peer that takes nothing in is as good as one that says nothing.
+        match tokio::time::timeout(SILENCE, async {
+            writing.write_all(&batch).await?;
+            writing.flush().await
+        })
+        .await
+        {
+            Ok(written) => written?,
+            Err(_) => return Err(io::Error::other("nothing could be sent for too long")),
+        }
+    }
+}
+
+fn millis(since: Instant) -> u64 {
+    millis_of(since.elapsed())
+}
+
+fn millis_of(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

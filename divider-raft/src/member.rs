@@ -1,0 +1,407 @@
+//! A member of the cluster, as the others see it: what it answers to whom.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use divider_core::{
+    Batch, Change, Claim, Group, Key, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
+};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::{
+    command::{Done, Step},
+    config::RaftConfig,
+    confirm::Confirmer,
+    link::Links,
+    propose::Proposer,
+    raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, Receiving, Refused, View},
+    security::Proof,
+    wire::{Answer, Call, Fault, Hello, Owner, Query, Request, Status},
+};
+
+/// About how many bytes of changes go into one answer.
+const CHANGES_BYTES: usize = 1 << 20;
+/// A session of this process that was not heard of for this long is none any more.
+const LOCAL: Duration = Duration::from_secs(10);
+
+/// A member. One for each process and cluster.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) config: Arc<RaftConfig>,
+    pub(crate) me: Peer,
+    pub(crate) identity: Mutex<Identity>,
+    pub(crate) cluster_id: Arc<RwLock<Option<Uuid>>>,
+    pub(crate) log: Log,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) raft: Raft,
+    pub(crate) proposer: Proposer,
+    pub(crate) confirmer: Confirmer,
+    pub(crate) links: Arc<Links>,
+    pub(crate) receiving: Receiving,
+    /// Sessions of this process, and when they were last heard of, whoever led then.
+    pub(crate) locals: Mutex<HashMap<SessionId, Instant>>,
+}
+
+impl Member {
+    pub(crate) fn config(&self) -> &RaftConfig {
+        &self.config
+    }
+
+    pub(crate) fn me(&self) -> &Peer {
+        &self.me
+    }
+
+    pub(crate) fn cluster_id(&self) -> Option<Uuid> {
+        *self.cluster_id.read()
+    }
+
+    /// Why whoever says `hello` has come to the wrong place; `proved` is its certificate.
+    pub(crate) fn objection(&self, hello: &Hello, proved: Option<&Proof>) -> Option<String> {
+        if hello.cluster != self.config.cluster {
+            return Some(format!("this member is of the cluster {:?}, not {:?}", self.config.cluster, hello.cluster));
+        }
+        if hello.target.is_some_and(|target| target != self.me.id) {
+            return Some(format!("this is {}, not the member that was meant", self.me));
+        }
+        if let (Some(mine), Some(theirs)) = (self.cluster_id(), hello.cluster_id)
+            && mine != theirs
+        {
+            return Some(format!("this member belongs to the cluster {mine}, not to {theirs}"));
+        }
+        if let (Some(proved), Some(from)) = (proved, &hello.from)
+            && !proved.carries(&from.name)
+        {
+            return Some(format!("the certificate does not carry the name {:?}", from.name));
+        }
+        None
+    }
+
+    /// Answers a request that came over the wire.
+    pub(crate) async fn serve(&self, request: Request, hello: &Hello) -> Answer {
+        match request {
+            Request::Call(call) => {
+                let limit = self.config.call_time_limit;
+                // Whoever asked gives up at about the same time, so nothing is gained by going on.
+                let answered = tokio::time::timeout(limit, self.call(call, false)).await;
+                let late = |_| Err(Fault::Unknown(format!("not done within {limit:?}")));
+                answered.unwrap_or_else(late).unwrap_or_else(Answer::Fault)
+            }
+            Request::Raft(request) => {
+                // A newcomer learns which cluster it joins before it asks to be taken in, so this holds from then on.
+                if self.cluster_id().is_none() || hello.cluster_id != self.cluster_id() {
+                    return Answer::Raft(RaftAnswer::Failed("this member does not belong to that cluster".into()));
+                }
+                Answer::Raft(self.raft.answer(request, &self.machine, &self.receiving).await)
+            }
+            Request::Subscribe { .. } => Answer::Fault(Fault::Refused("a subscription is not a call".into())),
+        }
+    }
+
+    pub(crate) fn subscribe(&self, group: &Group, topic: Topic) -> mpsc::Receiver<divider_core::Hint> {
+        self.machine.subscribers.subscribe(group, topic)
+    }
+
+    /// Answers a call. `local` says that it comes from this process.
+    pub(crate) async fn call(&self, call: Call, local: bool) -> Result<Answer, Fault> {
+        match call {
+            Call::Status => return Ok(Answer::Status(self.status())),
+            _ if self.cluster_id().is_none() => return Err(Fault::Busy("this member has no cluster yet".into())),
+            _ => {}
+        }
+        let view = self.raft.view();
+        if !view.leads {
+            return Err(self.not_leader(&view));
+        }
+        let answer = match call {
+            Call::Status => Ok(Answer::Status(self.status())),
+            Call::Apply { group, ops } => self.apply(group, ops).await,
+            Call::Renew { group, session } => self.renew(view.term, &group, session).await,
+            Call::Poll { group, session, claim } => self.poll(&view, &group, session, claim, local).await,
+            Call::Resign { group, session, term } => {
+                let resigned = self.proposer.propose(Step::Resign { group: group.clone(), session, term }).await;
+                if self.machine.with(&group, |ledger| ledger.group().leader) != Some(session) {
+                    self.machine.reign.resigned(&group, session);
+                }
+                resigned.map(|_| Answer::Done)
+            }
+            Call::Beats { group } => {
+                let alive: Vec<SessionId> = self.machine.with(&group, |ledger| {
+                    ledger.sessions().filter(|view| view.ended.is_none()).map(|view| view.session).collect()
+                });
+                let beat = |session| (session, self.machine.reign.beat(view.term, &group, session));
+                Ok(Answer::Beats(alive.into_iter().map(beat).collect()))
+            }
+            Call::Confirm => self.confirmer.confirm().await.map(Answer::Index),
+            Call::Read { group, query } => {
+                let index = self.confirmer.confirm().await?;
+                self.machine.reached(index).await;
+                self.read(&group, query)
+            }
+            Call::Join { peer, votes } => self.join(&view, Peer { wants_vote: votes, ..peer }).await,
+            Call::Leave { id } => self.leave(&view, id).await,
+            Call::Promote { id } => self.set_voters(&view, None, Some(id)).await,
+            Call::Replace { old, new } => self.set_voters(&view, Some(old), Some(new)).await,
+        };
+        match answer {
+            Err(Fault::NotLeader(None)) => Err(self.not_leader(&self.raft.view())),
+            answer => answer,
+        }
+    }
+
+    fn not_leader(&self, view: &View) -> Fault {
+        let leader = view.leader.filter(|id| *id != self.me.id);
+        Fault::NotLeader(leader.and_then(|id| view.members.get(&id)).map(|(peer, _)| peer.clone()))
+    }
+
+    fn status(&self) -> Status {
+        let view = self.raft.view();
+        Status {
+            me: self.me.clone(),
+            cluster_id: self.cluster_id(),
+            leader: view.leader.and_then(|id| view.members.get(&id)).map(|(peer, _)| peer.clone()),
+            members: view.members.into_values().collect(),
+        }
+    }
+
+    async fn apply(&self, group: Group, ops: Vec<Op>) -> Result<Answer, Fault> {
+        if ops.len() > limits::MAX_BATCH_OPS {
+            let problem = format!("a batch of {} ops; the limit is {}", ops.len(), limits::MAX_BATCH_OPS);
+            return Err(Fault::Refused(problem));
+        }
+        // What comes over the wire has been checked by another program, perhaps of another version.
+        if let Some(error) = ops.iter().find_map(|op| op.validate().err()) {
+            return Err(Fault::Refused(error.to_string()));
+        }
+        match self.proposer.propose(Step::Apply { group, ops }).await? {
+            Done::Applied(applied) => Ok(Answer::Applied(applied)),
+            Done::Looked => Err(Fault::Unknown("an answer to another question".into())),
+        }
+    }
+
+    async fn renew(&self, term: u64, group: &Group, session: SessionId) -> Result<Answer, Fault> {
+        let beat = loop {
+            let mut decided = pin!(self.machine.reign.decided());
+            decided.as_mut().enable();
+            match self.machine.reign.renew(term, group, session) {
+                Some(beat) => break beat,
+                // Its expiry is being decided; what comes of that decides about the renewal.
+                None => decided.await,
+            }
+        };
+        // Only a leader that still led after the renewal had come in may count it: another one may be expiring sessions.
+        let index = self.confirmer.confirm().await?;
+        self.machine.reached(index).await;
+        if self.machine.with(group, |ledger| ledger.is_alive(session)) {
+            Ok(Answer::Beat(beat))
+        } else {
+            self.machine.reign.forget(group, session);
+            Err(Fault::SessionEnded)
+        }
+    }
+
+    async fn poll(
+        &self,
+        view: &View,
+        group: &Group,
+        session: SessionId,
+        claim: Claim,
+        local: bool,
+    ) -> Result<Answer, Fault> {
+        let (machine, reign) = (&self.machine, &self.machine.reign);
+        if machine.with(group, |ledger| ledger.seq(session)).is_none() {
+            // Perhaps it has joined under a leader that this member does not know of yet.
+            let index = self.confirmer.confirm().await?;
+            machine.reached(index).await;
+        }
+        let held = machine.with(group, |ledger| {
+            let held = ledger.group();
+            (held.term, held.leader.map(|leader| (leader, held.term)))
+        });
+        match claim {
+            Claim::Follow => {}
+            Claim::Take { stale } => {
+                if local {
+                    reign.heard_of_local(view.term, group, session);
+                }
+                if self.may_lead(view.term, group, held.1, session, stale, local) {
+                    self.proposer.propose(Step::Lead { group: group.clone(), session, over: held.0 }).await?;
+                }
+            }
+            Claim::Lead { term } if held.1 == Some((session, term)) => {
+                if local {
+                    reign.heard_of_local(view.term, group, session);
+                }
+                reign.leader_beat(view.term, group, true);
+            }
+            Claim::Lead { .. } => {}
+        }
+        // A leader that no quorum has answered for so long may have been replaced: its groups' leaders step down.
+        let election = self.config.election.1 * 2;
+        let lost = view.silent_ms.is_some_and(|ms| u128::from(ms) > election.as_millis());
+        let leader_beat = reign.leader_beat(view.term, group, false);
+        let standing = machine.with(group, |ledger| {
+            let seq = ledger.seq(session)?;
+            let held = ledger.group();
+            let leader = held.leader.filter(|_| !lost).map(|leader| Sighting {
+                term: held.term,
+                session: leader,
+                beat: leader_beat,
+                session_beat: ledger.is_alive(leader).then(|| reign.beat(view.term, group, leader)),
+            });
+            Some(Standing { leader, revision: ledger.revision(), token: ledger.token(), seq })
+        });
+        standing.map(Answer::Standing).ok_or(Fault::SessionEnded)
+    }
+
+    /// A session of this process has called.
+    pub(crate) fn heard_of_local(&self, session: SessionId) {
+        let mut locals = self.locals.lock();
+        if !locals.contains_key(&session) {
+            locals.retain(|_, heard| heard.elapsed() < LOCAL);
+        }
+        locals.insert(session, Instant::now());
+    }
+
+    /// This member has begun to lead Raft: the groups' leaders in other processes lose their leadership, as if the store
+    /// had noticed their death. The process that leads Raft should lead its groups too: its proposals then take no detour,
+    /// and when it is lost both move together, within an election instead of a lease.
+    pub(crate) async fn free_leaderships(&self) -> Result<(), Fault> {
+        let index = self.confirmer.confirm().await?;
+        self.machine.reached(index).await;
+        for (group, session, term) in self.machine.leaders() {
+            if self.locals.lock().get(&session).is_none_or(|heard| heard.elapsed() >= LOCAL) {
+                self.proposer.propose(Step::Resign { group, session, term }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a session may lead its group now: where nobody does, or the leadership has stood still for a lease. Sessions
+    /// of this process are preferred; another one comes into question only where none of those has asked for a while.
+    fn may_lead(
+        &self,
+        raft_term: u64,
+        group: &Group,
+        held: Option<(SessionId, Term)>,
+        session: SessionId,
+        stale: Option<(Term, divider_core::Beat)>,
+        local: bool,
+    ) -> bool {
+        let preferred = || local || self.machine.reign.others_may_lead(raft_term, group);
+        match held {
+            None => preferred(),
+            Some((leader, _)) if leader == session => false,
+            Some((_, term)) => {
+                let beat = self.machine.reign.leader_beat(raft_term, group, false);
+                stale == Some((term, beat)) && preferred()
+            }
+        }
+    }
+
+    /// Reads from what has been applied here.
+    pub(crate) fn read(&self, group: &Group, query: Query) -> Result<Answer, Fault> {
+        let failed = |error: StoreError| match error {
+            StoreError::SessionEnded => Fault::SessionEnded,
+            other => Fault::Refused(other.to_string()),
+        };
+        self.machine.with(group, |ledger| match query {
+            Query::Holdings(session) => ledger.holdings(session).map(Answer::Holdings).map_err(failed),
+            Query::Changes(since) => Ok(Answer::Changes(ledger.changes(since).map(some))),
+            Query::Scan(cursor) => ledger.scan(cursor.as_ref()).map(Answer::Page).map_err(failed),
+            Query::Records(keys) => Ok(Answer::Records(keys.iter().map(|key| ledger.record(key).cloned()).collect())),
+            Query::Stats => Ok(Answer::Stats(ledger.stats())),
+            Query::Quarantined(limit) => {
+                Ok(Answer::Keys(ledger.quarantined(usize::try_from(limit).unwrap_or(usize::MAX))))
+            }
+            Query::Owners(keys) => Ok(Answer::Owners(keys.iter().map(|key| owner(ledger, key)).collect())),
+        })
+    }
+
+    async fn join(&self, view: &View, peer: Peer) -> Result<Answer, Fault> {
+        if view.members.get(&peer.id).is_some_and(|(known, _)| *known == peer) {
+            return Ok(Answer::Done);
+        }
+        let twin = view.members.values().find(|(known, _)| known.id != peer.id && known.name == peer.name);
+        if let Some((twin, _)) = twin {
+            return Err(Fault::Refused(format!(
+                "a member called {} is known with another data directory; if that one is lost, remove {:016x} first",
+                twin.name, twin.id
+            )));
+        }
+        self.raft.add_learner(peer).await.map_err(changing).map(|()| Answer::Done)
+    }
+
+    async fn leave(&self, view: &View, id: u64) -> Result<Answer, Fault> {
+        match view.members.get(&id) {
+            None => return Ok(Answer::Done),
+            Some((_, true)) => _ = self.set_voters(view, Some(id), None).await?,
+            Some((_, false)) => {}
+        }
+        self.raft.remove(id).await.map_err(changing).map(|()| Answer::Done)
+    }
+
+    async fn set_voters(&self, view: &View, old: Option<u64>, new: Option<u64>) -> Result<Answer, Fault> {
+        let mut voters: BTreeSet<u64> =
+            view.members.iter().filter(|(_, (_, votes))| *votes).map(|(id, _)| *id).collect();
+        let before = voters.clone();
+        if let Some(old) = old {
+            voters.remove(&old);
+        }
+        if let Some(new) = new {
+            if !view.members.contains_key(&new) {
+                return Err(Fault::Refused(format!("{new:016x} is not a member")));
+            }
+            voters.insert(new);
+        }
+        if voters.is_empty() {
+            return Err(Fault::Refused("the last voter cannot leave".into()));
+        }
+        if voters != before {
+            self.raft.set_voters(voters).await.map_err(changing)?;
+        }
+        if let Some(old) = old.filter(|_| new.is_some()) {
+            self.raft.remove(old).await.map_err(changing)?;
+        }
+        Ok(Answer::Done)
+    }
+}
+
+/// The living owner of a key.
+pub(crate) fn owner(ledger: &Ledger, key: &Key) -> Option<Owner> {
+    let (session, token) = ledger.record(key)?.view.state.owner()?;
+    let view = ledger.session(session)?;
+    view.ended.is_none().then(|| Owner { node: view.node.clone(), session, token })
+}
+
+fn changing(refused: Refused) -> Fault {
+    match refused {
+        Refused::NotLeader => Fault::NotLeader(None),
+        Refused::Unavailable(problem) => Fault::Unknown(problem),
+    }
+}
+
+/// The first batches, up to about [`CHANGES_BYTES`], but at least one.
+fn some(batches: Vec<Batch>) -> Vec<Batch> {
+    let size = |change: &Change| match change {
+        Change::Key(view) => 96 + view.key.as_str().len(),
+        Change::KeyGone(key) => 8 + key.as_str().len(),
+        Change::Session(view) => 64 + view.node.as_str().len(),
+        Change::SessionGone(_) | Change::Group(_) => 48,
+    };
+    let mut bytes = 0;
+    let mut taken = 0;
+    batches
+        .into_iter()
+        .take_while(|batch| {
+            bytes += batch.changes.iter().map(size).sum::<usize>();
+            taken += 1;
+            taken == 1 || bytes <= CHANGES_BYTES
+        })
+        .collect()
+}

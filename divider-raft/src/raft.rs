@@ -1,0 +1,243 @@
+//! openraft, and the only place that names its types: the rest of the crate speaks of members, entries and readings.
+
+mod log;
+mod network;
+mod snapshot;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy, error::ClientWriteError, error::RaftError};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use log::{Identity, Log};
+#[cfg(test)]
+pub(crate) use log::{seal, unseal};
+pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
+pub(crate) use snapshot::{SnapshotData, Snapshots};
+#[cfg(test)]
+pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};
+pub(crate) use state::{Machine, MachineHandle, lives};
+
+use crate::{
+    command::{Command, Reply},
+    config::RaftConfig,
+    link::Links,
+};
+
+/// A member as the others know it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Peer {
+    /// Drawn at random when the data directory was made, so that a wiped member can never pass for the one it was.
+    pub id: u64,
+    /// The name in its configuration, which its certificate carries.
+    pub name: String,
+    /// Where it listens: `host:port`.
+    pub address: String,
+    /// Whether it is to vote as soon as it has caught up and a voter is wanted.
+    pub wants_vote: bool,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:016x} at {})", self.name, self.id, self.address)
+    }
+}
+
+openraft::declare_raft_types!(
+    pub(crate) Types:
+        D = Command,
+        R = Reply,
+        NodeId = u64,
+        Node = Peer,
+        SnapshotData = SnapshotData,
+);
+
+pub(crate) type LogId = openraft::LogId<u64>;
+pub(crate) type Vote = openraft::Vote<u64>;
+pub(crate) type Entry = openraft::Entry<Types>;
+pub(crate) type Membership = openraft::StoredMembership<u64, Peer>;
+pub(crate) type SnapshotMeta = openraft::SnapshotMeta<u64, Peer>;
+pub(crate) type StorageError = openraft::StorageError<u64>;
+
+/// Where this member stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// The Raft term.
+    pub(crate) term: u64,
+    /// Who leads, as far as is known.
+    pub(crate) leader: Option<u64>,
+    /// Whether this member leads.
+    pub(crate) leads: bool,
+    /// For how long a leader has not been confirmed by a quorum, in milliseconds.
+    pub(crate) silent_ms: Option<u64>,
+    /// The members, and whether each votes.
+    pub(crate) members: BTreeMap<u64, (Peer, bool)>,
+    /// Set once Raft has stopped for good, for example because the disk failed.
+    pub(crate) stopped: bool,
+}
+
+/// Why Raft did not do what was asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Refused {
+    /// Another member leads, or nobody.
+    NotLeader,
+    /// It could not be done now, or nobody knows whether it was.
+    Unavailable(String),
+}
+
+impl<E: std::error::Error> From<RaftError<u64, E>> for Refused {
+    fn from(error: RaftError<u64, E>) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+/// A running member. Clones are handles to the same one.
+#[derive(Clone)]
+pub(crate) struct Raft {
+    raft: openraft::Raft<Types>,
+    id: u64,
+}
+
+impl fmt::Debug for Raft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raft").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Raft {
+    pub(crate) async fn start(
+        id: u64,
+        config: &RaftConfig,
+        log: Log,
+        machine: MachineHandle,
+        links: Arc<Links>,
+    ) -> Result<Self, Refused> {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        // openraft draws a member's election timeout once, and looks at it at each tick of one and a half heartbeats. Two
+        // members that tick in step would stand for election at the same moment again and again, so no two tick alike.
+        let heartbeat =
+            config.heartbeat - config.heartbeat.mul_f64(f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 2048.0);
+        let settings = Config {
+            cluster_name: config.cluster.clone(),
+            heartbeat_interval: ms(heartbeat),
+            election_timeout_min: ms(config.election.0),
+            election_timeout_max: ms(config.election.1),
+            install_snapshot_timeout: ms(config.snapshot_time_limit),
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_every),
+            max_in_snapshot_log_to_keep: config.snapshot_every / 4,
+            replication_lag_threshold: config.snapshot_every * 2,
+            ..Config::default()
+        };
+        let settings = settings.validate().map_err(|error| Refused::Unavailable(error.to_string()))?;
+        let network = network::Network::new(links);
+        let raft = openraft::Raft::new(id, Arc::new(settings), network, log, machine).await;
+        let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
+        Ok(Self { raft, id })
+    }
+
+    pub(crate) fn view(&self) -> View {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        // While the voters change, the old ones and the new ones both decide. Whoever does not vote among both yet is not
+        // counted, for nobody can do without the old ones so far; and a change that was cut short is taken up again.
+        let votes = |id: &u64| membership.get_joint_config().iter().all(|voters| voters.contains(id));
+        View {
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            leads: metrics.state == ServerState::Leader,
+            silent_ms: metrics.millis_since_quorum_ack,
+            members: membership.nodes().map(|(id, peer)| (*id, (peer.clone(), votes(id)))).collect(),
+            stopped: metrics.running_state.is_err(),
+        }
+    }
+
+    /// How far each follower has the log, where this member leads.
+    pub(crate) fn replicated(&self) -> Option<BTreeMap<u64, Option<u64>>> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let replication = metrics.replication.as_ref()?;
+        Some(replication.iter().map(|(id, log)| (*id, log.as_ref().map(|log| log.index))).collect())
+    }
+
+    pub(crate) fn last_log_index(&self) -> u64 {
+        self.raft.metrics().borrow().last_log_index.unwrap_or_default()
+    }
+
+    /// Waits until something about this member has changed.
+    pub(crate) fn changes(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut metrics = self.raft.server_metrics();
+        metrics.mark_unchanged();
+        async move {
+            // An error means that Raft has stopped: whoever asks next finds out.
+            if metrics.changed().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+
+    /// Has an entry decided. A caller that gives up waiting does not know whether it was.
+    pub(crate) async fn propose(&self, command: Command) -> Result<Reply, Refused> {
+        match self.raft.client_write(command).await {
+            Ok(response) => Ok(response.data),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Confirms with a quorum that this member leads *now*, and returns the index up to which a reader must have applied
+    /// to see everything that was acknowledged before the call.
+    pub(crate) async fn confirm(&self) -> Result<u64, Refused> {
+        match self.raft.get_read_log_id().await {
+            Ok((read, _)) => Ok(read.map_or(0, |log| log.index)),
+            Err(error) if error.forward_to_leader().is_some() => Err(Refused::NotLeader),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) async fn is_initialized(&self) -> bool {
+        self.raft.is_initialized().await.unwrap_or(false)
+    }
+
+    /// Founds a cluster of this member alone.
+    pub(crate) async fn found(&self, me: Peer) -> Result<(), Refused> {
+        Ok(self.raft.initialize(BTreeMap::from([(self.id, me)])).await?)
+    }
+
+    /// Adds a member that does not vote, or changes where it listens.
+    pub(crate) async fn add_learner(&self, peer: Peer) -> Result<(), Refused> {
+        let changes = ChangeMembers::SetNodes(BTreeMap::from([(peer.id, peer)]));
+        self.change(changes).await
+    }
+
+    /// Sets who votes. Whoever voted before and is not named stays as a learner.
+    pub(crate) async fn set_voters(&self, voters: std::collections::BTreeSet<u64>) -> Result<(), Refused> {
+        self.change(ChangeMembers::ReplaceAllVoters(voters)).await
+    }
+
+    /// Removes a member that does not vote.
+    pub(crate) async fn remove(&self, id: u64) -> Result<(), Refused> {
+        self.change(ChangeMembers::RemoveNodes([id].into())).await
+    }
+
+    async fn change(&self, changes: ChangeMembers<u64, Peer>) -> Result<(), Refused> {
+        match self.raft.change_membership(changes, true).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Err(Refused::NotLeader),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) async fn snapshot(&self) {
+        // Only fails where Raft has stopped.
+        let _ = self.raft.trigger().snapshot().await;
+    }
+
+    pub(crate) async fn stop(&self) {
+        if self.raft.shutdown().await.is_err() {
+            tracing::debug!(target: "divider::raft", "the core had ended already");
+        }
+    }
+}

@@ -1,0 +1,602 @@
+//! The log of Raft, its vote, and who this member is, in one redb file.
+//!
+//! # Why it is built like this
+//! Nothing may be acknowledged before it is on the disk, and a disk takes its time for each commit, however small. So one
+//! thread writes, and whatever has gathered while it committed goes into the next commit together: the price of a commit
+//! is shared by all who wait. The newest entries stay in memory, where followers' senders and the machine read them.
+//!
+//! Each value carries a checksum over its key and its bytes, and the whole log is read and checked at the start, so that
+//! a damaged file is noticed before anything in it counts.
+//!
+//! # Why there is a second, tiny file
+//! After a crash redb goes back to the commit before the last, if the last one is not whole: it was torn, and nobody was
+//! told of it. But a commit that was acknowledged, and of which a bit was flipped later, looks just the same. So the
+//! number of the last commit is also written beside the log once it is on disk. It is not waited for, since it is only a
+//! guard: where it is missing or unreadable nothing is lost but the guard; where it is ahead of the log the log has lost
+//! what was acknowledged, and is refused.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom, Write as _},
+    ops::{Bound, RangeBounds},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+};
+
+use openraft::{
+    AnyError, ErrorSubject, ErrorVerb, LogState, RaftLogReader, StorageIOError,
+    storage::{LogFlushed, RaftLogStorage},
+};
+use parking_lot::{Mutex, RwLock};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{Entry, LogId, StorageError, Types, Vote};
+use crate::error::DataError;
+
+const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
+const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
+const FILE: &str = "log.redb";
+const MARK: &str = "log.mark";
+/// Format of what is in the tables.
+const VERSION: u8 = 1;
+/// The newest entries are kept in memory up to this many bytes.
+const CACHE_BYTES: usize = 32 << 20;
+/// What redb may keep of the file in memory: little is ever read again.
+const PAGES_BYTES: usize = 16 << 20;
+/// Most bytes that one read gives to a sender, unless a single entry is larger.
+const READ_BYTES: usize = 1 << 20;
+/// Most bytes in one commit, unless a single write is larger.
+const COMMIT_BYTES: usize = 16 << 20;
+
+/// Who a data directory belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) id: u64,
+    pub(crate) name: String,
+    /// The name of the cluster in the configuration.
+    pub(crate) cluster: String,
+    /// The cluster itself, once this member has founded or joined it.
+    pub(crate) cluster_id: Option<Uuid>,
+}
+
+/// The log. Clones read and write the same one.
+#[derive(Clone)]
+pub(crate) struct Log(Arc<Shared>);
+
+struct Shared {
+    database: Arc<Database>,
+    path: PathBuf,
+    cache: Arc<RwLock<Cache>>,
+    /// To the writing thread, which ends when this is dropped.
+    writes: Mutex<Option<mpsc::Sender<Write>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// What is known without the disk.
+#[derive(Default)]
+struct Cache {
+    /// The newest entries, without gaps up to the last one.
+    entries: BTreeMap<u64, (Entry, usize)>,
+    bytes: usize,
+    last: Option<LogId>,
+    purged: Option<LogId>,
+    vote: Option<Vote>,
+    /// Index of the last entry on disk: what is newer must not leave the memory.
+    flushed: u64,
+    /// Number of the last commit.
+    commit: u64,
+}
+
+enum Write {
+    Append { entries: Vec<(u64, Vec<u8>)>, bytes: usize, done: LogFlushed<Types> },
+    Fact { name: &'static str, value: Vec<u8>, done: oneshot::Sender<io::Result<()>> },
+    Truncate { from: u64, done: oneshot::Sender<io::Result<()>> },
+    Purge { to: u64, value: Vec<u8>, done: oneshot::Sender<io::Result<()>> },
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("path", &self.0.path).finish_non_exhaustive()
+    }
+}
+
+/// Puts a checksum over the key and the bytes before them.
+pub(crate) fn seal<T: Serialize>(key: &[u8], value: &T) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 8];
+    bytes.push(VERSION);
+    let mut bytes = postcard::to_extend(value, bytes).map_err(io::Error::other)?;
+    let sum = checksum(key, &bytes[8..]);
+    bytes[..8].copy_from_slice(&sum);
+    Ok(bytes)
+}
+
+fn checksum(key: &[u8], bytes: &[u8]) -> [u8; 8] {
+    (xxh3_64(bytes) ^ xxh3_64(key).rotate_left(1)).to_le_bytes()
+}
+
+pub(crate) fn unseal<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, String> {
+    let (sum, rest) = bytes.split_first_chunk::<8>().ok_or("a value is cut short")?;
+    if *sum != checksum(key, rest) {
+        return Err("a checksum does not match".into());
+    }
+    match rest.split_first() {
+        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|error| error.to_string()),
+        Some((version, _)) => Err(format!("it is of format {version}, which this version does not know")),
+        None => Err("a value is cut short".into()),
+    }
+}
+
+/// Runs what redb does; it panics on some damaged files, which is as good as an error.
+fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("its structure is broken".into()),
+    }
+}
+
+impl Log {
+    /// Opens the log in `directory`, or one in memory, and says whose it is. `fresh` makes the identity of a new one.
+    pub(crate) fn open(
+        directory: Option<&Path>,
+        fresh: impl FnOnce() -> Identity,
+    ) -> Result<(Self, Identity), DataError> {
+        let path = directory.map(|directory| directory.join(FILE)).unwrap_or_default();
+        let corrupt = |problem: String| DataError::Corrupt { path: path.clone(), problem };
+        let database = match directory {
+            None => {
+                let backend = InMemoryBackend::new();
+                Database::builder().create_with_backend(backend).map_err(|error| corrupt(error.to_string()))?
+            }
+            Some(directory) => open_file(directory, &path)?,
+        };
+        // The tables are there from now on.
+        let identity = guarded(|| {
+            let write = database.begin_write()?;
+            let known = {
+                write.open_table(ENTRIES)?;
+                let facts = write.open_table(FACTS)?;
+                facts.get("identity")?.map(|value| value.value().to_vec())
+            };
+            write.commit()?;
+            Ok(known)
+        });
+        let identity = identity.map_err(corrupt)?;
+        let mut cache = Cache::default();
+        let found = guarded(|| Ok(load(&database, &mut cache)));
+        found.map_err(corrupt)?.map_err(corrupt)?;
+        let mark = directory.map(|directory| Mark::open(&directory.join(MARK))).transpose();
+        let mark = mark.map_err(|error| DataError::io(&path, error))?;
+        if mark.as_ref().is_some_and(|mark| mark.last > cache.commit) {
+            return Err(corrupt("what it acknowledged last is not in it any more".into()));
+        }
+        let known = match identity {
+            Some(bytes) => Some(unseal::<Identity>(b"identity", &bytes).map_err(corrupt)?),
+            None if cache.last.is_some() || cache.vote.is_some() => {
+                return Err(corrupt("it does not say whose it is".into()));
+            }
+            None => None,
+        };
+        let database = Arc::new(database);
+        let cache = Arc::new(RwLock::new(cache));
+        let (writes, receiver) = mpsc::channel();
+        let commit = cache.read().commit;
+        let writer = Writer { database: database.clone(), cache: cache.clone(), commit, mark };
+        let thread = std::thread::Builder::new().name("divider-raft-log".into()).spawn(move || writer.run(&receiver));
+        let thread = thread.map_err(|error| DataError::io(&path, error))?;
+        let shared = Shared {
+            database,
+            path: path.clone(),
+            cache,
+            writes: Mutex::new(Some(writes)),
+            thread: Mutex::new(Some(thread)),
+        };
+        let log = Self(Arc::new(shared));
+        let identity = match known {
+            Some(identity) => identity,
+            None => {
+                let identity = fresh();
+                let value = seal(b"identity", &identity).map_err(|error| DataError::io(&path, error))?;
+                let (done, written) = oneshot::channel();
+                log.send(Write::Fact { name: "identity", value, done }).map_err(|error| DataError::io(&path, error))?;
+                let written = written.blocking_recv().unwrap_or_else(|_| Err(io::Error::other("the writer ended")));
+                written.map_err(|error| DataError::io(&path, error))?;
+                identity
+            }
+        };
+        Ok((log, identity))
+    }
+
+    /// Remembers whose the directory is.
+    pub(crate) async fn identify(&self, identity: &Identity) -> io::Result<()> {
+        let value = seal(b"identity", identity)?;
+        self.write(|done| Write::Fact { name: "identity", value, done }).await
+    }
+
+    /// Index of the last entry that was purged: the machine must know everything up to there from a snapshot.
+    pub(crate) fn purged(&self) -> Option<u64> {
+        self.0.cache.read().purged.map(|log| log.index)
+    }
+
+    /// Ends the writing thread after all that was sent to it. Blocks on the disk.
+    pub(crate) fn close(&self) {
+        self.0.writes.lock().take();
+        if let Some(thread) = self.0.thread.lock().take() {
+            // It has panicked at worst, and then there is nothing left to wait for.
+            let _ = thread.join();
+        }
+    }
+
+    fn send(&self, write: Write) -> io::Result<()> {
+        let ended = || io::Error::other("the log is closed");
+        self.0.writes.lock().as_ref().ok_or_else(ended)?.send(write).map_err(|_| ended())
+    }
+
+    async fn write(&self, write: impl FnOnce(oneshot::Sender<io::Result<()>>) -> Write) -> io::Result<()> {
+        let (done, written) = oneshot::channel();
+        self.send(write(done))?;
+        written.await.unwrap_or_else(|_| Err(io::Error::other("the log's writer has ended")))
+    }
+
+    /// Entries `from..to` that are no longer in memory.
+    fn read_disk(&self, from: u64, to: u64, bytes: usize) -> io::Result<Vec<Entry>> {
+        let read = guarded(|| {
+            let read = self.0.database.begin_read()?;
+            let table = read.open_table(ENTRIES)?;
+            let mut entries = Vec::new();
+            let mut size = 0;
+            for row in table.range(from..to)? {
+                let (index, value) = row?;
+                let (index, value) = (index.value(), value.value());
+                size += value.len();
+                if size > bytes && !entries.is_empty() {
+                    break;
+                }
+                entries.push(unseal::<Entry>(&index.to_be_bytes(), value));
+            }
+            Ok(entries)
+        });
+        read.map_err(io::Error::other)?.into_iter().map(|entry| entry.map_err(io::Error::other)).collect()
+    }
+
+    fn read(&self, from: u64, to: u64, bytes: usize) -> io::Result<Vec<Entry>> {
+        let (mut found, start) = {
+            let cache = self.0.cache.read();
+            let mut size = 0;
+            let mut found = Vec::new();
+            for (_, (entry, len)) in cache.entries.range(from..to.max(from)) {
+                size += len;
+                if size > bytes && !found.is_empty() {
+                    break;
+                }
+                found.push(entry.clone());
+            }
+            (found, cache.entries.first_key_value().map_or(u64::MAX, |(index, _)| *index))
+        };
+        if from < to && from < start {
+            let mut older = self.read_disk(from, to.min(start), bytes)?;
+            let size: usize = older.len();
+            if older.last().is_some_and(|entry| entry.log_id.index + 1 == to.min(start)) && bytes == usize::MAX {
+                older.append(&mut found);
+            } else if size == 0 {
+                return Ok(found);
+            }
+            return Ok(older);
+        }
+        Ok(found)
+    }
+}
+
+fn open_file(directory: &Path, path: &Path) -> Result<Database, DataError> {
+    fs::create_dir_all(directory).map_err(|error| DataError::io(directory, error))?;
+    let existed = path.exists();
+    if !existed && directory.join("snapshot").exists() {
+        let problem = "there is a snapshot, but the log beside it is missing".to_owned();
+        return Err(DataError::Corrupt { path: path.to_owned(), problem });
+    }
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        let mut database = Database::builder().set_cache_size(PAGES_BYTES).create(path)?;
+        // redb checks its pages only after a crash; a flipped bit is to be noticed after a clean end too.
+        let whole = !existed || database.check_integrity()?;
+        Ok((database, whole))
+    }));
+    let corrupt = |problem: String| DataError::Corrupt { path: path.to_owned(), problem };
+    match opened {
+        Ok(Ok((database, true))) => Ok(database),
+        Ok(Ok((_, false))) => Err(corrupt("some of its pages are not what was written".into())),
+        Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen)) => Err(DataError::InUse { path: directory.to_owned() }),
+        Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(error)))) if !existed => {
+            Err(DataError::io(path, error))
+        }
+        Ok(Err(error)) => Err(corrupt(error.to_string())),
+        Err(_) => Err(corrupt("its structure is broken".into())),
+    }
+}
+
+/// Reads and checks everything, and keeps the newest entries.
+fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
+    let text = |error: redb::Error| error.to_string();
+    let read = database.begin_read().map_err(|error| text(error.into()))?;
+    let facts = read.open_table(FACTS).map_err(|error| text(error.into()))?;
+    for row in facts.iter().map_err(|error| text(error.into()))? {
+        let (name, value) = row.map_err(|error| text(error.into()))?;
+        match name.value() {
+            "vote" => cache.vote = Some(unseal(b"vote", value.value())?),
+            "purged" => cache.purged = Some(unseal(b"purged", value.value())?),
+            "commit" => cache.commit = unseal(b"commit", value.value())?,
+            "identity" => {}
+            other => return Err(format!("it holds a fact called {other:?}, which this version does not know")),
+        }
+    }
+    cache.last = cache.purged;
+    let entries = read.open_table(ENTRIES).map_err(|error| text(error.into()))?;
+    let mut next = cache.purged.map(|log| log.index + 1);
+    for row in entries.iter().map_err(|error| text(error.into()))? {
+        let (index, value) = row.map_err(|error| text(error.into()))?;
+        let index = index.value();
+        let entry: Entry = unseal(&index.to_be_bytes(), value.value())?;
+        if entry.log_id.index != index || next.is_some_and(|next| next != index) {
+            return Err(format!("entry {index} is not where it should be"));
+        }
+        next = Some(index + 1);
+        cache.last = Some(entry.log_id);
+        cache.flushed = index;
+        cache.insert(entry, value.value().len());
+        cache.evict();
+    }
+    Ok(())
+}
+
+impl Cache {
+    fn insert(&mut self, entry: Entry, bytes: usize) {
+        self.last = Some(entry.log_id);
+        self.bytes += bytes;
+        if let Some((_, old)) = self.entries.insert(entry.log_id.index, (entry, bytes)) {
+            self.bytes -= old;
+        }
+    }
+
+    fn evict(&mut self) {
+        while self.bytes > CACHE_BYTES
+            && self.entries.first_key_value().is_some_and(|(index, _)| *index <= self.flushed)
+        {
+            if let Some((_, (_, bytes))) = self.entries.pop_first() {
+                self.bytes -= bytes;
+            }
+        }
+    }
+
+    fn recount(&mut self) {
+        self.bytes = self.entries.values().map(|(_, bytes)| bytes).sum();
+    }
+}
+
+/// The writing thread.
+struct Writer {
+    database: Arc<Database>,
+    cache: Arc<RwLock<Cache>>,
+    /// Number of the last commit.
+    commit: u64,
+    mark: Option<Mark>,
+}
+
+/// The file with the number of the last commit.
+struct Mark {
+    file: File,
+    last: u64,
+}
+
+impl Mark {
+    fn open(path: &Path) -> io::Result<Self> {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(Self { file, last: unseal(b"mark", &bytes).map_or(0, u64::from_le_bytes) })
+    }
+
+    fn write(&mut self, commit: u64) -> io::Result<()> {
+        // Always of the same length, so that a shorter number leaves nothing of a longer one behind.
+        let bytes = seal(b"mark", &commit.to_le_bytes())?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(&bytes)
+    }
+}
+
+impl Writer {
+    fn run(mut self, writes: &mpsc::Receiver<Write>) {
+        while let Ok(first) = writes.recv() {
+            let mut bytes = first.bytes();
+            let mut group = vec![first];
+            while bytes < COMMIT_BYTES
+                && let Ok(next) = writes.try_recv()
+            {
+                bytes += next.bytes();
+                group.push(next);
+            }
+            let result = guarded(|| self.commit(&group, self.commit + 1));
+            if result.is_ok() {
+                self.commit += 1;
+                if let Some(Err(error)) = self.mark.as_mut().map(|mark| mark.write(self.commit)) {
+                    tracing::warn!(target: "divider::raft", %error, "the log's mark could not be written");
+                }
+            }
+            if let Err(problem) = &result {
+                tracing::error!(target: "divider::raft", problem, "the log could not be written; this member stops");
+            }
+            for write in group {
+                let result = result.as_ref().map(|&()| ()).map_err(|problem| io::Error::other(problem.clone()));
+                self.settle(write, result);
+            }
+        }
+    }
+
+    fn commit(&self, group: &[Write], number: u64) -> Result<(), redb::Error> {
+        let mut write = self.database.begin_write()?;
+        write.set_durability(Durability::Immediate)?;
+        {
+            let mut entries = write.open_table(ENTRIES)?;
+            let mut facts = write.open_table(FACTS)?;
+            let number = seal(b"commit", &number).map_err(redb::Error::Io)?;
+            facts.insert("commit", number.as_slice())?;
+            for one in group {
+                match one {
+                    Write::Append { entries: new, .. } => {
+                        for (index, value) in new {
+                            entries.insert(index, value.as_slice())?;
+                        }
+                    }
+                    Write::Fact { name, value, .. } => _ = facts.insert(name, value.as_slice())?,
+                    Write::Truncate { from, .. } => entries.retain_in(*from.., |_, _| false)?,
+                    Write::Purge { to, value, .. } => {
+                        facts.insert("purged", value.as_slice())?;
+                        entries.retain_in(..=*to, |_, _| false)?;
+                    }
+                }
+            }
+        }
+        write.commit()?;
+        Ok(())
+    }
+
+    fn settle(&self, write: Write, result: io::Result<()>) {
+        match write {
+            Write::Append { entries, done, .. } => {
+                if let (Ok(()), Some((last, _))) = (&result, entries.last()) {
+                    let mut cache = self.cache.write();
+                    cache.flushed = *last;
+                    cache.evict();
+                }
+                done.log_io_completed(result);
+            }
+            // Whoever asked may have given up.
+            Write::Fact { done, .. } | Write::Truncate { done, .. } | Write::Purge { done, .. } => {
+                let _ = done.send(result);
+            }
+        }
+    }
+}
+
+impl Write {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Append { bytes, .. } => *bytes,
+            _ => 64,
+        }
+    }
+}
+
+fn failed(subject: ErrorSubject<u64>, verb: ErrorVerb, error: &io::Error) -> StorageError {
+    StorageIOError::new(subject, verb, AnyError::new(error)).into()
+}
+
+fn unread(error: io::Error) -> StorageError {
+    failed(ErrorSubject::Logs, ErrorVerb::Read, &error)
+}
+
+impl RaftLogReader<Types> for Log {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + fmt::Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let from = match range.start_bound() {
+            Bound::Included(from) => *from,
+            Bound::Excluded(before) => before + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(last) => last + 1,
+            Bound::Excluded(to) => *to,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(from, to, usize::MAX).map_err(unread)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        self.read(start, end, READ_BYTES).map_err(unread)
+    }
+}
+
+impl RaftLogStorage<Types> for Log {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
+        let cache = self.0.cache.read();
+        Ok(LogState { last_purged_log_id: cache.purged, last_log_id: cache.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        let failed = |error: io::Error| failed(ErrorSubject::Vote, ErrorVerb::Write, &error);
+        let value = seal(b"vote", vote).map_err(failed)?;
+        self.write(|done| Write::Fact { name: "vote", value, done }).await.map_err(failed)?;
+        self.0.cache.write().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        Ok(self.0.cache.read().vote)
+    }
+
+    async fn append<I>(&mut self, entries: I, done: LogFlushed<Types>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let failed = |error: io::Error| failed(ErrorSubject::Logs, ErrorVerb::Write, &error);
+        let (mut sealed, mut bytes) = (Vec::new(), 0);
+        let mut kept = Vec::new();
+        for entry in entries {
+            let index = entry.log_id.index;
+            let value = seal(&index.to_be_bytes(), &entry).map_err(failed)?;
+            bytes += value.len();
+            kept.push((entry, value.len()));
+            sealed.push((index, value));
+        }
+        {
+            let mut cache = self.0.cache.write();
+            for (entry, len) in kept {
+                cache.insert(entry, len);
+            }
+        }
+        self.send(Write::Append { entries: sealed, bytes, done }).map_err(failed)
+    }
+
+    async fn truncate(&mut self, log: LogId) -> Result<(), StorageError> {
+        let failed = |error: io::Error| failed(ErrorSubject::Logs, ErrorVerb::Delete, &error);
+        self.write(|done| Write::Truncate { from: log.index, done }).await.map_err(failed)?;
+        let before = log.index.checked_sub(1);
+        let last = match before {
+            Some(before) => self.read(before, log.index, usize::MAX).map_err(unread)?.first().map(|entry| entry.log_id),
+            None => None,
+        };
+        let mut cache = self.0.cache.write();
+        cache.entries.split_off(&log.index);
+        cache.recount();
+        cache.last = last.or(cache.purged);
+        cache.flushed = cache.flushed.min(before.unwrap_or_default());
+        Ok(())
+    }
+
+    async fn purge(&mut self, log: LogId) -> Result<(), StorageError> {
+        let failed = |error: io::Error| failed(ErrorSubject::Logs, ErrorVerb::Delete, &error);
+        let value = seal(b"purged", &log).map_err(failed)?;
+        self.write(|done| Write::Purge { to: log.index, value, done }).await.map_err(failed)?;
+        let mut cache = self.0.cache.write();
+        cache.entries = cache.entries.split_off(&(log.index + 1));
+        cache.recount();
+        cache.purged = Some(log);
+        if cache.last.is_none_or(|last| last.index < log.index) {
+            cache.last = Some(log);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+//! The replicated state: the ledgers of all groups, at one entry of the log.
+//!
+//! Nothing here is on disk but the snapshot: after a restart the log is applied again from there. What applying an entry
+//! means for those who listen (the hints) and for the beats that a leader keeps (the reign) happens in the same place, so
+//! that the three never disagree about the order of things.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use divider_core::{Applied, Group, Ledger, Op, Outcome, Refusal, Revision, SessionId, Term, Token};
+use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot, StorageIOError, storage::RaftStateMachine};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use super::{Entry, LogId, Membership, SnapshotData, SnapshotMeta, Snapshots, StorageError, Types, snapshot};
+use crate::{
+    command::{Body, Done, Reply, Step},
+    reign::Reign,
+    subscribe::Subscribers,
+};
+
+/// The ledgers, and what goes with them on this member.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    state: RwLock<State>,
+    /// Index of the last entry that was applied; readers wait on it.
+    applied: watch::Sender<u64>,
+    snapshots: Snapshots,
+    pub(crate) reign: Reign,
+    pub(crate) subscribers: Subscribers,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    applied: Option<LogId>,
+    membership: Membership,
+    groups: BTreeMap<Group, Ledger>,
+}
+
+impl Machine {
+    pub(crate) fn new(snapshots: Snapshots, loaded: Option<snapshot::Loaded>) -> Arc<Self> {
+        let mut state = State::default();
+        if let Some((meta, groups)) = loaded {
+            state = State { applied: meta.last_log_id, membership: meta.last_membership, groups };
+        }
+        let index = state.applied.map_or(0, |log| log.index);
+        Arc::new(Self {
+            state: RwLock::new(state),
+            applied: watch::Sender::new(index),
+            snapshots,
+            reign: Reign::default(),
+            subscribers: Subscribers::default(),
+        })
+    }
+
+    /// Looks at a group's ledger. A group that nobody has named yet is an empty one.
+    pub(crate) fn with<T>(&self, group: &Group, look: impl FnOnce(&Ledger) -> T) -> T {
+        let state = self.state.read();
+        match state.groups.get(group) {
+            Some(ledger) => look(ledger),
+            None => look(&Ledger::new()),
+        }
+    }
+
+    /// Who leads which group.
+    pub(crate) fn leaders(&self) -> Vec<(Group, SessionId, Term)> {
+        let state = self.state.read();
+        let led = |(group, ledger): (&Group, &Ledger)| {
+            let held = ledger.group();
+            held.leader.map(|leader| (group.clone(), leader, held.term))
+        };
+        state.groups.iter().filter_map(led).collect()
+    }
+
+    /// Waits until the entry at `index` has been applied here. Cancel safe.
+    pub(crate) async fn reached(&self, index: u64) {
+        // The sender lives as long as `self`.
+        let _ = self.applied.subscribe().wait_for(|applied| *applied >= index).await;
+    }
+
+    pub(crate) fn receive(&self) -> std::io::Result<snapshot::Spool> {
+        self.snapshots.spool()
+    }
+
+    /// Index of the last entry in the newest snapshot.
+    pub(crate) fn snapshot_index(&self) -> Option<u64> {
+        self.snapshots.current().and_then(|(meta, _)| meta.last_log_id).map(|log| log.index)
+    }
+
+    fn apply(&self, entries: impl Iterator<Item = Entry>) -> Vec<Reply> {
+        let mut replies = Vec::new();
+        let mut heard = Vec::new();
+        let mut index = 0;
+        let mut state = self.state.write();
+        for entry in entries {
+            state.applied = Some(entry.log_id);
+            index = entry.log_id.index;
+            let reply = match entry.payload {
+                EntryPayload::Blank => Reply::default(),
+                EntryPayload::Membership(membership) => {
+                    state.membership = Membership::new(Some(entry.log_id), membership);
+                    Reply::default()
+                }
+                EntryPayload::Normal(command) => {
+                    let Body::V1 { reign, steps } = &*command.0;
+                    let term = entry.log_id.leader_id.term;
+                    let steps = steps.iter().map(|step| {
+                        let group = step.group();
+                        let ledger = match state.groups.get_mut(group) {
+                            Some(ledger) => ledger,
+                            None => state.groups.entry(group.clone()).or_default(),
+                        };
+                        let led = ledger.group().leader;
+                        let (done, effects) = one(ledger, step, Token(index), *reign == term);
+                        self.reign.applied(term, group, step, &done, ledger);
+                        heard.push((group.clone(), effects, led.is_some() && ledger.group().leader.is_none()));
+                        done
+                    });
+                    Reply(steps.collect())
+                }
+            };
+            replies.push(reply);
+        }
+        drop(state);
+        // Hints go out before the caller has its answer, so that whoever was asked after it cannot be told later.
+        for (group, effects, leader_gone) in heard {
+            self.subscribers.tell(&group, effects, leader_gone);
+        }
+        self.applied.send_replace(index);
+        replies
+    }
+}
+
+impl Step {
+    fn group(&self) -> &Group {
+        match self {
+            Self::Apply { group, .. } | Self::Lead { group, .. } | Self::Resign { group, .. } => group,
+        }
+    }
+}
+
+/// Applies one step. `same_reign` says that beats could not move between their comparison and this entry.
+fn one(ledger: &mut Ledger, step: &Step, floor: Token, same_reign: bool) -> (Done, divider_core::Effects) {
+    match step {
+        Step::Apply { ops, .. } => {
+            let stale = |op: &Op| !same_reign && matches!(op, Op::Expire { .. });
+            let effects = if ops.iter().any(stale) {
+                let fresh: Vec<Op> = ops.iter().filter(|op| !stale(op)).cloned().collect();
+                let mut effects = ledger.apply(&fresh, floor);
+                let mut outcomes = std::mem::take(&mut effects.outcomes).into_iter();
+                let refused = Outcome::Refused(Refusal::StillBeating);
+                effects.outcomes =
+                    ops.iter().filter_map(|op| if stale(op) { Some(refused) } else { outcomes.next() }).collect();
+                effects
+            } else {
+                ledger.apply(ops, floor)
+            };
+            let Revision(revision) = ledger.revision();
+            (Done::Applied(Applied { outcomes: effects.outcomes.clone(), revision: Revision(revision) }), effects)
+        }
+        Step::Lead { session, over, .. } if ledger.group().term == *over => {
+            let (_, effects) = ledger.lead(*session, *over);
+            (Done::Looked, effects)
+        }
+        Step::Lead { .. } => (Done::Looked, divider_core::Effects::default()),
+        Step::Resign { session, term, .. } => (Done::Looked, ledger.resign(*session, *term)),
+    }
+}
+
+/// The machine, as openraft drives it.
+#[derive(Clone, Debug)]
+pub(crate) struct MachineHandle(pub(crate) Arc<Machine>);
+
+fn storage(error: &(impl std::error::Error + 'static)) -> StorageError {
+    StorageIOError::write_snapshot(None, openraft::AnyError::new(error)).into()
+}
+
+impl RaftStateMachine<Types> for MachineHandle {
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), StorageError> {
+        let state = self.0.state.read();
+        Ok((state.applied, state.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Reply>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        Ok(self.0.apply(entries.into_iter()))
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotData>, StorageError> {
+        let spool = self.0.receive().map_err(|error| storage(&error))?;
+        Ok(Box::new(spool.finish()))
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Box<SnapshotData>) -> Result<(), StorageError> {
+        let (machine, meta) = (self.0.clone(), meta.clone());
+        let install = move || -> std::io::Result<()> {
+            let bytes = data.read()?;
+            let (_, groups) = snapshot::decode(&bytes).map_err(std::io::Error::other)?;
+            let bytes = Arc::unwrap_or_clone(bytes);
+            machine.snapshots.replace(meta.clone(), bytes)?;
+            let index = meta.last_log_id.map_or(0, |log| log.index);
+            let old = {
+                let mut state = machine.state.write();
+                let membership = meta.last_membership;
+                std::mem::replace(&mut *state, State { applied: meta.last_log_id, membership, groups })
+            };
+            machine.reign.jumped();
+            // Nobody knows what happened in between.
+            machine.subscribers.gap();
+            machine.applied.send_replace(index);
+            drop(old);
+            Ok(())
+        };
+        let done = tokio::task::spawn_blocking(install).await;
+        done.map_err(|error| storage(&error))?.map_err(|error| storage(&error))
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
+        let current = self.0.snapshots.current();
+        Ok(current.map(|(meta, data)| Snapshot { meta, snapshot: Box::new(data) }))
+    }
+}
+
+impl RaftSnapshotBuilder<Types> for MachineHandle {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
+        let machine = self.0.clone();
+        let build = move || -> std::io::Result<Snapshot<Types>> {
+            // Entries wait while the ledgers are written into memory; the disk is waited for without them.
+            let (meta, bytes) = {
+                let state = machine.state.read();
+                let meta = SnapshotMeta {
+                    last_log_id: state.applied,
+                    last_membership: state.membership.clone(),
+                    snapshot_id: state.applied.map_or_else(String::new, |log| log.to_string()),
+                };
+                let bytes = snapshot::encode(&meta, &state.groups)?;
+                (meta, bytes)
+            };
+            let data = machine.snapshots.replace(meta.clone(), bytes)?;
+            Ok(Snapshot { meta, snapshot: Box::new(data) })
+        };
+        let done = tokio::task::spawn_blocking(build).await;
+        done.map_err(|error| storage(&error))?.map_err(|error| storage(&error))
+    }
+}
+
+/// Sessions that an entry brings to life or ends, in order. For the [`Reign`].
+pub(crate) fn lives(step: &Step, done: &Done) -> (BTreeSet<SessionId>, bool) {
+    let (Step::Apply { ops, .. }, Done::Applied(applied)) = (step, done) else { return Default::default() };
+    let mut joined = BTreeSet::new();
+    let mut ended = false;
+    for (op, outcome) in ops.iter().zip(&applied.outcomes) {
+        match op {
+            Op::Join { session, .. } if *outcome == Outcome::Done => _ = joined.insert(*session),
+            Op::End { .. } | Op::Expire { .. } if *outcome == Outcome::Done => ended = true,
+            _ => {}
+        }
+    }
+    (joined, ended)
+}

@@ -1,0 +1,166 @@
+//! openraft's own suite for stores, on the log in a file and in memory; and what becomes of damaged files.
+
+use std::{path::Path, sync::Arc};
+
+use openraft::{
+    RaftLogReader,
+    storage::{RaftLogStorage, RaftLogStorageExt},
+    testing::{StoreBuilder, Suite},
+};
+use tempfile::TempDir;
+
+use super::{Entry, Identity, Log, LogId, Machine, MachineHandle, Snapshots, StorageError, Types, Vote};
+use crate::{
+    command::{Body, Command, Step},
+    error::DataError,
+};
+
+struct OnDisk;
+struct InMemory;
+
+fn identity() -> Identity {
+    Identity { id: 1, name: "a".into(), cluster: "test".into(), cluster_id: None }
+}
+
+async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
+    tokio::task::spawn_blocking(move || {
+        let (log, _) = Log::open(directory.as_deref(), identity).unwrap();
+        let (snapshots, loaded) = Snapshots::open(directory).unwrap();
+        (log, MachineHandle(Machine::new(snapshots, loaded)))
+    })
+    .await
+    .unwrap()
+}
+
+impl StoreBuilder<Types, Log, MachineHandle, TempDir> for OnDisk {
+    async fn build(&self) -> Result<(TempDir, Log, MachineHandle), StorageError> {
+        let directory = TempDir::new().unwrap();
+        let (log, machine) = build(Some(directory.path().to_owned())).await;
+        Ok((directory, log, machine))
+    }
+}
+
+impl StoreBuilder<Types, Log, MachineHandle, ()> for InMemory {
+    async fn build(&self) -> Result<((), Log, MachineHandle), StorageError> {
+        let (log, machine) = build(None).await;
+        Ok(((), log, machine))
+    }
+}
+
+#[test]
+fn the_suite_of_openraft_passes_on_disk() {
+    Suite::test_all(OnDisk).unwrap();
+}
+
+#[test]
+fn the_suite_of_openraft_passes_in_memory() {
+    Suite::test_all(InMemory).unwrap();
+}
+
+/// Small, and the same everywhere for ever (splitmix64).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        usize::try_from((z ^ (z >> 31)) % limit as u64).unwrap()
+    }
+}
+
+fn entry(index: u64) -> Entry {
+    let work = divider_core::Work::new(format!("key-{index}")).unwrap().payload(vec![7; index as usize % 300]);
+    let group = divider_core::Group::new("/g/").unwrap();
+    let step = Step::Apply { group, ops: vec![divider_core::Op::Add(work)] };
+    let body = Body::V1 { reign: 1, steps: vec![step] };
+    Entry {
+        log_id: LogId::new(openraft::CommittedLeaderId::new(1, 1), index),
+        payload: openraft::EntryPayload::Normal(Command(Arc::new(body))),
+    }
+}
+
+/// What a member would go on with: its vote, its purge mark, and its entries.
+type Found = (Option<Vote>, Option<LogId>, Vec<Entry>);
+
+fn look(directory: &Path) -> Result<Found, DataError> {
+    let (mut log, known) = Log::open(Some(directory), || unreachable!("it is not a new one"))?;
+    assert_eq!(known, identity());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let found = runtime.block_on(async {
+        let vote = log.read_vote().await.unwrap();
+        let state = log.get_log_state().await.unwrap();
+        let entries = log.try_get_log_entries(..).await.unwrap();
+        assert_eq!(entries.last().map(|entry| entry.log_id).or(state.last_purged_log_id), state.last_log_id);
+        (vote, state.last_purged_log_id, entries)
+    });
+    log.close();
+    Ok(found)
+}
+
+/// Writes a log as a member would, and copies its file as it stands after each acknowledgement.
+fn written(directory: &Path, copy: &Path) -> Found {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (mut log, _) = Log::open(Some(directory), identity).unwrap();
+    let found = runtime.block_on(async {
+        log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+        for batch in 0..40 {
+            log.blocking_append((1 + batch * 10..=10 + batch * 10).map(entry)).await.unwrap();
+        }
+        log.purge(LogId::new(openraft::CommittedLeaderId::new(1, 1), 100)).await.unwrap();
+        log.truncate(entry(395).log_id).await.unwrap();
+        log.blocking_append((395..=420).map(entry)).await.unwrap();
+        let entries = log.try_get_log_entries(..).await.unwrap();
+        (log.read_vote().await.unwrap(), log.get_log_state().await.unwrap().last_purged_log_id, entries)
+    });
+    assert_eq!((found.2.first().unwrap().log_id.index, found.2.len()), (101, 320));
+    // As after kill -9: everything is acknowledged, and nothing was closed.
+    for file in ["log.redb", "log.mark"] {
+        std::fs::copy(directory.join(file), copy.join(file)).unwrap();
+    }
+    log.close();
+    found
+}
+
+#[test]
+fn torn_and_flipped_bytes_are_refused_or_make_no_difference() {
+    let (clean, killed, work) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let truth = written(clean.path(), killed.path());
+    // redb panics on some damaged files; that is caught, and need not be read by whoever runs the tests.
+    let loud = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut dice = Dice(1);
+    let (mut same, mut refused, mut lost) = (0, 0, Vec::new());
+    for (how, source) in [("clean", clean.path()), ("killed", killed.path())] {
+        let bytes = std::fs::read(source.join("log.redb")).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        for round in 0..500 {
+            std::fs::copy(source.join("log.mark"), work.path().join("log.mark")).unwrap();
+            let mut broken = bytes.clone();
+            // Mostly where something is; the head of the file, where a bit means most, gets its share.
+            let at = match round % 4 {
+                0 => dice.below(512),
+                _ => dice.below(used),
+            };
+            let what = if round % 2 == 0 {
+                broken[at] ^= 1 << dice.below(8);
+                "flipped"
+            } else {
+                broken.truncate(at);
+                "cut"
+            };
+            std::fs::write(work.path().join("log.redb"), &broken).unwrap();
+            match std::panic::catch_unwind(|| look(work.path())) {
+                Ok(Ok(found)) if found == truth => same += 1,
+                Ok(Ok(found)) => lost.push(format!("{how}, {what} at {at}: {} entries", found.2.len())),
+                Ok(Err(_)) => refused += 1,
+                Err(_) => lost.push(format!("{how}, {what} at {at}: panicked")),
+            }
+        }
+    }
+    std::panic::set_hook(loud);
+    println!("{same} made no difference, {refused} were refused, {} were believed: {lost:#?}", lost.len());
+    assert!(lost.is_empty());
+    assert!(refused > 500);
+}

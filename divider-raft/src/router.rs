@@ -1,0 +1,182 @@
+//! Finds the leader and passes calls on to it, from members and from clients alike.
+//!
+//! # What is tried again
+//! A call that is known to have had no effect is tried again until its time is over. A call that may have had one is
+//! tried again only where twice does no harm; for ops the caller is told that nobody knows, since only it knows what a
+//! second time would mean.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use divider_core::StoreError;
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use crate::{
+    config::RaftConfig,
+    link::{Class, LinkError, Links, Target},
+    member::Member,
+    raft::Peer,
+    seeds,
+    wire::{Answer, Call, Fault, Request, Status},
+};
+
+/// How long one member may take to say where the cluster stands.
+const STATUS: Duration = Duration::from_millis(400);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// The way to the leader.
+#[derive(Debug)]
+pub(crate) struct Router {
+    pub(crate) config: Arc<RaftConfig>,
+    pub(crate) member: Option<Arc<Member>>,
+    pub(crate) links: Arc<Links>,
+    known: Mutex<Known>,
+}
+
+/// What a client knows of the cluster.
+#[derive(Debug, Default)]
+struct Known {
+    leader: Option<Target>,
+    members: Vec<Peer>,
+}
+
+/// Where the leader is.
+enum Leader {
+    Here(Arc<Member>),
+    There(Target),
+    Nowhere,
+}
+
+impl Router {
+    pub(crate) fn new(config: Arc<RaftConfig>, member: Option<Arc<Member>>, links: Arc<Links>) -> Self {
+        Self { config, member, links, known: Mutex::default() }
+    }
+
+    /// Has the leader answer a call. `again` says that twice does no harm.
+    pub(crate) async fn call(&self, call: Call, class: Class, again: bool) -> Result<Answer, StoreError> {
+        if let (Some(member), Call::Renew { session, .. } | Call::Poll { session, .. }) = (&self.member, &call) {
+            member.heard_of_local(*session);
+        }
+        let limit = self.config.call_time_limit;
+        let deadline = Instant::now() + limit;
+        let mut last = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(last.map_or(StoreError::Timeout { limit }, unavailable));
+            }
+            let (problem, pause) = match self.leader(left).await {
+                Leader::Here(member) => match timeout(left, member.call(call.clone(), true)).await {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(fault)) => self.fault(fault, again)?,
+                    Err(_) => return Err(StoreError::Timeout { limit }),
+                },
+                Leader::There(target) => {
+                    let request = Request::Call(call.clone());
+                    match self.links.call(&target, class, &request, left).await {
+                        Ok(Answer::Fault(fault)) => self.fault(fault, again)?,
+                        Ok(answer) => return Ok(answer),
+                        Err(error) => {
+                            self.lost(&target);
+                            let harmless = again || matches!(error, LinkError::NotSent(_));
+                            let problem = format!("the leader at {}: {error}", target.address);
+                            if !harmless {
+                                return Err(unavailable(problem));
+                            }
+                            (problem, PAUSE * 2)
+                        }
+                    }
+                }
+                Leader::Nowhere => ("no leader is known at the moment".to_owned(), PAUSE),
+            };
+            last = Some(problem);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// What a fault means: an error, or something to say if no later try succeeds, and how long to wait before one.
+    fn fault(&self, fault: Fault, again: bool) -> Result<(String, Duration), StoreError> {
+        match fault {
+            Fault::NotLeader(leader) => {
+                self.known.lock().leader = leader.as_ref().map(Target::member);
+                Ok(("the leader has changed".into(), PAUSE / 2))
+            }
+            Fault::Busy(problem) => Ok((problem, PAUSE * 2)),
+            Fault::Unknown(problem) if again => Ok((problem, PAUSE)),
+            Fault::Unknown(problem) => Err(unavailable(problem)),
+            Fault::SessionEnded => Err(StoreError::SessionEnded),
+            Fault::Refused(problem) => Err(StoreError::Corrupt(problem)),
+        }
+    }
+
+    fn lost(&self, target: &Target) {
+        let mut known = self.known.lock();
+        if known.leader.as_ref() == Some(target) {
+            known.leader = None;
+        }
+    }
+
+    async fn leader(&self, left: Duration) -> Leader {
+        if let Some(member) = &self.member {
+            let view = member.raft.view();
+            if view.leads {
+                return Leader::Here(member.clone());
+            }
+            let leader = view.leader.filter(|id| *id != member.me.id).and_then(|id| view.members.get(&id));
+            return leader.map_or(Leader::Nowhere, |(peer, _)| Leader::There(Target::member(peer)));
+        }
+        if let Some(leader) = self.known.lock().leader.clone() {
+            return Leader::There(leader);
+        }
+        // Whoever knows a leader is believed; a wrong one says so itself.
+        match timeout(left, self.look()).await {
+            Ok(Some(leader)) => {
+                self.known.lock().leader = Some(leader.clone());
+                Leader::There(leader)
+            }
+            _ => Leader::Nowhere,
+        }
+    }
+
+    /// Asks the members, and the seeds, until one knows the leader.
+    async fn look(&self) -> Option<Target> {
+        let mut targets: Vec<Target> = self.known.lock().members.iter().map(Target::member).collect();
+        let seeds = seeds::addresses(&self.config).await;
+        targets.extend(seeds.iter().map(|seed| Target::seed(seed)));
+        let request = Request::Call(Call::Status);
+        let mut asking = tokio::task::JoinSet::new();
+        for target in targets {
+            let (links, request) = (self.links.clone(), request.clone());
+            asking.spawn(async move { links.call(&target, Class::Calls, &request, STATUS).await });
+        }
+        while let Some(answer) = asking.join_next().await {
+            if let Ok(Ok(Answer::Status(Status { leader: Some(leader), members, .. }))) = answer {
+                self.known.lock().members = members.into_iter().map(|(peer, _)| peer).collect();
+                return Some(Target::member(&leader));
+            }
+        }
+        None
+    }
+
+    /// The members that are known, the one to begin with first.
+    pub(crate) async fn members(&self, begin: u64) -> Vec<Target> {
+        if self.known.lock().members.is_empty() {
+            // Fills in the members, if anybody answers.
+            self.look().await;
+        }
+        let mut targets: Vec<Target> = self.known.lock().members.iter().map(Target::member).collect();
+        if !targets.is_empty() {
+            let at = usize::try_from(begin % targets.len() as u64).unwrap_or_default();
+            targets.rotate_left(at);
+        }
+        targets
+    }
+}
+
+fn unavailable(message: String) -> StoreError {
+    StoreError::Unavailable { message, source: None }
+}

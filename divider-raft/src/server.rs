@@ -1,0 +1,185 @@
+//! The listening side of a member.
+
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    task::{AbortHandle, JoinSet},
+};
+
+use crate::{
+    member::Member,
+    wire::{self, Answer, Fault, Frame, Hello, Request, Welcome},
+};
+
+/// How long a newcomer may take to say who it is.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+/// A caller asks for a sign of life every second; one that does not is gone.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Requests of one connection that are worked on at the same time; more wait in the connection.
+const AT_ONCE: usize = 512;
+/// Most connections that have not said who they are yet.
+const NEWCOMERS: usize = 64;
+
+/// Accepts until it is aborted.
+pub(crate) async fn listen(listener: TcpListener, member: Arc<Member>) {
+    let mut connections = JoinSet::new();
+    let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
+    loop {
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                let (member, newcomers) = (member.clone(), newcomers.clone());
+                connections.spawn(async move {
+                    if let Err(error) = serve(stream, &member, &newcomers).await
+                        && error.kind() != io::ErrorKind::UnexpectedEof
+                    {
+                        tracing::debug!(target: "divider::raft", %from, %error, "a connection ended");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(target: "divider::raft", %error, "cannot accept connections for the moment");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, member: &Arc<Member>, newcomers: &Semaphore) -> io::Result<()> {
+    let handshake = async {
+        let _place = newcomers.acquire().await.map_err(io::Error::other)?;
+        let (mut stream, proved) = member.config().security.accepted(stream).await?;
+        let hello: Hello = wire::greeted(&mut stream).await?;
+        let problem = member.objection(&hello, proved.as_ref());
+        let welcome = match &problem {
+            Some(problem) => Welcome::Refused(problem.clone()),
+            None => Welcome::Ok { id: member.me().id, cluster_id: member.cluster_id() },
+        };
+        wire::greet(&mut stream, &welcome).await?;
+        match problem {
+            Some(problem) => Err(io::Error::other(problem)),
+            None => Ok((stream, hello)),
+        }
+    };
+    let late = |_| io::Error::other("no handshake in time");
+    let (stream, hello) = tokio::time::timeout(HANDSHAKE, handshake).await.map_err(late)??;
+    let (reading, mut writing) = tokio::io::split(stream);
+    let (outbox, mut frames) = mpsc::channel::<Vec<u8>>(256);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        while let Some(mut batch) = frames.recv().await {
+            while batch.len() < 256 << 10
+                && let Ok(frame) = frames.try_recv()
+            {
+                batch.extend(frame);
+            }
+            let send = async {
+                writing.write_all(&batch).await?;
+                writing.flush().await
+            };
+            if !matches!(tokio::time::timeout(SILENCE, send).await, Ok(Ok(()))) {
+                return;
+            }
+        }
+    });
+    let mut reading = BufReader::with_capacity(64 << 10, reading);
+    let mut buffer = Vec::new();
+    let mut partial: HashMap<u64, Vec<u8>> = HashMap::new();
+    let mut subscriptions: HashMap<u64, AbortHandle> = HashMap::new();
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
+    let hello = Arc::new(hello);
+    loop {
+        while tasks.try_join_next().is_some() {}
+        match tokio::time::timeout(SILENCE, wire::read_frame(&mut reading, &mut buffer)).await {
+            Ok(read) => read?,
+            Err(_) => return Err(io::Error::other("nothing was heard for too long")),
+        }
+        match Frame::from_bytes(&buffer)? {
+            Frame::Request { id, last, body } => {
+                let parts = partial.entry(id).or_default();
+                parts.extend_from_slice(body);
+                if partial.values().map(Vec::len).sum::<usize>() > 2 * wire::MAX_REQUEST || partial.len() > AT_ONCE {
+                    return Err(io::Error::other("requests are over the limit"));
+                }
+                if !last {
+                    continue;
+                }
+                let Some(request) = partial.remove(&id) else { continue };
+                let request: Request = match wire::decode(&request) {
+                    Ok(request) => request,
+                    // Perhaps of a later version: the caller is told, and the connection goes on.
+                    Err(error) => {
+                        reply(&outbox, id, &Answer::Fault(Fault::Refused(error.to_string()))).await?;
+                        continue;
+                    }
+                };
+                let (member, outbox) = (member.clone(), outbox.clone());
+                if let Request::Subscribe { group, topic } = request {
+                    subscriptions.retain(|_, task: &mut AbortHandle| !task.is_finished());
+                    let task = tasks.spawn(async move {
+                        if let Ok(()) = hints(&member, &outbox, id, &group, topic).await
+                            && let Ok(end) = (Frame::End { id }).to_bytes()
+                        {
+                            // The caller may be gone.
+                            let _ = outbox.send(end).await;
+                        }
+                    });
+                    subscriptions.insert(id, task);
+                    continue;
+                }
+                let place = at_once.clone().acquire_owned().await.map_err(io::Error::other)?;
+                let hello = hello.clone();
+                tasks.spawn(async move {
+                    let answer = member.serve(request, &hello).await;
+                    // The caller may be gone.
+                    let _ = reply(&outbox, id, &answer).await;
+                    drop(place);
+                });
+            }
+            Frame::End { id } => {
+                partial.remove(&id);
+                if let Some(task) = subscriptions.remove(&id) {
+                    task.abort();
+                }
+            }
+            Frame::Ping => {
+                let pong = Frame::Pong.to_bytes()?;
+                if outbox.send(pong).await.is_err() {
+                    return Ok(());
+                }
+            }
+            Frame::Answer { .. } | Frame::Hint { .. } | Frame::Pong => {
+                return Err(io::Error::other("an unexpected frame"));
+            }
+        }
+    }
+}
+
+async fn reply(outbox: &mpsc::Sender<Vec<u8>>, id: u64, answer: &Answer) -> io::Result<()> {
+    let body = wire::encode(answer)?;
+    for frame in wire::parts(&body, |last, body| Frame::Answer { id, last, body })? {
+        outbox.send(frame).await.map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// Sends hints until the subscription ends here. The first one says that it stands.
+async fn hints(
+    member: &Member,
+    outbox: &mpsc::Sender<Vec<u8>>,
+    id: u64,
+    group: &divider_core::Group,
+    topic: divider_core::Topic,
+) -> io::Result<()> {
+    let mut hints = member.subscribe(group, topic);
+    let stands = wire::encode_hint(&divider_core::Hint::Gap)?;
+    outbox.send(Frame::Hint { id, body: &stands }.to_bytes()?).await.map_err(io::Error::other)?;
+    while let Some(hint) = hints.recv().await {
+        let body = wire::encode_hint(&hint)?;
+        outbox.send(Frame::Hint { id, body: &body }.to_bytes()?).await.map_err(io::Error::other)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,516 @@
+//! The backend itself: one group of a Raft cluster, as a [`Store`].
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use divider_core::{
+    Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, InvalidInput, Key, NodeId, Op, Page,
+    Record, Revision, SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+};
+use parking_lot::RwLock;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    cluster::Running,
+    config::{Data, RaftConfig, Role},
+    link::Class,
+    raft::Peer,
+    router::Router,
+    security::Security,
+    wire::{Answer, Call, Owner, Query, Status},
+};
+
+/// A handle to one group in a Raft cluster that lives in the programs themselves.
+///
+/// Each process is a *voter*, a *learner* or a *client* of the cluster (see [`Role`]); the store behaves the same on all
+/// of them. Clones, and the handles that [`group`](Self::group) makes, share one member: it ends when the last of them is
+/// closed or dropped.
+///
+/// For one machine, three lines are enough:
+///
+/// ```no_run
+/// use divider_core::{Divider, Node};
+/// use divider_raft::RaftStore;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = RaftStore::builder("/process/me/")?.data_dir("/var/lib/me").build()?;
+/// let node = Node::builder(store).build()?;
+/// node.start().await?;
+/// # Ok(()) }
+/// ```
+///
+/// In production, run three or five voters on machines of their own, each with `listen`, the same list of `seeds`, and
+/// TLS; see [`RaftStoreBuilder`].
+pub struct RaftStore {
+    cluster: Arc<Cluster>,
+    group: Group,
+    /// Set by `close`, for this handle alone.
+    closed: AtomicBool,
+}
+
+/// What all handles share.
+struct Cluster {
+    config: Arc<RaftConfig>,
+    /// Held while starting, so that it happens once.
+    starting: tokio::sync::Mutex<()>,
+    running: RwLock<Option<Arc<Running>>>,
+    /// Handles that have not been closed.
+    open: AtomicUsize,
+}
+
+/// Builds a [`RaftStore`].
+///
+/// ```no_run
+/// use divider_raft::RaftStore;
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = RaftStore::builder("/process/me/")?
+///     .name("a")?
+///     .data_dir("/var/lib/me")
+///     .listen("10.0.0.1:7400")
+///     .seeds(["10.0.0.1:7400", "10.0.0.2:7400", "10.0.0.3:7400"])
+///     .plaintext()
+///     .build()?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct RaftStoreBuilder {
+    group: Group,
+    config: RaftConfig,
+}
+
+impl RaftStoreBuilder {
+    pub(crate) fn new(group: Group) -> Self {
+        Self { group, config: RaftConfig::default() }
+    }
+
+    /// Sets the whole configuration.
+    #[must_use]
+    pub fn config(mut self, config: RaftConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Changes fields of the configuration.
+    #[must_use]
+    pub fn configure(mut self, change: impl FnOnce(&mut RaftConfig)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Sets the name of this process, see [`RaftConfig::name`].
+    ///
+    /// # Errors
+    /// [`InvalidInput`] where it is empty or too long.
+    pub fn name(mut self, name: impl AsRef<str>) -> Result<Self, InvalidInput> {
+        self.config.name = Some(NodeId::new(name)?);
+        Ok(self)
+    }
+
+    /// Keeps log and snapshots in a directory that belongs to this member alone.
+    #[must_use]
+    pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.config.data = Data::Directory(directory.into());
+        self
+    }
+
+    /// Keeps everything in memory, for tests.
+    #[must_use]
+    pub fn in_memory(mut self) -> Self {
+        self.config.data = Data::Memory;
+        self
+    }
+
+    /// Sets where the member listens, see [`RaftConfig::listen`].
+    #[must_use]
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.config.listen = Some(address.into());
+        self
+    }
+
+    /// Sets the addresses of members, see [`RaftConfig::seeds`].
+    #[must_use]
+    pub fn seeds<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
+        self.config.seeds = seeds.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Makes this process a client of the members at `seeds`.
+    #[must_use]
+    pub fn client<S: Into<String>>(self, seeds: impl IntoIterator<Item = S>) -> Self {
+        self.configure(|config| config.role = Role::Client).seeds(seeds)
+    }
+
+    /// Makes this process a member that does not vote.
+    #[must_use]
+    pub fn learner(self) -> Self {
+        self.configure(|config| config.role = Role::Learner)
+    }
+
+    /// Protects nothing: whoever reaches the port may do everything.
+    #[must_use]
+    pub fn plaintext(self) -> Self {
+        self.configure(|config| config.security = Security::Plaintext)
+    }
+
+    /// Protects connections by mutual TLS.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(self, tls: crate::Tls) -> Self {
+        self.configure(|config| config.security = Security::Tls(tls))
+    }
+
+    /// Checks the configuration. Nothing is opened before [`Store::open`], which [`start`](divider_core::Divider::start)
+    /// calls.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first contradiction.
+    pub fn build(self) -> Result<RaftStore, ConfigError> {
+        self.config.validate()?;
+        let cluster = Cluster {
+            config: Arc::new(self.config),
+            starting: tokio::sync::Mutex::default(),
+            running: RwLock::default(),
+            open: AtomicUsize::new(1),
+        };
+        Ok(RaftStore { cluster: Arc::new(cluster), group: self.group, closed: AtomicBool::new(false) })
+    }
+}
+
+impl RaftStore {
+    /// Begins to build a store for a group.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] where the group's name is empty or too long.
+    pub fn builder(group: impl AsRef<str>) -> Result<RaftStoreBuilder, InvalidInput> {
+        Ok(RaftStoreBuilder::new(Group::new(group)?))
+    }
+
+    /// A handle to another group, through the same member.
+    ///
+    /// # Errors
+    /// [`InvalidInput`] where the group's name is empty or too long.
+    pub fn group(&self, group: impl AsRef<str>) -> Result<Self, InvalidInput> {
+        Ok(self.handle(Group::new(group)?))
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &RaftConfig {
+        &self.cluster.config
+    }
+
+    /// This process, if it is a member that has been opened.
+    pub fn me(&self) -> Option<Peer> {
+        self.cluster.running.read().as_ref()?.router.member.as_ref().map(|member| member.me().clone())
+    }
+
+    /// Whether this process leads Raft at the moment, as far as it knows.
+    pub fn leads_raft(&self) -> bool {
+        let running = self.cluster.running.read();
+        running.as_ref().and_then(|running| running.router.member.as_ref()).is_some_and(|m| m.raft.view().leads)
+    }
+
+    /// Who owns a key. A member answers from its own copy, at once, and may be a moment behind; a client asks the leader.
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`StoreError`] where a client cannot reach the cluster.
+    pub async fn owner_of(&self, key: &Key) -> Result<Option<Owner>, StoreError> {
+        let running = self.running()?;
+        if let Some(member) = &running.router.member {
+            return Ok(member.machine.with(&self.group, |ledger| crate::member::owner(ledger, key)));
+        }
+        match self.read(Query::Owners(vec![key.clone()])).await? {
+            Answer::Owners(mut owners) => Ok(owners.pop().flatten()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// All members, and whether each votes. Cancel safe.
+    ///
+    /// # Errors
+    /// [`StoreError`] where the cluster cannot be reached.
+    pub async fn members(&self) -> Result<Vec<(Peer, bool)>, StoreError> {
+        match self.call(Call::Status, Class::Calls, true).await? {
+            Answer::Status(Status { members, .. }) => Ok(members),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Removes a member for good, such as one whose disk is lost. Its data directory cannot come back.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nobody knows whether it was done where the cluster could not be reached in time. Calling it again
+    /// is safe.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves it unknown whether the member was removed.
+    pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
+        self.call(Call::Leave { id }, Class::Calls, true).await.map(drop)
+    }
+
+    /// Makes a learner a voter, whatever [`RaftConfig::voters`] says. Calling it again is safe.
+    ///
+    /// # Errors
+    /// As [`remove_member`](Self::remove_member).
+    ///
+    /// # Cancel safety
+    /// As [`remove_member`](Self::remove_member).
+    pub async fn promote(&self, id: u64) -> Result<(), StoreError> {
+        self.call(Call::Promote { id }, Class::Calls, true).await.map(drop)
+    }
+
+    /// Makes the learner `new` a voter in the place of `old`, which leaves for good. Calling it again is safe.
+    ///
+    /// # Errors
+    /// As [`remove_member`](Self::remove_member).
+    ///
+    /// # Cancel safety
+    /// As [`remove_member`](Self::remove_member).
+    pub async fn replace_voter(&self, old: u64, new: u64) -> Result<(), StoreError> {
+        self.call(Call::Replace { old, new }, Class::Calls, true).await.map(drop)
+    }
+
+    /// Removes this member from the cluster for good; close the store after it. Not the way to restart: a member that
+    /// comes back soon just stops and starts.
+    ///
+    /// # Errors
+    /// As [`remove_member`](Self::remove_member).
+    ///
+    /// # Cancel safety
+    /// As [`remove_member`](Self::remove_member).
+    pub async fn leave(&self) -> Result<(), StoreError> {
+        match self.me() {
+            Some(me) => self.remove_member(me.id).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a snapshot now, and forgets the log before it. Happens by itself every
+    /// [`snapshot_every`](RaftConfig::snapshot_every) entries.
+    pub async fn snapshot(&self) {
+        let member = self.cluster.running.read().as_ref().and_then(|running| running.router.member.clone());
+        if let Some(member) = member {
+            member.raft.snapshot().await;
+        }
+    }
+
+    fn handle(&self, group: Group) -> Self {
+        let closed = self.closed.load(Ordering::Relaxed);
+        if !closed {
+            self.cluster.open.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { cluster: self.cluster.clone(), group, closed: AtomicBool::new(closed) }
+    }
+
+    fn running(&self) -> Result<Arc<Running>, StoreError> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(StoreError::Closed);
+        }
+        let not_yet = || StoreError::Unavailable { message: "the store has not been opened".into(), source: None };
+        self.cluster.running.read().clone().ok_or_else(not_yet)
+    }
+
+    /// Runs on the member's own threads, and so does not depend on the caller's.
+    async fn inside<T: Send + 'static, F>(&self, work: impl FnOnce(Arc<Router>) -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let running = self.running()?;
+        let task = running.handle.spawn(work(running.router.clone()));
+        task.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    async fn call(&self, call: Call, class: Class, again: bool) -> Result<Answer, StoreError> {
+        self.inside(|router| async move { router.call(call, class, again).await }).await
+    }
+
+    /// A linearizable read: a member asks the leader up to where it must have applied, and reads its own copy.
+    async fn read(&self, query: Query) -> Result<Answer, StoreError> {
+        let group = self.group.clone();
+        self.inside(|router| async move {
+            let Some(member) = router.member.clone() else {
+                return router.call(Call::Read { group, query }, Class::Calls, true).await;
+            };
+            let Answer::Index(index) = router.call(Call::Confirm, Class::Calls, true).await? else {
+                return Err(unexpected());
+            };
+            let limit = router.config.call_time_limit;
+            let reached = tokio::time::timeout(limit, member.machine.reached(index)).await;
+            reached.map_err(|_| StoreError::Timeout { limit })?;
+            member.read(&group, query).map_err(|fault| match fault {
+                crate::wire::Fault::SessionEnded => StoreError::SessionEnded,
+                other => StoreError::Corrupt(format!("{other:?}")),
+            })
+        })
+        .await
+    }
+}
+
+impl Clone for RaftStore {
+    fn clone(&self) -> Self {
+        self.handle(self.group.clone())
+    }
+}
+
+impl Drop for RaftStore {
+    fn drop(&mut self) {
+        if !self.closed.swap(true, Ordering::Relaxed) {
+            self.cluster.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for RaftStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RaftStore").field("group", &self.group).field("me", &self.me()).finish_non_exhaustive()
+    }
+}
+
+fn unexpected() -> StoreError {
+    StoreError::Corrupt("an answer to another question".into())
+}
+
+#[async_trait]
+impl Store for RaftStore {
+    fn name(&self) -> &'static str {
+        "raft"
+    }
+
+    async fn open(&self) -> Result<(), StoreError> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(StoreError::Closed);
+        }
+        let running = {
+            let _starting = self.cluster.starting.lock().await;
+            let known = self.cluster.running.read().clone();
+            match known {
+                Some(running) => running,
+                None => {
+                    let running = Running::start(self.cluster.config.clone()).await?;
+                    *self.cluster.running.write() = Some(running.clone());
+                    running
+                }
+            }
+        };
+        running.ready().await
+    }
+
+    async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
+        let call = Call::Apply { group: self.group.clone(), ops: ops.to_vec() };
+        match self.call(call, Class::Calls, false).await? {
+            Answer::Applied(applied) => Ok(applied),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
+        match self.call(Call::Renew { group: self.group.clone(), session }, Class::Beats, true).await? {
+            Answer::Beat(beat) => Ok(beat),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+        match self.call(Call::Poll { group: self.group.clone(), session, claim }, Class::Beats, true).await? {
+            Answer::Standing(standing) => Ok(standing),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
+        self.call(Call::Resign { group: self.group.clone(), session, term }, Class::Calls, true).await.map(drop)
+    }
+
+    async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
+        match self.call(Call::Beats { group: self.group.clone() }, Class::Beats, true).await? {
+            Answer::Beats(beats) => Ok(beats),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
+        match self.read(Query::Holdings(session)).await? {
+            Answer::Holdings(holdings) => Ok(holdings),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
+        match self.read(Query::Changes(since)).await? {
+            Answer::Changes(changes) => Ok(changes),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
+        match self.read(Query::Scan(cursor)).await? {
+            Answer::Page(page) => Ok(page),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
+        match self.read(Query::Records(keys.to_vec())).await? {
+            Answer::Records(records) => Ok(records),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn stats(&self) -> Result<Stats, StoreError> {
+        match self.read(Query::Stats).await? {
+            Answer::Stats(stats) => Ok(stats),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
+        match self.read(Query::Quarantined(limit as u64)).await? {
+            Answer::Keys(keys) => Ok(keys),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
+        let group = self.group.clone();
+        let receiver = self
+            .inside(|router| async move {
+                if let Some(member) = &router.member {
+                    return Ok(member.subscribe(&group, topic));
+                }
+                let begin = match topic {
+                    Topic::Session(session) => session.0.as_u64_pair().0,
+                    Topic::Group => 0,
+                };
+                let limit = Duration::from_millis(500).min(router.config.call_time_limit);
+                let mut last = "no member is known".to_owned();
+                for target in router.members(begin).await {
+                    match router.links.subscribe(&target, group.clone(), topic, limit).await {
+                        Ok(hints) => return Ok(hints),
+                        Err(error) => last = error.to_string(),
+                    }
+                }
+                Err(StoreError::Unavailable { message: last, source: None })
+            })
+            .await?;
+        Ok(Box::pin(ReceiverStream::new(receiver)))
+    }
+
+    async fn close(&self) {
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if self.cluster.open.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let running = self.cluster.running.write().take();
+            if let Some(running) = running {
+                running.stop().await;
+            }
+        }
+    }
+}

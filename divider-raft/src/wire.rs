@@ -1,0 +1,382 @@
+//! What goes over a connection: a handshake, and after it frames.
+//!
+//! # Why it looks like this
+//! The first bytes say which protocol, which cluster and which member is meant, and nothing else is decoded before they
+//! fit: a program that was pointed at the wrong port, cluster or successor of a member finds out at once. Every length is
+//! compared with a cap before memory is taken for it. Long bodies are cut into parts, so that a page of keys does not hold
+//! up a heartbeat, and so that the cap of a frame can be low.
+//!
+//! Variants and fields are only ever appended; recorded bytes of the first version are kept as fixtures.
+
+use std::io;
+
+use divider_core::{
+    Applied, Batch, Beat, Claim, Cursor, Group, Hint, Holdings, Key, NodeId, Op, Page, Record, Revision, SessionId,
+    Standing, Stats, Term, Token, Topic,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use uuid::Uuid;
+
+use crate::raft::{Peer, RaftAnswer, RaftRequest};
+
+/// The first bytes of a connection, both ways.
+const MAGIC: [u8; 4] = *b"DVDR";
+/// Version of the protocol. Programs of one version read what is appended by later ones only where it says so.
+pub(crate) const PROTOCOL: u16 = 1;
+/// Most bytes of a handshake.
+const MAX_HELLO: u32 = 4096;
+/// Most bytes of a body in one frame; longer ones come in parts.
+pub(crate) const PART: usize = 256 << 10;
+/// Most bytes of a frame.
+const MAX_FRAME: u32 = (PART + 64) as u32;
+/// Most bytes of a request in all its parts: a batch of ops, or entries of the log.
+pub(crate) const MAX_REQUEST: usize = 16 << 20;
+/// Most bytes of an answer in all its parts: all that a session holds may be much.
+pub(crate) const MAX_ANSWER: usize = 1 << 30;
+/// Most bytes of a hint; a longer one is sent as a gap.
+pub(crate) const MAX_HINT: usize = PART;
+
+/// Who speaks, and to whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// The name of the cluster in the configuration.
+    pub(crate) cluster: String,
+    /// The cluster itself, where the speaker knows it.
+    pub(crate) cluster_id: Option<Uuid>,
+    /// The member that is meant, where the speaker knows it.
+    pub(crate) target: Option<u64>,
+    /// The speaker, if it is a member.
+    pub(crate) from: Option<Peer>,
+}
+
+/// The answer to a [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Welcome {
+    /// Come in.
+    Ok {
+        /// Who answers.
+        id: u64,
+        /// The cluster, where the member belongs to one.
+        cluster_id: Option<Uuid>,
+    },
+    /// You have the wrong one; the text says why.
+    Refused(String),
+}
+
+/// A frame.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Frame<'a> {
+    /// A part of a request.
+    Request {
+        /// Chosen by the caller, once for each request of a connection.
+        id: u64,
+        /// Whether this is the last part.
+        last: bool,
+        /// The part.
+        #[serde(borrow)]
+        body: &'a [u8],
+    },
+    /// A part of an answer.
+    Answer {
+        /// Of which request.
+        id: u64,
+        /// Whether this is the last part.
+        last: bool,
+        /// The part.
+        #[serde(borrow)]
+        body: &'a [u8],
+    },
+    /// A hint of a subscription.
+    Hint {
+        /// The request that subscribed.
+        id: u64,
+        /// The hint.
+        #[serde(borrow)]
+        body: &'a [u8],
+    },
+    /// From the caller: answer or hints are no longer wanted. From the member: the subscription is over.
+    End {
+        /// Of which request.
+        id: u64,
+    },
+    /// Are you there?
+    Ping,
+    /// Yes.
+    Pong,
+}
+
+/// What can be asked of a member.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Raft's own.
+    Raft(RaftRequest),
+    /// A call to a store, or about the cluster.
+    Call(Call),
+    /// Hints, until the caller ends it.
+    Subscribe {
+        /// The group.
+        group: Group,
+        /// About what.
+        topic: Topic,
+    },
+}
+
+/// A call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Call {
+    /// Applies a batch. On the leader only.
+    Apply {
+        /// The group.
+        group: Group,
+        /// The ops.
+        ops: Vec<Op>,
+    },
+    /// Renews a session. On the leader only.
+    Renew {
+        /// The group.
+        group: Group,
+        /// Whose.
+        session: SessionId,
+    },
+    /// See [`Store::poll`](divider_core::Store::poll). On the leader only.
+    Poll {
+        /// The group.
+        group: Group,
+        /// Who asks.
+        session: SessionId,
+        /// For what.
+        claim: Claim,
+    },
+    /// Gives leadership up. On the leader only.
+    Resign {
+        /// The group.
+        group: Group,
+        /// Who led.
+        session: SessionId,
+        /// In which term.
+        term: Term,
+    },
+    /// All beats. On the leader only.
+    Beats {
+        /// The group.
+        group: Group,
+    },
+    /// Confirms the leader with a quorum, and says up to where a reader must have applied. On the leader only.
+    Confirm,
+    /// A linearizable read.
+    Read {
+        /// The group.
+        group: Group,
+        /// What.
+        query: Query,
+    },
+    /// Where the member stands. The only call that is answered before it belongs to a cluster.
+    Status,
+    /// Takes a member in, or takes note of where it listens now. On the leader only.
+    Join {
+        /// Which.
+        peer: Peer,
+        /// Whether it shall vote, once it has caught up.
+        votes: bool,
+    },
+    /// Removes a member. On the leader only.
+    Leave {
+        /// Which.
+        id: u64,
+    },
+    /// Makes a learner a voter. On the leader only.
+    Promote {
+        /// Which.
+        id: u64,
+    },
+    /// Makes a learner a voter and removes another one in the same step. On the leader only.
+    Replace {
+        /// Who leaves.
+        old: u64,
+        /// Who takes its place.
+        new: u64,
+    },
+}
+
+/// What can be read of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Query {
+    /// See [`Store::holdings`](divider_core::Store::holdings).
+    Holdings(SessionId),
+    /// See [`Store::changes`](divider_core::Store::changes).
+    Changes(Revision),
+    /// See [`Store::scan`](divider_core::Store::scan).
+    Scan(Option<Cursor>),
+    /// See [`Store::records`](divider_core::Store::records).
+    Records(Vec<Key>),
+    /// See [`Store::stats`](divider_core::Store::stats).
+    Stats,
+    /// See [`Store::quarantined`](divider_core::Store::quarantined).
+    Quarantined(u64),
+    /// Who owns each key.
+    Owners(Vec<Key>),
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "an answer is made, sent and gone")]
+pub(crate) enum Answer {
+    /// It was not done, or nobody knows.
+    Fault(Fault),
+    /// Of Raft's own.
+    Raft(RaftAnswer),
+    /// It was done.
+    Done,
+    /// Of an apply.
+    Applied(Applied),
+    /// Of a renewal.
+    Beat(Beat),
+    /// Of a poll.
+    Standing(Standing),
+    /// All beats.
+    Beats(Vec<(SessionId, Beat)>),
+    /// An index of the log.
+    Index(u64),
+    /// Of a read.
+    Holdings(Holdings),
+    /// Of a read.
+    Changes(Option<Vec<Batch>>),
+    /// Of a read.
+    Page(Page),
+    /// Of a read.
+    Records(Vec<Option<Record>>),
+    /// Of a read.
+    Stats(Stats),
+    /// Of a read.
+    Keys(Vec<Key>),
+    /// Where the member stands.
+    Status(Status),
+    /// Of a read.
+    Owners(Vec<Option<Owner>>),
+}
+
+/// Who owns a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The name of the owning node.
+    pub node: NodeId,
+    /// Its session.
+    pub session: SessionId,
+    /// The token of the ownership.
+    pub token: Token,
+}
+
+/// Where a member stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// The member.
+    pub(crate) me: Peer,
+    /// The cluster that it belongs to.
+    pub(crate) cluster_id: Option<Uuid>,
+    /// The leader, as far as it knows.
+    pub(crate) leader: Option<Peer>,
+    /// All members, and whether each votes.
+    pub(crate) members: Vec<(Peer, bool)>,
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Fault {
+    /// Nothing was done: another member leads, perhaps this one.
+    NotLeader(Option<Peer>),
+    /// Nothing was done, but it may be soon.
+    Busy(String),
+    /// Nobody knows whether it was done.
+    Unknown(String),
+    /// Nothing was done: the session is over.
+    SessionEnded,
+    /// Nothing was done, and trying again does not help.
+    Refused(String),
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+    postcard::to_stdvec(value).map_err(io::Error::other)
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// A hint as it is sent.
+pub(crate) fn encode_hint(hint: &Hint) -> io::Result<Vec<u8>> {
+    let body = encode(hint)?;
+    if body.len() > MAX_HINT { encode(&Hint::Gap) } else { Ok(body) }
+}
+
+impl Frame<'_> {
+    /// The frame with its length in front.
+    pub(crate) fn to_bytes(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = postcard::to_extend(self, vec![0; 4]).map_err(io::Error::other)?;
+        let len = u32::try_from(bytes.len() - 4).ok().filter(|len| *len <= MAX_FRAME);
+        let len = len.ok_or_else(|| io::Error::other("a frame is too long"))?;
+        bytes[..4].copy_from_slice(&len.to_le_bytes());
+        Ok(bytes)
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> io::Result<Frame<'_>> {
+        postcard::from_bytes(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+}
+
+/// Cuts a body into frames, with their lengths in front.
+pub(crate) fn parts<'a>(body: &'a [u8], frame: impl Fn(bool, &'a [u8]) -> Frame<'a>) -> io::Result<Vec<Vec<u8>>> {
+    let count = body.len().div_ceil(PART).max(1);
+    (0..count)
+        .map(|at| {
+            let part = &body[at * PART..body.len().min((at + 1) * PART)];
+            frame(at + 1 == count, part).to_bytes()
+        })
+        .collect()
+}
+
+/// Reads one frame's bytes. Not cancel safe.
+pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> io::Result<()> {
+    let len = from.read_u32_le().await?;
+    if len > MAX_FRAME {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a frame of {len} bytes is over the limit")));
+    }
+    buffer.resize(len as usize, 0);
+    from.read_exact(buffer).await?;
+    Ok(())
+}
+
+/// Says hello or welcome.
+pub(crate) async fn greet<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), greeting: &T) -> io::Result<()> {
+    let body = encode(greeting)?;
+    let len = u32::try_from(body.len()).ok().filter(|len| *len <= MAX_HELLO);
+    let len = len.ok_or_else(|| io::Error::other("the names are too long for a handshake"))?;
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(PROTOCOL.to_le_bytes());
+    bytes.extend(len.to_le_bytes());
+    bytes.extend(body);
+    to.write_all(&bytes).await?;
+    to.flush().await
+}
+
+/// Hears hello or welcome. Nothing is decoded before magic, version and length fit.
+pub(crate) async fn greeted<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
+    let mut head = [0; 10];
+    from.read_exact(&mut head).await?;
+    let [m0, m1, m2, m3, v0, v1, len @ ..] = head;
+    if [m0, m1, m2, m3] != MAGIC {
+        return Err(invalid("the other side does not speak Divider's protocol (or speaks it through TLS)".into()));
+    }
+    let version = u16::from_le_bytes([v0, v1]);
+    if version != PROTOCOL {
+        return Err(invalid(format!("the other side speaks version {version} of the protocol, this one {PROTOCOL}")));
+    }
+    let len = u32::from_le_bytes(len);
+    if len > MAX_HELLO {
+        return Err(invalid(format!("a handshake of {len} bytes is over the limit")));
+    }
+    let mut body = vec![0; len as usize];
+    from.read_exact(&mut body).await?;
+    decode(&body)
+}

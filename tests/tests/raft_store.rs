@@ -1,0 +1,63 @@
+//! The Raft backend against the ledger, and against what can happen to a cluster.
+
+use std::time::{Duration, Instant};
+
+use divider_core::{Store, StoreError};
+use divider_raft::RaftStore;
+use divider_tests::{
+    agree::{Expect, agree_with},
+    raft::Cluster,
+};
+use tempfile::TempDir;
+
+const EXPECT: Expect = Expect { leases: false, hints: true };
+
+fn alone(directory: &TempDir) -> RaftStore {
+    RaftStore::builder("/test/").unwrap().data_dir(directory.path()).build().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_member_agrees_with_the_ledger() {
+    for seed in 0..4 {
+        let directory = TempDir::new().unwrap();
+        let store = alone(&directory);
+        agree_with(&store, seed, 3000, EXPECT).await;
+        store.close().await;
+        assert!(matches!(store.stats().await, Err(StoreError::Closed)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_member_and_a_client_agree_with_the_ledger() {
+    let cluster = Cluster::start(3).await;
+    let began = Instant::now();
+    for at in 0..3 {
+        let store = cluster.store(at).group(format!("/member-{at}/")).unwrap();
+        agree_with(&store, at as u64 + 10, 1500, EXPECT).await;
+    }
+    let client = cluster.client().group("/client/").unwrap();
+    agree_with(&client, 20, 1500, EXPECT).await;
+    println!("6000 ops in {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_a_restart() {
+    use divider_core::{Op, Work};
+    let directory = TempDir::new().unwrap();
+    for round in 0..3_u64 {
+        let store = alone(&directory);
+        store.open().await.unwrap();
+        assert_eq!(store.stats().await.unwrap().registered, round * 100);
+        for at in 0..100 {
+            store.apply(&[Op::Add(Work::new(format!("{round}/{at}")).unwrap())]).await.unwrap();
+        }
+        if round == 1 {
+            store.snapshot().await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        match round {
+            0 => store.close().await,
+            _ => drop(store),
+        }
+    }
+}
