@@ -24,7 +24,12 @@ pub fn open_node(url: &str, group: Group, config: NodeConfig) -> Result<Node, An
         "redis" | "rediss" | "redis+unix" => {
             Node::builder(RedisStore::builder(url, group).build()?).config(config).build()?
         }
-        _ => return Err(format!("no store is known by {scheme:?}; use memory:, raft:/data/directory or redis://host:port").into()),
+        _ => {
+            return Err(format!(
+                "no store is known by {scheme:?}; use memory:, raft:/data/directory or redis://host:port"
+            )
+            .into());
+        }
     };
     Ok(node)
 }

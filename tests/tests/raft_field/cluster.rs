@@ -1,8 +1,5 @@
 //! What can happen to a Raft cluster: members that die, hang, join, leave, and come back.
 
-// The helpers of a test may fail as it does.
-#![allow(clippy::unwrap_used)]
-
 use std::{
     collections::BTreeSet,
     sync::{

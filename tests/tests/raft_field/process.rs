@@ -3,9 +3,6 @@
 //!
 //! Each test prints what it measured on lines that begin with `figure:`.
 
-// The helpers of a test may fail as it does.
-#![allow(clippy::unwrap_used)]
-
 use std::{sync::MutexGuard, time::Duration};
 
 use divider_tests::{

@@ -1,9 +1,6 @@
 //! The Raft backend keeps every promise of the suite: on three voters in this process, asked through each of them and
 //! through clients.
 
-// A test that cannot have its cluster fails.
-#![allow(clippy::unwrap_used)]
-
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
