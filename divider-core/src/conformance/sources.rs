@@ -85,16 +85,20 @@ pub async fn an_adding_source_removes_nothing<B: Backend>(trial: Trial<B>) {
 }
 
 pub async fn a_source_that_fails_or_names_bad_work_does_no_harm<B: Backend>(trial: Trial<B>) {
-    trial.end_hold().await;
-    let said: Said = Arc::new(Mutex::new(work(&["a", "b"])));
-    let node = node(&trial, &said, SourceMode::Authoritative).await;
-    run_exactly(&trial, &[&node], &["a", "b"]).await;
-    *said.lock() = None;
-    tokio::time::sleep(Duration::from_millis(150)).await;
-    run_exactly(&trial, &[&node], &["a", "b"]).await;
-    let mut next = work(&["b", "b", "c"]).unwrap();
-    next.push(Work::new("too light").unwrap().weight(0));
-    *said.lock() = Some(next);
-    run_exactly(&trial, &[&node], &["b", "c"]).await;
-    assert_eq!(node.started(), 3, "nothing was disturbed by the failure");
+    trial
+        .unhurried(async |trial| {
+            trial.end_hold().await;
+            let said: Said = Arc::new(Mutex::new(work(&["a", "b"])));
+            let node = node(&trial, &said, SourceMode::Authoritative).await;
+            run_exactly(&trial, &[&node], &["a", "b"]).await;
+            *said.lock() = None;
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            run_exactly(&trial, &[&node], &["a", "b"]).await;
+            let mut next = work(&["b", "b", "c"]).unwrap();
+            next.push(Work::new("too light").unwrap().weight(0));
+            *said.lock() = Some(next);
+            run_exactly(&trial, &[&node], &["b", "c"]).await;
+            assert_eq!(node.started(), 3, "nothing was disturbed by the failure");
+        })
+        .await;
 }
