@@ -348,32 +348,27 @@ async fn locks_are_one_for_each_node_and_one_for_each_group() {
 }
 
 #[tokio::test]
-async fn a_freed_lock_is_an_early_sign_only_after_its_delay() {
+async fn a_session_is_gone_while_its_connection_is() {
     let server = server().await;
-    let delay = Duration::from_millis(200);
-    let leader = PostgresStore::builder(server.url(), group("early")).lock_delay(delay).build().unwrap();
+    let leader = store(&server, "early");
     leading(&leader).await;
     let (node, quiet) = (store(&server, "early"), store(&server, "early"));
-    let (session, never) = (joined(&node).await, joined(&quiet).await);
+    // The second one has never renewed: it has no connection to lose.
+    let (session, _) = (joined(&node).await, joined(&quiet).await);
     node.renew(session).await.unwrap();
-    let gone = async || {
-        let pulses = leader.pulses().await.unwrap();
-        assert!(!pulses.iter().any(|pulse| pulse.gone && pulse.session == never), "it never had a lock to lose");
-        pulses.into_iter().find(|pulse| pulse.session == session).unwrap()
-    };
-    assert!(!gone().await.gone);
+    assert_eq!(leader.gone().await.unwrap(), []);
     node.close().await;
-    let (pulse, took) = until(|| async {
-        let pulse = gone().await;
-        if pulse.gone { Ok(pulse) } else { Err("not yet") }
-    })
-    .await;
-    assert!(pulse.beat == Beat(1) && took >= delay && took < Duration::from_millis(500), "{pulse:?} {took:?}");
+    let gone = || async {
+        let gone = leader.gone().await.unwrap();
+        if gone.is_empty() { Err("not yet") } else { Ok(gone) }
+    };
+    let (gone, took) = until(gone).await;
+    assert!(gone == [session] && took < Duration::from_millis(500), "{gone:?} {took:?}");
     // A new connection of the same session takes it back.
     let again = store(&server, "early");
     again.open().await.unwrap();
     again.renew(session).await.unwrap();
-    assert!(!gone().await.gone);
+    assert_eq!(leader.gone().await.unwrap(), []);
 }
 
 #[tokio::test]
