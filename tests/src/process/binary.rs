@@ -26,8 +26,8 @@ fn find_or_build() -> PathBuf {
     let profile = test.parent().and_then(Path::parent).expect("cargo puts tests into target/PROFILE/deps");
     let path = profile.join("examples").join(format!("worker{}", std::env::consts::EXE_SUFFIX));
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace");
-    let sources =
-        ["examples", "divider-core", "divider-raft", "divider-redis"].map(|crate_| newest(&workspace.join(crate_)));
+    let sources = ["examples", "divider-core", "divider-postgres", "divider-raft", "divider-redis"]
+        .map(|crate_| newest(&workspace.join(crate_)));
     let built = fs::metadata(&path).and_then(|file| file.modified());
     if built.is_ok_and(|built| sources.iter().all(|source| *source <= built)) {
         return path;
@@ -53,7 +53,8 @@ fn newest(directory: &Path) -> SystemTime {
         if path.is_dir() {
             return newest(&path);
         }
-        let is_source = path.extension().is_some_and(|extension| extension == "rs" || extension == "lua");
+        let is_source =
+            path.extension().is_some_and(|extension| extension == "rs" || extension == "lua" || extension == "sql");
         let changed = is_source.then(|| entry.metadata().and_then(|file| file.modified()).ok()).flatten();
         changed.unwrap_or(SystemTime::UNIX_EPOCH)
     });

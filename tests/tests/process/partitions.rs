@@ -9,22 +9,23 @@ use divider_tests::{
 };
 
 use super::{Bed, figure, pause};
+use crate::backend::Server;
 
 const KEYS: usize = 300;
 const LEASE: Duration = Duration::from_millis(1000);
 
 /// Three nodes, one of them behind a proxy, which leads if that is wanted.
-fn bed(leads: bool) -> (Bed, Proxy, ProcessId) {
-    let mut bed = Bed::new(&["--tick-ms", "10", "--lease-ms", "1000"]);
-    let proxy = Proxy::before(bed.server.port());
-    let url = format!("redis://127.0.0.1:{}", proxy.port());
+fn bed<B: Server>(leads: bool) -> (Bed<B>, Proxy, ProcessId) {
+    let mut bed = Bed::<B>::new(&["--tick-ms", "10", "--lease-ms", "1000"]);
+    let proxy = Proxy::before(bed.store.port());
+    let url = bed.store.url_by(proxy.port());
     let victim = if leads {
         let victim = bed.fleet.spawn_at(&url, &[]);
         bed.fleet.wait_ready(&[victim]);
-        bed.fleet.spawn_ready(2, &[]);
+        bed.spawn_ready(2, &[]);
         victim
     } else {
-        bed.fleet.spawn_ready(2, &[]);
+        bed.spawn_ready(2, &[]);
         let victim = bed.fleet.spawn_at(&url, &[]);
         bed.fleet.wait_ready(&[victim]);
         victim
@@ -36,8 +37,8 @@ fn bed(leads: bool) -> (Bed, Proxy, ProcessId) {
 }
 
 /// Cuts the node off for some leases: it fences itself by its own clock, the others take over, and it comes back.
-fn cut_off(leads: bool, network: Network, leases: u32) {
-    let (mut bed, proxy, victim) = bed(leads);
+fn cut_off<B: Server>(leads: bool, network: Network, leases: u32) {
+    let (mut bed, proxy, victim) = bed::<B>(leads);
     let held = bed.fleet.loads()[&victim];
     bed.fleet.record(victim);
     let cut = now();
@@ -50,7 +51,8 @@ fn cut_off(leads: bool, network: Network, leases: u32) {
     let mut told: Vec<_> = lost.iter().map(|line| Duration::from_nanos(line.at_ns.saturating_sub(cut))).collect();
     let mut taken: Vec<_> = said.history.takeovers(victim, cut).into_iter().filter_map(|(_, time)| time).collect();
     drop(said);
-    let what = format!("{network:?} for {leases} leases of {LEASE:?}{}", if leads { ", the leader" } else { "" });
+    let who = if leads { ", the leader" } else { "" };
+    let what = format!("{}: {network:?} for {leases} leases of {LEASE:?}{who}", B::NAME);
     figure(&format!("{what}: until the loss was told"), &mut told);
     assert!(told.last() <= Some(&(LEASE + Duration::from_millis(50))), "{told:?}");
     figure(&format!("{what}: until the start elsewhere"), &mut taken);
@@ -75,34 +77,28 @@ fn cut_off(leads: bool, network: Network, leases: u32) {
     assert_eq!(stats["quarantined"], 0, "{stats}");
 }
 
-#[test]
-fn a_node_that_is_cut_off_fences_itself() {
-    cut_off(false, Network::Cut, 2);
+pub(crate) fn a_node_that_is_cut_off_fences_itself<B: Server>() {
+    cut_off::<B>(false, Network::Cut, 2);
 }
 
-#[test]
-fn a_node_whose_network_falls_silent_fences_itself_and_its_late_words_do_no_harm() {
-    cut_off(false, Network::Silent, 3);
+pub(crate) fn a_node_whose_network_falls_silent_fences_itself_and_its_late_words_do_no_harm<B: Server>() {
+    cut_off::<B>(false, Network::Silent, 3);
 }
 
-#[test]
-fn a_leader_whose_network_falls_silent_is_replaced_and_its_late_words_do_no_harm() {
-    cut_off(true, Network::Silent, 3);
+pub(crate) fn a_leader_whose_network_falls_silent_is_replaced_and_its_late_words_do_no_harm<B: Server>() {
+    cut_off::<B>(true, Network::Silent, 3);
 }
 
-#[test]
-fn a_node_that_hears_no_answers_fences_itself() {
-    cut_off(false, Network::NoAnswers, 3);
+pub(crate) fn a_node_that_hears_no_answers_fences_itself<B: Server>() {
+    cut_off::<B>(false, Network::NoAnswers, 3);
 }
 
-#[test]
-fn a_leader_that_hears_no_answers_is_replaced() {
-    cut_off(true, Network::NoAnswers, 3);
+pub(crate) fn a_leader_that_hears_no_answers_is_replaced<B: Server>() {
+    cut_off::<B>(true, Network::NoAnswers, 3);
 }
 
-#[test]
-fn a_network_that_is_slow_for_one_node_loses_nothing() {
-    let (mut bed, proxy, victim) = bed(true);
+pub(crate) fn a_network_that_is_slow_for_one_node_loses_nothing<B: Server>() {
+    let (mut bed, proxy, victim) = bed::<B>(true);
     proxy.set(Network::Slow(Duration::from_millis(100)));
     pause(2000);
     bed.fleet.call(victim, "keys 400");
@@ -110,6 +106,6 @@ fn a_network_that_is_slow_for_one_node_loses_nothing() {
     let said = bed.fleet.said();
     let lost = said.history.keys().flat_map(|(_, claims)| claims.values());
     let lost = lost.filter(|claim| claim.stopped.is_some_and(|(_, reason)| reason == StopReason::Lost)).count();
-    println!("figure: a leader 100 ms away: {lost} keys lost");
+    println!("figure: {}: a leader 100 ms away: {lost} keys lost", B::NAME);
     assert_eq!(lost, 0, "a renewal that takes 200 ms is no reason to lose a lease of a second");
 }
