@@ -40,9 +40,8 @@ pub struct PostgresConfig {
     /// 60 s.
     pub call_timeout: Duration,
     /// How long a leader's connection may be silent before the server closes it and so frees leadership: what ends the
-    /// leadership of a process that hangs. Must be longer than the interval at which a leader shows itself. Default 3 s;
-    /// 100 ms to 10 min.
-    pub leader_timeout: Duration,
+    /// leadership of a process that hangs. 100 ms to 10 min. Default: the node's lease, but at least 500 ms.
+    pub leader_timeout: Option<Duration>,
     /// What `pg_stat_activity` shows. Default `divider`.
     pub application_name: String,
 }
@@ -70,7 +69,7 @@ impl PostgresConfig {
             pool: None,
             max_connections: 4,
             call_timeout: Duration::from_secs(1),
-            leader_timeout: Duration::from_secs(3),
+            leader_timeout: None,
             application_name: "divider".to_owned(),
         }
     }
@@ -96,7 +95,10 @@ impl PostgresConfig {
         if !(Duration::from_millis(50)..=Duration::from_secs(60)).contains(&self.call_timeout) {
             return wrong("call_timeout", "must be between 50 ms and 60 s");
         }
-        if !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&self.leader_timeout) {
+        if self
+            .leader_timeout
+            .is_some_and(|limit| !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&limit))
+        {
             return wrong("leader_timeout", "must be between 100 ms and 10 min");
         }
         Ok(())

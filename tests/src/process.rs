@@ -15,6 +15,7 @@ use divider_examples::line::{Kind, Line};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::history::{History, ProcessId};
+pub use binary::example;
 use one::Process;
 pub use proxy::{Network, Proxy};
 

@@ -123,7 +123,7 @@ const EXPECT: Expect = Expect { leases: false, hints: true };
 
 /// The runner polls only now and then, and a leader that does not loses its leadership: so give it time.
 fn agreeing(url: &str, schema: &str, name: &str) -> PostgresStore {
-    let config = |config: &mut PostgresConfig| config.leader_timeout = Duration::from_secs(600);
+    let config = |config: &mut PostgresConfig| config.leader_timeout = Some(Duration::from_secs(600));
     PostgresStore::builder(url, group(name)).schema(schema).configure(config).build().unwrap()
 }
 
@@ -263,7 +263,7 @@ async fn any_connection_may_be_terminated_at_any_time() {
 #[tokio::test]
 async fn a_dead_leader_is_replaced_at_once_and_a_silent_one_after_its_time() {
     let server = server().await;
-    let config = |config: &mut PostgresConfig| config.leader_timeout = Duration::from_millis(400);
+    let config = |config: &mut PostgresConfig| config.leader_timeout = Some(Duration::from_millis(400));
     let open = || PostgresStore::builder(server.url(), group("lead")).configure(config).build().unwrap();
     let (a, b) = (open(), open());
     let (_, first) = leading(&a).await;
@@ -638,7 +638,7 @@ async fn a_pool_of_the_program_may_be_brought() {
     let server = server().await;
     let pool = PgPool::connect(&server.url()).await.unwrap();
     let mut config = PostgresConfig::with_pool(pool.clone(), group("brought"));
-    config.leader_timeout = Duration::from_secs(600);
+    config.leader_timeout = Some(Duration::from_secs(600));
     let store = PostgresStore::new(config).unwrap();
     agree_with(&store, 2, 200, EXPECT).await;
     store.close().await;

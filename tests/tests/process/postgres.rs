@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use divider_examples::line::Kind;
-use divider_tests::{history::quantile, postgres::PostgresServer, process::now};
+use divider_tests::{
+    history::quantile,
+    postgres::PostgresServer,
+    process::{example, now},
+};
 
 use super::{Bed, deaths, figure, on_any_server, outages, pause};
 
@@ -78,6 +82,20 @@ fn the_server_is_paused_for_half_a_minute() {
     pause(30_000);
     bed.store.thaw();
     bed.wait_all_back("frozen for 30 s", gone, now());
+}
+
+#[test]
+fn the_example_divides_the_tenants_of_a_table() {
+    let server = PostgresServer::start();
+    let output = std::process::Command::new(example("tenants")).arg(server.url()).output().expect("it can be started");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let parts: Vec<_> = said.split("\n\n").collect();
+    let [_, found, changed, left] = parts[..] else { panic!("{said}") };
+    let lines = |part: &str, name: &str| part.lines().filter(|line| line.contains(&format!("{name} serves"))).count();
+    assert_eq!((lines(found, "anna"), lines(found, "bert"), found.matches("tenant-").count()), (1, 1, 12), "{said}");
+    assert!(changed.contains("tenant-new (4)") && !changed.contains("tenant-1 "), "{said}");
+    assert_eq!((lines(left, "anna"), lines(left, "bert"), left.matches("tenant-").count()), (1, 0, 12), "{said}");
 }
 
 /// Only measures: `DIVIDER_IDLE_SECONDS=600 cargo nextest run --release -p divider-tests -E 'test(vacuum)' --run-ignored
