@@ -62,7 +62,7 @@ async fn figures() {
     measure("1 caller at the leader, one op", &here, 1, 1).await;
     measure("64 callers at the leader, one op", &here, 64, 1).await;
     measure("64 callers at the followers, one op", &there, 64, 1).await;
-    measure("64 callers at a client, one op", &[client.clone()], 64, 1).await;
+    measure("64 callers at a client, one op", std::slice::from_ref(&client), 64, 1).await;
     measure("1 caller at the leader, 512 ops", &here, 1, 512).await;
     measure("64 callers at the leader, 64 ops", &here, 64, 64).await;
 
