@@ -14,12 +14,14 @@ use openraft::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{Machine, Peer, Raft, SnapshotMeta, Types, Vote, snapshot};
+use super::{Log, Machine, Peer, Raft, SnapshotMeta, Types, Vote, snapshot};
 use crate::{
     link::{Class, LinkError, Links, Target},
     wire::{Answer, Request},
 };
 
+/// How long a heartbeat waits for this member's own disk.
+const DISK: Duration = Duration::from_millis(10);
 /// Bytes of a snapshot in one call.
 const CHUNK: usize = 256 << 10;
 
@@ -110,10 +112,23 @@ impl Raft {
     pub(crate) async fn answer(&self, request: RaftRequest, machine: &Machine, receiving: &Receiving) -> RaftAnswer {
         let failed = |error: &dyn std::fmt::Display| RaftAnswer::Failed(error.to_string());
         match request {
-            RaftRequest::Append(request) => match self.raft.append_entries(request).await {
-                Ok(answer) => RaftAnswer::Append(answer),
-                Err(error) => failed(&error),
-            },
+            RaftRequest::Append(request) => {
+                let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+                let answer = match self.raft.append_entries(request).await {
+                    Ok(answer) => answer,
+                    Err(error) => return failed(&error),
+                };
+                // Whoever says that it has entries has them on its disk. A heartbeat names what the leader knows already.
+                let has = match &answer {
+                    AppendEntriesResponse::Success => last,
+                    AppendEntriesResponse::PartialSuccess(last) => *last,
+                    AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => None,
+                };
+                match self.log.durable(has.map_or(0, |log| log.index)).await {
+                    Ok(()) => RaftAnswer::Append(answer),
+                    Err(error) => failed(&error),
+                }
+            }
             RaftRequest::Vote(request) => match self.raft.vote(request).await {
                 Ok(answer) => RaftAnswer::Vote(answer),
                 Err(error) => failed(&error),
@@ -150,11 +165,14 @@ impl Raft {
 
 /// Makes a [`Line`] to each member.
 #[derive(Debug)]
-pub(super) struct Network(Arc<Links>);
+pub(super) struct Network {
+    links: Arc<Links>,
+    log: Log,
+}
 
 impl Network {
-    pub(super) fn new(links: Arc<Links>) -> Self {
-        Self(links)
+    pub(super) fn new(links: Arc<Links>, log: Log) -> Self {
+        Self { links, log }
     }
 }
 
@@ -162,7 +180,7 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Line;
 
     async fn new_client(&mut self, _: u64, peer: &Peer) -> Line {
-        Line { links: self.0.clone(), target: Target::member(peer) }
+        Line { links: self.links.clone(), target: Target::member(peer), log: self.log.clone() }
     }
 }
 
@@ -171,6 +189,7 @@ impl RaftNetworkFactory<Types> for Network {
 pub(super) struct Line {
     links: Arc<Links>,
     target: Target,
+    log: Log,
 }
 
 impl Line {
@@ -201,9 +220,17 @@ fn unexpected() -> CallError {
 impl RaftNetwork<Types> for Line {
     async fn append_entries(
         &mut self,
-        request: AppendEntriesRequest<Types>,
+        mut request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
+        if let Some(commit) = request.leader_commit {
+            if request.entries.is_empty() {
+                // Most often this disk is about as fast as the others', and followers should not have to wait for the next
+                // heartbeat to hear of it. What comes of it is seen below.
+                let _ = tokio::time::timeout(DISK, self.log.durable(commit.index)).await;
+            }
+            request.leader_commit = self.log.durable_until(commit);
+        }
         match self.call(Class::Raft, RaftRequest::Append(request), option.hard_ttl()).await.map_err(rpc)? {
             RaftAnswer::Append(answer) => Ok(answer),
             _ => Err(unexpected()),
