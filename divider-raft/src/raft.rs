@@ -2,6 +2,7 @@
 
 mod log;
 mod network;
+mod quorum;
 mod snapshot;
 mod state;
 #[cfg(test)]
@@ -134,10 +135,12 @@ impl Raft {
             ..Config::default()
         };
         let settings = settings.validate().map_err(|error| Refused::Unavailable(error.to_string()))?;
-        let network = network::Network::new(links, log.clone());
+        let quorum = quorum::Quorum::default();
+        let network = network::Network::new(links, log.clone(), quorum.clone());
         let machine = MachineHandle { machine, log: log.clone() };
         let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
+        tokio::spawn(quorum.watch(raft.metrics(), config.election.1.mul_f64(1.5)));
         Ok(Self { raft, id, log })
     }
 

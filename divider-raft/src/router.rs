@@ -77,7 +77,9 @@ impl Router {
                 },
                 Leader::There(target) => {
                     let request = Request::Call(call.clone());
-                    match self.links.call(&target, class, &request, left).await {
+                    // A leader that has been cut off does not say so. Whoever may ask again has time left to ask another.
+                    let patience = if again { left.min(limit / 2) } else { left };
+                    match self.links.call(&target, class, &request, patience).await {
                         Ok(Answer::Fault(fault)) => self.fault(fault, again)?,
                         Ok(answer) => return Ok(answer),
                         Err(error) => {
