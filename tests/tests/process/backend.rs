@@ -25,11 +25,14 @@ pub(crate) trait Server: Backend {
     /// One that comes back with everything that it has acknowledged.
     fn start_durable() -> Self;
 
-    /// The port on this machine.
+    /// One that takes connections from other machines. Called on a thread in its network.
+    fn start_for_others() -> Self;
+
+    /// The port that it listens at.
     fn port(&self) -> u16;
 
-    /// As [`url`](Backend::url), by way of another port.
-    fn url_by(&self, port: u16) -> String;
+    /// As [`url`](Backend::url), by way of another address.
+    fn url_by(&self, host: &str, port: u16) -> String;
 
     /// Ends it at once.
     fn kill9(&mut self);
@@ -71,12 +74,16 @@ impl Server for RedisServer {
         Self::with(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
+    fn start_for_others() -> Self {
+        Self::with(&["--bind", "0.0.0.0", "--protected-mode", "no"])
+    }
+
     fn port(&self) -> u16 {
         Self::port(self)
     }
 
-    fn url_by(&self, port: u16) -> String {
-        format!("redis://127.0.0.1:{port}")
+    fn url_by(&self, host: &str, port: u16) -> String {
+        format!("redis://{host}:{port}")
     }
 
     fn kill9(&mut self) {
@@ -136,12 +143,18 @@ impl Server for PostgresServer {
         Self::start()
     }
 
+    fn start_for_others() -> Self {
+        let server = Self::with(&["listen_addresses=*"]);
+        server.trust("10.0.0.0/8");
+        server
+    }
+
     fn port(&self) -> u16 {
         Self::port(self)
     }
 
-    fn url_by(&self, port: u16) -> String {
-        format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable")
+    fn url_by(&self, host: &str, port: u16) -> String {
+        format!("postgres://postgres@{host}:{port}/postgres?sslmode=disable")
     }
 
     fn kill9(&mut self) {

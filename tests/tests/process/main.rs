@@ -90,6 +90,10 @@ macro_rules! on_any_server {
                 a_node_that_hears_no_answers_fences_itself
                 a_leader_that_hears_no_answers_is_replaced
                 a_network_that_is_slow_for_one_node_loses_nothing
+                a_node_in_a_network_namespace_that_is_cut_off_loses_its_keys_and_comes_back
+                a_leader_in_a_network_namespace_that_is_cut_off_is_replaced_and_comes_back
+                a_leader_in_a_network_namespace_that_is_heard_by_nobody_is_replaced
+                a_leader_in_a_network_namespace_that_hears_nobody_is_replaced
             }
         }
     };
