@@ -73,8 +73,8 @@ pub(crate) struct View {
     pub(crate) leader: Option<u64>,
     /// Whether this member leads.
     pub(crate) leads: bool,
-    /// For how long a leader has not been confirmed by a quorum, in milliseconds.
-    pub(crate) silent_ms: Option<u64>,
+    /// Whether it leads without having heard of a quorum for too long: another one may lead by now.
+    pub(crate) lost: bool,
     /// The members, and whether each votes.
     pub(crate) members: BTreeMap<u64, (Peer, bool)>,
     /// Set once Raft has stopped for good, for example because the disk failed.
@@ -102,6 +102,7 @@ pub(crate) struct Raft {
     raft: openraft::Raft<Types>,
     id: u64,
     log: Log,
+    quorum: quorum::Quorum,
 }
 
 impl fmt::Debug for Raft {
@@ -140,8 +141,8 @@ impl Raft {
         let machine = MachineHandle { machine, log: log.clone() };
         let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
-        tokio::spawn(quorum.watch(raft.metrics(), config.election.1.mul_f64(1.5)));
-        Ok(Self { raft, id, log })
+        tokio::spawn(quorum.clone().watch(raft.metrics(), config.election.1.mul_f64(1.5)));
+        Ok(Self { raft, id, log, quorum })
     }
 
     pub(crate) fn view(&self) -> View {
@@ -155,7 +156,7 @@ impl Raft {
             term: metrics.current_term,
             leader: metrics.current_leader,
             leads: metrics.state == ServerState::Leader,
-            silent_ms: metrics.millis_since_quorum_ack,
+            lost: self.quorum.is_lost(),
             members: membership.nodes().map(|(id, peer)| (*id, (peer.clone(), votes(id)))).collect(),
             stopped: metrics.running_state.is_err(),
         }

@@ -27,8 +27,8 @@ use crate::{
 
 /// How long a heartbeat waits for this member's own disk.
 const DISK: Duration = Duration::from_millis(10);
-/// How long entries may take to be taken in.
-const ENTRIES: Duration = Duration::from_secs(2);
+/// How long entries may take to be taken in, and how late an answer counts as a sign of life.
+const APPEND: Duration = Duration::from_secs(2);
 /// Bytes of a snapshot in one call.
 const CHUNK: usize = 256 << 10;
 
@@ -212,28 +212,20 @@ struct Sent {
     answer: JoinHandle<Result<RaftAnswer, LinkError>>,
 }
 
-impl Drop for Sent {
-    fn drop(&mut self) {
-        self.answer.abort();
-    }
-}
-
 impl Line {
-    fn call(
-        &self,
-        class: Class,
-        request: RaftRequest,
-        limit: Duration,
-    ) -> impl Future<Output = Result<RaftAnswer, LinkError>> + Send + use<> {
-        let (links, target) = (self.links.clone(), self.target.clone());
-        async move {
-            match links.call(&target, class, &Request::Raft(request), limit).await? {
-                Answer::Raft(RaftAnswer::Failed(problem)) => Err(LinkError::Lost(problem)),
-                Answer::Raft(answer) => Ok(answer),
-                Answer::Fault(fault) => Err(LinkError::Lost(format!("{fault:?}"))),
-                _ => Err(LinkError::Lost("an answer to another question".into())),
-            }
-        }
+    async fn call(&self, class: Class, request: RaftRequest, limit: Duration) -> Result<RaftAnswer, LinkError> {
+        raft_answer(self.links.call(&self.target, class, &Request::Raft(request), limit).await?)
+    }
+
+    /// Sends entries or a heartbeat, and goes on to wait for the answer when the caller does not any more.
+    fn append(&self, request: AppendEntriesRequest<Types>) -> JoinHandle<Result<RaftAnswer, LinkError>> {
+        let (links, target, quorum) = (self.links.clone(), self.target.clone(), self.quorum.clone());
+        tokio::spawn(async move {
+            let request = Request::Raft(RaftRequest::Append(request));
+            let answer = raft_answer(links.call(&target, Class::Raft, &request, APPEND).await?)?;
+            target.id.inspect(|id| quorum.heard(*id));
+            Ok(answer)
+        })
     }
 
     /// Sends entries, or waits for the answer to the call with which they were sent before. Cancel safe: what is on its
@@ -244,11 +236,11 @@ impl Line {
         // More entries may have come since; then the ones on their way are the first of them.
         let same = |sent: &Sent| (sent.vote, sent.before) == (vote, before) && sent.last <= last;
         if !self.sent.as_ref().is_some_and(same) {
-            let answer = tokio::spawn(self.call(Class::Raft, RaftRequest::Append(request), ENTRIES));
+            let answer = self.append(request);
             self.sent = Some(Sent { vote, before, last, answer });
         }
         let Some(sent) = self.sent.as_mut() else { return Err(LinkError::Lost("nothing was sent".into())) };
-        let answer = (&mut sent.answer).await.unwrap_or_else(|error| Err(LinkError::Lost(error.to_string())));
+        let answer = ended((&mut sent.answer).await);
         let reached = sent.last;
         self.sent = None;
         match answer? {
@@ -258,6 +250,20 @@ impl Line {
             answer => Ok(answer),
         }
     }
+}
+
+fn raft_answer(answer: Answer) -> Result<RaftAnswer, LinkError> {
+    match answer {
+        Answer::Raft(RaftAnswer::Failed(problem)) => Err(LinkError::Lost(problem)),
+        Answer::Raft(answer) => Ok(answer),
+        Answer::Fault(fault) => Err(LinkError::Lost(format!("{fault:?}"))),
+        _ => Err(LinkError::Lost("an answer to another question".into())),
+    }
+}
+
+/// What came of a task.
+fn ended(task: Result<Result<RaftAnswer, LinkError>, tokio::task::JoinError>) -> Result<RaftAnswer, LinkError> {
+    task.unwrap_or_else(|error| Err(LinkError::Lost(error.to_string())))
 }
 
 type CallError = RPCError<u64, Peer, RaftError<u64>>;
@@ -278,9 +284,9 @@ impl RaftNetwork<Types> for Line {
     async fn append_entries(
         &mut self,
         mut request: AppendEntriesRequest<Types>,
-        option: RPCOption,
+        _: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
-        if self.quorum.is_lost() {
+        if self.quorum.is_silent() {
             return Err(rpc(LinkError::NotSent("no quorum answers, so this leader is silent".into())));
         }
         if let Some(commit) = request.leader_commit {
@@ -291,11 +297,8 @@ impl RaftNetwork<Types> for Line {
             }
             request.leader_commit = self.log.durable_until(commit);
         }
-        let answer = if request.entries.is_empty() {
-            self.call(Class::Raft, RaftRequest::Append(request), option.hard_ttl()).await
-        } else {
-            self.send(request).await
-        };
+        let answer =
+            if request.entries.is_empty() { ended(self.append(request).await) } else { self.send(request).await };
         match answer.map_err(rpc)? {
             RaftAnswer::Append(answer) => Ok(answer),
             _ => Err(unexpected()),
