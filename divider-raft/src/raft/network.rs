@@ -29,6 +29,8 @@ use crate::{
 const DISK: Duration = Duration::from_millis(10);
 /// How long entries may take to be taken in, and how late an answer counts as a sign of life.
 const APPEND: Duration = Duration::from_secs(2);
+/// How long a leader that ends may take to have another one lead.
+const HAND_OVER: Duration = Duration::from_millis(500);
 /// Bytes of a snapshot in one call.
 const CHUNK: usize = 256 << 10;
 
@@ -62,6 +64,8 @@ pub(crate) enum RaftRequest {
         /// Which snapshot.
         stream: u64,
     },
+    /// The leader ends, and whoever is asked should stand for election at once.
+    TakeOver,
 }
 
 /// The answers, in the same order.
@@ -71,7 +75,7 @@ pub(crate) enum RaftAnswer {
     Append(AppendEntriesResponse<u64>),
     /// Of a vote.
     Vote(VoteResponse<u64>),
-    /// Of a snapshot's beginning, and of its chunks.
+    /// Of a snapshot's beginning, of its chunks, and of a leader that ends.
     Taken,
     /// Of a snapshot's end: the receiver's vote.
     Installed(Vote),
@@ -136,6 +140,10 @@ impl Raft {
                     Err(error) => failed(&error),
                 }
             }
+            RaftRequest::TakeOver => match self.raft.trigger().elect().await {
+                Ok(()) => RaftAnswer::Taken,
+                Err(error) => failed(&error),
+            },
             RaftRequest::Vote(request) => match self.raft.vote(request).await {
                 Ok(answer) => RaftAnswer::Vote(answer),
                 Err(error) => failed(&error),
@@ -167,6 +175,45 @@ impl Raft {
                 }
             }
         }
+    }
+}
+
+impl Raft {
+    /// If this member leads: has the voter lead that has all entries, which wins with its own vote and this member's where
+    /// there are three. A leader that ends without it costs the others an election.
+    pub(crate) async fn hand_over(&self, links: &Links) {
+        let hand_over = async {
+            let heir = loop {
+                let view = self.view();
+                if !view.leads {
+                    return;
+                }
+                let (last, replicated) = (self.last_log_index(), self.replicated().unwrap_or_default());
+                let has_all = |id: &u64| replicated.get(id).copied().flatten() == Some(last);
+                let mut others = view.members;
+                others.retain(|id, (_, votes)| *votes && *id != self.id);
+                if others.is_empty() {
+                    return;
+                }
+                match others.into_iter().find(|(id, _)| has_all(id)) {
+                    Some((_, (peer, _))) => break peer,
+                    None => tokio::time::sleep(HAND_OVER / 50).await,
+                }
+            };
+            let take_over = Request::Raft(RaftRequest::TakeOver);
+            // One that does not know of this refuses, and an election follows as if nobody had asked.
+            if links.call(&Target::member(&heir), Class::Raft, &take_over, HAND_OVER).await.is_ok() {
+                // It needs this member's vote, so it must be heard of before this one goes.
+                loop {
+                    let changed = self.changes();
+                    if self.view().leader == Some(heir.id) {
+                        return;
+                    }
+                    changed.await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(HAND_OVER, hand_over).await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use divider_tests::history::quantile;
 
-use super::bed::{Bed, SOON, figure};
+use super::bed::{Bed, SOON, figure, pause};
 
 const ADDS: usize = 300;
 
@@ -34,4 +34,27 @@ fn a_key_starts_within_milliseconds_of_its_declaration() {
     figure("add to start, 3 voters", &mut times);
     assert!(quantile(&mut times, 0.5) <= Duration::from_millis(50));
     assert!(quantile(&mut times, 0.99) <= Duration::from_millis(250));
+}
+
+/// A leader of Raft that ends hands over first, so that nobody waits for an election.
+#[test]
+fn a_leader_that_drains_leaves_no_gap() {
+    let mut bed = Bed::new(&["--tick-ms", "20", "--lease-ms", "3000"]);
+    bed.add(bed.voters[0], 300);
+    let at = bed.leader();
+    let leader = bed.voters[at];
+    let held = bed.fleet.loads()[&leader];
+    // A leader of less than an election votes for nobody else yet.
+    pause(600);
+    let asked = bed.fleet.terminate(leader);
+    bed.fleet.wait_all_run(300, SOON);
+    let mut gaps = bed.fleet.said().history.gaps(leader, asked);
+    assert_eq!(gaps.len(), held);
+    figure("the leader drained: confirmation to start elsewhere", &mut gaps);
+    // Who comes next is ready as well.
+    let began = Instant::now();
+    bed.insist(bed.voters[(at + 1) % 3], "next");
+    bed.fleet.wait_all_run(301, SOON);
+    println!("figure: the leader drained: the next key runs {:?} after its end", began.elapsed());
+    assert!(quantile(&mut gaps, 1.0) <= Duration::from_millis(500));
 }
