@@ -199,7 +199,7 @@ impl Raft {
     pub(crate) async fn confirm(&self) -> Result<u64, Refused> {
         match self.raft.get_read_log_id().await {
             // What is not on this disk yet has been acknowledged to nobody, so nobody has to wait for it.
-            Ok((read, _)) => Ok(read.and_then(|read| self.log.durable_until(read)).map_or(0, |log| log.index)),
+            Ok((read, _)) => Ok(read.map_or(0, |read| self.log.durable_until(read).unwrap_or(read).index)),
             Err(error) if error.forward_to_leader().is_some() => Err(Refused::NotLeader),
             Err(error) => Err(error.into()),
         }
