@@ -114,6 +114,9 @@ impl Member {
             _ if self.cluster_id().is_none() => return Err(Fault::Busy("this member has no cluster yet".into())),
             _ => {}
         }
+        if self.raft.is_ending() {
+            return Err(Fault::Busy("this member hands over to another one".into()));
+        }
         let view = self.raft.view();
         if !view.leads {
             return Err(self.not_leader(&view));

@@ -8,7 +8,15 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy, error::ClientWriteError, error::RaftError};
 use serde::{Deserialize, Serialize};
@@ -103,6 +111,8 @@ pub(crate) struct Raft {
     id: u64,
     log: Log,
     quorum: quorum::Quorum,
+    /// Set when it begins to hand over: nothing new is to be decided here.
+    ending: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Raft {
@@ -142,7 +152,11 @@ impl Raft {
         let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.metrics(), config.election.1.mul_f64(1.5)));
-        Ok(Self { raft, id, log, quorum })
+        Ok(Self { raft, id, log, quorum, ending: Arc::default() })
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     pub(crate) fn view(&self) -> View {

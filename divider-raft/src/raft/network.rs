@@ -182,8 +182,11 @@ impl Raft {
     /// If this member leads: has the voter lead that has all entries, which wins with its own vote and this member's where
     /// there are three. A leader that ends without it costs the others an election.
     pub(crate) async fn hand_over(&self, links: &Links) {
+        // An entry that came after the heir has been chosen would cost it this member's vote.
+        self.ending.store(true, std::sync::atomic::Ordering::Relaxed);
         let hand_over = async {
             let heir = loop {
+                tokio::time::sleep(HAND_OVER / 50).await;
                 let view = self.view();
                 if !view.leads {
                     return;
@@ -195,9 +198,8 @@ impl Raft {
                 if others.is_empty() {
                     return;
                 }
-                match others.into_iter().find(|(id, _)| has_all(id)) {
-                    Some((_, (peer, _))) => break peer,
-                    None => tokio::time::sleep(HAND_OVER / 50).await,
+                if let Some((_, (peer, _))) = others.into_iter().find(|(id, _)| has_all(id)) {
+                    break peer;
                 }
             };
             let take_over = Request::Raft(RaftRequest::TakeOver);
