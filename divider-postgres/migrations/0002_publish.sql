@@ -1,13 +1,19 @@
 -- How changes and notices are written down, and how a batch is published.
 --
 -- A change is a JSON array that begins with its kind; so is a notice. See `codec.rs`, which reads them.
+--
+-- None of these functions is called immutable, though some could be: what they call is only stable, and a function that
+-- claims more than its body cannot be inlined. A call for each row would cost more than the row.
 
+-- Put together by hand, since `json_build_array` finds out anew for each row what types it has been given.
 CREATE FUNCTION key_json(
     key text, weight bigint, priority integer, not_before_ms bigint, attempts bigint, fates bigint, avoid uuid,
     owner uuid, token bigint, stopping smallint, quarantined boolean
 ) RETURNS text LANGUAGE sql STABLE
-RETURN json_build_array('k', key, weight, priority, not_before_ms, attempts, fates, avoid, owner, token, stopping,
-                        quarantined)::text;
+RETURN concat('["k",', to_json(key), ',', weight, ',', priority, ',', not_before_ms, ',', attempts, ',', fates,
+              CASE WHEN avoid IS NULL THEN ',null,' ELSE concat(',"', avoid, '",') END,
+              CASE WHEN owner IS NULL THEN 'null,null,' ELSE concat('"', owner, '",', token, ',') END, stopping,
+              CASE WHEN quarantined THEN ',true]' ELSE ',false]' END);
 
 CREATE FUNCTION session_json(s sessions) RETURNS text LANGUAGE sql STABLE
 RETURN json_build_array('s', s.session, s.node, s.affinity, s.capacity, s.lease_ms, s.draining, s.settled,
@@ -18,7 +24,7 @@ RETURN json_build_array('g', g.term, g.leader, g.hold)::text;
 
 -- What a grant says of payload and checkpoint: null where there is neither, both as they are where they are short, else a
 -- digest, by which the reader of the message knows whether what it finds in the key's row is still the same.
-CREATE FUNCTION blob_text(payload bytea, checkpoint bytea) RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION blob_text(payload bytea, checkpoint bytea) RETURNS text LANGUAGE sql STABLE
 RETURN CASE WHEN octet_length(payload) + octet_length(checkpoint) = 0 THEN NULL
             WHEN octet_length(payload) + octet_length(checkpoint) <= 256
                 THEN encode(payload, 'hex') || '/' || encode(checkpoint, 'hex')
@@ -26,7 +32,7 @@ RETURN CASE WHEN octet_length(payload) + octet_length(checkpoint) = 0 THEN NULL
        END;
 
 -- The name of a channel, from the group's secret and what the channel is about: 'group', 'leader', or a session.
-CREATE FUNCTION channel(secret uuid, topic text) RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION channel(secret uuid, topic text) RETURNS text LANGUAGE sql STABLE
 RETURN 'divider_' || substr(encode(sha256(convert_to(secret::text || ' ' || topic, 'UTF8')), 'hex'), 1, 48);
 
 -- Which past this server continues: a restart keeps it, a promoted replica or a restored backup does not.

@@ -108,7 +108,8 @@ BEGIN
                FILTER (WHERE op.ok),
            count(*) FILTER (WHERE op.ok) + count(op.gone),
            array_agg(op.owner) FILTER (WHERE op.ok),
-           array_agg(json_build_array('g', op.key, op.token, op.attempts, op.weight, op.priority, op.blobs)::text)
+           array_agg(concat('["g",', to_json(op.key), ',', op.token, ',', op.attempts, ',', op.weight, ',', op.priority,
+                            CASE WHEN op.blobs IS NULL THEN ',null]' ELSE concat(',"', op.blobs, '"]') END))
                FILTER (WHERE op.ok),
            0, 0
     INTO r FROM (
@@ -176,9 +177,9 @@ BEGIN
                     ELSE j.stopping END::smallint AS stopping,
                CASE j.kind WHEN 18 THEN true WHEN 3 THEN false ELSE j.quarantined END AS quarantined,
                CASE WHEN j.code <> 0 THEN NULL
-                    WHEN j.kind = 16 AND j.owned THEN json_build_array('t', j.key, j.token)::text
-                    WHEN j.kind IN (11, 15) THEN json_build_array('s', j.key, j.token, 1)::text
-                    WHEN j.kind = 2 AND j.owned AND j.stopping = 0 THEN json_build_array('s', j.key, j.token, 2)::text
+                    WHEN j.kind = 16 AND j.owned THEN concat('["t",', to_json(j.key), ',', j.token, ']')
+                    WHEN j.kind IN (11, 15) THEN concat('["s",', to_json(j.key), ',', j.token, ',1]')
+                    WHEN j.kind = 2 AND j.owned AND j.stopping = 0 THEN concat('["s",', to_json(j.key), ',', j.token, ',2]')
                END AS notice
         FROM judged j
     ), op AS MATERIALIZED (
@@ -210,7 +211,7 @@ BEGIN
         DELETE FROM messages m USING gone d WHERE m.group_id = g.id AND m.session = d.session
     )
     SELECT array_agg(op.code::smallint), NULL,
-           string_agg(CASE WHEN op.ends THEN json_build_array('K', op.key)::text
+           string_agg(CASE WHEN op.ends THEN concat('["K",', to_json(op.key), ']')
                            ELSE key_json(op.key, op.weight, op.priority, op.not_before_ms, op.attempts, op.fates,
                                          op.avoid, op.owner, op.token, op.stopping, op.quarantined) END
                       || CASE WHEN op.gone IS NULL THEN '' ELSE ',' || json_build_array('S', op.gone) END, ',')
