@@ -50,7 +50,11 @@ CREATE TYPE run_result AS (
     targets     uuid[],
     notices     text[],
     registered  bigint,
-    quarantined bigint
+    quarantined bigint,
+    -- The ended sessions in whose names keys were that are so no longer, each once for each key; and those of them that
+    -- no key is left to.
+    dead        uuid[],
+    gone        uuid[]
 );
 
 -- Writes the group row back, gives the changes their revision and the notices their numbers, and wakes whom they concern.
@@ -64,7 +68,6 @@ BEGIN
     END IF;
     g.revision := g.revision + 1;
     g.logged := g.logged + new_size;
-    INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']');
     -- A quarter more than is promised, so that not every batch has to delete.
     IF g.logged > 20480 THEN
         WITH kept AS (
@@ -72,18 +75,20 @@ BEGIN
         ), gone AS (
             DELETE FROM changes c
             WHERE c.group_id = g.id AND c.revision <= (SELECT max(k.revision) FROM kept k WHERE k.total > 16384)
-              AND c.revision < g.revision
             RETURNING c.size
         )
         SELECT g.logged - coalesce(sum(gone.size), 0) INTO g.logged FROM gone;
     END IF;
-    UPDATE groups SET lineage = g.lineage, revision = g.revision, token = g.token, term = g.term, leader = g.leader,
-                      hold = g.hold, registered = g.registered, quarantined = g.quarantined, logged = g.logged
-    WHERE id = g.id;
-    PERFORM pg_notify(channel(g.secret, 'group'), g.revision::text);
-    IF freed THEN
-        PERFORM pg_notify(channel(g.secret, 'leader'), g.term::text);
-    END IF;
+    WITH logged AS (
+        INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']')
+    ), kept AS (
+        UPDATE groups SET lineage = g.lineage, revision = g.revision, token = g.token, term = g.term, leader = g.leader,
+                          hold = g.hold, registered = g.registered, quarantined = g.quarantined, logged = g.logged
+        WHERE id = g.id
+    )
+    SELECT count(pg_notify(channel(g.secret, n.topic), n.number::text)) INTO woken
+    FROM (VALUES ('group', g.revision), ('leader', CASE WHEN freed THEN g.term END)) AS n(topic, number)
+    WHERE n.number IS NOT NULL;
 
     IF cardinality(targets) > 0 THEN
         WITH message AS (

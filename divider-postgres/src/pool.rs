@@ -46,6 +46,9 @@ impl Door {
 
     /// What a new connection is told: the server is to give up what this node has given up, and to find out soon that the
     /// node is gone. `idle` also closes a connection on which nothing is asked for too long.
+    ///
+    /// Each statement is planned once and not for each call; so that a plan which was made for empty tables is right for
+    /// full ones as well, it never reads a whole table.
     pub(crate) fn settings(&self, idle: bool) -> String {
         let limit = self.limit.as_millis();
         let idle = if idle { self.leader_timeout.as_millis() } else { 0 };
@@ -53,7 +56,8 @@ impl Door {
             "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}; \
              SET idle_session_timeout = {idle}; SET tcp_keepalives_idle = 1; SET tcp_keepalives_interval = 1; \
              SET tcp_keepalives_count = 3; SET tcp_user_timeout = 3000; SET default_transaction_isolation = \
-             'read committed'"
+             'read committed'; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+             SET enable_bitmapscan = off; SET jit = off"
         )
     }
 }
@@ -156,6 +160,15 @@ impl Lanes {
             Ok(Err(sqlx::Error::PoolClosed)) => Err(StoreError::Closed),
             Ok(Err(error)) => Err(store_error(error, self.limit)),
             Err(_) => Err(StoreError::Timeout { limit: self.limit }),
+        }
+    }
+
+    /// How many of so many connections can be opened in advance. The program's own pool is its own business.
+    pub(crate) fn ahead(&self, wanted: usize) -> usize {
+        match &self.source {
+            // One is left for whoever comes meanwhile.
+            Source::Own(own) => wanted.min(own.permits.available_permits().saturating_sub(1)),
+            Source::Program(_) => 0,
         }
     }
 
