@@ -100,7 +100,7 @@ impl Store for PostgresStore {
         let beater = Beater::new(door, Arc::clone(&sql), Arc::clone(&group));
         let inner = Arc::new(Inner { sql, group, lanes, link, beater });
         check::attach(&inner).await?;
-        tokio::spawn(warm::up(Arc::clone(&inner)));
+        tokio::spawn(warm::up(Arc::downgrade(&inner)));
         let mut phase = self.phase.lock();
         if matches!(*phase, Phase::Closed) {
             return Err(StoreError::Closed);

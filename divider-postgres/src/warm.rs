@@ -8,11 +8,11 @@
 //! # How
 //! By doing everything once, for a group that cannot exist, and taking it back.
 
-use std::sync::Arc;
+use std::{sync::Weak, time::Duration};
 
 use divider_core::{Key, NodeId, Op, SessionId, Term, Token, Work};
 use sqlx::{Connection, PgConnection};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::{
@@ -20,11 +20,17 @@ use crate::{
     read::{Inner, apply},
 };
 
+/// A node that starts has better things to do, and so has a server that a whole fleet comes to.
+const LATER: Duration = Duration::from_millis(250);
+
 /// How many connections are opened in advance: one that writes and one that reads.
 const LANES: usize = 2;
 
 /// Opens connections and makes them ready. It is no failure where it cannot: then the first calls do it.
-pub(crate) async fn up(inner: Arc<Inner>) {
+pub(crate) async fn up(inner: Weak<Inner>) {
+    sleep(LATER).await;
+    // The store may have been dropped meanwhile.
+    let Some(inner) = inner.upgrade() else { return };
     let mut lanes: Vec<Lane> = Vec::new();
     for _ in 0..inner.lanes.ahead(LANES) {
         let Ok(mut lane) = inner.lanes.take().await else { return };
