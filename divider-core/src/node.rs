@@ -349,7 +349,8 @@ impl Divider for Node {
         });
         let drained = async {
             if let Some(session) = session {
-                shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained).await?;
+                let drain = shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained);
+                tokio::join!(drain, shared.hand_over(session)).0?;
             }
             // What was lost meanwhile may still be running here, so it is waited for as well.
             while !shared.with(|member| member.is_idle()) && !shared.has_ended() {

@@ -1,13 +1,19 @@
 -- How changes and notices are written down, and how a batch is published.
 --
 -- A change is a JSON array that begins with its kind; so is a notice. See `codec.rs`, which reads them.
+--
+-- None of these functions is called immutable, though some could be: what they call is only stable, and a function that
+-- claims more than its body cannot be inlined. A call for each row would cost more than the row.
 
+-- Put together by hand, since `json_build_array` finds out anew for each row what types it has been given.
 CREATE FUNCTION key_json(
     key text, weight bigint, priority integer, not_before_ms bigint, attempts bigint, fates bigint, avoid uuid,
     owner uuid, token bigint, stopping smallint, quarantined boolean
 ) RETURNS text LANGUAGE sql STABLE
-RETURN json_build_array('k', key, weight, priority, not_before_ms, attempts, fates, avoid, owner, token, stopping,
-                        quarantined)::text;
+RETURN concat('["k",', to_json(key), ',', weight, ',', priority, ',', not_before_ms, ',', attempts, ',', fates,
+              CASE WHEN avoid IS NULL THEN ',null,' ELSE concat(',"', avoid, '",') END,
+              CASE WHEN owner IS NULL THEN 'null,null,' ELSE concat('"', owner, '",', token, ',') END, stopping,
+              CASE WHEN quarantined THEN ',true]' ELSE ',false]' END);
 
 CREATE FUNCTION session_json(s sessions) RETURNS text LANGUAGE sql STABLE
 RETURN json_build_array('s', s.session, s.node, s.affinity, s.capacity, s.lease_ms, s.draining, s.settled,
@@ -18,7 +24,7 @@ RETURN json_build_array('g', g.term, g.leader, g.hold)::text;
 
 -- What a grant says of payload and checkpoint: null where there is neither, both as they are where they are short, else a
 -- digest, by which the reader of the message knows whether what it finds in the key's row is still the same.
-CREATE FUNCTION blob_text(payload bytea, checkpoint bytea) RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION blob_text(payload bytea, checkpoint bytea) RETURNS text LANGUAGE sql STABLE
 RETURN CASE WHEN octet_length(payload) + octet_length(checkpoint) = 0 THEN NULL
             WHEN octet_length(payload) + octet_length(checkpoint) <= 256
                 THEN encode(payload, 'hex') || '/' || encode(checkpoint, 'hex')
@@ -26,7 +32,7 @@ RETURN CASE WHEN octet_length(payload) + octet_length(checkpoint) = 0 THEN NULL
        END;
 
 -- The name of a channel, from the group's secret and what the channel is about: 'group', 'leader', or a session.
-CREATE FUNCTION channel(secret uuid, topic text) RETURNS text LANGUAGE sql IMMUTABLE
+CREATE FUNCTION channel(secret uuid, topic text) RETURNS text LANGUAGE sql STABLE
 RETURN 'divider_' || substr(encode(sha256(convert_to(secret::text || ' ' || topic, 'UTF8')), 'hex'), 1, 48);
 
 -- Which past this server continues: a restart keeps it, a promoted replica or a restored backup does not.
@@ -44,7 +50,11 @@ CREATE TYPE run_result AS (
     targets     uuid[],
     notices     text[],
     registered  bigint,
-    quarantined bigint
+    quarantined bigint,
+    -- The ended sessions in whose names keys were that are so no longer, each once for each key; and those of them that
+    -- no key is left to.
+    dead        uuid[],
+    gone        uuid[]
 );
 
 -- Writes the group row back, gives the changes their revision and the notices their numbers, and wakes whom they concern.
@@ -58,7 +68,6 @@ BEGIN
     END IF;
     g.revision := g.revision + 1;
     g.logged := g.logged + new_size;
-    INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']');
     -- A quarter more than is promised, so that not every batch has to delete.
     IF g.logged > 20480 THEN
         WITH kept AS (
@@ -66,18 +75,20 @@ BEGIN
         ), gone AS (
             DELETE FROM changes c
             WHERE c.group_id = g.id AND c.revision <= (SELECT max(k.revision) FROM kept k WHERE k.total > 16384)
-              AND c.revision < g.revision
             RETURNING c.size
         )
         SELECT g.logged - coalesce(sum(gone.size), 0) INTO g.logged FROM gone;
     END IF;
-    UPDATE groups SET lineage = g.lineage, revision = g.revision, token = g.token, term = g.term, leader = g.leader,
-                      hold = g.hold, registered = g.registered, quarantined = g.quarantined, logged = g.logged
-    WHERE id = g.id;
-    PERFORM pg_notify(channel(g.secret, 'group'), g.revision::text);
-    IF freed THEN
-        PERFORM pg_notify(channel(g.secret, 'leader'), g.term::text);
-    END IF;
+    WITH logged AS (
+        INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']')
+    ), kept AS (
+        UPDATE groups SET lineage = g.lineage, revision = g.revision, token = g.token, term = g.term, leader = g.leader,
+                          hold = g.hold, registered = g.registered, quarantined = g.quarantined, logged = g.logged
+        WHERE id = g.id
+    )
+    SELECT count(pg_notify(channel(g.secret, n.topic), n.number::text)) INTO woken
+    FROM (VALUES ('group', g.revision), ('leader', CASE WHEN freed THEN g.term END)) AS n(topic, number)
+    WHERE n.number IS NOT NULL;
 
     IF cardinality(targets) > 0 THEN
         WITH message AS (

@@ -37,9 +37,18 @@ BEGIN
            string_agg(key_json(op.key, op.weight, op.priority::integer, op.due, coalesce(op.attempts, 0),
                                coalesce(op.fates, 0), op.avoid, op.owner, op.token, coalesce(op.stopping, 0::smallint),
                                coalesce(op.quarantined, false)), ',') FILTER (WHERE NOT op.same),
-           count(*) FILTER (WHERE NOT op.same), NULL, NULL, count(*) FILTER (WHERE NOT op.known), 0
+           count(*) FILTER (WHERE NOT op.same), NULL, NULL, count(*) FILTER (WHERE NOT op.known), 0, NULL, NULL
     INTO r FROM (SELECT * FROM op ORDER BY op.ix) op;
     RETURN r;
+END $$;
+
+-- Forgets ended sessions that no key is in the name of any more.
+CREATE FUNCTION forget(gid bigint, gone uuid[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF gone IS NOT NULL THEN
+        DELETE FROM sessions s WHERE s.group_id = gid AND s.session = ANY (gone);
+        DELETE FROM messages m WHERE m.group_id = gid AND m.session = ANY (gone);
+    END IF;
 END $$;
 
 -- Assign.
@@ -53,8 +62,8 @@ BEGIN
     ), looked AS (
         SELECT o.key, o.owner, o.ix, k.place, k.weight, k.priority, k.not_before_ms, k.blobs,
                s.capacity - s.held AS room,
-               -- Whose name the key is in, where that session has ended and its end may be this session's last key's.
-               d.session AS dead,
+               -- Whose name the key is in, where that session has ended, and how many are.
+               d.session AS dead, d.held AS dead_held,
                least(k.attempts + 1, 4294967295) AS attempts,
                CASE WHEN d.ended IS NULL THEN k.fates
                     ELSE (k.fates << 1 | (k.token >= d.ended)::integer) & 4294967295 END AS fates,
@@ -81,7 +90,9 @@ BEGIN
     ), decided AS (
         SELECT f.*, f.code = 3 AND f.full_up IS NOT TRUE AS ok FROM ranked f
     ), op AS MATERIALIZED (
-        SELECT d.*, g.token + count(*) FILTER (WHERE d.ok) OVER (ORDER BY d.ix) AS token FROM decided d
+        SELECT d.*, g.token + count(*) FILTER (WHERE d.ok) OVER (ORDER BY d.ix) AS token,
+               d.ok AND d.dead_held = count(*) FILTER (WHERE d.ok) OVER (PARTITION BY d.dead ORDER BY d.ix) AS last
+        FROM decided d
     ), granted AS (
         UPDATE keys k SET owner = op.owner, token = op.token, stopping = 0, avoid = NULL, attempts = op.attempts,
                           fates = op.fates
@@ -90,30 +101,24 @@ BEGIN
         UPDATE sessions s SET held = s.held + n.n
         FROM (SELECT op.owner, count(*) AS n FROM op WHERE op.ok GROUP BY op.owner) n
         WHERE s.group_id = g.id AND s.session = n.owner
-    ), lost AS MATERIALIZED (
-        SELECT op.dead, count(*) AS n, max(op.ix) AS ix FROM op WHERE op.ok AND op.dead IS NOT NULL GROUP BY op.dead
-    ), less AS (
-        UPDATE sessions s SET held = s.held - l.n FROM lost l
-        WHERE s.group_id = g.id AND s.session = l.dead AND s.held > l.n
-    ), gone AS (
-        DELETE FROM sessions s USING lost l WHERE s.group_id = g.id AND s.session = l.dead AND s.held = l.n
-        RETURNING s.session, l.ix
-    ), unread AS (
-        DELETE FROM messages m USING gone d WHERE m.group_id = g.id AND m.session = d.session
     )
     SELECT array_agg(CASE WHEN op.ok THEN 3 WHEN op.code = 3 THEN 14 ELSE op.code END::smallint), array_agg(op.token),
            string_agg(key_json(op.key, op.weight, op.priority, op.not_before_ms, op.attempts, op.fates, NULL, op.owner,
                                op.token, 0::smallint, false)
-                      || CASE WHEN op.gone IS NULL THEN '' ELSE ',' || json_build_array('S', op.gone) END, ',')
-               FILTER (WHERE op.ok),
-           count(*) FILTER (WHERE op.ok) + count(op.gone),
+                      || CASE WHEN op.last THEN concat(',["S","', op.dead, '"]') ELSE '' END, ',') FILTER (WHERE op.ok),
+           count(*) FILTER (WHERE op.ok) + count(*) FILTER (WHERE op.last),
            array_agg(op.owner) FILTER (WHERE op.ok),
-           array_agg(json_build_array('g', op.key, op.token, op.attempts, op.weight, op.priority, op.blobs)::text)
+           array_agg(concat('["g",', to_json(op.key), ',', op.token, ',', op.attempts, ',', op.weight, ',', op.priority,
+                            CASE WHEN op.blobs IS NULL THEN ',null]' ELSE concat(',"', op.blobs, '"]') END))
                FILTER (WHERE op.ok),
-           0, 0
-    INTO r FROM (
-        SELECT op.*, gone.session AS gone FROM op LEFT JOIN gone ON gone.ix = op.ix ORDER BY op.ix
-    ) op;
+           0, 0, array_agg(op.dead) FILTER (WHERE op.ok AND op.dead IS NOT NULL), array_agg(op.dead) FILTER (WHERE op.last)
+    INTO r FROM (SELECT * FROM op ORDER BY op.ix) op;
+    IF r.dead IS NOT NULL THEN
+        UPDATE sessions s SET held = s.held - n.n
+        FROM (SELECT d.session, count(*) AS n FROM unnest(r.dead) AS d(session) GROUP BY d.session) n
+        WHERE s.group_id = g.id AND s.session = n.session;
+        PERFORM forget(g.id, r.gone);
+    END IF;
     RETURN r;
 END $$;
 
@@ -132,6 +137,8 @@ BEGIN
         SELECT o.*, k.place, k.weight, k.priority, k.not_before_ms, k.attempts, k.fates, k.avoid, k.owner, k.token, k.stopping,
                k.quarantined, k.place IS NOT NULL AS known,
                w.session IS NOT NULL AND w.ended IS NULL AS owned,
+               -- How many keys are in the name of an ended owner.
+               CASE WHEN w.ended IS NOT NULL THEN w.held END AS dead_held,
                w.session IS NOT NULL AND w.ended IS NULL AND k.token = o.given AS matches,
                CASE WHEN w.ended IS NOT NULL THEN (k.token >= w.ended)::integer END AS died,
                a.session IS NOT NULL AND a.ended IS NULL AS acting
@@ -157,9 +164,9 @@ BEGIN
             WHEN l.kind = 16 AND NOT l.owned AND l.token = l.given AND l.stopping = 2 THEN 0
             WHEN l.kind = 16 THEN CASE WHEN NOT l.matches THEN 11 WHEN l.stopping = 0 THEN 17 ELSE 0 END
             ELSE CASE WHEN l.owned OR l.quarantined THEN 15 ELSE 0 END
-        END AS code FROM looked l
+        END AS code FROM looked l OFFSET 0
     ), decided AS (
-        SELECT j.ix, j.kind, j.key, j.place, j.blob, j.code, j.weight, j.priority, j.owned, j.token AS old_token,
+        SELECT j.ix, j.kind, j.key, j.place, j.blob, j.code, j.weight, j.priority, j.owned, j.dead_held, j.token AS old_token,
                j.owner AS old_owner, j.stopping AS old_stopping, j.quarantined AS old_quarantined,
                j.code = 0 AS ok,
                j.code = 0 AND (j.kind = 12 OR (j.kind = 2 AND NOT j.owned) OR (j.kind IN (10, 16) AND j.stopping = 2))
@@ -176,15 +183,20 @@ BEGIN
                     ELSE j.stopping END::smallint AS stopping,
                CASE j.kind WHEN 18 THEN true WHEN 3 THEN false ELSE j.quarantined END AS quarantined,
                CASE WHEN j.code <> 0 THEN NULL
-                    WHEN j.kind = 16 AND j.owned THEN json_build_array('t', j.key, j.token)::text
-                    WHEN j.kind IN (11, 15) THEN json_build_array('s', j.key, j.token, 1)::text
-                    WHEN j.kind = 2 AND j.owned AND j.stopping = 0 THEN json_build_array('s', j.key, j.token, 2)::text
+                    WHEN j.kind = 16 AND j.owned THEN concat('["t",', to_json(j.key), ',', j.token, ']')
+                    WHEN j.kind IN (11, 15) THEN concat('["s",', to_json(j.key), ',', j.token, ',1]')
+                    WHEN j.kind = 2 AND j.owned AND j.stopping = 0 THEN concat('["s",', to_json(j.key), ',', j.token, ',2]')
                END AS notice
-        FROM judged j
-    ), op AS MATERIALIZED (
+        FROM judged j OFFSET 0
+    ), freed AS (
         SELECT d.*, CASE WHEN NOT d.frees THEN d.old_owner END AS owner,
-               CASE WHEN NOT d.frees THEN d.old_token END AS token
+               CASE WHEN NOT d.frees THEN d.old_token END AS token,
+               d.ok AND d.old_owner IS NOT NULL AND (d.ends OR d.frees) AS lost
         FROM decided d
+    ), op AS MATERIALIZED (
+        SELECT f.*, f.lost AND f.dead_held =
+                   count(*) FILTER (WHERE f.lost) OVER (PARTITION BY f.old_owner ORDER BY f.ix) IS TRUE AS last
+        FROM freed f
     ), changed AS (
         UPDATE keys k SET not_before_ms = op.not_before_ms, attempts = op.attempts, fates = op.fates, avoid = op.avoid,
                           owner = op.owner, token = op.token, stopping = op.stopping, quarantined = op.quarantined,
@@ -192,37 +204,30 @@ BEGIN
         FROM op WHERE op.ok AND NOT op.ends AND k.ctid = op.place
     ), ended AS (
         DELETE FROM keys k USING op WHERE op.ok AND op.ends AND k.ctid = op.place
-    ), counts AS MATERIALIZED (
-        SELECT op.old_owner AS session, max(op.ix) FILTER (WHERE op.ends OR op.owner IS NULL) AS ix,
-               count(*) FILTER (WHERE op.ends OR op.owner IS NULL) AS lost,
-               count(*) FILTER (WHERE op.stopping <> 0 AND NOT op.ends AND op.owner IS NOT NULL)
-                   - count(*) FILTER (WHERE op.old_stopping <> 0) AS stopped
-        FROM op WHERE op.ok AND op.old_owner IS NOT NULL GROUP BY op.old_owner
     ), recounted AS (
-        UPDATE sessions s SET held = s.held - c.lost, stopping = s.stopping + c.stopped FROM counts c
+        UPDATE sessions s SET held = s.held - c.lost, stopping = s.stopping + c.stopped
+        FROM (
+            SELECT op.old_owner AS session, count(*) FILTER (WHERE op.lost) AS lost,
+                   count(*) FILTER (WHERE op.stopping <> 0 AND NOT op.lost) - count(*) FILTER (WHERE op.old_stopping <> 0)
+                       AS stopped
+            FROM op WHERE op.ok AND op.old_owner IS NOT NULL GROUP BY op.old_owner
+        ) c
         WHERE s.group_id = g.id AND s.session = c.session AND (c.lost > 0 OR c.stopped <> 0)
-          AND NOT (s.ended IS NOT NULL AND s.held = c.lost)
-    ), gone AS (
-        DELETE FROM sessions s USING counts c
-        WHERE s.group_id = g.id AND s.session = c.session AND s.ended IS NOT NULL AND s.held = c.lost
-        RETURNING s.session, c.ix
-    ), unread AS (
-        DELETE FROM messages m USING gone d WHERE m.group_id = g.id AND m.session = d.session
     )
     SELECT array_agg(op.code::smallint), NULL,
-           string_agg(CASE WHEN op.ends THEN json_build_array('K', op.key)::text
+           string_agg(CASE WHEN op.ends THEN concat('["K",', to_json(op.key), ']')
                            ELSE key_json(op.key, op.weight, op.priority, op.not_before_ms, op.attempts, op.fates,
                                          op.avoid, op.owner, op.token, op.stopping, op.quarantined) END
-                      || CASE WHEN op.gone IS NULL THEN '' ELSE ',' || json_build_array('S', op.gone) END, ',')
+                      || CASE WHEN op.last THEN concat(',["S","', op.old_owner, '"]') ELSE '' END, ',')
                FILTER (WHERE op.ok AND op.kind <> 13),
-           count(*) FILTER (WHERE op.ok AND op.kind <> 13) + count(op.gone),
+           count(*) FILTER (WHERE op.ok AND op.kind <> 13) + count(*) FILTER (WHERE op.last),
            array_agg(op.old_owner) FILTER (WHERE op.notice IS NOT NULL),
            array_agg(op.notice) FILTER (WHERE op.notice IS NOT NULL),
            -count(*) FILTER (WHERE op.ends),
-           count(*) FILTER (WHERE op.ok AND op.quarantined AND NOT op.ends) - count(*) FILTER (WHERE op.ok AND op.old_quarantined)
-    INTO r FROM (
-        SELECT op.*, gone.session AS gone FROM op LEFT JOIN gone ON gone.ix = op.ix ORDER BY op.ix
-    ) op;
+           count(*) FILTER (WHERE op.ok AND op.quarantined AND NOT op.ends) - count(*) FILTER (WHERE op.ok AND op.old_quarantined),
+           NULL, array_agg(op.old_owner) FILTER (WHERE op.last)
+    INTO r FROM (SELECT * FROM op ORDER BY op.ix) op;
+    PERFORM forget(g.id, r.gone);
     RETURN r;
 END $$;
 

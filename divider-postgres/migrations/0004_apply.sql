@@ -200,6 +200,7 @@ SET search_path FROM CURRENT
 -- A plan for each call would cost more than the batch, and a scan of the whole table is never right here.
 SET plan_cache_mode = force_generic_plan
 SET enable_seqscan = off
+SET enable_bitmapscan = off
 SET jit = off
 AS $$
 DECLARE

@@ -34,7 +34,8 @@ pub struct PostgresConfig {
     /// `statement_timeout` shorter than the [`call_timeout`](Self::call_timeout) is good for it. Default none: the node
     /// opens connections of its own.
     pub pool: Option<PgPool>,
-    /// Most connections for batches and reads where there is no [`pool`](Self::pool). Default 4, at least 1.
+    /// Most connections for batches and reads where there is no [`pool`](Self::pool). Up to two of them are opened soon
+    /// after the start, and have the server plan every statement before it is needed. Default 4, at least 1.
     pub max_connections: u32,
     /// Time limit of every call, waiting for a connection included. Keep it below half of the lease. Default 1 s; 50 ms to
     /// 60 s.

@@ -20,6 +20,7 @@ mod read;
 mod source;
 mod sql;
 mod store;
+mod warm;
 
 pub use config::{PostgresBuilder, PostgresConfig};
 pub use migrate::migrate;

@@ -8,16 +8,22 @@ use std::{
 use divider_core::StoreError;
 use parking_lot::Mutex;
 use sqlx::{
-    PgConnection, Postgres,
+    Connection, PgConnection, Postgres,
     pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPool, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPool},
 };
-use tokio::time::{error::Elapsed, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{error::Elapsed, timeout},
+};
 
 use crate::{
     PostgresConfig,
     error::{keeps_connection, store_error},
 };
+
+/// How long one of the node's own connections may be of no use before it is closed.
+const IDLE: Duration = Duration::from_secs(600);
 
 /// How the node's own connections are opened.
 #[derive(Clone)]
@@ -40,6 +46,9 @@ impl Door {
 
     /// What a new connection is told: the server is to give up what this node has given up, and to find out soon that the
     /// node is gone. `idle` also closes a connection on which nothing is asked for too long.
+    ///
+    /// Each statement is planned once and not for each call; so that a plan which was made for empty tables is right for
+    /// full ones as well, it never reads a whole table.
     pub(crate) fn settings(&self, idle: bool) -> String {
         let limit = self.limit.as_millis();
         // 0 is for ever; whoever then comes to lead gets its lease instead.
@@ -48,7 +57,8 @@ impl Door {
             "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}; \
              SET idle_session_timeout = {idle}; SET tcp_keepalives_idle = 1; SET tcp_keepalives_interval = 1; \
              SET tcp_keepalives_count = 3; SET tcp_user_timeout = 3000; SET default_transaction_isolation = \
-             'read committed'"
+             'read committed'; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+             SET enable_bitmapscan = off; SET jit = off"
         )
     }
 }
@@ -56,52 +66,111 @@ impl Door {
 /// The connections of a node for batches and reads: its own, or the program's.
 #[derive(Clone)]
 pub(crate) struct Lanes {
-    pool: PgPool,
-    /// Whether they are the node's own, and so to be closed by it.
-    own: bool,
+    source: Source,
     limit: Duration,
     /// When a connection last broke. One that is older is not used again: the server has probably gone away, and each of
     /// them would fail a call of its own to find that out.
     broken: Arc<Mutex<Option<Instant>>>,
 }
 
+/// Where the connections come from.
+#[derive(Clone)]
+enum Source {
+    Own(Arc<Own>),
+    Program(PgPool),
+}
+
+/// Connections that the node opens itself.
+///
+/// The one that was used last is taken first: the server plans each statement anew on each connection, so the fewer are
+/// in use, the fewer calls wait for a plan. And nothing is asked of a connection that is given back, which a pool of the
+/// driver's does after every call.
+struct Own {
+    door: Door,
+    settings: Arc<str>,
+    /// One for each connection that is in use. Closed with the store.
+    permits: Arc<Semaphore>,
+    /// The others, the one that was used last at the end.
+    idle: Mutex<Vec<Idle>>,
+}
+
+struct Idle {
+    connection: PgConnection,
+    opened: Instant,
+    since: Instant,
+}
+
+impl Own {
+    async fn open(&self) -> Result<Held, sqlx::Error> {
+        let opened = Instant::now();
+        let mut connection = PgConnection::connect_with(&self.door.options).await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(Arc::clone(&self.settings))).execute(&mut connection).await?;
+        Ok(Held::Own { connection, opened })
+    }
+
+    /// The newest that is still trusted.
+    fn known(&self, broken: Option<Instant>) -> Option<Held> {
+        let mut idle = self.idle.lock();
+        idle.retain(|idle| broken.is_none_or(|broken| idle.opened > broken));
+        idle.pop().map(|Idle { connection, opened, .. }| Held::Own { connection, opened })
+    }
+
+    fn give_back(&self, connection: PgConnection, opened: Instant) {
+        let mut idle = self.idle.lock();
+        if self.permits.is_closed() {
+            return;
+        }
+        idle.push(Idle { connection, opened, since: Instant::now() });
+        idle.retain(|idle| idle.since.elapsed() < IDLE);
+    }
+}
+
 impl Lanes {
     pub(crate) fn new(config: &PostgresConfig, door: &Door) -> Self {
-        let limit = config.call_timeout;
-        let broken = Arc::new(Mutex::new(None::<Instant>));
-        if let Some(pool) = &config.pool {
-            return Self { pool: pool.clone(), own: false, limit, broken };
-        }
-        let settings: Arc<str> = door.settings(false).into();
-        let last = Arc::clone(&broken);
-        let pool = PgPoolOptions::new()
-            .max_connections(config.max_connections)
-            .acquire_timeout(limit)
-            .test_before_acquire(false)
-            .after_connect(move |connection, _| {
-                let settings = Arc::clone(&settings);
-                Box::pin(async move {
-                    sqlx::raw_sql(sqlx::AssertSqlSafe(settings)).execute(connection).await?;
-                    Ok(())
-                })
-            })
-            .before_acquire(move |_, meta| {
-                let fresh = last.lock().is_none_or(|broken| meta.age < broken.elapsed());
-                Box::pin(async move { Ok(fresh) })
-            })
-            .connect_lazy_with(door.options.clone());
-        Self { pool, own: true, limit, broken }
+        let source = match &config.pool {
+            Some(pool) => Source::Program(pool.clone()),
+            None => Source::Own(Arc::new(Own {
+                door: door.clone(),
+                settings: door.settings(false).into(),
+                permits: Arc::new(Semaphore::new(config.max_connections as usize)),
+                idle: Mutex::default(),
+            })),
+        };
+        Self { source, limit: config.call_timeout, broken: Arc::default() }
     }
 
     /// A connection, for one call.
     pub(crate) async fn take(&self) -> Result<Lane, StoreError> {
-        let connection = match timeout(self.limit, self.pool.acquire()).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(sqlx::Error::PoolClosed)) => return Err(StoreError::Closed),
-            Ok(Err(error)) => return Err(store_error(error, self.limit)),
-            Err(_) => return Err(StoreError::Timeout { limit: self.limit }),
-        };
-        Ok(Lane { connection: Some(connection), limit: self.limit, broken: Arc::clone(&self.broken) })
+        let taken = timeout(self.limit, async {
+            match &self.source {
+                Source::Program(pool) => Ok((Held::Program(pool.acquire().await?), None)),
+                Source::Own(own) => {
+                    let permit = Arc::clone(&own.permits).acquire_owned().await;
+                    let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
+                    let known = own.known(*self.broken.lock());
+                    let held = match known {
+                        Some(held) => held,
+                        None => own.open().await?,
+                    };
+                    Ok((held, Some(permit)))
+                }
+            }
+        });
+        match taken.await {
+            Ok(Ok((held, permit))) => Ok(Lane { held: Some(held), lanes: self.clone(), _permit: permit }),
+            Ok(Err(sqlx::Error::PoolClosed)) => Err(StoreError::Closed),
+            Ok(Err(error)) => Err(store_error(error, self.limit)),
+            Err(_) => Err(StoreError::Timeout { limit: self.limit }),
+        }
+    }
+
+    /// How many of so many connections can be opened in advance. The program's own pool is its own business.
+    pub(crate) fn ahead(&self, wanted: usize) -> usize {
+        match &self.source {
+            // One is left for whoever comes meanwhile.
+            Source::Own(own) => wanted.min(own.permits.available_permits().saturating_sub(1)),
+            Source::Program(_) => 0,
+        }
     }
 
     /// Called where another connection has broken: these are probably no better.
@@ -113,43 +182,59 @@ impl Lanes {
         self.limit
     }
 
+    /// Closes what is the node's own.
     pub(crate) async fn close(&self) {
-        if self.own {
-            // A connection that hangs is not waited for.
-            _ = timeout(self.limit, self.pool.close()).await;
-        }
+        let Source::Own(own) = &self.source else { return };
+        own.permits.close();
+        let idle = std::mem::take(&mut *own.idle.lock());
+        // A connection that hangs is not waited for.
+        let closed = futures_util::future::join_all(idle.into_iter().map(|idle| idle.connection.close()));
+        _ = timeout(self.limit, closed).await;
     }
+}
+
+enum Held {
+    Own { connection: PgConnection, opened: Instant },
+    Program(PoolConnection<Postgres>),
 }
 
 /// A connection, until [`finish`](Self::finish) says that the call on it has ended. One that is dropped before that is
 /// in the middle of something, and is cut.
 pub(crate) struct Lane {
-    connection: Option<PoolConnection<Postgres>>,
-    limit: Duration,
-    broken: Arc<Mutex<Option<Instant>>>,
+    held: Option<Held>,
+    lanes: Lanes,
+    /// Given back after the connection, so that whoever waits for it finds that.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Lane {
     pub(crate) fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
-        self.connection.as_deref_mut().ok_or(StoreError::Closed)
+        match &mut self.held {
+            Some(Held::Own { connection, .. }) => Ok(connection),
+            Some(Held::Program(connection)) => Ok(connection),
+            None => Err(StoreError::Closed),
+        }
     }
 
     /// Takes the result of the call, and gives the connection back if it is still good.
     pub(crate) fn finish<T>(mut self, result: Result<Result<T, sqlx::Error>, Elapsed>) -> Result<T, StoreError> {
         let result = result.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         if result.as_ref().err().is_none_or(keeps_connection) {
-            drop(self.connection.take());
+            match (self.held.take(), &self.lanes.source) {
+                (Some(Held::Own { connection, opened }), Source::Own(own)) => own.give_back(connection, opened),
+                (held, _) => drop(held),
+            }
         } else {
-            *self.broken.lock() = Some(Instant::now());
+            self.lanes.distrust();
         }
-        result.map_err(|error| store_error(error, self.limit))
+        result.map_err(|error| store_error(error, self.lanes.limit))
     }
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            // Not closed in good order: that would wait for what the call was waiting for.
+        // Not closed in good order: that would wait for what the call was waiting for.
+        if let Some(Held::Program(connection)) = self.held.take() {
             drop(connection.detach());
         }
     }

@@ -3,16 +3,20 @@
 use std::{collections::HashMap, sync::Arc};
 
 use divider_core::{
-    Batch, Beat, Blob, Cursor, GroupView, Holdings, Key, Message, Notice, Page, Record, Revision, SessionId, Stats,
+    Batch, Beat, Blob, Cursor, GroupView, Holdings, Key, Message, Notice, Op, Page, Record, Revision, SessionId, Stats,
     StoreError, Term, Topic,
 };
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{
+    Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
     beat::Beater,
-    codec::{self, Unread, corrupt, number, unsigned},
+    codec::{self, Encoded, Unread, corrupt, number, unsigned, used},
     error::store_error,
     link::Link,
     pool::Lanes,
@@ -44,6 +48,23 @@ macro_rules! call {
     }};
 }
 pub(crate) use call;
+
+/// The statement that applies a batch.
+pub(crate) fn apply<'q>(sql: &Sql, group: &'q str, ops: &'q [Op]) -> Query<'q, Postgres, PgArguments> {
+    let Encoded { starts, kinds, names, sessions, tokens, terms, a, b, c, blobs } = Encoded::new(ops);
+    sqlx::query(sql.apply.safe())
+        .bind(group)
+        .bind(starts)
+        .bind(kinds)
+        .bind(used(names))
+        .bind(used(sessions))
+        .bind(used(tokens))
+        .bind(used(terms))
+        .bind(used(a))
+        .bind(used(b))
+        .bind(used(c))
+        .bind(used(blobs))
+}
 
 impl Inner {
     /// A value of a row.

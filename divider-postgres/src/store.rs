@@ -14,12 +14,13 @@ use crate::{
     PostgresBuilder, PostgresConfig,
     beat::Beater,
     check,
-    codec::{self, Encoded, unsigned, used},
+    codec::{self, unsigned},
     hints,
     link::{Command, Link},
     pool::{Door, Lanes},
-    read::{Inner, call},
+    read::{Inner, apply, call},
     sql::Sql,
+    warm,
 };
 
 /// One group in a PostgreSQL database, for one node.
@@ -99,6 +100,7 @@ impl Store for PostgresStore {
         let beater = Beater::new(door, Arc::clone(&sql), Arc::clone(&group));
         let inner = Arc::new(Inner { sql, group, lanes, link, beater });
         check::attach(&inner).await?;
+        tokio::spawn(warm::up(Arc::downgrade(&inner)));
         let mut phase = self.phase.lock();
         if matches!(*phase, Phase::Closed) {
             return Err(StoreError::Closed);
@@ -115,19 +117,7 @@ impl Store for PostgresStore {
                 inner.link.ask(|reply| Command::Release { who, reply }).await?;
             }
         }
-        let Encoded { starts, kinds, names, sessions, tokens, terms, a, b, c, blobs } = Encoded::new(ops);
-        let query = sqlx::query(inner.sql.apply.safe())
-            .bind(&*inner.group)
-            .bind(starts)
-            .bind(kinds)
-            .bind(used(names))
-            .bind(used(sessions))
-            .bind(used(tokens))
-            .bind(used(terms))
-            .bind(used(a))
-            .bind(used(b))
-            .bind(used(c))
-            .bind(used(blobs));
+        let query = apply(&inner.sql, &inner.group, ops);
         let row = call!(inner, query, fetch_one)?;
         let codes: Vec<i16> = inner.get(&row, 0)?;
         let values: Vec<Option<i64>> = inner.get(&row, 1)?;

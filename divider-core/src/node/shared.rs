@@ -171,6 +171,15 @@ impl Shared {
         event
     }
 
+    /// Gives leadership up, if this node has it: whoever leads next reads the group while the keys are still being stopped
+    /// here, and can give them out as soon as they are free. Best effort: at the latest the end of the session does it.
+    pub(crate) async fn hand_over(&self, session: SessionId) {
+        let leading = *self.leading.lock();
+        if let Some(term) = leading {
+            let _ = self.observer.call("resign", self.store.resign(session, term)).await;
+        }
+    }
+
     /// Whether the program may act on the key at this moment.
     pub(crate) fn is_current(&self, key: &Key, token: Token) -> bool {
         let state = self.state.lock();
