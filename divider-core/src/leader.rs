@@ -16,7 +16,7 @@ mod marks;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -84,7 +84,7 @@ pub struct Leader {
     /// Keys whose last op was refused or got no answer; they are looked at again when the picture has caught up.
     refused: Vec<KeyIx>,
     /// Of these, the ones that were refused twice running: they wait for the next tick.
-    stubborn: HashSet<KeyIx>,
+    stubborn: BTreeSet<KeyIx>,
     catch_up_to: Revision,
     /// Room that is used again from one proposal to the next.
     assignments: Vec<(KeyIx, NodeIx)>,
@@ -158,7 +158,7 @@ impl Leader {
             waiting: BTreeMap::new(),
             chores: Vec::new(),
             refused: Vec::new(),
-            stubborn: HashSet::new(),
+            stubborn: BTreeSet::new(),
             catch_up_to: Revision(0),
             assignments: Vec::new(),
             moves: Vec::new(),
@@ -331,7 +331,7 @@ impl Leader {
     /// Time has passed: looks again at what waits for time.
     pub fn tick(&mut self, now: Now) {
         self.review_waiting(now);
-        self.refused.extend(self.stubborn.drain());
+        self.refused.extend(std::mem::take(&mut self.stubborn));
         self.look_again_at_refused(now);
         while let Some(k) = self.board.next_due(now.unix_ms) {
             self.place(k, now);
