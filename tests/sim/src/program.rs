@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -87,8 +87,10 @@ pub struct Program {
     running: Mutex<BTreeMap<Key, Token>>,
     started: AtomicBool,
     draining: AtomicBool,
-    /// Affinity 0 has been acknowledged, and nothing else has been asked for since.
+    /// Affinity 0 has been acknowledged.
     wants_nothing: AtomicBool,
+    /// Changes of affinity that are under way.
+    asking: AtomicUsize,
 }
 
 impl Program {
@@ -113,6 +115,7 @@ impl Program {
             started: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             wants_nothing: AtomicBool::new(affinity == 0),
+            asking: AtomicUsize::new(0),
         })
     }
 
@@ -124,6 +127,11 @@ impl Program {
     /// Whether the node has been started.
     pub fn is_started(&self) -> bool {
         self.started.load(Ordering::Relaxed)
+    }
+
+    /// Whether a change of its affinity is under way.
+    pub fn is_asking(&self) -> bool {
+        self.asking.load(Ordering::Relaxed) > 0
     }
 
     /// Whether it is leaving.
@@ -201,7 +209,7 @@ impl Program {
         if self.is_draining() {
             self.common.trace.broken(format!("{} was told to start {key} after its flush had begun", self.pid));
         }
-        if self.wants_nothing.load(Ordering::Relaxed) {
+        if self.wants_nothing.load(Ordering::Relaxed) && !self.is_asking() {
             self.common.trace.broken(format!("{} was told to start {key} at affinity 0", self.pid));
         }
         self.running.lock().insert(key.clone(), token);
@@ -325,17 +333,15 @@ impl Program {
     /// Changes the node's affinity, again and again until that succeeds.
     pub async fn want(self: Arc<Self>, affinity: u32, patient: bool) {
         loop {
-            if affinity > 0 {
-                self.wants_nothing.store(false, Ordering::Relaxed);
-            }
-            match self.node.set_affinity(affinity.into()).await {
+            self.asking.fetch_add(1, Ordering::Relaxed);
+            let result = self.node.set_affinity(affinity.into()).await;
+            self.asking.fetch_sub(1, Ordering::Relaxed);
+            match result {
                 Ok(()) => {
                     self.note("affinity", &Key::new("-").expect("a key"), Token(affinity.into()), || {
                         format!("{}: {affinity}", self.pid)
                     });
-                    if self.node.affinity() == 0 && affinity == 0 {
-                        self.wants_nothing.store(true, Ordering::Relaxed);
-                    }
+                    self.wants_nothing.store(self.node.affinity() == 0, Ordering::Relaxed);
                     return;
                 }
                 Err(Error::Cancelled) => return,

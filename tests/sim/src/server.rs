@@ -301,6 +301,12 @@ impl Server {
         self.cut.extend(std::mem::take(&mut self.subscribers).into_keys());
     }
 
+    /// Who stands in the ledger as an owner, living or not.
+    fn owners(&self) -> BTreeMap<Key, (SessionId, Token)> {
+        let page = self.ledger.scan(None).unwrap_or_else(|error| unreachable!("{error}"));
+        page.keys.into_iter().filter_map(|view| Some((view.key, view.state.owner()?))).collect()
+    }
+
     /// Keeps a copy of all data.
     pub fn back_up(&mut self) {
         self.backup = self.ledger.clone();
@@ -323,7 +329,7 @@ impl Server {
         self.beats = Beats::default();
         self.leader_beat = Beat(0);
         self.book.alive.clear();
-        self.book.owners.clear();
+        self.book.owners = self.owners();
         self.book.hold = true;
         self.book.term = self.book.term.min(self.ledger.group().term);
         self.backup = self.ledger.clone();

@@ -646,8 +646,16 @@ impl World {
         if let Some(process) = processes.iter().find(|process| process.program.is_draining()) {
             return Err(format!("process {} is still leaving", process.program.pid));
         }
+        if let Some(process) = processes.iter().find(|process| process.program.is_asking()) {
+            return Err(format!("process {} is still asking for an affinity", process.program.pid));
+        }
         let server = self.net.server.lock();
         let ledger = server.ledger();
+        let alive: BTreeSet<_> = ledger.sessions().filter(|view| view.ended.is_none()).map(|v| v.session).collect();
+        let known: BTreeSet<_> = processes.iter().filter_map(|process| process.program.node.session()).collect();
+        if known.len() < processes.len() || known != alive {
+            return Err(format!("of {} processes, {known:?} have sessions; the ledger knows {alive:?}", processes.len()));
+        }
         if ledger.group().leader.is_none() || ledger.group().hold {
             return Err(format!("{:?}", ledger.group()));
         }
