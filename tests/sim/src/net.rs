@@ -65,6 +65,8 @@ struct State {
     weather: Weather,
     /// Nothing answers.
     down: bool,
+    /// Raised when all is healed: what was late then has been lost.
+    spell: u64,
     /// Processes that reach nobody.
     cut_off: BTreeSet<Pid>,
     feeds: BTreeMap<u64, mpsc::UnboundedSender<Hint>>,
@@ -85,7 +87,7 @@ enum Way {
 impl Net {
     /// A network around a new server.
     pub fn new(exec: &Arc<Exec>, trace: &Trace, dice: Dice, weather: Weather, call_limit: Duration) -> Arc<Self> {
-        let state = State { dice, weather, down: false, cut_off: BTreeSet::new(), feeds: BTreeMap::new() };
+        let state = State { dice, weather, down: false, spell: 0, cut_off: BTreeSet::new(), feeds: BTreeMap::new() };
         Arc::new(Self {
             exec: exec.clone(),
             trace: trace.clone(),
@@ -120,6 +122,7 @@ impl Net {
         let mut state = self.state.lock();
         state.weather = weather;
         state.down = false;
+        state.spell += 1;
         state.cut_off.clear();
     }
 
@@ -210,11 +213,12 @@ impl Net {
         let (reply, answer) = oneshot::channel();
         let net = self.clone();
         let there = self.way(pid, false);
-        let again = {
+        let (spell, again) = {
             let mut state = self.state.lock();
             let State { dice, weather, .. } = &mut *state;
-            (what == "apply" && dice.permille(weather.doubled))
-                .then(|| Duration::from_micros(dice.below(weather.lateness)))
+            let again = (what == "apply" && dice.permille(weather.doubled))
+                .then(|| Duration::from_micros(dice.below(weather.lateness)));
+            (state.spell, again)
         };
         self.exec.spawn_world(async move {
             let Way::After(time) = there else {
@@ -223,7 +227,11 @@ impl Net {
                 return;
             };
             tokio::time::sleep(time).await;
-            if net.state.lock().down {
+            let lost = {
+                let state = net.state.lock();
+                state.down || state.spell != spell
+            };
+            if lost {
                 std::future::pending::<()>().await;
             }
             let result = net.serve(pid, what, &serve);
@@ -234,9 +242,11 @@ impl Net {
                 std::future::pending::<()>().await;
             }
             if let Some(later) = again {
-                net.trace.fault("request doubled");
                 tokio::time::sleep(later).await;
-                net.serve(pid, "again", &serve);
+                if net.state.lock().spell == spell {
+                    net.trace.fault("request doubled");
+                    net.serve(pid, "again", &serve);
+                }
             }
         });
         match tokio::time::timeout(self.call_limit, answer).await {

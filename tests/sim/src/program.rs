@@ -332,11 +332,14 @@ impl Program {
 
     /// Changes the node's affinity, again and again until that succeeds.
     pub async fn want(self: Arc<Self>, affinity: u32, patient: bool) {
+        self.asking.fetch_add(1, Ordering::Relaxed);
+        self.ask(affinity, patient).await;
+        self.asking.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn ask(&self, affinity: u32, patient: bool) {
         loop {
-            self.asking.fetch_add(1, Ordering::Relaxed);
-            let result = self.node.set_affinity(affinity.into()).await;
-            self.asking.fetch_sub(1, Ordering::Relaxed);
-            match result {
+            match self.node.set_affinity(affinity.into()).await {
                 Ok(()) => {
                     self.note("affinity", &Key::new("-").expect("a key"), Token(affinity.into()), || {
                         format!("{}: {affinity}", self.pid)
