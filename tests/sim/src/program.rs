@@ -330,11 +330,14 @@ impl Program {
         });
     }
 
-    /// Changes the node's affinity, again and again until that succeeds.
-    pub async fn want(self: Arc<Self>, affinity: u32, patient: bool) {
+    /// Changes the node's affinity, if patient again and again until that succeeds.
+    pub fn want(self: &Arc<Self>, affinity: u32, patient: bool) {
         self.asking.fetch_add(1, Ordering::Relaxed);
-        self.ask(affinity, patient).await;
-        self.asking.fetch_sub(1, Ordering::Relaxed);
+        let program = self.clone();
+        self.spawn(async move {
+            program.ask(affinity, patient).await;
+            program.asking.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 
     async fn ask(&self, affinity: u32, patient: bool) {

@@ -111,6 +111,9 @@ impl Book {
                 let owner = self.owners.remove(key).filter(|(owner, _)| self.alive.contains(owner));
                 rule(owner.is_none(), "no key is set aside while a living session owns it")?;
             }
+            // A free key ends at once. Its last owner may come back: a late copy of its `Join` may revive a session that the
+            // ledger has forgotten.
+            Op::Remove { key } => self.owners.retain(|owned, (owner, _)| owned != key || self.alive.contains(owner)),
             Op::EndHold { .. } => self.hold = false,
             _ => {}
         }

@@ -536,7 +536,7 @@ impl World {
             Trouble::Affinity => {
                 self.fault("affinity changed", pid);
                 let affinity = self.state.lock().dice.pick(&[0, 0, 500, 1000, 3000]);
-                program.spawn(program.clone().want(affinity, false));
+                program.want(affinity, false);
             }
             Trouble::AddWork => self.declare(vec![self.passing()]),
             Trouble::RemoveWork => {
@@ -624,7 +624,7 @@ impl World {
         }
         for process in self.processes().iter().filter(|process| !process.program.is_draining()) {
             let affinity = self.state.lock().dice.pick(&[500, 1000, 1000, 2000]);
-            process.program.spawn(process.program.clone().want(affinity, true));
+            process.program.want(affinity, true);
         }
         self.declare(self.lasting());
     }
