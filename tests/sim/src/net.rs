@@ -20,7 +20,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use crate::{
     dice::Dice,
     exec::{Exec, Pid},
-    server::Server,
+    server::{Loss, Server},
     trace::Trace,
 };
 
@@ -124,6 +124,16 @@ impl Net {
         state.down = false;
         state.spell += 1;
         state.cut_off.clear();
+    }
+
+    /// The server comes back with what it has, in a new lineage. Its connections are gone, and what was on its way with them;
+    /// only the word that empties a server leaves them standing.
+    pub fn begin_lineage(&self, loss: Loss) {
+        self.server.lock().begin_lineage(loss);
+        if loss != Loss::Everything {
+            self.state.lock().spell += 1;
+        }
+        self.deliver();
     }
 
     /// Drops all subscriptions at the server.

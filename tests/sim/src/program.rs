@@ -86,6 +86,7 @@ pub struct Program {
     dice: Mutex<Dice>,
     running: Mutex<BTreeMap<Key, Token>>,
     started: AtomicBool,
+    leaving: AtomicBool,
     draining: AtomicBool,
     /// Affinity 0 has been acknowledged.
     wants_nothing: AtomicBool,
@@ -113,6 +114,7 @@ impl Program {
             dice: Mutex::new(dice),
             running: Mutex::default(),
             started: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             wants_nothing: AtomicBool::new(affinity == 0),
             asking: AtomicUsize::new(0),
@@ -134,8 +136,18 @@ impl Program {
         self.asking.load(Ordering::Relaxed) > 0
     }
 
-    /// Whether it is leaving.
-    pub fn is_draining(&self) -> bool {
+    /// Whether it is to leave.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// It is to leave, though it may not know yet.
+    pub fn will_leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether its flush has begun.
+    fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 

@@ -403,7 +403,12 @@ impl World {
             (10, "the keys are balanced", Self::balanced),
         ] {
             let until = self.exec.now() + u64::try_from((self.plan.lease * bound).as_nanos()).unwrap_or(0);
-            loop {
+            for round in 0.. {
+                if bound == 10 && round % 30 == 0 {
+                    // Once more where a newcomer had to wait for its share meanwhile.
+                    self.rebalance();
+                    tokio::time::sleep(self.plan.lease / 2).await;
+                }
                 if self.trace.is_broken() {
                     return;
                 }
@@ -415,17 +420,6 @@ impl World {
                 tokio::time::sleep(self.plan.lease / 10).await;
             }
             self.trace.note(self.exec.now(), "reached", &[], || what.into());
-            if bound == 14
-                && let Some(process) = self.any()
-            {
-                let node = process.program.node.clone();
-                process.program.spawn(async move {
-                    while node.rebalance().await.is_err() {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                });
-                tokio::time::sleep(self.plan.lease / 2).await;
-            }
         }
         let before = self.net.server.lock().grants;
         tokio::time::sleep(self.plan.lease * 2).await;
@@ -436,6 +430,17 @@ impl World {
             return self.trace.broken(format!("what was reached does not last: {why}"));
         }
         self.count_keys();
+    }
+
+    /// Asks for balance, until that is acknowledged.
+    fn rebalance(&self) {
+        let Some(process) = self.any() else { return };
+        let node = process.program.node.clone();
+        process.program.spawn(async move {
+            while node.rebalance().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
     }
 
     fn count(&self, leases: u64) -> u32 {
@@ -514,8 +519,7 @@ impl World {
                     let delay = self.part(100);
                     self.later(delay, |world| world.declare(world.lasting()));
                 }
-                self.net.server.lock().begin_lineage(loss);
-                self.net.cut_feeds();
+                self.net.begin_lineage(loss);
             }
             Trouble::CutFeeds => {
                 self.fault("feeds cut", 0);
@@ -549,7 +553,7 @@ impl World {
                 });
             }
             Trouble::Leave => {
-                if alive > 1 && !program.is_draining() {
+                if alive > 1 && !program.is_leaving() {
                     self.fault("drained", pid);
                     self.leave(&program);
                 }
@@ -578,6 +582,7 @@ impl World {
     fn leave(&self, program: &Arc<Program>) {
         let (program, world) = (program.clone(), self.me.clone());
         let pid = program.pid;
+        program.will_leave();
         let exec = self.exec.clone();
         program.clone().spawn(async move {
             program.leave().await;
@@ -618,11 +623,11 @@ impl World {
             self.exec.pardon(process.program.pid);
             process.clocks.jump(0);
         }
-        let stay = processes.iter().filter(|process| !process.program.is_draining()).count();
+        let stay = processes.iter().filter(|process| !process.program.is_leaving()).count();
         for _ in stay..2 {
             self.launch(None);
         }
-        for process in self.processes().iter().filter(|process| !process.program.is_draining()) {
+        for process in self.processes().iter().filter(|process| !process.program.is_leaving()) {
             let affinity = self.state.lock().dice.pick(&[500, 1000, 1000, 2000]);
             process.program.want(affinity, true);
         }
@@ -645,7 +650,7 @@ impl World {
     /// Whether every key runs where the ledger says, and nowhere else.
     fn converged(&self) -> Result<(), String> {
         let processes = self.processes();
-        if let Some(process) = processes.iter().find(|process| process.program.is_draining()) {
+        if let Some(process) = processes.iter().find(|process| process.program.is_leaving()) {
             return Err(format!("process {} is still leaving", process.program.pid));
         }
         if let Some(process) = processes.iter().find(|process| process.program.is_asking()) {
