@@ -12,6 +12,7 @@ use crate::{Balance, ConfigError, MaxInFlight, NodeId, limits};
 /// | `capacity` | none |
 /// | `lease` | 3 s |
 /// | `beat` | a quarter of the lease |
+/// | `lock_delay` | none: the lease |
 /// | `resync` | 1 s |
 /// | `balance` | [`Balance::OnJoin`] |
 /// | `max_in_flight` | 10 % of the keys, at least 1 |
@@ -34,6 +35,11 @@ pub struct NodeConfig {
     pub lease: Duration,
     /// How often the lease is renewed; at most a third of the lease.
     pub beat: Option<Duration>,
+    /// Where set, a session whose connection the store has seen end is expired after this long, although its lease still
+    /// runs; 1 ms to the lease. That is sound for a node that has died. A node that lives on behind a lost connection still
+    /// believes in its lease, so then only tokens keep its late writes out: set it only if whatever you write to checks
+    /// them. Counts on the node that leads, and only with a store that notices the end of a connection (Postgres).
+    pub lock_delay: Option<Duration>,
     /// The longest that a lost hint goes unnoticed; 10 ms to 1 min.
     pub resync: Duration,
     /// When keys move for balance. Counts on the node that leads.
@@ -87,6 +93,7 @@ impl NodeConfig {
             capacity: None,
             lease: Duration::from_secs(3),
             beat: None,
+            lock_delay: None,
             resync: Duration::from_secs(1),
             balance: Balance::OnJoin,
             max_in_flight: MaxInFlight::Percent(10),
@@ -127,6 +134,9 @@ impl NodeConfig {
         }
         within("lease", self.lease, Duration::from_millis(100), Duration::from_secs(3600))?;
         within("beat", self.beat_interval(), Duration::from_millis(1), self.lease / 3)?;
+        if let Some(lock_delay) = self.lock_delay {
+            within("lock_delay", lock_delay, Duration::from_millis(1), self.lease)?;
+        }
         within("resync", self.resync, Duration::from_millis(10), Duration::from_secs(60))?;
         if let Balance::Continuous { tolerance } = self.balance
             && !(0.0..=1.0).contains(&tolerance)

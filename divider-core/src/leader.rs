@@ -156,7 +156,7 @@ impl Leader {
             hold_since: None,
             hold_asked: false,
             board: Board::default(),
-            watches: Watches::new(deposed),
+            watches: Watches::new(deposed, config.lock_delay),
             planner,
             waiting: BTreeMap::new(),
             chores: Vec::new(),
@@ -330,6 +330,11 @@ impl Leader {
     /// Takes in the beats of all living sessions, which were read just before `now`.
     pub fn beats(&mut self, beats: &[(SessionId, Beat)], now: Now) {
         self.watches.beats(beats, now.mono);
+    }
+
+    /// Takes in which sessions' connections the store has seen end, which was read just before `now`.
+    pub fn gone(&mut self, gone: &[SessionId], now: Now) {
+        self.watches.gone(gone, now.mono);
     }
 
     /// Time has passed: looks again at what waits for time.

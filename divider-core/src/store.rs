@@ -84,6 +84,16 @@ pub trait Store: Send + Sync + 'static {
     /// Only those of the connection.
     async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError>;
 
+    /// The living sessions whose connection the store has seen end, and whose node has not come back since. Asked for by a
+    /// leader with a [`lock_delay`](crate::NodeConfig::lock_delay) only. A store that does not notice such a thing knows of
+    /// none.
+    ///
+    /// # Errors
+    /// Only those of the connection.
+    async fn gone(&self) -> Result<Vec<SessionId>, StoreError> {
+        Ok(Vec::new())
+    }
+
     /// All that a session holds: the truth behind the messages to it.
     ///
     /// # Errors

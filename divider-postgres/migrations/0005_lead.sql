@@ -45,6 +45,7 @@ DECLARE
     g groups;
     d draft;
     free boolean;
+    lease bigint;
 BEGIN
     SELECT * INTO g FROM groups x WHERE x.name = group_name;
     IF g.id IS NULL OR g.lineage <> lineage() THEN
@@ -58,8 +59,13 @@ BEGIN
         holder := who;
         g := locked_group(group_name);
         -- Between the look and the lock the session may have been ended.
-        PERFORM FROM sessions s WHERE s.group_id = g.id AND s.session = who AND s.ended IS NULL;
+        SELECT s.lease_ms INTO lease FROM sessions s WHERE s.group_id = g.id AND s.session = who AND s.ended IS NULL;
         IF FOUND THEN
+            -- Unless the program has set another limit, a leader that is silent for its lease loses this connection, and
+            -- leadership with it.
+            IF current_setting('idle_session_timeout') = '0' THEN
+                PERFORM set_config('idle_session_timeout', greatest(lease, 500)::text, false);
+            END IF;
             g.term := g.term + 1;
             d := set_leader(ROW(g, '', 0, '{}', '{}', false)::draft, who);
             g := d.g;

@@ -39,15 +39,9 @@ pub struct PostgresConfig {
     /// Time limit of every call, waiting for a connection included. Keep it below half of the lease. Default 1 s; 50 ms to
     /// 60 s.
     pub call_timeout: Duration,
-    /// Where set, a session whose connection the server has seen end may be expired after this long, although its lease
-    /// still runs. That is sound for a node that has died. A node that lives on behind a lost connection still believes in
-    /// its lease, so then only tokens keep its late writes out: set it only if whatever you write to checks them. Default
-    /// `None`: always wait for the lease.
-    pub lock_delay: Option<Duration>,
     /// How long a leader's connection may be silent before the server closes it and so frees leadership: what ends the
-    /// leadership of a process that hangs. Must be longer than the interval at which a leader shows itself. Default 3 s;
-    /// 100 ms to 10 min.
-    pub leader_timeout: Duration,
+    /// leadership of a process that hangs. 100 ms to 10 min. Default: the node's lease, but at least 500 ms.
+    pub leader_timeout: Option<Duration>,
     /// What `pg_stat_activity` shows. Default `divider`.
     pub application_name: String,
 }
@@ -75,8 +69,7 @@ impl PostgresConfig {
             pool: None,
             max_connections: 4,
             call_timeout: Duration::from_secs(1),
-            lock_delay: None,
-            leader_timeout: Duration::from_secs(3),
+            leader_timeout: None,
             application_name: "divider".to_owned(),
         }
     }
@@ -102,7 +95,10 @@ impl PostgresConfig {
         if !(Duration::from_millis(50)..=Duration::from_secs(60)).contains(&self.call_timeout) {
             return wrong("call_timeout", "must be between 50 ms and 60 s");
         }
-        if !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&self.leader_timeout) {
+        if self
+            .leader_timeout
+            .is_some_and(|limit| !(Duration::from_millis(100)..=Duration::from_secs(600)).contains(&limit))
+        {
             return wrong("leader_timeout", "must be between 100 ms and 10 min");
         }
         Ok(())
@@ -122,7 +118,6 @@ impl fmt::Debug for PostgresConfig {
             .field("pool", &self.pool.is_some())
             .field("max_connections", &self.max_connections)
             .field("call_timeout", &self.call_timeout)
-            .field("lock_delay", &self.lock_delay)
             .field("leader_timeout", &self.leader_timeout)
             .field("application_name", &self.application_name)
             .finish()
@@ -169,11 +164,6 @@ impl PostgresBuilder {
     /// Sets [`PostgresConfig::call_timeout`].
     pub fn call_timeout(self, limit: Duration) -> Self {
         self.configure(|config| config.call_timeout = limit)
-    }
-
-    /// Sets [`PostgresConfig::lock_delay`].
-    pub fn lock_delay(self, delay: Duration) -> Self {
-        self.configure(|config| config.lock_delay = Some(delay))
     }
 
     /// Makes the store.

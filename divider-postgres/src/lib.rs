@@ -26,4 +26,4 @@ pub use migrate::migrate;
 pub use source::QuerySource;
 /// The driver, since some of its types are part of the configuration.
 pub use sqlx;
-pub use store::{PostgresStore, Pulse};
+pub use store::PostgresStore;

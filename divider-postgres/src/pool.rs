@@ -24,7 +24,7 @@ use crate::{
 pub(crate) struct Door {
     pub(crate) options: PgConnectOptions,
     pub(crate) limit: Duration,
-    leader_timeout: Duration,
+    leader_timeout: Option<Duration>,
 }
 
 impl Door {
@@ -42,7 +42,8 @@ impl Door {
     /// node is gone. `idle` also closes a connection on which nothing is asked for too long.
     pub(crate) fn settings(&self, idle: bool) -> String {
         let limit = self.limit.as_millis();
-        let idle = if idle { self.leader_timeout.as_millis() } else { 0 };
+        // 0 is for ever; whoever then comes to lead gets its lease instead.
+        let idle = self.leader_timeout.filter(|_| idle).map_or(0, |limit| limit.as_millis());
         format!(
             "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}; \
              SET idle_session_timeout = {idle}; SET tcp_keepalives_idle = 1; SET tcp_keepalives_interval = 1; \

@@ -74,11 +74,9 @@ impl Inner {
         rows.iter().map(|row| Ok((SessionId(self.get(row, 0)?), Beat(self.count(row, 1)?)))).collect()
     }
 
-    /// The beats, each with whether the session's connection is known to have ended.
-    pub(crate) async fn silent(&self) -> Result<Vec<(SessionId, Beat, bool)>, StoreError> {
-        let rows = call!(self, sqlx::query(self.sql.silent.safe()).bind(&*self.group), fetch_all)?;
-        let read = |row| Ok((SessionId(self.get(row, 0)?), Beat(self.count(row, 1)?), self.get(row, 2)?));
-        rows.iter().map(read).collect()
+    pub(crate) async fn gone(&self) -> Result<Vec<SessionId>, StoreError> {
+        let rows = call!(self, sqlx::query(self.sql.gone.safe()).bind(&*self.group), fetch_all)?;
+        rows.iter().map(|row| self.get(row, 0).map(SessionId)).collect()
     }
 
     pub(crate) async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {

@@ -15,7 +15,7 @@ pub(crate) struct Sql {
     pub(crate) resign: Text,
     pub(crate) channel: Text,
     pub(crate) beats: Text,
-    pub(crate) silent: Text,
+    pub(crate) gone: Text,
     pub(crate) holdings: Text,
     pub(crate) changes: Text,
     pub(crate) scan: Text,
@@ -65,15 +65,15 @@ impl Sql {
             resign: text("SELECT holder FROM @resign($1, $2, $3, $4, $5)"),
             channel: text("SELECT @channel($1, $2)"),
             beats: text("SELECT b.session, b.beat FROM @groups g JOIN @beats b ON b.group_id = g.id WHERE g.name = $1"),
-            silent: text(
+            gone: text(
                 "WITH held AS MATERIALIZED (
                      SELECT l.classid::bigint << 32 | l.objid::bigint AS key FROM pg_locks l
                      WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted
                        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
                  )
-                 SELECT b.session, b.beat,
-                        b.locked AND @lock_key($1, b.session::text) NOT IN (SELECT h.key FROM held h)
-                 FROM @groups g JOIN @beats b ON b.group_id = g.id WHERE g.name = $1",
+                 SELECT b.session FROM @groups g JOIN @beats b ON b.group_id = g.id
+                 WHERE g.name = $1 AND b.locked
+                   AND @lock_key($1, b.session::text) NOT IN (SELECT h.key FROM held h)",
             ),
             holdings: text(
                 "SELECT s.seq, k.key, k.token, k.attempts, k.weight, k.priority, k.payload, k.checkpoint, k.stopping

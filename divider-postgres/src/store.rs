@@ -1,6 +1,6 @@
 //! The [`Store`] itself.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Instant};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use divider_core::{
@@ -32,26 +32,12 @@ pub struct PostgresStore {
     phase: Mutex<Phase>,
     /// One opening at a time.
     opening: tokio::sync::Mutex<()>,
-    /// Sessions whose connection has ended: at which beat that was first seen here, and when.
-    gone: Mutex<HashMap<SessionId, (Beat, Instant)>>,
 }
 
 enum Phase {
     New,
     Open(Arc<Inner>),
     Closed,
-}
-
-/// A session's sign of life, and whether there is reason to think that it was the last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pulse {
-    /// Whose.
-    pub session: SessionId,
-    /// See [`Store::beats`].
-    pub beat: Beat,
-    /// The server has ended the session's connection, and since then for the whole [`PostgresConfig::lock_delay`] neither a
-    /// new one nor a beat has come: the leader may expire the session at this beat. Always false without a `lock_delay`.
-    pub gone: bool,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -72,41 +58,7 @@ impl PostgresStore {
     /// As [`PostgresConfig::validate`].
     pub fn new(config: PostgresConfig) -> Result<Self, ConfigError> {
         config.validate()?;
-        Ok(Self {
-            config,
-            phase: Mutex::new(Phase::New),
-            opening: tokio::sync::Mutex::default(),
-            gone: Mutex::default(),
-        })
-    }
-
-    /// The beats of all living sessions, as [`beats`](Store::beats), and which of them may be expired early; see
-    /// [`PostgresConfig::lock_delay`].
-    ///
-    /// # Errors
-    /// Only those of the connection.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub async fn pulses(&self) -> Result<Vec<Pulse>, StoreError> {
-        let inner = self.inner()?;
-        let Some(delay) = self.config.lock_delay else {
-            let beats = inner.beats().await?;
-            return Ok(beats.into_iter().map(|(session, beat)| Pulse { session, beat, gone: false }).collect());
-        };
-        let rows = inner.silent().await?;
-        let now = Instant::now();
-        let mut known = self.gone.lock();
-        let before = std::mem::take(&mut *known);
-        let pulse = |(session, beat, ended): (SessionId, Beat, bool)| {
-            if !ended {
-                return Pulse { session, beat, gone: false };
-            }
-            let since = before.get(&session).filter(|seen| seen.0 == beat).map_or(now, |seen| seen.1);
-            known.insert(session, (beat, since));
-            Pulse { session, beat, gone: now.duration_since(since) >= delay }
-        };
-        Ok(rows.into_iter().map(pulse).collect())
+        Ok(Self { config, phase: Mutex::new(Phase::New), opening: tokio::sync::Mutex::default() })
     }
 
     fn inner(&self) -> Result<Arc<Inner>, StoreError> {
@@ -204,6 +156,10 @@ impl Store for PostgresStore {
 
     async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
         self.inner()?.beats().await
+    }
+
+    async fn gone(&self) -> Result<Vec<SessionId>, StoreError> {
+        self.inner()?.gone().await
     }
 
     async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {

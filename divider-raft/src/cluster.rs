@@ -28,7 +28,7 @@ use crate::{
     link::{Class, Dialer, Links, Target},
     member::Member,
     propose::Proposer,
-    raft::{Identity, Log, Machine, MachineHandle, Peer, Raft, Receiving, Refused, Snapshots},
+    raft::{Identity, Log, Machine, Peer, Raft, Receiving, Refused, Snapshots},
     router::Router,
     seeds, server,
     wire::{Answer, Call, Request, Status},
@@ -133,7 +133,7 @@ impl Running {
             me: Some(me.clone()),
             security: config.security.clone(),
         }));
-        let raft = Raft::start(me.id, &config, log.clone(), MachineHandle(machine.clone()), links.clone()).await;
+        let raft = Raft::start(me.id, &config, log.clone(), machine.clone(), links.clone()).await;
         let raft = raft.map_err(|refused| match refused {
             Refused::Unavailable(problem) => StoreError::Misconfigured(problem),
             Refused::NotLeader => StoreError::Misconfigured("Raft did not start".into()),

@@ -2,6 +2,7 @@
 
 mod log;
 mod network;
+mod quorum;
 mod snapshot;
 mod state;
 #[cfg(test)]
@@ -19,7 +20,8 @@ pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
 pub(crate) use snapshot::{SnapshotData, Snapshots};
 #[cfg(test)]
 pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};
-pub(crate) use state::{Machine, MachineHandle, lives};
+use state::MachineHandle;
+pub(crate) use state::{Machine, lives};
 
 use crate::{
     command::{Command, Reply},
@@ -99,6 +101,7 @@ impl<E: std::error::Error> From<RaftError<u64, E>> for Refused {
 pub(crate) struct Raft {
     raft: openraft::Raft<Types>,
     id: u64,
+    log: Log,
 }
 
 impl fmt::Debug for Raft {
@@ -112,7 +115,7 @@ impl Raft {
         id: u64,
         config: &RaftConfig,
         log: Log,
-        machine: MachineHandle,
+        machine: Arc<Machine>,
         links: Arc<Links>,
     ) -> Result<Self, Refused> {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -132,10 +135,13 @@ impl Raft {
             ..Config::default()
         };
         let settings = settings.validate().map_err(|error| Refused::Unavailable(error.to_string()))?;
-        let network = network::Network::new(links);
-        let raft = openraft::Raft::new(id, Arc::new(settings), network, log, machine).await;
+        let quorum = quorum::Quorum::default();
+        let network = network::Network::new(links, log.clone(), quorum.clone());
+        let machine = MachineHandle { machine, log: log.clone() };
+        let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
-        Ok(Self { raft, id })
+        tokio::spawn(quorum.watch(raft.metrics(), config.election.1.mul_f64(1.5)));
+        Ok(Self { raft, id, log })
     }
 
     pub(crate) fn view(&self) -> View {
@@ -191,7 +197,8 @@ impl Raft {
     /// to see everything that was acknowledged before the call.
     pub(crate) async fn confirm(&self) -> Result<u64, Refused> {
         match self.raft.get_read_log_id().await {
-            Ok((read, _)) => Ok(read.map_or(0, |log| log.index)),
+            // What is not on this disk yet has been acknowledged to nobody, so nobody has to wait for it.
+            Ok((read, _)) => Ok(read.and_then(|read| self.log.durable_until(read)).map_or(0, |log| log.index)),
             Err(error) if error.forward_to_leader().is_some() => Err(Refused::NotLeader),
             Err(error) => Err(error.into()),
         }

@@ -25,6 +25,9 @@ use crate::{
 
 /// How long one member may take to say where the cluster stands.
 const STATUS: Duration = Duration::from_millis(400);
+/// How often whoever waits for a leader's answer looks whether another one leads by now; and so how long one that has
+/// just been replaced has to say so itself.
+const LOOK: Duration = Duration::from_millis(100);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -77,7 +80,13 @@ impl Router {
                 },
                 Leader::There(target) => {
                     let request = Request::Call(call.clone());
-                    match self.links.call(&target, class, &request, left).await {
+                    // A leader that has been cut off does not say so. Whoever may ask again has time left to ask another.
+                    let patience = if again { left.min(limit / 2) } else { left };
+                    let answer = tokio::select! {
+                        answer = self.links.call(&target, class, &request, patience) => answer,
+                        () = self.replaced(&target) => Err(LinkError::Lost("another one leads by now".into())),
+                    };
+                    match answer {
                         Ok(Answer::Fault(fault)) => self.fault(fault, again)?,
                         Ok(answer) => return Ok(answer),
                         Err(error) => {
@@ -110,6 +119,20 @@ impl Router {
             Fault::Unknown(problem) => Err(unavailable(problem)),
             Fault::SessionEnded => Err(StoreError::SessionEnded),
             Fault::Refused(problem) => Err(StoreError::Corrupt(problem)),
+        }
+    }
+
+    /// Returns when another one than the target is known to lead. The answer of one that has been cut off never comes.
+    async fn replaced(&self, target: &Target) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let replaced = match &self.member {
+                Some(member) => member.raft.view().leader.is_some_and(|leader| Some(leader) != target.id),
+                None => self.known.lock().leader.as_ref().is_some_and(|leader| leader != target),
+            };
+            if replaced {
+                return;
+            }
         }
     }
 

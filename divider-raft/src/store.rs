@@ -46,8 +46,16 @@ use crate::{
 /// # Ok(()) }
 /// ```
 ///
-/// In production, run three or five voters on machines of their own, each with `listen`, the same list of `seeds`, and
-/// TLS; see [`RaftStoreBuilder`].
+/// That is one voter: what it acknowledges is on its disk, and lost with that disk. In production, run three or five
+/// voters on machines of their own, each with
+///
+/// - a [`name`](RaftStoreBuilder::name), and a [directory](RaftStoreBuilder::data_dir) on a disk of its own, which must keep
+///   what it says it has written;
+/// - [`listen`](RaftStoreBuilder::listen), and [`advertise`](RaftConfig::advertise) where the others reach it elsewhere;
+/// - the same list of [`seeds`](RaftStoreBuilder::seeds), so that exactly one of them founds the cluster;
+/// - TLS (`tls`, with the Cargo feature of that name), or a network that is closed to others;
+///
+/// and let all other processes be [clients](RaftStoreBuilder::client) of those.
 pub struct RaftStore {
     cluster: Arc<Cluster>,
     group: Group,

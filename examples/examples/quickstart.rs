@@ -1,12 +1,15 @@
 //! cargo run --release -p divider-examples --example quickstart
 //!
-//! Three nodes divide 120 keys by affinity; one is killed and the others take its keys over; one drains and leaves. All
-//! in one process and in memory, so it needs no server. With another store the code is the same: see `store.rs`.
+//! Three nodes divide 120 keys by affinity. They are their own store: each keeps the group on its disk, and what two of
+//! them have is decided. One is killed and the others take its keys over; a newcomer takes its place; one drains and
+//! leaves; and in the end all stop, and go on from their disks. All in one process, which stands for several, and in a
+//! temporary directory. With another store the code is the same: see `store.rs`.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
-use divider_core::{Divider, Event, MemoryStore, Node, NodeId, Work};
-use divider_examples::{AnyError, show::Show};
+use divider_core::{Divider, Event, Node, NodeId, Work};
+use divider_examples::{AnyError, free_addresses, show::Show};
+use divider_raft::RaftStore;
 use tokio::{task::JoinHandle, time::sleep};
 
 const KEYS: usize = 120;
@@ -15,11 +18,22 @@ const LEASE: Duration = Duration::from_secs(1);
 /// What stands for a process of yours.
 struct Process {
     node: Node,
+    store: RaftStore,
     program: JoinHandle<Result<(), divider_core::Error>>,
 }
 
 impl Process {
-    async fn start(name: &str, affinity: u32, store: &MemoryStore) -> Result<Self, AnyError> {
+    /// Starts one that listens at its address, finds the others at `seeds`, and has a directory of its own in `disk`.
+    async fn start(name: &str, affinity: u32, address: &str, seeds: &[String], disk: &Path) -> Result<Self, AnyError> {
+        let store = RaftStore::builder("/quickstart/")?
+            .name(name)?
+            .data_dir(disk.join(name))
+            .listen(address)
+            .seeds(seeds)
+            // Nothing leaves this machine. Elsewhere: TLS, as in the example `raft_tls`.
+            .plaintext()
+            .configure(|config| config.voters = 3)
+            .build()?;
         let id = NodeId::new(name)?;
         let builder = Node::builder(store.clone()).configure(|config| {
             (config.node, config.affinity, config.lease) = (id, affinity, LEASE);
@@ -27,7 +41,7 @@ impl Process {
         let node = builder.build()?;
         let program = tokio::spawn(program(node.clone()));
         node.start().await?;
-        Ok(Self { node, program })
+        Ok(Self { node, store, program })
     }
 }
 
@@ -61,26 +75,35 @@ async fn show_all(show: Show, processes: &[&Process]) {
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
     let show = Show::new("Divider: who works on what");
-    let store = MemoryStore::new();
+    let disk = tempfile::tempdir()?;
+    let addresses = free_addresses::<4>()?;
+    let [first, second, third, fourth] = &addresses;
+    let seeds = &addresses[..3];
+    let start = |name, affinity, address| Process::start(name, affinity, address, seeds, disk.path());
 
     show.step("anna, bert and carl join; carl wants twice as much work");
-    let anna = Process::start("anna", 1000, &store).await?;
-    let bert = Process::start("bert", 1000, &store).await?;
-    let carl = Process::start("carl", 2000, &store).await?;
+    show.note(&format!("there is no server: they keep the group themselves, in {}", disk.path().display()));
+    let (anna, bert, carl) =
+        tokio::try_join!(start("anna", 1000, first), start("bert", 1000, second), start("carl", 2000, third))?;
     let keys = (0..KEYS).map(|k| Work::new(format!("tenant-{k}")));
     anna.node.add_work(keys.collect::<Result<_, _>>()?).await?;
     show_all(show, &[&anna, &bert, &carl]).await;
 
     sleep(Duration::from_secs(1)).await;
-    show.step("carl is killed: no goodbye, it just stops renewing its lease");
+    show.step("carl is killed: no goodbye, it just stops renewing its lease, and its disk is gone");
     show.note(&format!("its keys wait for {LEASE:?} from its last renewal: so long it might still be at work"));
+    let lost = carl.store.me().map(|peer| peer.id);
     carl.program.abort();
     drop(carl);
     show_all(show, &[&anna, &bert]).await;
 
     sleep(Duration::from_secs(1)).await;
-    show.step("dora joins, and is given her share at once");
-    let dora = Process::start("dora", 1000, &store).await?;
+    show.step("dora joins in carl's place, and is given her share at once");
+    let dora = start("dora", 1000, fourth).await?;
+    if let (Some(old), Some(new)) = (lost, dora.store.me()) {
+        // One of three may be lost; with dora among the voters that is so again.
+        dora.store.replace_voter(old, new.id).await?;
+    }
     while dora.node.assigned().len() < KEYS / 3 {
         sleep(Duration::from_millis(1)).await;
     }
@@ -90,14 +113,22 @@ async fn main() -> Result<(), AnyError> {
     show.step("anna shuts down gracefully: flush_and_cancel stops and confirms every key, and nobody has to wait");
     let left = anna.node.flush_and_cancel().await?;
     show.note(&format!("{} keys were left unconfirmed", left.unconfirmed.len()));
+    anna.program.abort();
+    drop(anna);
     show_all(show, &[&bert, &dora]).await;
 
+    sleep(Duration::from_secs(1)).await;
+    show.step("bert and dora stop as well, and start again: everything is on their disks");
     for process in [bert, dora] {
-        // The last ones keep nothing either; the keys would wait for whoever comes next.
-        drop(process.node.flush_and_cancel().await?);
+        process.node.flush().await?;
+        process.program.abort();
     }
+    let (bert, dora) = tokio::try_join!(start("bert", 1000, second), start("dora", 1000, fourth))?;
+    show_all(show, &[&bert, &dora]).await;
+
     show.step("What to try next");
     show.note("several processes   cargo run --release -p divider-examples --example worker -- --help");
+    show.note("with certificates   cargo run --release -p divider-examples --example raft_tls");
     show.note("a task per key      cargo run --release -p divider-examples --example task_per_key");
     show.note("fencing tokens      cargo run --release -p divider-examples --example fencing");
     show.note("work follows load   cargo run --release -p divider-examples --example follow_load");

@@ -1,6 +1,7 @@
 //! One place that knows every backend: everything else in a program is the same for all of them.
 
-use divider_core::{Group, MemoryStore, Node, NodeConfig};
+use divider_core::{Group, MemoryStore, Node, NodeConfig, StoreError};
+use divider_postgres::PostgresStore;
 use divider_raft::RaftStore;
 use divider_redis::RedisStore;
 
@@ -11,6 +12,7 @@ use crate::AnyError;
 /// | URL | store |
 /// | --- | --- |
 /// | `memory:` | this process's memory: for one process only, so the group's name makes no difference |
+/// | `postgres://user:password@host:port/database` | a PostgreSQL database, in the schema `divider`; see [`prepare`] |
 /// | `raft:/data/directory?listen=host:port&seeds=host:port,host:port&plaintext` | an embedded Raft member, or with `raft:?role=client&...` a client; see [`RaftStore::from_url`] |
 /// | `redis://user:password@host:port/database` | a Redis server; `redis+unix:///path` for a socket |
 ///
@@ -20,18 +22,37 @@ pub fn open_node(url: &str, group: Group, config: NodeConfig) -> Result<Node, An
     let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
     let node = match scheme {
         "memory" => Node::builder(MemoryStore::new()).config(config).build()?,
+        "postgres" | "postgresql" => {
+            Node::builder(PostgresStore::builder(url, group).build()?).config(config).build()?
+        }
         "raft" => Node::builder(RaftStore::from_url(url, group)?.build()?).config(config).build()?,
         "redis" | "rediss" | "redis+unix" => {
             Node::builder(RedisStore::builder(url, group).build()?).config(config).build()?
         }
         _ => {
             return Err(format!(
-                "no store is known by {scheme:?}; use memory:, raft:/data/directory or redis://host:port"
+                "no store is known by {scheme:?}; use memory:, postgres://host/database, raft:/data/directory or redis://host:port"
             )
             .into());
         }
     };
     Ok(node)
+}
+
+/// Makes what the store needs before its first use: the tables, in a database. It may be called at any time, by any number
+/// of programs at once, and does nothing where nothing is missing. A real program does it when it is deployed, with a role
+/// that may.
+///
+/// # Errors
+/// Those of the store, and where the URL cannot be used.
+pub async fn prepare(url: &str) -> Result<(), StoreError> {
+    if !url.starts_with("postgres") {
+        return Ok(());
+    }
+    // The error would repeat the URL, which may hold a password.
+    let options =
+        url.parse().map_err(|_| StoreError::Misconfigured("the URL of the database is not one".to_owned()))?;
+    divider_postgres::migrate(&options, "divider").await
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     AnyError,
     line::{Kind, Line},
-    store::open_node,
+    store::{open_node, prepare},
 };
 use command::Command;
 use options::Options;
@@ -94,7 +94,12 @@ impl Worker {
     /// Joins the group, however long the store is out of reach.
     async fn start(&self) -> Result<(), AnyError> {
         loop {
-            match self.node.start().await {
+            let prepared = prepare(&self.options.store).await.map_err(Error::Store);
+            let started = match prepared {
+                Ok(()) => self.node.start().await,
+                failed => failed,
+            };
+            match started {
                 Ok(()) => break,
                 Err(Error::Store(error)) if error.is_transient() => self.error("start", &error),
                 Err(error) => return Err(error.into()),

@@ -3,6 +3,7 @@
 
 pub mod agree;
 pub mod history;
+pub mod netns;
 pub mod postgres;
 pub mod process;
 pub mod raft;

@@ -1,7 +1,7 @@
 //! A private PostgreSQL server for a test.
 
 use std::{
-    io::Read as _,
+    io::{Read as _, Write as _},
     net::TcpListener,
     os::unix::{fs::chown, process::CommandExt as _},
     path::{Path, PathBuf},
@@ -169,6 +169,17 @@ impl PostgresServer {
         let mut command = tool("psql");
         command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", &self.url_as(role), "-c", sql]);
         command.output().expect("psql can be run")
+    }
+
+    /// Takes connections from these addresses (`10.0.0.0/8`) as it does those of this machine.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn trust(&self, addresses: &str) {
+        let rules = self.data().join("pg_hba.conf");
+        let mut file = std::fs::OpenOptions::new().append(true).open(rules).expect("a cluster has rules");
+        writeln!(file, "host all all {addresses} trust").expect("the rules can be written");
+        self.psql("SELECT pg_reload_conf()");
     }
 
     /// A server that follows this one.

@@ -6,6 +6,7 @@ mod proxy;
 
 use std::{
     collections::HashMap,
+    process::Command,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,6 +16,7 @@ use divider_examples::line::{Kind, Line};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::history::{History, ProcessId};
+pub use binary::example;
 use one::Process;
 pub use proxy::{Network, Proxy};
 
@@ -69,12 +71,21 @@ impl Fleet {
 
     /// Starts one more that reaches the store by another URL.
     pub fn spawn_at(&mut self, url: &str, args: &[&str]) -> ProcessId {
+        self.launch(None, url, args)
+    }
+
+    /// Starts one more through a command that becomes it, as those of [`Netns`](crate::netns::Netns::command) do.
+    pub fn spawn_in(&mut self, place: Command, url: &str, args: &[&str]) -> ProcessId {
+        self.launch(Some(place), url, args)
+    }
+
+    fn launch(&mut self, through: Option<Command>, url: &str, args: &[&str]) -> ProcessId {
         let id = self.processes.len();
         self.said.lock().notes.push(Vec::new());
         let node = format!("node-{id}");
         let common = ["--store", url, "--group", &self.group, "--node", &node, "--die-with-parent"];
         let args = common.into_iter().chain(self.args.iter().map(String::as_str)).chain(args.iter().copied());
-        self.processes.push(Process::spawn(id, args, &self.said));
+        self.processes.push(Process::spawn(id, through, args, &self.said));
         id
     }
 

@@ -1,6 +1,10 @@
 //! Raft clusters in one process, over TCP on this machine, with data directories that vanish with them.
 
-use std::{net::TcpListener, time::Duration};
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use divider_core::Store;
 use divider_raft::{RaftConfig, RaftStore, RaftStoreBuilder};
@@ -26,7 +30,9 @@ pub fn free_addresses(count: usize) -> Vec<String> {
 }
 
 impl Cluster {
-    /// Starts this many voters at the same time, and waits until all have joined.
+    /// Starts this many voters at the same time, and waits until all have joined. Their files are in memory, where the
+    /// system has such a place: what dies here is a part of this process, so nothing depends on a disk, and a test of
+    /// what the members do is none of how long the disk takes.
     ///
     /// # Panics
     /// Where they do not come together.
@@ -39,8 +45,21 @@ impl Cluster {
     /// # Panics
     /// Where they do not come together.
     pub async fn start_with(count: usize, configure: fn(&mut RaftConfig)) -> Self {
+        let memory = Some(PathBuf::from("/dev/shm")).filter(|memory| memory.is_dir());
+        Self::start_in(&memory.unwrap_or_else(std::env::temp_dir), count, configure).await
+    }
+
+    /// As [`start`](Self::start), on the disk.
+    ///
+    /// # Panics
+    /// Where they do not come together.
+    pub async fn on_disk(count: usize) -> Self {
+        Self::start_in(&std::env::temp_dir(), count, |_| {}).await
+    }
+
+    async fn start_in(place: &Path, count: usize, configure: fn(&mut RaftConfig)) -> Self {
         let addresses = free_addresses(count);
-        let directories = (0..count).map(|_| TempDir::new().expect("a directory")).collect();
+        let directories = (0..count).map(|_| TempDir::new_in(place).expect("a directory")).collect();
         let mut cluster = Self { stores: Vec::new(), addresses, directories, configure };
         cluster.stores = (0..count).map(|at| Some(cluster.build(at))).collect();
         let opening: Vec<_> = cluster.stores.iter().flatten().map(|store| store.open()).collect();

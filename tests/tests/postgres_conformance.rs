@@ -1,4 +1,5 @@
-//! The suite that every backend runs, over PostgreSQL.
+//! The suite that every backend runs, over PostgreSQL: on a private server, or in the database that
+//! `DIVIDER_POSTGRES_URL` names, whose role may make a schema.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -9,20 +10,27 @@ use divider_tests::postgres::PostgresServer;
 /// One server for all checks that run at the same time; it ends with the last of them.
 static SERVER: Mutex<Weak<PostgresServer>> = Mutex::new(Weak::new());
 
-struct Postgres(Arc<PostgresServer>);
+struct Postgres {
+    url: String,
+    /// Kept running, where it is ours.
+    _server: Option<Arc<PostgresServer>>,
+}
 
 impl Postgres {
     async fn shared() -> Self {
-        let server = {
+        let postgres = if let Ok(url) = std::env::var("DIVIDER_POSTGRES_URL") {
+            Self { url, _server: None }
+        } else {
             let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
-            shared.upgrade().unwrap_or_else(|| {
+            let server = shared.upgrade().unwrap_or_else(|| {
                 let server = Arc::new(PostgresServer::with(&["max_connections=500"]));
                 *shared = Arc::downgrade(&server);
                 server
-            })
+            });
+            Self { url: server.url(), _server: Some(server) }
         };
-        migrate(&server.url().parse().expect("a URL"), "divider").await.expect("the schema is made");
-        Self(server)
+        migrate(&postgres.url.parse().expect("a URL"), "divider").await.expect("the schema is made");
+        postgres
     }
 }
 
@@ -30,7 +38,7 @@ impl Backend for Postgres {
     type Store = PostgresStore;
 
     async fn store(&self, group: &Group) -> PostgresStore {
-        PostgresStore::builder(self.0.url(), group.clone()).build().expect("a valid configuration")
+        PostgresStore::builder(&self.url, group.clone()).build().expect("a valid configuration")
     }
 
     fn leads_by_lease(&self) -> bool {

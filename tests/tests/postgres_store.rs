@@ -123,7 +123,7 @@ const EXPECT: Expect = Expect { leases: false, hints: true };
 
 /// The runner polls only now and then, and a leader that does not loses its leadership: so give it time.
 fn agreeing(url: &str, schema: &str, name: &str) -> PostgresStore {
-    let config = |config: &mut PostgresConfig| config.leader_timeout = Duration::from_secs(600);
+    let config = |config: &mut PostgresConfig| config.leader_timeout = Some(Duration::from_secs(600));
     PostgresStore::builder(url, group(name)).schema(schema).configure(config).build().unwrap()
 }
 
@@ -263,7 +263,7 @@ async fn any_connection_may_be_terminated_at_any_time() {
 #[tokio::test]
 async fn a_dead_leader_is_replaced_at_once_and_a_silent_one_after_its_time() {
     let server = server().await;
-    let config = |config: &mut PostgresConfig| config.leader_timeout = Duration::from_millis(400);
+    let config = |config: &mut PostgresConfig| config.leader_timeout = Some(Duration::from_millis(400));
     let open = || PostgresStore::builder(server.url(), group("lead")).configure(config).build().unwrap();
     let (a, b) = (open(), open());
     let (_, first) = leading(&a).await;
@@ -348,32 +348,27 @@ async fn locks_are_one_for_each_node_and_one_for_each_group() {
 }
 
 #[tokio::test]
-async fn a_freed_lock_is_an_early_sign_only_after_its_delay() {
+async fn a_session_is_gone_while_its_connection_is() {
     let server = server().await;
-    let delay = Duration::from_millis(200);
-    let leader = PostgresStore::builder(server.url(), group("early")).lock_delay(delay).build().unwrap();
+    let leader = store(&server, "early");
     leading(&leader).await;
     let (node, quiet) = (store(&server, "early"), store(&server, "early"));
-    let (session, never) = (joined(&node).await, joined(&quiet).await);
+    // The second one has never renewed: it has no connection to lose.
+    let (session, _) = (joined(&node).await, joined(&quiet).await);
     node.renew(session).await.unwrap();
-    let gone = async || {
-        let pulses = leader.pulses().await.unwrap();
-        assert!(!pulses.iter().any(|pulse| pulse.gone && pulse.session == never), "it never had a lock to lose");
-        pulses.into_iter().find(|pulse| pulse.session == session).unwrap()
-    };
-    assert!(!gone().await.gone);
+    assert_eq!(leader.gone().await.unwrap(), []);
     node.close().await;
-    let (pulse, took) = until(|| async {
-        let pulse = gone().await;
-        if pulse.gone { Ok(pulse) } else { Err("not yet") }
-    })
-    .await;
-    assert!(pulse.beat == Beat(1) && took >= delay && took < Duration::from_millis(500), "{pulse:?} {took:?}");
+    let gone = || async {
+        let gone = leader.gone().await.unwrap();
+        if gone.is_empty() { Err("not yet") } else { Ok(gone) }
+    };
+    let (gone, took) = until(gone).await;
+    assert!(gone == [session] && took < Duration::from_millis(500), "{gone:?} {took:?}");
     // A new connection of the same session takes it back.
     let again = store(&server, "early");
     again.open().await.unwrap();
     again.renew(session).await.unwrap();
-    assert!(!gone().await.gone);
+    assert_eq!(leader.gone().await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -643,7 +638,7 @@ async fn a_pool_of_the_program_may_be_brought() {
     let server = server().await;
     let pool = PgPool::connect(&server.url()).await.unwrap();
     let mut config = PostgresConfig::with_pool(pool.clone(), group("brought"));
-    config.leader_timeout = Duration::from_secs(600);
+    config.leader_timeout = Some(Duration::from_secs(600));
     let store = PostgresStore::new(config).unwrap();
     agree_with(&store, 2, 200, EXPECT).await;
     store.close().await;

@@ -53,7 +53,7 @@ async fn measure(what: &str, stores: &[RaftStore], callers: usize, batch: usize)
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures; tells nothing on a busy machine"]
 async fn figures() {
-    let cluster = Cluster::start(3).await;
+    let cluster = Cluster::on_disk(3).await;
     let leader = cluster.leader().await;
     let here = [cluster.store(leader).clone()];
     let there = [cluster.store((leader + 1) % 3).clone(), cluster.store((leader + 2) % 3).clone()];
@@ -62,7 +62,7 @@ async fn figures() {
     measure("1 caller at the leader, one op", &here, 1, 1).await;
     measure("64 callers at the leader, one op", &here, 64, 1).await;
     measure("64 callers at the followers, one op", &there, 64, 1).await;
-    measure("64 callers at a client, one op", &[client.clone()], 64, 1).await;
+    measure("64 callers at a client, one op", std::slice::from_ref(&client), 64, 1).await;
     measure("1 caller at the leader, 512 ops", &here, 1, 512).await;
     measure("64 callers at the leader, 64 ops", &here, 64, 64).await;
 
@@ -126,7 +126,7 @@ async fn a_million_keys() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures; tells nothing on a busy machine"]
 async fn how_long_a_cluster_is_away_when_its_leader_dies() {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::on_disk(3).await;
     let client = cluster.client();
     client.open().await.unwrap();
     let mut away = Vec::new();

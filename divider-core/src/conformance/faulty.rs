@@ -248,6 +248,10 @@ impl<S: Store> Store for FaultyStore<S> {
         self.call(Call::Beats, self.store.beats()).await
     }
 
+    async fn gone(&self) -> Result<Vec<SessionId>, StoreError> {
+        self.call(Call::Beats, self.store.gone()).await
+    }
+
     async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
         self.call(Call::Holdings, self.store.holdings(session)).await
     }

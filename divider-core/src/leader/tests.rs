@@ -223,6 +223,38 @@ fn a_silent_session_is_expired_after_its_whole_lease_on_this_clock_and_its_keys_
 }
 
 #[test]
+fn a_session_whose_connection_has_ended_is_expired_after_the_lock_delay_unless_it_comes_back() {
+    let delay = Duration::from_millis(200);
+    let mut group = Group::new(NodeConfig { lock_delay: Some(delay), ..config() });
+    let (a, b) = (group.session("a", 1000, None), group.session("b", 1000, None));
+    group.add(&refs(&names(10)));
+    group.pass(100, &[a, b]);
+    group.leader.gone(&[a], group.now);
+    group.pass(100, &[b]);
+    // It has a connection again, though no beat has been seen yet; and then loses that one, too.
+    group.leader.gone(&[], group.now);
+    group.pass(199, &[b]);
+    group.leader.gone(&[a], group.now);
+    assert!(group.leader.next_wake(group.now).unwrap() <= delay);
+    group.pass(199, &[b]);
+    assert!(group.ledger.is_alive(a));
+    group.leader.gone(&[a], group.now);
+    group.pass(1, &[b]);
+    assert!(!group.ledger.is_alive(a), "neither a connection nor a beat came for the whole delay");
+    assert_eq!(group.held(b), 10);
+}
+
+#[test]
+fn without_a_lock_delay_the_end_of_a_connection_means_nothing() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    group.pass(100, &[a]);
+    group.leader.gone(&[a], group.now);
+    group.pass(999, &[]);
+    assert!(group.ledger.is_alive(a));
+}
+
+#[test]
 fn a_session_that_renews_between_the_reading_and_the_expiry_lives() {
     let mut group = Group::new(config());
     let a = group.session("a", 1000, None);

@@ -12,6 +12,7 @@ use crate::{Beat, Instant, SessionId};
 pub(super) struct Watches {
     watches: BTreeMap<SessionId, Watch>,
     deposed: Option<Deposed>,
+    lock_delay: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -20,19 +21,33 @@ struct Watch {
     /// When this beat was first seen.
     since: Instant,
     lease: Duration,
+    /// Since when the store is known to have seen its connection end.
+    gone_since: Option<Instant>,
     /// Its expiry is on the way.
     asked: bool,
 }
 
+impl Watch {
+    fn new(beat: Beat, since: Instant, lease: Duration) -> Self {
+        Self { beat, since, lease, gone_since: None, asked: false }
+    }
+
+    /// When its silence is long enough.
+    fn deadline(&self, lock_delay: Option<Duration>) -> Instant {
+        let gone = self.gone_since.zip(lock_delay).map(|(since, delay)| since + delay);
+        gone.into_iter().fold(self.since + self.lease, Instant::min)
+    }
+}
+
 impl Watches {
-    pub(super) fn new(deposed: Option<Deposed>) -> Self {
-        Self { watches: BTreeMap::new(), deposed }
+    pub(super) fn new(deposed: Option<Deposed>, lock_delay: Option<Duration>) -> Self {
+        Self { watches: BTreeMap::new(), deposed, lock_delay }
     }
 
     pub(super) fn watch(&mut self, session: SessionId, lease: Duration, now: Instant) {
         let deposed = self.deposed.filter(|deposed| deposed.session == session);
         let (beat, since) = deposed.map_or((Beat(0), now), |deposed| (deposed.beat, deposed.since));
-        let watch = self.watches.entry(session).or_insert(Watch { beat, since, lease, asked: false });
+        let watch = self.watches.entry(session).or_insert(Watch::new(beat, since, lease));
         watch.lease = lease;
     }
 
@@ -50,15 +65,22 @@ impl Watches {
             if let Some(watch) = self.watches.get_mut(session)
                 && watch.beat != *beat
             {
-                *watch = Watch { beat: *beat, since: now, lease: watch.lease, asked: false };
+                *watch = Watch::new(*beat, now, watch.lease);
             }
+        }
+    }
+
+    /// Takes in which sessions' connections have ended: all of them, and no others.
+    pub(super) fn gone(&mut self, gone: &[SessionId], now: Instant) {
+        for (session, watch) in &mut self.watches {
+            watch.gone_since = gone.contains(session).then(|| watch.gone_since.unwrap_or(now));
         }
     }
 
     /// The session's beat has moved, though it is not known how far: it is alive.
     pub(super) fn moved(&mut self, session: SessionId, now: Instant) {
         if let Some(watch) = self.watches.get_mut(&session) {
-            *watch = Watch { since: now, asked: false, ..*watch };
+            *watch = Watch::new(watch.beat, now, watch.lease);
         }
     }
 
@@ -69,9 +91,10 @@ impl Watches {
         }
     }
 
-    /// At most `max` sessions that have been silent for their whole lease, each named once.
+    /// At most `max` sessions that have been silent for their whole lease, or gone for the lock delay, each named once.
     pub(super) fn silent(&mut self, now: Instant, max: usize) -> Vec<(SessionId, Beat, Instant)> {
-        let due = |watch: &&mut Watch| !watch.asked && watch.since + watch.lease <= now;
+        let delay = self.lock_delay;
+        let due = |watch: &Watch| !watch.asked && watch.deadline(delay) <= now;
         let silent = self.watches.iter_mut().filter(|(_, watch)| due(watch)).map(|(session, watch)| {
             watch.asked = true;
             (*session, watch.beat, watch.since)
@@ -81,6 +104,6 @@ impl Watches {
 
     /// When the next session may turn out to be silent.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.watches.values().filter(|watch| !watch.asked).map(|watch| watch.since + watch.lease).min()
+        self.watches.values().filter(|watch| !watch.asked).map(|watch| watch.deadline(self.lock_delay)).min()
     }
 }

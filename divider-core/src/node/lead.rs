@@ -270,6 +270,11 @@ impl Reign<'_> {
         if let Ok(beats) = self.shared.observer.call("beats", self.shared.store.beats()).await {
             self.leader.beats(&beats, self.shared.now());
         }
+        if self.shared.config.lock_delay.is_some()
+            && let Ok(gone) = self.shared.observer.call("gone", self.shared.store.gone()).await
+        {
+            self.leader.gone(&gone, self.shared.now());
+        }
     }
 
     /// Takes in one hint, and all that have come with it.

@@ -5,6 +5,21 @@
 //! thread writes, and whatever has gathered while it committed goes into the next commit together: the price of a commit
 //! is shared by all who wait. The newest entries stay in memory, where followers' senders and the machine read them.
 //!
+//! # Who waits for the disk
+//! openraft's core stands still until an append is reported as done: with it the leader's heartbeats, and a follower's
+//! notice of them, so that a disk that stalls would cost an election. So entries are reported as done when the writing
+//! thread has them, and whatever would let anybody rely on them waits for the disk instead, by [`Log::durable`]:
+//!
+//! - a follower's word that it has them, before it goes out ([`Raft::answer`](super::Raft)),
+//! - a leader's use of them: before they are applied, and with that before any caller has an answer, and before followers
+//!   are told that they may be applied (`network.rs`).
+//!
+//! So a leader sends entries while its own disk still writes them, and nothing counts before it is on the disks of a
+//! quorum, the leader's among them. Two things keep that sound. Changes of membership are reported as done only when they
+//! are on disk, since the next change relies on the one before. And a leader that starts again may lack entries that it
+//! had sent, so it never goes on in its old term, where it could send others under the same number: it stands for
+//! election like anybody else. Votes are waited for, and all entries before a vote are on disk when it is.
+//!
 //! Each value carries a checksum over its key and its bytes, and the whole log is read and checked at the start, so that
 //! a damaged file is noticed before anything in it counts.
 //!
@@ -27,13 +42,13 @@ use std::{
 };
 
 use openraft::{
-    AnyError, ErrorSubject, ErrorVerb, LogState, RaftLogReader, StorageIOError,
+    AnyError, EntryPayload, ErrorSubject, ErrorVerb, LogState, RaftLogReader, StorageIOError,
     storage::{LogFlushed, RaftLogStorage},
 };
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -77,28 +92,53 @@ struct Shared {
     /// To the writing thread, which ends when this is dropped.
     writes: Mutex<Option<mpsc::Sender<Write>>>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Number of the last append that is on disk, or why none will be any more. Told by the writing thread.
+    written: watch::Receiver<Result<u64, String>>,
 }
 
 /// What is known without the disk.
 #[derive(Default)]
 struct Cache {
-    /// The newest entries, without gaps up to the last one.
-    entries: BTreeMap<u64, (Entry, usize)>,
+    /// The newest entries, without gaps up to the last one: at least all that are not on disk yet.
+    entries: BTreeMap<u64, Held>,
     bytes: usize,
     last: Option<LogId>,
     purged: Option<LogId>,
     vote: Option<Vote>,
-    /// Index of the last entry on disk: what is newer must not leave the memory.
-    flushed: u64,
+    /// Number of the last append.
+    appends: u64,
     /// Number of the last commit.
     commit: u64,
 }
 
+struct Held {
+    entry: Entry,
+    bytes: usize,
+    /// Number of the append that it came with; zero if it was there at the start.
+    append: u64,
+}
+
 enum Write {
-    Append { entries: Vec<(u64, Vec<u8>)>, bytes: usize, done: LogFlushed<Types> },
-    Fact { name: &'static str, value: Vec<u8>, done: oneshot::Sender<io::Result<()>> },
-    Truncate { from: u64, done: oneshot::Sender<io::Result<()>> },
-    Purge { to: u64, value: Vec<u8>, done: oneshot::Sender<io::Result<()>> },
+    /// `done` only where the core must wait.
+    Append {
+        number: u64,
+        entries: Vec<(u64, Vec<u8>)>,
+        bytes: usize,
+        done: Option<LogFlushed<Types>>,
+    },
+    Fact {
+        name: &'static str,
+        value: Vec<u8>,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    Truncate {
+        from: u64,
+        done: oneshot::Sender<io::Result<()>>,
+    },
+    Purge {
+        to: u64,
+        value: Vec<u8>,
+    },
 }
 
 impl fmt::Debug for Log {
@@ -183,11 +223,18 @@ impl Log {
             }
             None => None,
         };
+        if let (Some(known), Some(vote)) = (&known, &mut cache.vote)
+            && vote.leader_id().voted_for() == Some(known.id)
+        {
+            // Whatever it led is over: see above.
+            vote.committed = false;
+        }
         let database = Arc::new(database);
         let cache = Arc::new(RwLock::new(cache));
         let (writes, receiver) = mpsc::channel();
         let commit = cache.read().commit;
-        let writer = Writer { database: database.clone(), cache: cache.clone(), commit, mark };
+        let (wrote, written) = watch::channel(Ok(0));
+        let writer = Writer { database: database.clone(), cache: cache.clone(), commit, mark, wrote };
         let thread = std::thread::Builder::new().name("divider-raft-log".into()).spawn(move || writer.run(&receiver));
         let thread = thread.map_err(|error| DataError::io(&path, error))?;
         let shared = Shared {
@@ -196,6 +243,7 @@ impl Log {
             cache,
             writes: Mutex::new(Some(writes)),
             thread: Mutex::new(Some(thread)),
+            written,
         };
         let log = Self(Arc::new(shared));
         let identity = match known {
@@ -222,6 +270,34 @@ impl Log {
     /// Index of the last entry that was purged: the machine must know everything up to there from a snapshot.
     pub(crate) fn purged(&self) -> Option<u64> {
         self.0.cache.read().purged.map(|log| log.index)
+    }
+
+    /// Waits until the entry at `index`, and so all before it, is on disk. Cancel safe.
+    pub(crate) async fn durable(&self, index: u64) -> io::Result<()> {
+        let Some(number) = self.0.cache.read().entries.get(&index).map(|held| held.append) else { return Ok(()) };
+        let mut written = self.0.written.clone();
+        let written = written.wait_for(|written| written.as_ref().map_or(true, |last| *last >= number)).await;
+        let written = written.map_err(|_| io::Error::other("the log is closed"))?;
+        written.as_ref().map(|_| ()).map_err(|problem| io::Error::other(problem.clone()))
+    }
+
+    /// The last entry up to `last` that is on disk, as far as the memory knows.
+    pub(crate) fn durable_until(&self, last: LogId) -> Option<LogId> {
+        let cache = self.0.cache.read();
+        let written = *self.0.written.borrow().as_ref().unwrap_or(&0);
+        match cache.entries.get(&last.index) {
+            Some(held) if held.append > written => {
+                let on_disk = |held: &&Held| held.append <= written;
+                cache
+                    .entries
+                    .range(..last.index)
+                    .rev()
+                    .map(|(_, held)| held)
+                    .find(on_disk)
+                    .map(|held| held.entry.log_id)
+            }
+            _ => Some(last),
+        }
     }
 
     /// Ends the writing thread after all that was sent to it. Blocks on the disk.
@@ -270,7 +346,7 @@ impl Log {
             let cache = self.0.cache.read();
             let mut size = 0;
             let mut found = Vec::new();
-            for (_, (entry, len)) in cache.entries.range(from..to.max(from)) {
+            for (_, Held { entry, bytes: len, .. }) in cache.entries.range(from..to.max(from)) {
                 size += len;
                 if size > bytes && !found.is_empty() {
                     break;
@@ -346,34 +422,32 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
         }
         next = Some(index + 1);
         cache.last = Some(entry.log_id);
-        cache.flushed = index;
-        cache.insert(entry, value.value().len());
-        cache.evict();
+        cache.insert(entry, value.value().len(), 0);
+        cache.evict(0);
     }
     Ok(())
 }
 
 impl Cache {
-    fn insert(&mut self, entry: Entry, bytes: usize) {
+    fn insert(&mut self, entry: Entry, bytes: usize, append: u64) {
         self.last = Some(entry.log_id);
         self.bytes += bytes;
-        if let Some((_, old)) = self.entries.insert(entry.log_id.index, (entry, bytes)) {
-            self.bytes -= old;
+        if let Some(old) = self.entries.insert(entry.log_id.index, Held { entry, bytes, append }) {
+            self.bytes -= old.bytes;
         }
     }
 
-    fn evict(&mut self) {
+    /// Makes room, but not of what came with an append after `written`.
+    fn evict(&mut self, written: u64) {
         while self.bytes > CACHE_BYTES
-            && self.entries.first_key_value().is_some_and(|(index, _)| *index <= self.flushed)
+            && let Some(first) = self.entries.first_entry().filter(|first| first.get().append <= written)
         {
-            if let Some((_, (_, bytes))) = self.entries.pop_first() {
-                self.bytes -= bytes;
-            }
+            self.bytes -= first.remove().bytes;
         }
     }
 
     fn recount(&mut self) {
-        self.bytes = self.entries.values().map(|(_, bytes)| bytes).sum();
+        self.bytes = self.entries.values().map(|held| held.bytes).sum();
     }
 }
 
@@ -384,6 +458,7 @@ struct Writer {
     /// Number of the last commit.
     commit: u64,
     mark: Option<Mark>,
+    wrote: watch::Sender<Result<u64, String>>,
 }
 
 /// The file with the number of the last commit.
@@ -419,19 +494,34 @@ impl Writer {
                 bytes += next.bytes();
                 group.push(next);
             }
-            let result = guarded(|| self.commit(&group, self.commit + 1));
-            if result.is_ok() {
-                self.commit += 1;
-                if let Some(Err(error)) = self.mark.as_mut().map(|mark| mark.write(self.commit)) {
-                    tracing::warn!(target: "divider::raft", %error, "the log's mark could not be written");
+            // After a failure nothing is written any more: what comes later would stand on what is missing.
+            let earlier = self.wrote.borrow().clone();
+            let result = earlier.and_then(|_| {
+                let result = guarded(|| self.commit(&group, self.commit + 1));
+                if let Err(problem) = &result {
+                    tracing::error!(target: "divider::raft", problem, "the log could not be written; this member stops");
                 }
-            }
-            if let Err(problem) = &result {
-                tracing::error!(target: "divider::raft", problem, "the log could not be written; this member stops");
+                result
+            });
+            match &result {
+                Ok(()) => {
+                    self.commit += 1;
+                    if let Some(Err(error)) = self.mark.as_mut().map(|mark| mark.write(self.commit)) {
+                        tracing::warn!(target: "divider::raft", %error, "the log's mark could not be written");
+                    }
+                    let appended = group.iter().rev().find_map(|write| match write {
+                        Write::Append { number, .. } => Some(*number),
+                        _ => None,
+                    });
+                    if let Some(number) = appended {
+                        let _ = self.wrote.send_replace(Ok(number));
+                        self.cache.write().evict(number);
+                    }
+                }
+                Err(problem) => _ = self.wrote.send_replace(Err(problem.clone())),
             }
             for write in group {
-                let result = result.as_ref().map(|&()| ()).map_err(|problem| io::Error::other(problem.clone()));
-                self.settle(write, result);
+                write.settle(result.as_ref().map(|&()| ()).map_err(|problem| io::Error::other(problem.clone())));
             }
         }
     }
@@ -453,7 +543,7 @@ impl Writer {
                     }
                     Write::Fact { name, value, .. } => _ = facts.insert(name, value.as_slice())?,
                     Write::Truncate { from, .. } => entries.retain_in(*from.., |_, _| false)?,
-                    Write::Purge { to, value, .. } => {
+                    Write::Purge { to, value } => {
                         facts.insert("purged", value.as_slice())?;
                         entries.retain_in(..=*to, |_, _| false)?;
                     }
@@ -463,26 +553,23 @@ impl Writer {
         write.commit()?;
         Ok(())
     }
-
-    fn settle(&self, write: Write, result: io::Result<()>) {
-        match write {
-            Write::Append { entries, done, .. } => {
-                if let (Ok(()), Some((last, _))) = (&result, entries.last()) {
-                    let mut cache = self.cache.write();
-                    cache.flushed = *last;
-                    cache.evict();
-                }
-                done.log_io_completed(result);
-            }
-            // Whoever asked may have given up.
-            Write::Fact { done, .. } | Write::Truncate { done, .. } | Write::Purge { done, .. } => {
-                let _ = done.send(result);
-            }
-        }
-    }
 }
 
 impl Write {
+    /// Tells whoever waits for it.
+    fn settle(self, result: io::Result<()>) {
+        match self {
+            Self::Append { done, .. } => {
+                if let Some(done) = done {
+                    done.log_io_completed(result);
+                }
+            }
+            // Whoever asked may have given up.
+            Self::Fact { done, .. } | Self::Truncate { done, .. } => _ = done.send(result),
+            Self::Purge { .. } => {}
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Append { bytes, .. } => *bytes,
@@ -552,22 +639,35 @@ impl RaftLogStorage<Types> for Log {
         I::IntoIter: Send,
     {
         let failed = |error: io::Error| failed(ErrorSubject::Logs, ErrorVerb::Write, &error);
+        if let Err(problem) = &*self.0.written.borrow() {
+            return Err(failed(io::Error::other(problem.clone())));
+        }
         let (mut sealed, mut bytes) = (Vec::new(), 0);
         let mut kept = Vec::new();
+        let mut waits = false;
         for entry in entries {
+            waits |= matches!(entry.payload, EntryPayload::Membership(_));
             let index = entry.log_id.index;
             let value = seal(&index.to_be_bytes(), &entry).map_err(failed)?;
             bytes += value.len();
             kept.push((entry, value.len()));
             sealed.push((index, value));
         }
-        {
+        let number = {
             let mut cache = self.0.cache.write();
+            cache.appends += 1;
+            let number = cache.appends;
             for (entry, len) in kept {
-                cache.insert(entry, len);
+                cache.insert(entry, len, number);
             }
+            number
+        };
+        let (waiting, done) = if waits { (Some(done), None) } else { (None, Some(done)) };
+        self.send(Write::Append { number, entries: sealed, bytes, done: waiting }).map_err(failed)?;
+        if let Some(done) = done {
+            done.log_io_completed(Ok(()));
         }
-        self.send(Write::Append { entries: sealed, bytes, done }).map_err(failed)
+        Ok(())
     }
 
     async fn truncate(&mut self, log: LogId) -> Result<(), StorageError> {
@@ -582,14 +682,14 @@ impl RaftLogStorage<Types> for Log {
         cache.entries.split_off(&log.index);
         cache.recount();
         cache.last = last.or(cache.purged);
-        cache.flushed = cache.flushed.min(before.unwrap_or_default());
         Ok(())
     }
 
     async fn purge(&mut self, log: LogId) -> Result<(), StorageError> {
         let failed = |error: io::Error| failed(ErrorSubject::Logs, ErrorVerb::Delete, &error);
         let value = seal(b"purged", &log).map_err(failed)?;
-        self.write(|done| Write::Purge { to: log.index, value, done }).await.map_err(failed)?;
+        // Not waited for: a purge that is lost in a crash leaves what the snapshot has anyway.
+        self.send(Write::Purge { to: log.index, value }).map_err(failed)?;
         let mut cache = self.0.cache.write();
         cache.entries = cache.entries.split_off(&(log.index + 1));
         cache.recount();

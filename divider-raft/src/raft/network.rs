@@ -2,6 +2,10 @@
 //!
 //! openraft gives each call a time limit and drops the future; a link outlives that, and a dial goes on, so that a slow
 //! handshake is not begun again for ever. A peer that accepts and never answers costs its own calls only.
+//!
+//! The limit of a call with entries is one heartbeat, and openraft sends the same entries again after it. Where they take
+//! longer, because there are many of them or a disk stalls, they would be sent again and again and never be through. So
+//! the first call goes on, heartbeats pass it, and whoever would send the same again waits for its answer.
 
 use std::{collections::HashMap, io::Read, sync::Arc, time::Duration};
 
@@ -13,13 +17,18 @@ use openraft::{
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
-use super::{Machine, Peer, Raft, SnapshotMeta, Types, Vote, snapshot};
+use super::{Log, LogId, Machine, Peer, Raft, SnapshotMeta, Types, Vote, quorum::Quorum, snapshot};
 use crate::{
     link::{Class, LinkError, Links, Target},
     wire::{Answer, Request},
 };
 
+/// How long a heartbeat waits for this member's own disk.
+const DISK: Duration = Duration::from_millis(10);
+/// How long entries may take to be taken in.
+const ENTRIES: Duration = Duration::from_secs(2);
 /// Bytes of a snapshot in one call.
 const CHUNK: usize = 256 << 10;
 
@@ -110,10 +119,23 @@ impl Raft {
     pub(crate) async fn answer(&self, request: RaftRequest, machine: &Machine, receiving: &Receiving) -> RaftAnswer {
         let failed = |error: &dyn std::fmt::Display| RaftAnswer::Failed(error.to_string());
         match request {
-            RaftRequest::Append(request) => match self.raft.append_entries(request).await {
-                Ok(answer) => RaftAnswer::Append(answer),
-                Err(error) => failed(&error),
-            },
+            RaftRequest::Append(request) => {
+                let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+                let answer = match self.raft.append_entries(request).await {
+                    Ok(answer) => answer,
+                    Err(error) => return failed(&error),
+                };
+                // Whoever says that it has entries has them on its disk. A heartbeat names what the leader knows already.
+                let has = match &answer {
+                    AppendEntriesResponse::Success => last,
+                    AppendEntriesResponse::PartialSuccess(last) => *last,
+                    AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => None,
+                };
+                match self.log.durable(has.map_or(0, |log| log.index)).await {
+                    Ok(()) => RaftAnswer::Append(answer),
+                    Err(error) => failed(&error),
+                }
+            }
             RaftRequest::Vote(request) => match self.raft.vote(request).await {
                 Ok(answer) => RaftAnswer::Vote(answer),
                 Err(error) => failed(&error),
@@ -150,11 +172,15 @@ impl Raft {
 
 /// Makes a [`Line`] to each member.
 #[derive(Debug)]
-pub(super) struct Network(Arc<Links>);
+pub(super) struct Network {
+    links: Arc<Links>,
+    log: Log,
+    quorum: Quorum,
+}
 
 impl Network {
-    pub(super) fn new(links: Arc<Links>) -> Self {
-        Self(links)
+    pub(super) fn new(links: Arc<Links>, log: Log, quorum: Quorum) -> Self {
+        Self { links, log, quorum }
     }
 }
 
@@ -162,7 +188,8 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Line;
 
     async fn new_client(&mut self, _: u64, peer: &Peer) -> Line {
-        Line { links: self.0.clone(), target: Target::member(peer) }
+        let (links, log, quorum) = (self.links.clone(), self.log.clone(), self.quorum.clone());
+        Line { links, target: Target::member(peer), log, quorum, sent: None }
     }
 }
 
@@ -171,15 +198,64 @@ impl RaftNetworkFactory<Types> for Network {
 pub(super) struct Line {
     links: Arc<Links>,
     target: Target,
+    log: Log,
+    quorum: Quorum,
+    /// Entries that are on their way, perhaps for longer than openraft waits.
+    sent: Option<Sent>,
+}
+
+#[derive(Debug)]
+struct Sent {
+    vote: Vote,
+    before: Option<LogId>,
+    last: Option<LogId>,
+    answer: JoinHandle<Result<RaftAnswer, LinkError>>,
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.answer.abort();
+    }
 }
 
 impl Line {
-    async fn call(&self, class: Class, request: RaftRequest, limit: Duration) -> Result<RaftAnswer, LinkError> {
-        match self.links.call(&self.target, class, &Request::Raft(request), limit).await? {
-            Answer::Raft(RaftAnswer::Failed(problem)) => Err(LinkError::Lost(problem)),
-            Answer::Raft(answer) => Ok(answer),
-            Answer::Fault(fault) => Err(LinkError::Lost(format!("{fault:?}"))),
-            _ => Err(LinkError::Lost("an answer to another question".into())),
+    fn call(
+        &self,
+        class: Class,
+        request: RaftRequest,
+        limit: Duration,
+    ) -> impl Future<Output = Result<RaftAnswer, LinkError>> + Send + use<> {
+        let (links, target) = (self.links.clone(), self.target.clone());
+        async move {
+            match links.call(&target, class, &Request::Raft(request), limit).await? {
+                Answer::Raft(RaftAnswer::Failed(problem)) => Err(LinkError::Lost(problem)),
+                Answer::Raft(answer) => Ok(answer),
+                Answer::Fault(fault) => Err(LinkError::Lost(format!("{fault:?}"))),
+                _ => Err(LinkError::Lost("an answer to another question".into())),
+            }
+        }
+    }
+
+    /// Sends entries, or waits for the answer to the call with which they were sent before. Cancel safe: what is on its
+    /// way stays there.
+    async fn send(&mut self, request: AppendEntriesRequest<Types>) -> Result<RaftAnswer, LinkError> {
+        let (vote, before) = (request.vote, request.prev_log_id);
+        let last = request.entries.last().map(|entry| entry.log_id);
+        // More entries may have come since; then the ones on their way are the first of them.
+        let same = |sent: &Sent| (sent.vote, sent.before) == (vote, before) && sent.last <= last;
+        if !self.sent.as_ref().is_some_and(same) {
+            let answer = tokio::spawn(self.call(Class::Raft, RaftRequest::Append(request), ENTRIES));
+            self.sent = Some(Sent { vote, before, last, answer });
+        }
+        let Some(sent) = self.sent.as_mut() else { return Err(LinkError::Lost("nothing was sent".into())) };
+        let answer = (&mut sent.answer).await.unwrap_or_else(|error| Err(LinkError::Lost(error.to_string())));
+        let reached = sent.last;
+        self.sent = None;
+        match answer? {
+            RaftAnswer::Append(AppendEntriesResponse::Success) if reached < last => {
+                Ok(RaftAnswer::Append(AppendEntriesResponse::PartialSuccess(reached)))
+            }
+            answer => Ok(answer),
         }
     }
 }
@@ -201,10 +277,26 @@ fn unexpected() -> CallError {
 impl RaftNetwork<Types> for Line {
     async fn append_entries(
         &mut self,
-        request: AppendEntriesRequest<Types>,
+        mut request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
-        match self.call(Class::Raft, RaftRequest::Append(request), option.hard_ttl()).await.map_err(rpc)? {
+        if self.quorum.is_lost() {
+            return Err(rpc(LinkError::NotSent("no quorum answers, so this leader is silent".into())));
+        }
+        if let Some(commit) = request.leader_commit {
+            if request.entries.is_empty() {
+                // Most often this disk is about as fast as the others', and followers should not have to wait for the next
+                // heartbeat to hear of it. What comes of it is seen below.
+                let _ = tokio::time::timeout(DISK, self.log.durable(commit.index)).await;
+            }
+            request.leader_commit = self.log.durable_until(commit);
+        }
+        let answer = if request.entries.is_empty() {
+            self.call(Class::Raft, RaftRequest::Append(request), option.hard_ttl()).await
+        } else {
+            self.send(request).await
+        };
+        match answer.map_err(rpc)? {
             RaftAnswer::Append(answer) => Ok(answer),
             _ => Err(unexpected()),
         }

@@ -14,7 +14,7 @@ use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot, StorageIOError, stor
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::{Entry, LogId, Membership, SnapshotData, SnapshotMeta, Snapshots, StorageError, Types, snapshot};
+use super::{Entry, Log, LogId, Membership, SnapshotData, SnapshotMeta, Snapshots, StorageError, Types, snapshot};
 use crate::{
     command::{Body, Done, Reply, Step},
     reign::Reign,
@@ -171,7 +171,10 @@ fn one(ledger: &mut Ledger, step: &Step, floor: Token, same_reign: bool) -> (Don
 
 /// The machine, as openraft drives it.
 #[derive(Clone, Debug)]
-pub(crate) struct MachineHandle(pub(crate) Arc<Machine>);
+pub(crate) struct MachineHandle {
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) log: Log,
+}
 
 fn storage(error: &(impl std::error::Error + 'static)) -> StorageError {
     StorageIOError::write_snapshot(None, openraft::AnyError::new(error)).into()
@@ -181,7 +184,7 @@ impl RaftStateMachine<Types> for MachineHandle {
     type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), StorageError> {
-        let state = self.0.state.read();
+        let state = self.machine.state.read();
         Ok((state.applied, state.membership.clone()))
     }
 
@@ -190,7 +193,12 @@ impl RaftStateMachine<Types> for MachineHandle {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
-        Ok(self.0.apply(entries.into_iter()))
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        // openraft counts this member's own copy as soon as the log has it in memory.
+        let last = entries.last().map_or(0, |entry| entry.log_id.index);
+        let failed = |error| StorageError::from(StorageIOError::read_logs(openraft::AnyError::new(&error)));
+        self.log.durable(last).await.map_err(failed)?;
+        Ok(self.machine.apply(entries.into_iter()))
     }
 
     async fn get_snapshot_builder(&mut self) -> Self {
@@ -198,12 +206,12 @@ impl RaftStateMachine<Types> for MachineHandle {
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotData>, StorageError> {
-        let spool = self.0.receive().map_err(|error| storage(&error))?;
+        let spool = self.machine.receive().map_err(|error| storage(&error))?;
         Ok(Box::new(spool.finish()))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Box<SnapshotData>) -> Result<(), StorageError> {
-        let (machine, meta) = (self.0.clone(), meta.clone());
+        let (machine, meta) = (self.machine.clone(), meta.clone());
         let install = move || -> std::io::Result<()> {
             let bytes = data.read()?;
             let (_, groups) = snapshot::decode(&bytes).map_err(std::io::Error::other)?;
@@ -227,14 +235,14 @@ impl RaftStateMachine<Types> for MachineHandle {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
-        let current = self.0.snapshots.current();
+        let current = self.machine.snapshots.current();
         Ok(current.map(|(meta, data)| Snapshot { meta, snapshot: Box::new(data) }))
     }
 }
 
 impl RaftSnapshotBuilder<Types> for MachineHandle {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
-        let machine = self.0.clone();
+        let machine = self.machine.clone();
         let build = move || -> std::io::Result<Snapshot<Types>> {
             // Entries wait while the ledgers are written into memory; the disk is waited for without them.
             let (meta, bytes) = {

@@ -26,7 +26,8 @@ async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
     tokio::task::spawn_blocking(move || {
         let (log, _) = Log::open(directory.as_deref(), identity).unwrap();
         let (snapshots, loaded) = Snapshots::open(directory).unwrap();
-        (log, MachineHandle(Machine::new(snapshots, loaded)))
+        let machine = Machine::new(snapshots, loaded);
+        (log.clone(), MachineHandle { machine, log })
     })
     .await
     .unwrap()
@@ -104,13 +105,14 @@ fn written(directory: &Path, copy: &Path) -> Found {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (mut log, _) = Log::open(Some(directory), identity).unwrap();
     let found = runtime.block_on(async {
-        log.save_vote(&Vote::new_committed(1, 1)).await.unwrap();
+        log.save_vote(&Vote::new_committed(1, 2)).await.unwrap();
         for batch in 0..40 {
             log.blocking_append((1 + batch * 10..=10 + batch * 10).map(entry)).await.unwrap();
         }
         log.purge(LogId::new(openraft::CommittedLeaderId::new(1, 1), 100)).await.unwrap();
         log.truncate(entry(395).log_id).await.unwrap();
         log.blocking_append((395..=420).map(entry)).await.unwrap();
+        log.durable(420).await.unwrap();
         let entries = log.try_get_log_entries(..).await.unwrap();
         (log.read_vote().await.unwrap(), log.get_log_state().await.unwrap().last_purged_log_id, entries)
     });
@@ -163,4 +165,52 @@ fn torn_and_flipped_bytes_are_refused_or_make_no_difference() {
     println!("{same} made no difference, {refused} were refused, {} were believed: {lost:#?}", lost.len());
     assert!(lost.is_empty());
     assert!(refused > 500);
+}
+
+#[test]
+fn a_member_that_starts_again_does_not_lead_on_in_its_old_term() {
+    let directory = TempDir::new().unwrap();
+    let vote_after = |saved: Vote| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (mut log, _) = Log::open(Some(directory.path()), identity).unwrap();
+        runtime.block_on(log.save_vote(&saved)).unwrap();
+        log.close();
+        drop(log);
+        look(directory.path()).unwrap().0.unwrap()
+    };
+    // Another one's leadership is remembered as it is; its own is a vote for itself, so that it cannot be given to another.
+    assert_eq!(vote_after(Vote::new_committed(3, 2)), Vote::new_committed(3, 2));
+    assert_eq!(vote_after(Vote::new_committed(4, 1)), Vote::new(4, 1));
+}
+
+#[test]
+fn an_entry_is_durable_once_it_is_on_disk_and_not_before() {
+    let directory = TempDir::new().unwrap();
+    let (mut log, _) = Log::open(Some(directory.path()), identity).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for at in 1..200 {
+        // Reported as done at once, so this does not wait for the disk.
+        runtime.block_on(log.blocking_append([entry(at)])).unwrap();
+        let id = entry(at).log_id;
+        assert!(log.durable_until(id) <= Some(id));
+        if at % 10 == 0 {
+            runtime.block_on(log.durable(at)).unwrap();
+            assert_eq!(log.durable_until(id), Some(id));
+            let copy = TempDir::new().unwrap();
+            for file in ["log.redb", "log.mark"] {
+                std::fs::copy(directory.path().join(file), copy.path().join(file)).unwrap();
+            }
+            // What is durable is there after kill -9.
+            assert_eq!(look(copy.path()).unwrap().2.last().unwrap().log_id, id);
+        }
+    }
+    // An entry in the place of another one is a new one.
+    let again = async {
+        log.truncate(entry(150).log_id).await.unwrap();
+        log.blocking_append((150..=160).map(entry)).await.unwrap();
+        assert!(log.durable_until(entry(160).log_id) >= Some(entry(149).log_id));
+        log.durable(160).await.unwrap();
+        assert_eq!(log.durable_until(entry(160).log_id), Some(entry(160).log_id));
+    };
+    runtime.block_on(again);
 }

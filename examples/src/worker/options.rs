@@ -11,7 +11,8 @@ use crate::AnyError;
 #[derive(Clone, Debug, Parser)]
 #[command(after_help = format!("Commands on standard input: {}", super::command::HELP))]
 pub struct Options {
-    /// Where the group is kept: redis://host:port, or memory: for this process alone.
+    /// Where the group is kept: redis://host:port, postgres://user@host/database, raft:/data/directory, or
+    /// memory: for this process alone.
     #[arg(long, default_value = "memory:")]
     pub store: String,
     /// The group: nodes with the same one divide the same keys.
@@ -29,6 +30,10 @@ pub struct Options {
     /// How long the node may be out of touch before its keys go to others, in milliseconds.
     #[arg(long, default_value_t = 3000)]
     pub lease_ms: u64,
+    /// How soon the keys of a node go to others once the store has seen its connection end, in milliseconds, if this node
+    /// leads. Default: the lease.
+    #[arg(long)]
+    pub lock_delay_ms: Option<u64>,
     /// Most keys that are between two owners because of balance, if this node leads: a number, or per cent as in 10%.
     #[arg(long, value_parser = max_in_flight)]
     pub max_in_flight: Option<MaxInFlight>,
@@ -74,6 +79,7 @@ impl Options {
         config.affinity = self.affinity;
         config.capacity = self.capacity;
         config.lease = Duration::from_millis(self.lease_ms);
+        config.lock_delay = self.lock_delay_ms.map(Duration::from_millis);
         if let Some(max_in_flight) = self.max_in_flight {
             config.max_in_flight = max_in_flight;
         }

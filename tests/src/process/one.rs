@@ -33,8 +33,21 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn spawn<'a>(id: ProcessId, args: impl Iterator<Item = &'a str>, said: &Arc<Mutex<Said>>) -> Self {
-        let mut command = Command::new(binary::worker());
+    /// Through what comes before the program in its command line, where something does.
+    pub(super) fn spawn<'a>(
+        id: ProcessId,
+        through: Option<Command>,
+        args: impl Iterator<Item = &'a str>,
+        said: &Arc<Mutex<Said>>,
+    ) -> Self {
+        let worker = binary::worker();
+        let mut command = through.map_or_else(
+            || Command::new(worker),
+            |mut through| {
+                through.arg(worker);
+                through
+            },
+        );
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("the worker can be started");
         let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).expect("both are pipes");

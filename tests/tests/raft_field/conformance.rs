@@ -7,7 +7,7 @@ use std::{
 };
 
 use divider_core::{Group, conformance::Backend};
-use divider_raft::{RaftConfig, RaftStore};
+use divider_raft::{Data, RaftConfig, RaftStore};
 use divider_tests::raft::Cluster;
 use tokio::sync::OnceCell;
 
@@ -20,8 +20,10 @@ struct Raft(&'static Cluster);
 
 impl Raft {
     async fn new() -> Self {
-        // The suite keeps a machine busy, and some checks want the leader to stay.
+        // The suite keeps a machine busy, and some checks want the leader to stay. It asks what the store means, not
+        // what survives.
         let patient = |config: &mut RaftConfig| {
+            config.data = Data::Memory;
             config.election = (Duration::from_millis(600), Duration::from_millis(1200));
             config.call_time_limit = Duration::from_secs(2);
         };

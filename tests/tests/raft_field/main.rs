@@ -1,8 +1,12 @@
-//! The Raft backend in the field: the conformance suite on three voters, clusters that lose members, real processes.
+//! The Raft backend in the field: the conformance suite on three voters, clusters that lose members, and real `worker`
+//! processes that are their own store: three voters, and clients of them, each entry on disk before it is acknowledged.
 //!
-//! Not part of `./test` yet: a disk that stalls for longer than an election is enough to fail some of it. Run it with
-//! `cargo nextest run -p divider-tests --test raft_field --ignore-default-filter`.
+//! Tests of processes print what they measured on lines that begin with `figure:`. The bounds asserted for times are the
+//! promised ones where a lease decides, and several times the usual where the machine's speed does.
 
+mod bed;
 mod cluster;
 mod conformance;
-mod process;
+mod deaths;
+mod latency;
+mod partitions;

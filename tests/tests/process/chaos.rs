@@ -1,5 +1,5 @@
 //! Everything at once, from a seed: nodes that die, freeze, drain and join, keys that come and go and are given up, and a
-//! Redis that stalls, forgets and cuts connections.
+//! store that stalls, forgets and cuts connections.
 //!
 //! `DIVIDER_SEED=7 DIVIDER_CHAOS_SECONDS=60` replays a choice of faults (not their exact interleaving) and lasts longer.
 
@@ -9,9 +9,10 @@ use std::{
 };
 
 use divider_examples::line::Kind;
-use divider_tests::{history::ProcessId, redis::RedisServer};
+use divider_tests::history::ProcessId;
 
 use super::{Bed, pause};
+use crate::backend::Server;
 
 const KEYS: u64 = 300;
 const LEASE_MS: &str = "800";
@@ -39,16 +40,18 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
-struct Chaos {
-    bed: Bed,
+/// Makes a store forget everything: while it runs, or else by restarting it.
+pub(crate) type Forget<B> = fn(&mut B, bool);
+
+struct Chaos<B> {
+    bed: Bed<B>,
     dice: Dice,
     frozen: Vec<(ProcessId, Instant)>,
-    /// Whether Redis has a log that survives it.
-    forgets: bool,
+    forget: Option<Forget<B>>,
     log: Vec<String>,
 }
 
-impl Chaos {
+impl<B: Server> Chaos<B> {
     /// One that can be talked to.
     fn awake(&mut self) -> ProcessId {
         let frozen: Vec<_> = self.frozen.iter().map(|(id, _)| *id).collect();
@@ -103,37 +106,34 @@ impl Chaos {
                 args.extend(self.dice.pick(&[&[][..], &["--node", "node-0"], &["--node", "x"]]));
                 args.extend(self.dice.pick(&[&[][..], &["--tolerance", "0.1"], &["--max-in-flight", "100%"]]));
                 args.extend(self.dice.pick(&[&[][..], &["--capacity", "300"], &["--worker-threads", "1"]]));
-                let id = self.bed.fleet.spawn(&args);
+                let id = self.bed.spawn(&args);
                 self.log.push(format!("{id}: joins with {args:?}"));
             }
             82..86 => {
                 self.log.push("subscriptions cut".into());
-                self.bed.server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+                self.bed.store.cut_hints();
             }
             86..88 => {
                 self.log.push("all connections cut".into());
-                self.bed.server.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+                self.bed.store.cut_all();
             }
             88..91 => {
                 let ms = self.dice.pick(&[50, 300, 700, 1000]);
-                self.log.push(format!("Redis frozen for {ms} ms"));
-                self.bed.server.freeze();
+                self.log.push(format!("store frozen for {ms} ms"));
+                self.bed.store.freeze();
                 pause(ms);
-                self.bed.server.thaw();
+                self.bed.store.thaw();
             }
-            91..92 if self.forgets => {
-                self.log.push("FLUSHALL".into());
-                self.bed.server.cli(&["FLUSHALL"]);
-                self.send(format!("keys {KEYS}"));
+            91..94 => {
+                self.log.push("store restarted".into());
+                self.bed.store.restart();
             }
-            92..94 => {
-                self.log.push("Redis restarted".into());
-                self.bed.server.restart();
-            }
-            94..96 if self.forgets => {
-                self.log.push("Redis restarted, keys added again".into());
-                self.bed.server.restart();
-                self.send(format!("keys {KEYS}"));
+            94..96 => {
+                if let Some(forget) = self.forget {
+                    self.log.push("store emptied, keys added again".into());
+                    forget(&mut self.bed.store, self.dice.roll(2) == 0);
+                    self.send(format!("keys {KEYS}"));
+                }
             }
             _ => {}
         }
@@ -150,23 +150,22 @@ impl Chaos {
     }
 }
 
-fn chaos(forgets: bool) {
+/// Everything at once, on a store that forgets if it is told how.
+pub(crate) fn run<B: Server>(store: fn() -> B, forget: Option<Forget<B>>) {
     let seed = number("DIVIDER_SEED").unwrap_or_else(|| divider_tests::process::now() % 1_000_000);
     let seconds = number("DIVIDER_CHAOS_SECONDS").unwrap_or(12);
-    println!("figure: chaos with DIVIDER_SEED={seed} for {seconds} s");
-    let args = ["--tick-ms", "10", "--lease-ms", LEASE_MS, "--no-quarantine"];
-    let remembers: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
-    let mut bed = Bed::on(|| RedisServer::with(if forgets { &[] } else { remembers }), &args);
+    println!("figure: {}: chaos with DIVIDER_SEED={seed} for {seconds} s", B::NAME);
+    let mut bed = Bed::on(store, &["--tick-ms", "10", "--lease-ms", LEASE_MS, "--no-quarantine"]);
     let ids = bed.nodes(4, &[]);
     bed.add(ids[0], usize::try_from(KEYS).expect("few"), Duration::from_secs(10));
-    let mut chaos = Chaos { bed, dice: Dice(seed), frozen: Vec::new(), forgets, log: Vec::new() };
+    let mut chaos = Chaos { bed, dice: Dice(seed), frozen: Vec::new(), forget, log: Vec::new() };
     let end = Instant::now() + Duration::from_secs(seconds);
     while Instant::now() < end {
         chaos.step();
     }
     chaos.thaw(true);
 
-    // The faults are over. What was never ended runs by itself, unless Redis forgot it. What the callers want is then
+    // The faults are over. What was never ended runs by itself, unless the store forgot it. What the callers want is then
     // said once more, and all of it runs, and nothing else.
     let Chaos { mut bed, log, .. } = chaos;
     let living = bed.fleet.living();
@@ -176,7 +175,7 @@ fn chaos(forgets: bool) {
             // What was asked before it comes before this.
             bed.fleet.wait_call(*id, "affinity 1000", Duration::from_secs(60));
         }
-        if !forgets {
+        if forget.is_none() {
             bed.fleet.wait("all keys that nobody ended to run", BOUND, |fleet, said| {
                 let running = said.history.running(|id| fleet.lives(id));
                 (KEYS / 2..KEYS).all(|k| running.get(&*format!("key-{k}")).is_some_and(|owners| owners.len() == 1))
@@ -211,15 +210,9 @@ fn chaos(forgets: bool) {
             )
         })
         .collect();
-    println!("figure: {} starts, {} things done; errors: {kinds:#?}", said.history.starts(), log.len());
+    println!("figure: {}: {} starts, {} things done; errors: {kinds:#?}", B::NAME, said.history.starts(), log.len());
 }
 
-#[test]
-fn whatever_happens_to_the_nodes_no_key_runs_twice_and_none_is_lost() {
-    chaos(false);
-}
-
-#[test]
-fn whatever_happens_to_redis_no_key_runs_twice_and_none_is_lost() {
-    chaos(true);
+pub(crate) fn whatever_happens_to_the_nodes_no_key_runs_twice_and_none_is_lost<B: Server>() {
+    run(B::start_durable, None);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use divider_tests::{history::quantile, process::Fleet};
 
 use super::{Bed, figure};
+use crate::backend::Backend;
 
 const ADDS: usize = 1000;
 
@@ -19,9 +20,8 @@ fn wait_started(fleet: &Fleet, key: &str) -> u64 {
     panic!("{key} was not started within 10 s");
 }
 
-#[test]
-fn a_key_is_started_about_a_millisecond_after_it_was_added() {
-    let mut bed = Bed::new(&[]);
+pub(crate) fn a_key_is_started_within_milliseconds_of_its_add<B: Backend>() {
+    let mut bed = Bed::<B>::new(&[]);
     let ids = bed.nodes(5, &[]);
     let mut times = Vec::new();
     for k in 0..ADDS {
@@ -34,7 +34,7 @@ fn a_key_is_started_about_a_millisecond_after_it_was_added() {
         assert_eq!(added.key.as_deref(), Some(&*key), "{added:?}");
         times.push(Duration::from_nanos(started - added.at_ns));
     }
-    figure("add to start, 5 nodes", &mut times);
-    assert!(quantile(&mut times, 0.5) <= Duration::from_millis(5));
-    assert!(quantile(&mut times, 0.99) <= Duration::from_millis(25));
+    figure(&format!("{}: add to start, 5 nodes", B::NAME), &mut times);
+    assert!(quantile(&mut times, 0.5) <= B::LATENCY.0);
+    assert!(quantile(&mut times, 0.99) <= B::LATENCY.1);
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::{Bed, pause};
+use crate::backend::Backend;
 
 const KEYS: usize = 5000;
 
-#[test]
-fn five_nodes_start_each_of_5000_keys_once_and_share_them_evenly() {
-    let mut bed = Bed::new(&["--tick-ms", "250"]);
+pub(crate) fn five_nodes_start_each_of_5000_keys_once_and_share_them_evenly<B: Backend>() {
+    let mut bed = Bed::<B>::new(&["--tick-ms", "250"]);
     let ids = bed.nodes(5, &[]);
     let began = bed.fleet.call(ids[1], &format!("keys {KEYS}")).at_ns;
     bed.fleet.wait_all_run(KEYS, Duration::from_secs(20));
@@ -24,18 +24,17 @@ fn five_nodes_start_each_of_5000_keys_once_and_share_them_evenly() {
     assert!(ticks > KEYS as u64 * 8, "only {ticks} ticks: the keys were not watched");
     let fullest = loads.values().copied().max().unwrap_or_default() as f64 / (KEYS as f64 / ids.len() as f64);
     println!(
-        "figure: {KEYS} keys on 5 nodes: all started {:?} after the add, fullest/mean {fullest:.4}, {ticks} ticks",
+        "figure: {}: {KEYS} keys on 5 nodes: all started {:?} after the add, fullest/mean {fullest:.4}, {ticks} ticks",
+        B::NAME,
         Duration::from_nanos(last.unwrap_or_default() - began),
     );
     assert!(fullest <= 1.01, "{loads:?}");
 }
 
-#[test]
-fn keys_are_divided_by_affinity_to_within_one_key() {
-    let mut bed = Bed::new(&[]);
+pub(crate) fn keys_are_divided_by_affinity_to_within_one_key<B: Backend>() {
+    let mut bed = Bed::<B>::new(&[]);
     let affinities = [1000, 2000, 3000, 0, 1000];
-    let ids: Vec<_> =
-        affinities.iter().map(|affinity| bed.fleet.spawn(&["--affinity", &affinity.to_string()])).collect();
+    let ids: Vec<_> = affinities.iter().map(|affinity| bed.spawn(&["--affinity", &affinity.to_string()])).collect();
     bed.fleet.wait_ready(&ids);
     bed.settle(ids[0]);
     bed.add(ids[3], KEYS, Duration::from_secs(20));
@@ -44,7 +43,8 @@ fn keys_are_divided_by_affinity_to_within_one_key() {
     let total: u32 = affinities.iter().sum();
     let quotas = affinities.map(|affinity| KEYS as f64 * f64::from(affinity) / f64::from(total));
     println!(
-        "figure: affinities {affinities:?}: keys {:?}, quotas {quotas:.1?}",
+        "figure: {}: affinities {affinities:?}: keys {:?}, quotas {quotas:.1?}",
+        B::NAME,
         ids.iter().map(|id| loads[id]).collect::<Vec<_>>()
     );
     for (id, quota) in ids.iter().zip(quotas) {

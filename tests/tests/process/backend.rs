@@ -1,0 +1,190 @@
+//! What differs between the stores that the tests run on.
+
+use std::time::Duration;
+
+use divider_tests::{postgres::PostgresServer, redis::RedisServer};
+
+/// A place where a group can be kept, with all that a node needs to get there.
+pub(crate) trait Backend: Send + Sized + 'static {
+    /// How it is called in figures.
+    const NAME: &'static str;
+    /// How much longer than a lease it may take until the keys of a node that led run elsewhere.
+    const ELECTION: Duration = Duration::ZERO;
+    /// Median and 99th percentile from an add to the start that are still usual on a busy machine.
+    const LATENCY: (Duration, Duration);
+
+    /// A new one, empty.
+    fn start() -> Self;
+
+    /// Where the node in this slot finds it. Two living nodes never share a slot, and the lowest that is free is taken.
+    fn url(&self, slot: usize) -> String;
+}
+
+/// A store with a server of its own, which can fail by itself.
+pub(crate) trait Server: Backend {
+    /// One that comes back with everything that it has acknowledged.
+    fn start_durable() -> Self;
+
+    /// One that takes connections from other machines. Called on a thread in its network.
+    fn start_for_others() -> Self;
+
+    /// The port that it listens at.
+    fn port(&self) -> u16;
+
+    /// As [`url`](Backend::url), by way of another address.
+    fn url_by(&self, host: &str, port: u16) -> String;
+
+    /// Ends it at once.
+    fn kill9(&mut self);
+
+    /// Starts it again, after ending it if it still runs.
+    fn restart(&mut self);
+
+    /// Stops it in its tracks.
+    fn freeze(&self);
+
+    /// Lets it go on.
+    fn thaw(&self);
+
+    /// Cuts the connections that hints come by.
+    fn cut_hints(&self);
+
+    /// Cuts all connections.
+    fn cut_all(&self);
+
+    /// How much it has been asked for since it began.
+    fn asked(&self) -> f64;
+}
+
+impl Backend for RedisServer {
+    const NAME: &'static str = "redis";
+    const LATENCY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(25));
+
+    fn start() -> Self {
+        Self::start()
+    }
+
+    fn url(&self, _: usize) -> String {
+        Self::url(self)
+    }
+}
+
+impl Server for RedisServer {
+    fn start_durable() -> Self {
+        Self::with(&["--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    fn start_for_others() -> Self {
+        Self::with(&["--bind", "0.0.0.0", "--protected-mode", "no"])
+    }
+
+    fn port(&self) -> u16 {
+        Self::port(self)
+    }
+
+    fn url_by(&self, host: &str, port: u16) -> String {
+        format!("redis://{host}:{port}")
+    }
+
+    fn kill9(&mut self) {
+        Self::kill9(self);
+    }
+
+    fn restart(&mut self) {
+        Self::restart(self);
+    }
+
+    fn freeze(&self) {
+        Self::freeze(self);
+    }
+
+    fn thaw(&self) {
+        Self::thaw(self);
+    }
+
+    fn cut_hints(&self) {
+        self.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    }
+
+    fn cut_all(&self) {
+        self.cut_hints();
+        self.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    }
+
+    fn asked(&self) -> f64 {
+        let info = self.cli(&["INFO", "stats"]);
+        let count = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+        count.and_then(|count| count.trim().parse().ok()).expect("Redis counts its commands")
+    }
+}
+
+impl Backend for PostgresServer {
+    const NAME: &'static str = "postgres";
+    const LATENCY: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(100));
+
+    fn start() -> Self {
+        Self::start()
+    }
+
+    fn url(&self, _: usize) -> String {
+        Self::url(self)
+    }
+}
+
+/// Ends connections of nodes as an administrator would.
+fn terminate(server: &PostgresServer, which: &str) {
+    server.psql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'divider%' AND ({which})"
+    ));
+}
+
+impl Server for PostgresServer {
+    fn start_durable() -> Self {
+        Self::start()
+    }
+
+    fn start_for_others() -> Self {
+        let server = Self::with(&["listen_addresses=*"]);
+        server.trust("10.0.0.0/8");
+        server
+    }
+
+    fn port(&self) -> u16 {
+        Self::port(self)
+    }
+
+    fn url_by(&self, host: &str, port: u16) -> String {
+        format!("postgres://postgres@{host}:{port}/postgres?sslmode=disable")
+    }
+
+    fn kill9(&mut self) {
+        Self::kill9(self);
+    }
+
+    fn restart(&mut self) {
+        Self::restart(self);
+    }
+
+    fn freeze(&self) {
+        Self::freeze(self);
+    }
+
+    fn thaw(&self) {
+        Self::thaw(self);
+    }
+
+    fn cut_hints(&self) {
+        // Whoever listens also leads, or would like to.
+        terminate(self, "query LIKE '%poll(%' OR query LIKE '%LISTEN%'");
+    }
+
+    fn cut_all(&self) {
+        terminate(self, "true");
+    }
+
+    fn asked(&self) -> f64 {
+        let count =
+            self.psql("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()");
+        count.parse().expect("PostgreSQL counts its transactions")
+    }
+}

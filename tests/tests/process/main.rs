@@ -1,0 +1,195 @@
+//! Real `worker` processes on real stores: what the README claims, shown.
+//!
+//! Each test prints what it measured on lines that begin with `figure:` (`cargo nextest run --release -p divider-tests
+//! --test process --no-capture`). The bounds asserted for times are the promised ones where a lease decides, and several
+//! times the usual where the machine's speed does.
+
+mod backend;
+mod chaos;
+mod cost;
+mod deaths;
+mod division;
+mod drain;
+mod latency;
+mod outages;
+mod partitions;
+mod postgres;
+mod redis;
+
+use std::{
+    sync::MutexGuard,
+    time::{Duration, Instant},
+};
+
+use backend::Backend;
+use divider_tests::{
+    history::ProcessId,
+    process::{Fleet, alone},
+};
+
+/// Makes tests of the functions in this crate that take a backend.
+macro_rules! on {
+    ($backend:ty: $($module:ident { $($test:ident)* })*) => { $($(
+        #[test]
+        fn $test() {
+            crate::$module::$test::<$backend>();
+        }
+    )*)* };
+}
+
+/// What holds on every backend.
+macro_rules! on_any_store {
+    ($backend:ty) => {
+        crate::on! { $backend:
+            deaths {
+                the_keys_of_a_killed_node_run_elsewhere_within_the_lease_and_half_a_second
+                with_a_lease_of_half_a_second_they_do_within_a_second
+                a_frozen_node_wakes_up_to_the_loss_of_its_keys_before_anything_else
+                a_frozen_leader_wakes_up_to_the_loss_of_its_keys_before_anything_else
+                a_handler_that_blocks_every_thread_for_two_leases_keeps_its_keys
+                a_node_in_a_crash_loop_does_not_get_keys_quarantined
+            }
+            division {
+                five_nodes_start_each_of_5000_keys_once_and_share_them_evenly
+                keys_are_divided_by_affinity_to_within_one_key
+            }
+            drain {
+                a_node_that_drains_hands_500_keys_over_without_a_noticeable_gap
+                a_leader_that_drains_hands_500_keys_over_without_a_noticeable_gap
+                twenty_thousand_keys_of_a_node_are_handed_over_or_taken_over_as_well
+            }
+            latency { a_key_is_started_within_milliseconds_of_its_add }
+        }
+    };
+}
+
+/// What holds on every backend that is a server.
+macro_rules! on_any_server {
+    ($backend:ty) => {
+        crate::on_any_store!($backend);
+        crate::on! { $backend:
+            chaos { whatever_happens_to_the_nodes_no_key_runs_twice_and_none_is_lost }
+            cost { an_idle_group_costs_the_same_with_10_keys_as_with_10000 }
+            drain {
+                a_node_ends_when_told_to_even_if_the_store_is_gone
+                nodes_that_are_started_before_the_store_wait_for_it
+            }
+            outages {
+                the_store_is_killed_and_comes_back_at_once
+                the_store_is_killed_and_comes_back_after_every_lease_has_run_out
+                the_store_holds_its_breath_for_a_lease
+                the_store_stalls_for_less_than_a_lease_and_nothing_moves
+                subscriptions_are_cut_again_and_again_and_nothing_is_lost
+                all_connections_are_cut_again_and_again_and_nothing_is_lost
+                a_store_that_keeps_stalling_does_not_get_keys_quarantined
+            }
+            partitions {
+                a_node_that_is_cut_off_fences_itself
+                a_node_whose_network_falls_silent_fences_itself_and_its_late_words_do_no_harm
+                a_leader_whose_network_falls_silent_is_replaced_and_its_late_words_do_no_harm
+                a_node_that_hears_no_answers_fences_itself
+                a_leader_that_hears_no_answers_is_replaced
+                a_network_that_is_slow_for_one_node_loses_nothing
+                a_node_in_a_network_namespace_that_is_cut_off_loses_its_keys_and_comes_back
+                a_leader_in_a_network_namespace_that_is_cut_off_is_replaced_and_comes_back
+                a_leader_in_a_network_namespace_that_is_heard_by_nobody_is_replaced
+                a_leader_in_a_network_namespace_that_hears_nobody_is_replaced
+            }
+        }
+    };
+}
+use {on, on_any_server, on_any_store};
+
+/// A store, a fleet on it, and the machine for oneself.
+struct Bed<B> {
+    fleet: Fleet,
+    store: B,
+    /// Who was last in each slot of the store.
+    slots: Vec<ProcessId>,
+    /// When the test began.
+    began: Instant,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl<B: Backend> Bed<B> {
+    fn new(args: &[&str]) -> Self {
+        Self::on(B::start, args)
+    }
+
+    fn on(store: impl FnOnce() -> B, args: &[&str]) -> Self {
+        let alone = alone();
+        let store = store();
+        // Every process is given a URL of its own, so this one is never used.
+        let fleet = Fleet::new("", "/process/", args);
+        Self { fleet, store, slots: Vec::new(), began: Instant::now(), _alone: alone }
+    }
+
+    /// Starts one more node, with further arguments.
+    fn spawn(&mut self, args: &[&str]) -> ProcessId {
+        let free = self.slots.iter().position(|id| !self.fleet.lives(*id));
+        let slot = free.unwrap_or(self.slots.len());
+        let id = self.fleet.spawn_at(&self.store.url(slot), args);
+        match self.slots.get_mut(slot) {
+            Some(last) => *last = id,
+            None => self.slots.push(id),
+        }
+        id
+    }
+
+    /// Starts several, and waits until all have joined and one of them leads.
+    fn spawn_ready(&mut self, count: usize, args: &[&str]) -> Vec<ProcessId> {
+        let new: Vec<_> = (0..count).map(|_| self.spawn(args)).collect();
+        self.fleet.wait_ready(&new);
+        new
+    }
+
+    /// As many nodes as arguments, in a group that has got over its beginning: grants may be held back for the first lease
+    /// of a group, since its store may be one that has forgotten it.
+    fn nodes(&mut self, count: usize, args: &[&str]) -> Vec<ProcessId> {
+        let ids = self.spawn_ready(count, args);
+        self.settle(ids[0]);
+        ids
+    }
+
+    fn settle(&mut self, by: ProcessId) {
+        self.fleet.call(by, "add warm-up");
+        self.fleet.wait_all_run(1, Duration::from_secs(20));
+        self.fleet.call(by, "remove warm-up");
+        self.fleet.wait("the first key to be gone", Duration::from_secs(5), |_, said| {
+            said.history.claims("warm-up").all(|claim| claim.ended.is_some())
+        });
+    }
+
+    /// Adds keys, and waits until each runs in one place beside the one that the group began with.
+    fn add(&mut self, by: ProcessId, keys: usize, limit: Duration) {
+        self.fleet.call(by, &format!("keys {keys}"));
+        self.fleet.wait_all_run(keys, limit);
+    }
+}
+
+impl<B> Drop for Bed<B> {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.fleet.check();
+        }
+        println!("figure: took {:.1} s", self.began.elapsed().as_secs_f64());
+    }
+}
+
+/// Sleeps for some milliseconds.
+fn pause(ms: u64) {
+    std::thread::sleep(Duration::from_millis(ms));
+}
+
+/// Prints what was measured.
+fn figure(what: &str, values: &mut [Duration]) {
+    use divider_tests::history::quantile;
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    println!(
+        "figure: {what}: p50 {:.2} ms, p99 {:.2} ms, longest {:.2} ms ({} values)",
+        ms(quantile(values, 0.5)),
+        ms(quantile(values, 0.99)),
+        ms(quantile(values, 1.0)),
+        values.len()
+    );
+}

@@ -1,0 +1,62 @@
+//! On Redis: what holds everywhere, and what only Redis does.
+
+use divider_tests::{process::now, redis::RedisServer};
+
+use super::{
+    chaos, on_any_server,
+    outages::{KEYS, bed},
+    pause,
+};
+
+on_any_server!(RedisServer);
+
+#[test]
+fn whatever_redis_forgets_no_key_runs_twice_and_none_is_lost() {
+    let forget = |server: &mut RedisServer, flush: bool| {
+        if flush {
+            server.cli(&["FLUSHALL"]);
+        } else {
+            server.restart();
+        }
+    };
+    chaos::run(<RedisServer as super::Backend>::start, Some(forget));
+}
+
+#[test]
+fn redis_is_killed_and_comes_back_at_once_with_nothing() {
+    let mut bed = bed(RedisServer::start);
+    let gone = now();
+    bed.store.restart();
+    let back = now();
+    bed.fleet.call(0, &format!("keys {KEYS}"));
+    bed.wait_all_back("killed and restarted empty, keys added again", gone, back);
+}
+
+#[test]
+fn redis_is_killed_and_its_sessions_end_with_it_even_where_the_data_survives() {
+    let mut bed = bed(<RedisServer as super::backend::Server>::start_durable);
+    let gone = now();
+    bed.store.restart();
+    bed.wait_all_back("killed and restarted with its data, each key started anew", gone, now());
+}
+
+#[test]
+fn redis_is_flushed() {
+    let mut bed = bed(RedisServer::start);
+    let gone = now();
+    bed.store.cli(&["FLUSHALL"]);
+    let back = now();
+    bed.fleet.call(1, &format!("keys {KEYS}"));
+    bed.wait_all_back("FLUSHALL, keys added again", gone, back);
+}
+
+#[test]
+fn redis_holds_its_clients_for_a_lease() {
+    let bed = bed(RedisServer::start);
+    let gone = now();
+    bed.store.cli(&["CLIENT", "PAUSE", "2000", "ALL"]);
+    pause(2000);
+    // Redis wakes up by itself; whoever asks meanwhile is answered after.
+    bed.store.cli(&["PING"]);
+    bed.wait_all_back("CLIENT PAUSE for a lease", gone, now());
+}
