@@ -150,8 +150,7 @@ impl<S: Store> NodeBuilder<S> {
         }
         observe::describe();
         let (requests, receiver) = mpsc::unbounded_channel();
-        let shared =
-            Shared::new(Arc::new(self.store), self.config, self.source, self.clock, self.machine, requests);
+        let shared = Shared::new(Arc::new(self.store), self.config, self.source, self.clock, self.machine, requests);
         let starting = Starting { requests: Some(receiver), opened: false, opening: None };
         let handle = Handle { shared: Arc::new(shared), starting: Mutex::new(starting) };
         Ok(Node { handle: Arc::new(handle) })

@@ -205,8 +205,7 @@ async fn simulate(seed: u64, lines: bool) -> Report {
         ended: Mutex::default(),
         writes: Mutex::default(),
     });
-    let inner =
-        Inner { dice, next: 1, processes: BTreeMap::new(), declared: BTreeSet::new(), forgot: false, names: 0 };
+    let inner = Inner { dice, next: 1, processes: BTreeMap::new(), declared: BTreeSet::new(), forgot: false, names: 0 };
     let world = Arc::new_cyclic(|me| World {
         exec: exec.clone(),
         net: net.clone(),
@@ -388,7 +387,8 @@ impl World {
         if !passing.is_empty() {
             self.declare(passing);
         }
-        let until = self.exec.now() + u64::try_from((self.plan.lease * self.count(self.plan.storm)).as_nanos()).unwrap_or(0);
+        let until =
+            self.exec.now() + u64::try_from((self.plan.lease * self.count(self.plan.storm)).as_nanos()).unwrap_or(0);
         while self.exec.now() < until && !self.trace.is_broken() {
             let pause = self.part(60);
             tokio::time::sleep(pause).await;
@@ -661,7 +661,10 @@ impl World {
         let alive: BTreeSet<_> = ledger.sessions().filter(|view| view.ended.is_none()).map(|v| v.session).collect();
         let known: BTreeSet<_> = processes.iter().filter_map(|process| process.program.node.session()).collect();
         if known.len() < processes.len() || known != alive {
-            return Err(format!("of {} processes, {known:?} have sessions; the ledger knows {alive:?}", processes.len()));
+            return Err(format!(
+                "of {} processes, {known:?} have sessions; the ledger knows {alive:?}",
+                processes.len()
+            ));
         }
         if ledger.group().leader.is_none() || ledger.group().hold {
             return Err(format!("{:?}", ledger.group()));
@@ -712,7 +715,10 @@ impl World {
             // The quota is whole by largest remainder: one of the two whole numbers beside the share.
             let share = keys * u64::from(view.affinity);
             if held * all >= share + all || (held + 1) * all <= share {
-                return Err(format!("{} holds {held} of {keys} keys at affinity {} of {all}", view.node, view.affinity));
+                return Err(format!(
+                    "{} holds {held} of {keys} keys at affinity {} of {all}",
+                    view.node, view.affinity
+                ));
             }
         }
         Ok(())

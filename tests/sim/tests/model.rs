@@ -141,13 +141,36 @@ struct Process {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Message {
     /// The age counts from the moment before it was sent.
-    Join { node: usize, session: Sid, age: u8 },
-    Joined { node: usize, session: Sid, age: u8 },
-    Renew { node: usize, session: Sid, age: u8 },
-    Renewed { node: usize, session: Sid, age: u8 },
-    Confirm { session: Sid, key: usize, token: u8 },
+    Join {
+        node: usize,
+        session: Sid,
+        age: u8,
+    },
+    Joined {
+        node: usize,
+        session: Sid,
+        age: u8,
+    },
+    Renew {
+        node: usize,
+        session: Sid,
+        age: u8,
+    },
+    Renewed {
+        node: usize,
+        session: Sid,
+        age: u8,
+    },
+    Confirm {
+        session: Sid,
+        key: usize,
+        token: u8,
+    },
     /// A write on its way to a sink.
-    Write { key: usize, token: u8 },
+    Write {
+        key: usize,
+        token: u8,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -432,7 +455,8 @@ impl Model for Protocol {
             return;
         }
         steps.push(Step::Tick);
-        let asking = state.wire.iter().filter(|m| !matches!(m, Message::Confirm { .. } | Message::Write { .. })).count();
+        let asking =
+            state.wire.iter().filter(|m| !matches!(m, Message::Confirm { .. } | Message::Write { .. })).count();
         let room = state.wire.len() - asking < bounds.wire;
         for (at, message) in state.wire.iter().enumerate() {
             if at > 0 && state.wire[at - 1] == *message {
@@ -516,7 +540,9 @@ impl Model for Protocol {
                     steps.push(Step::Expire(at, other));
                 }
                 for key in 0..bounds.keys {
-                    if state.authority.token < bounds.grants && state.authority.sessions[usize::from(other)] == Life::Alive {
+                    if state.authority.token < bounds.grants
+                        && state.authority.sessions[usize::from(other)] == Life::Alive
+                    {
                         steps.push(Step::Assign(at, key, other));
                     }
                 }
@@ -704,7 +730,9 @@ impl Model for Protocol {
                     believed.is_none() || owner.is_none_or(|owner| Some(owner.token) >= believed)
                 })
             }),
-            Property::sometimes("a key moves after a confirmation", |_, state: &State| state.moved == Some(Moved::Confirmed)),
+            Property::sometimes("a key moves after a confirmation", |_, state: &State| {
+                state.moved == Some(Moved::Confirmed)
+            }),
             Property::sometimes("a key moves after an expiry", |_, state: &State| state.moved == Some(Moved::Expired)),
             Property::sometimes("a flush ends", |protocol: &Protocol, state: &State| {
                 let ended = |node: &Process| node.draining && node.session.is_none() && node.up;

@@ -31,7 +31,10 @@ fn main() -> ExitCode {
     if let Some(seed) = std::env::var("DIVIDER_SEED").ok().and_then(|seed| seed.parse().ok()) {
         let report = divider_sim::run(seed, true);
         println!("{}", report.lines.unwrap_or_default());
-        println!("seed {seed}: hash {:016x}, {:?} simulated, faults {:?}", report.hash, report.simulated, report.faults);
+        println!(
+            "seed {seed}: hash {:016x}, {:?} simulated, faults {:?}",
+            report.hash, report.simulated, report.faults
+        );
         return match report.violation {
             Some(violation) => {
                 println!("VIOLATION: {violation}");
