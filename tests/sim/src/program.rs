@@ -321,7 +321,7 @@ impl Program {
             }
             if does_give_up {
                 let backoff = self.common.lease_part(&mut self.dice.lock(), 50);
-                let backoff = if backoff.as_micros() % 2 == 0 { Duration::ZERO } else { backoff };
+                let backoff = if backoff.as_micros().is_multiple_of(2) { Duration::ZERO } else { backoff };
                 self.note("give up", &key, token, || format!("{}: {key} with token {token}", self.pid));
                 let _ = self.node.give_up(&key, token, backoff).await;
             }
