@@ -199,6 +199,9 @@ impl Running {
         let member = self.router.member.clone();
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         let stopping = runtime.spawn(async move {
+            if let Some(member) = &member {
+                member.raft.hand_over(&member.links).await;
+            }
             tasks.shutdown().await;
             if let Some(member) = member {
                 member.raft.stop().await;

@@ -434,6 +434,7 @@ fn raft_calls(book: &mut Book) {
         RaftRequest::SnapshotBegin { stream: 1, vote, meta: meta() },
         RaftRequest::SnapshotChunk { stream: 1, offset: 2, bytes: vec![3] },
         RaftRequest::SnapshotEnd { stream: 1 },
+        RaftRequest::TakeOver,
     ];
     book.values("raft-call", &requests.map(Request::Raft));
     let answers = [

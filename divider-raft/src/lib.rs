@@ -44,3 +44,8 @@ pub use store::{RaftStore, RaftStoreBuilder};
 pub use tls::{Tls, TlsError};
 pub use url::UrlError;
 pub use wire::Owner;
+
+/// The examples of the README are tested like all others.
+#[cfg(all(doctest, feature = "tls"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

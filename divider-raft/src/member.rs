@@ -114,6 +114,9 @@ impl Member {
             _ if self.cluster_id().is_none() => return Err(Fault::Busy("this member has no cluster yet".into())),
             _ => {}
         }
+        if self.raft.is_ending() {
+            return Err(Fault::Busy("this member hands over to another one".into()));
+        }
         let view = self.raft.view();
         if !view.leads {
             return Err(self.not_leader(&view));
@@ -242,13 +245,11 @@ impl Member {
             Claim::Lead { .. } => {}
         }
         // A leader that no quorum has answered for so long may have been replaced: its groups' leaders step down.
-        let election = self.config.election.1 * 2;
-        let lost = view.silent_ms.is_some_and(|ms| u128::from(ms) > election.as_millis());
         let leader_beat = reign.leader_beat(view.term, group, false);
         let standing = machine.with(group, |ledger| {
             let seq = ledger.seq(session)?;
             let held = ledger.group();
-            let leader = held.leader.filter(|_| !lost).map(|leader| Sighting {
+            let leader = held.leader.filter(|_| !view.lost).map(|leader| Sighting {
                 term: held.term,
                 session: leader,
                 beat: leader_beat,

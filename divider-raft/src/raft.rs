@@ -8,7 +8,15 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy, error::ClientWriteError, error::RaftError};
 use serde::{Deserialize, Serialize};
@@ -73,8 +81,8 @@ pub(crate) struct View {
     pub(crate) leader: Option<u64>,
     /// Whether this member leads.
     pub(crate) leads: bool,
-    /// For how long a leader has not been confirmed by a quorum, in milliseconds.
-    pub(crate) silent_ms: Option<u64>,
+    /// Whether it leads without having heard of a quorum for too long: another one may lead by now.
+    pub(crate) lost: bool,
     /// The members, and whether each votes.
     pub(crate) members: BTreeMap<u64, (Peer, bool)>,
     /// Set once Raft has stopped for good, for example because the disk failed.
@@ -102,6 +110,9 @@ pub(crate) struct Raft {
     raft: openraft::Raft<Types>,
     id: u64,
     log: Log,
+    quorum: quorum::Quorum,
+    /// Set when it begins to hand over: nothing new is to be decided here.
+    ending: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Raft {
@@ -140,8 +151,12 @@ impl Raft {
         let machine = MachineHandle { machine, log: log.clone() };
         let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
-        tokio::spawn(quorum.watch(raft.metrics(), config.election.1.mul_f64(1.5)));
-        Ok(Self { raft, id, log })
+        tokio::spawn(quorum.clone().watch(raft.metrics(), config.election.1.mul_f64(1.5)));
+        Ok(Self { raft, id, log, quorum, ending: Arc::default() })
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     pub(crate) fn view(&self) -> View {
@@ -155,7 +170,7 @@ impl Raft {
             term: metrics.current_term,
             leader: metrics.current_leader,
             leads: metrics.state == ServerState::Leader,
-            silent_ms: metrics.millis_since_quorum_ack,
+            lost: self.quorum.is_lost(),
             members: membership.nodes().map(|(id, peer)| (*id, (peer.clone(), votes(id)))).collect(),
             stopped: metrics.running_state.is_err(),
         }
@@ -198,7 +213,7 @@ impl Raft {
     pub(crate) async fn confirm(&self) -> Result<u64, Refused> {
         match self.raft.get_read_log_id().await {
             // What is not on this disk yet has been acknowledged to nobody, so nobody has to wait for it.
-            Ok((read, _)) => Ok(read.and_then(|read| self.log.durable_until(read)).map_or(0, |log| log.index)),
+            Ok((read, _)) => Ok(read.map_or(0, |read| self.log.durable_until(read).unwrap_or(read).index)),
             Err(error) if error.forward_to_leader().is_some() => Err(Refused::NotLeader),
             Err(error) => Err(error.into()),
         }

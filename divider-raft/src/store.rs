@@ -224,6 +224,11 @@ impl RaftStore {
         running.as_ref().and_then(|running| running.router.member.as_ref()).is_some_and(|m| m.raft.view().leads)
     }
 
+    #[cfg(test)]
+    pub(crate) fn raft_term(&self) -> Option<u64> {
+        Some(self.cluster.running.read().as_ref()?.router.member.as_ref()?.raft.view().term)
+    }
+
     /// Who owns a key. A member answers from its own copy, at once, and may be a moment behind; a client asks the leader.
     /// Cancel safe.
     ///

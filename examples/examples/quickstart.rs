@@ -7,7 +7,7 @@
 
 use std::{path::Path, time::Duration};
 
-use divider_core::{Divider, Event, Node, NodeId, Work};
+use divider_core::{Divider, Event, Node, NodeId, Store, Work};
 use divider_examples::{AnyError, free_addresses, show::Show};
 use divider_raft::RaftStore;
 use tokio::{task::JoinHandle, time::sleep};
@@ -113,8 +113,8 @@ async fn main() -> Result<(), AnyError> {
     show.step("anna shuts down gracefully: flush_and_cancel stops and confirms every key, and nobody has to wait");
     let left = anna.node.flush_and_cancel().await?;
     show.note(&format!("{} keys were left unconfirmed", left.unconfirmed.len()));
-    anna.program.abort();
-    drop(anna);
+    // The node has closed its own handle; with the last one the member ends, and hands over if it leads.
+    anna.store.close().await;
     show_all(show, &[&bert, &dora]).await;
 
     sleep(Duration::from_secs(1)).await;

@@ -74,6 +74,15 @@ async fn listen(mut listener: PgListener, pool: PgPool, node: Arc<Node>) -> Resu
     }
 }
 
+/// Waits until this holds of the active tenants.
+async fn until(pool: &PgPool, holds: &str) -> Result<(), AnyError> {
+    let query = format!("SELECT coalesce({holds}, false) FROM example_tenant WHERE active");
+    while !sqlx::query_scalar::<_, bool>(sqlx::AssertSqlSafe(query.clone())).fetch_one(pool).await? {
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
 async fn who_serves(pool: &PgPool, show: Show) -> Result<(), AnyError> {
     let query =
         "SELECT coalesce(served_by, 'nobody'), string_agg(id || ' (' || size || ')', ', ' ORDER BY id), sum(size)
@@ -106,18 +115,18 @@ async fn main() -> Result<(), AnyError> {
     }
     tokio::spawn(listen(listener, pool.clone(), anna.clone()));
 
-    sleep(Duration::from_secs(1)).await;
+    until(&pool, "bool_and(served > 0) AND count(DISTINCT served_by) = 2").await?;
     show.step("anna and bert have found 12 tenants in the table");
     who_serves(&pool, show).await?;
 
     sqlx::query("INSERT INTO example_tenant (id, size) VALUES ('tenant-new', 4)").execute(&pool).await?;
     sqlx::query("UPDATE example_tenant SET active = false WHERE id = 'tenant-1'").execute(&pool).await?;
-    sleep(Duration::from_millis(300)).await;
+    until(&pool, "bool_and(served > 0)").await?;
     show.step("a tenant has come and one has gone: the trigger said so");
     who_serves(&pool, show).await?;
 
     drop(bert.flush_and_cancel().await?);
-    sleep(Duration::from_millis(300)).await;
+    until(&pool, "bool_and(served_by = 'anna')").await?;
     show.step("bert has left: anna serves all");
     who_serves(&pool, show).await?;
 

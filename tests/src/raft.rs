@@ -20,6 +20,44 @@ pub struct Cluster {
     configure: fn(&mut RaftConfig),
 }
 
+/// Where three voters live that are processes: an address and a directory for each.
+#[derive(Debug)]
+pub struct Voters {
+    addresses: Vec<String>,
+    directories: Vec<TempDir>,
+}
+
+impl Voters {
+    /// All on this machine's own address.
+    ///
+    /// # Panics
+    /// Where there are no free ports, or no room for directories.
+    pub fn here() -> Self {
+        Self::at(free_addresses(3))
+    }
+
+    /// One at each of these addresses.
+    ///
+    /// # Panics
+    /// Where there is no room for directories.
+    pub fn at(addresses: Vec<String>) -> Self {
+        let directories = addresses.iter().map(|_| TempDir::new().expect("a directory")).collect();
+        Self { addresses, directories }
+    }
+
+    /// What a voter is started with, for the first time or again from its directory.
+    pub fn url(&self, at: usize) -> String {
+        let (directory, address, seeds) =
+            (self.directories[at].path().display(), &self.addresses[at], self.addresses.join(","));
+        format!("raft:{directory}?name=voter-{at}&listen={address}&seeds={seeds}&plaintext")
+    }
+
+    /// What a client of them is started with.
+    pub fn client_url(&self) -> String {
+        format!("raft:?role=client&seeds={}&plaintext", self.addresses.join(","))
+    }
+}
+
 /// Addresses on this machine that nobody listens at.
 ///
 /// # Panics

@@ -550,6 +550,8 @@ impl Writer {
                 }
             }
         }
+        #[cfg(test)]
+        super::tests::stall();
         write.commit()?;
         Ok(())
     }

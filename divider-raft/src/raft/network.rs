@@ -27,8 +27,10 @@ use crate::{
 
 /// How long a heartbeat waits for this member's own disk.
 const DISK: Duration = Duration::from_millis(10);
-/// How long entries may take to be taken in.
-const ENTRIES: Duration = Duration::from_secs(2);
+/// How long entries may take to be taken in, and how late an answer counts as a sign of life.
+const APPEND: Duration = Duration::from_secs(2);
+/// How long a leader that ends may take to have another one lead.
+const HAND_OVER: Duration = Duration::from_millis(500);
 /// Bytes of a snapshot in one call.
 const CHUNK: usize = 256 << 10;
 
@@ -62,6 +64,8 @@ pub(crate) enum RaftRequest {
         /// Which snapshot.
         stream: u64,
     },
+    /// The leader ends, and whoever is asked should stand for election at once.
+    TakeOver,
 }
 
 /// The answers, in the same order.
@@ -71,7 +75,7 @@ pub(crate) enum RaftAnswer {
     Append(AppendEntriesResponse<u64>),
     /// Of a vote.
     Vote(VoteResponse<u64>),
-    /// Of a snapshot's beginning, and of its chunks.
+    /// Of a snapshot's beginning, of its chunks, and of a leader that ends.
     Taken,
     /// Of a snapshot's end: the receiver's vote.
     Installed(Vote),
@@ -136,6 +140,10 @@ impl Raft {
                     Err(error) => failed(&error),
                 }
             }
+            RaftRequest::TakeOver => match self.raft.trigger().elect().await {
+                Ok(()) => RaftAnswer::Taken,
+                Err(error) => failed(&error),
+            },
             RaftRequest::Vote(request) => match self.raft.vote(request).await {
                 Ok(answer) => RaftAnswer::Vote(answer),
                 Err(error) => failed(&error),
@@ -167,6 +175,47 @@ impl Raft {
                 }
             }
         }
+    }
+}
+
+impl Raft {
+    /// If this member leads: has the voter lead that has all entries, which wins with its own vote and this member's where
+    /// there are three. A leader that ends without it costs the others an election.
+    pub(crate) async fn hand_over(&self, links: &Links) {
+        // An entry that came after the heir has been chosen would cost it this member's vote.
+        self.ending.store(true, std::sync::atomic::Ordering::Relaxed);
+        let hand_over = async {
+            let heir = loop {
+                tokio::time::sleep(HAND_OVER / 50).await;
+                let view = self.view();
+                if !view.leads {
+                    return;
+                }
+                let (last, replicated) = (self.last_log_index(), self.replicated().unwrap_or_default());
+                let has_all = |id: &u64| replicated.get(id).copied().flatten() == Some(last);
+                let mut others = view.members;
+                others.retain(|id, (_, votes)| *votes && *id != self.id);
+                if others.is_empty() {
+                    return;
+                }
+                if let Some((_, (peer, _))) = others.into_iter().find(|(id, _)| has_all(id)) {
+                    break peer;
+                }
+            };
+            let take_over = Request::Raft(RaftRequest::TakeOver);
+            // One that does not know of this refuses, and an election follows as if nobody had asked.
+            if links.call(&Target::member(&heir), Class::Raft, &take_over, HAND_OVER).await.is_ok() {
+                // It needs this member's vote, so it must be heard of before this one goes.
+                loop {
+                    let changed = self.changes();
+                    if self.view().leader == Some(heir.id) {
+                        return;
+                    }
+                    changed.await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(HAND_OVER, hand_over).await;
     }
 }
 
@@ -212,28 +261,20 @@ struct Sent {
     answer: JoinHandle<Result<RaftAnswer, LinkError>>,
 }
 
-impl Drop for Sent {
-    fn drop(&mut self) {
-        self.answer.abort();
-    }
-}
-
 impl Line {
-    fn call(
-        &self,
-        class: Class,
-        request: RaftRequest,
-        limit: Duration,
-    ) -> impl Future<Output = Result<RaftAnswer, LinkError>> + Send + use<> {
-        let (links, target) = (self.links.clone(), self.target.clone());
-        async move {
-            match links.call(&target, class, &Request::Raft(request), limit).await? {
-                Answer::Raft(RaftAnswer::Failed(problem)) => Err(LinkError::Lost(problem)),
-                Answer::Raft(answer) => Ok(answer),
-                Answer::Fault(fault) => Err(LinkError::Lost(format!("{fault:?}"))),
-                _ => Err(LinkError::Lost("an answer to another question".into())),
-            }
-        }
+    async fn call(&self, class: Class, request: RaftRequest, limit: Duration) -> Result<RaftAnswer, LinkError> {
+        raft_answer(self.links.call(&self.target, class, &Request::Raft(request), limit).await?)
+    }
+
+    /// Sends entries or a heartbeat, and goes on to wait for the answer when the caller does not any more.
+    fn append(&self, request: AppendEntriesRequest<Types>) -> JoinHandle<Result<RaftAnswer, LinkError>> {
+        let (links, target, quorum) = (self.links.clone(), self.target.clone(), self.quorum.clone());
+        tokio::spawn(async move {
+            let request = Request::Raft(RaftRequest::Append(request));
+            let answer = raft_answer(links.call(&target, Class::Raft, &request, APPEND).await?)?;
+            target.id.inspect(|id| quorum.heard(*id));
+            Ok(answer)
+        })
     }
 
     /// Sends entries, or waits for the answer to the call with which they were sent before. Cancel safe: what is on its
@@ -244,11 +285,11 @@ impl Line {
         // More entries may have come since; then the ones on their way are the first of them.
         let same = |sent: &Sent| (sent.vote, sent.before) == (vote, before) && sent.last <= last;
         if !self.sent.as_ref().is_some_and(same) {
-            let answer = tokio::spawn(self.call(Class::Raft, RaftRequest::Append(request), ENTRIES));
+            let answer = self.append(request);
             self.sent = Some(Sent { vote, before, last, answer });
         }
         let Some(sent) = self.sent.as_mut() else { return Err(LinkError::Lost("nothing was sent".into())) };
-        let answer = (&mut sent.answer).await.unwrap_or_else(|error| Err(LinkError::Lost(error.to_string())));
+        let answer = ended((&mut sent.answer).await);
         let reached = sent.last;
         self.sent = None;
         match answer? {
@@ -258,6 +299,20 @@ impl Line {
             answer => Ok(answer),
         }
     }
+}
+
+fn raft_answer(answer: Answer) -> Result<RaftAnswer, LinkError> {
+    match answer {
+        Answer::Raft(RaftAnswer::Failed(problem)) => Err(LinkError::Lost(problem)),
+        Answer::Raft(answer) => Ok(answer),
+        Answer::Fault(fault) => Err(LinkError::Lost(format!("{fault:?}"))),
+        _ => Err(LinkError::Lost("an answer to another question".into())),
+    }
+}
+
+/// What came of a task.
+fn ended(task: Result<Result<RaftAnswer, LinkError>, tokio::task::JoinError>) -> Result<RaftAnswer, LinkError> {
+    task.unwrap_or_else(|error| Err(LinkError::Lost(error.to_string())))
 }
 
 type CallError = RPCError<u64, Peer, RaftError<u64>>;
@@ -278,9 +333,9 @@ impl RaftNetwork<Types> for Line {
     async fn append_entries(
         &mut self,
         mut request: AppendEntriesRequest<Types>,
-        option: RPCOption,
+        _: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
-        if self.quorum.is_lost() {
+        if self.quorum.is_silent() {
             return Err(rpc(LinkError::NotSent("no quorum answers, so this leader is silent".into())));
         }
         if let Some(commit) = request.leader_commit {
@@ -291,11 +346,8 @@ impl RaftNetwork<Types> for Line {
             }
             request.leader_commit = self.log.durable_until(commit);
         }
-        let answer = if request.entries.is_empty() {
-            self.call(Class::Raft, RaftRequest::Append(request), option.hard_ttl()).await
-        } else {
-            self.send(request).await
-        };
+        let answer =
+            if request.entries.is_empty() { ended(self.append(request).await) } else { self.send(request).await };
         match answer.map_err(rpc)? {
             RaftAnswer::Append(answer) => Ok(answer),
             _ => Err(unexpected()),

@@ -1,7 +1,15 @@
 //! openraft's own suite for stores, on the log in a file and in memory; and what becomes of damaged files.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
+use divider_core::{NodeId, Op, SessionId, Store, Work};
 use openraft::{
     RaftLogReader,
     storage::{RaftLogStorage, RaftLogStorageExt},
@@ -11,9 +19,17 @@ use tempfile::TempDir;
 
 use super::{Entry, Identity, Log, LogId, Machine, MachineHandle, Snapshots, StorageError, Types, Vote};
 use crate::{
+    RaftStore,
     command::{Body, Command, Step},
     error::DataError,
 };
+
+/// How many milliseconds each commit takes longer than it would, in all tests of this process.
+static STALL: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn stall() {
+    std::thread::sleep(Duration::from_millis(STALL.load(Ordering::Relaxed)));
+}
 
 struct OnDisk;
 struct InMemory;
@@ -213,4 +229,49 @@ fn an_entry_is_durable_once_it_is_on_disk_and_not_before() {
         assert_eq!(log.durable_until(entry(160).log_id), Some(entry(160).log_id));
     };
     runtime.block_on(again);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_that_stall_for_longer_than_an_election_cost_no_election_and_no_renewal() {
+    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    drop(bound);
+    let build = |at: usize| {
+        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
+    };
+    let stores: Vec<_> = (0..3).map(build).collect();
+    let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
+    opened.into_iter().for_each(Result::unwrap);
+    let session = SessionId::fresh();
+    let node = NodeId::new("node").unwrap();
+    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000 };
+    stores[0].apply(&[join]).await.unwrap();
+    let terms = || stores.iter().map(RaftStore::raft_term).collect::<Vec<_>>();
+    let before = terms();
+
+    STALL.store(1500, Ordering::Relaxed);
+    let add = |name: &str| [Op::Add(Work::new(name).unwrap())];
+    let (first, second) = (add("first"), add("second"));
+    let began = Instant::now();
+    let mut slowest = Duration::ZERO;
+    let renew = async {
+        while began.elapsed() < Duration::from_millis(1400) {
+            let asked = Instant::now();
+            stores[1].renew(session).await.unwrap();
+            slowest = slowest.max(asked.elapsed());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (early, late, ()) = tokio::join!(stores[0].apply(&first), stores[2].apply(&second), renew);
+    assert!(early.is_err() && late.is_err(), "nothing is acknowledged before it is on a disk");
+    STALL.store(0, Ordering::Relaxed);
+    println!("slowest renewal beside disks that stalled: {slowest:?}");
+    assert!(slowest < Duration::from_secs(1));
+    // Nobody knew what became of them; now everybody does.
+    while stores[0].stats().await.unwrap().registered < 2 {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(terms(), before, "nobody stood for election");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use divider_tests::{postgres::PostgresServer, redis::RedisServer};
+use divider_tests::{postgres::PostgresServer, raft::Voters, redis::RedisServer};
 
 /// A place where a group can be kept, with all that a node needs to get there.
 pub(crate) trait Backend: Send + Sized + 'static {
@@ -186,5 +186,20 @@ impl Server for PostgresServer {
         let count =
             self.psql("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()");
         count.parse().expect("PostgreSQL counts its transactions")
+    }
+}
+
+/// The first three nodes are voters, each with its disk; the others are clients of them.
+impl Backend for Voters {
+    const NAME: &'static str = "raft";
+    const ELECTION: Duration = Duration::from_millis(1400);
+    const LATENCY: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(100));
+
+    fn start() -> Self {
+        Self::here()
+    }
+
+    fn url(&self, slot: usize) -> String {
+        if slot < 3 { Self::url(self, slot) } else { self.client_url() }
     }
 }

@@ -14,6 +14,7 @@ mod latency;
 mod outages;
 mod partitions;
 mod postgres;
+mod raft;
 mod redis;
 
 use std::{

@@ -92,7 +92,8 @@ fn the_example_divides_the_tenants_of_a_table() {
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let parts: Vec<_> = said.split("\n\n").collect();
     let [_, found, changed, left] = parts[..] else { panic!("{said}") };
-    let lines = |part: &str, name: &str| part.lines().filter(|line| line.contains(&format!("{name} serves"))).count();
+    let lines =
+        |part: &str, name: &str| part.lines().filter(|line| line.contains(&format!("{name} serves tenant"))).count();
     assert_eq!((lines(found, "anna"), lines(found, "bert"), found.matches("tenant-").count()), (1, 1, 12), "{said}");
     assert!(changed.contains("tenant-new (4)") && !changed.contains("tenant-1 "), "{said}");
     assert_eq!((lines(left, "anna"), lines(left, "bert"), left.matches("tenant-").count()), (1, 0, 12), "{said}");

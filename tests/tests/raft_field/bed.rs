@@ -7,9 +7,8 @@ use divider_tests::{
     history::{ProcessId, quantile},
     netns::Netns,
     process::{Fleet, alone},
-    raft::free_addresses,
+    raft::Voters,
 };
-use tempfile::TempDir;
 
 /// A leader's own lease in Raft, the longest time after it, and one more round where two stood at once.
 pub(crate) const ELECTION: Duration = Duration::from_millis(1400);
@@ -18,15 +17,14 @@ pub(crate) const SLACK: Duration = Duration::from_millis(500);
 /// How long something may take that has no bound of its own.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// Three voters and their directories.
+/// Three voters, and whoever else there is.
 pub(crate) struct Bed {
     pub(crate) fleet: Fleet,
     /// Which process each voter is.
     pub(crate) voters: [ProcessId; 3],
     /// The places of the voters, in order, and the hub for clients.
     pub(crate) network: Option<Netns>,
-    addresses: Vec<String>,
-    directories: Vec<TempDir>,
+    homes: Voters,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -34,7 +32,7 @@ impl Bed {
     /// All on this machine's own address.
     pub(crate) fn new(args: &[&str]) -> Self {
         let alone = alone();
-        Self::start_all(None, free_addresses(3), args, alone)
+        Self::start_all(None, Voters::here(), args, alone)
     }
 
     /// Each in a network of its own.
@@ -42,18 +40,12 @@ impl Bed {
         let alone = alone();
         let network = Netns::new(3);
         let addresses = (0..3).map(|at| format!("{}:7400", network.address(at))).collect();
-        Self::start_all(Some(network), addresses, args, alone)
+        Self::start_all(Some(network), Voters::at(addresses), args, alone)
     }
 
-    fn start_all(
-        network: Option<Netns>,
-        addresses: Vec<String>,
-        args: &[&str],
-        alone: MutexGuard<'static, ()>,
-    ) -> Self {
-        let directories = (0..3).map(|_| TempDir::new().unwrap()).collect();
+    fn start_all(network: Option<Netns>, homes: Voters, args: &[&str], alone: MutexGuard<'static, ()>) -> Self {
         let fleet = Fleet::new("raft:", "/process/", args);
-        let mut bed = Self { fleet, voters: [0; 3], network, addresses, directories, _alone: alone };
+        let mut bed = Self { fleet, voters: [0; 3], network, homes, _alone: alone };
         for at in 0..3 {
             bed.start(at);
         }
@@ -63,17 +55,13 @@ impl Bed {
 
     /// Starts a voter, or starts it again from its directory.
     pub(crate) fn start(&mut self, at: usize) -> ProcessId {
-        let directory = self.directories[at].path().display();
-        let (address, seeds) = (&self.addresses[at], self.addresses.join(","));
-        let url = format!("raft:{directory}?name=voter-{at}&listen={address}&seeds={seeds}&plaintext");
-        self.voters[at] = self.spawn(&url, at);
+        self.voters[at] = self.spawn(&self.homes.url(at), at);
         self.voters[at]
     }
 
     /// Starts a client, and waits until it has joined.
     pub(crate) fn client(&mut self) -> ProcessId {
-        let url = format!("raft:?role=client&seeds={}&plaintext", self.addresses.join(","));
-        let client = self.spawn(&url, 3);
+        let client = self.spawn(&self.homes.client_url(), 3);
         self.fleet.wait_ready(&[client]);
         client
     }

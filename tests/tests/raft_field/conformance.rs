@@ -25,7 +25,7 @@ impl Raft {
         let patient = |config: &mut RaftConfig| {
             config.data = Data::Memory;
             config.election = (Duration::from_millis(600), Duration::from_millis(1200));
-            config.call_time_limit = Duration::from_secs(2);
+            config.call_time_limit = Duration::from_secs(5);
         };
         Self(CLUSTER.get_or_init(|| Cluster::start_with(3, patient)).await)
     }
