@@ -16,7 +16,7 @@ mod marks;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
@@ -84,7 +84,10 @@ pub struct Leader {
     /// Keys whose last op was refused or got no answer; they are looked at again when the picture has caught up.
     refused: Vec<KeyIx>,
     /// Of these, the ones that were refused twice running: they wait for the next tick.
-    stubborn: HashSet<KeyIx>,
+    stubborn: BTreeSet<KeyIx>,
+    /// Newcomers whose settling was proposed without an answer: it is proposed again after the next tick, since nothing else
+    /// would do so.
+    unsettled: Vec<SessionId>,
     catch_up_to: Revision,
     /// Room that is used again from one proposal to the next.
     assignments: Vec<(KeyIx, NodeIx)>,
@@ -158,7 +161,8 @@ impl Leader {
             waiting: BTreeMap::new(),
             chores: Vec::new(),
             refused: Vec::new(),
-            stubborn: HashSet::new(),
+            stubborn: BTreeSet::new(),
+            unsettled: Vec::new(),
             catch_up_to: Revision(0),
             assignments: Vec::new(),
             moves: Vec::new(),
@@ -336,7 +340,8 @@ impl Leader {
     /// Time has passed: looks again at what waits for time.
     pub fn tick(&mut self, now: Now) {
         self.review_waiting(now);
-        self.refused.extend(self.stubborn.drain());
+        self.chores.extend(self.unsettled.drain(..).map(Chore::Settle));
+        self.refused.extend(std::mem::take(&mut self.stubborn));
         self.look_again_at_refused(now);
         while let Some(k) = self.board.next_due(now.unix_ms) {
             self.place(k, now);
@@ -479,9 +484,10 @@ impl Leader {
     /// Nobody knows what became of the proposal: everything in it is looked at again after the next tick, before which the
     /// caller should have read the changes.
     pub fn unanswered(&mut self, proposal: &Proposal) {
-        for subject in &proposal.subjects {
+        for (op, subject) in proposal.ops.iter().zip(&proposal.subjects) {
             match subject {
                 Subject::Key(k, key) => self.look_again(*k, key),
+                Subject::Session(session) if matches!(op, Op::Settle { .. }) => self.unsettled.push(*session),
                 Subject::Session(session) => self.watches.ask_again(*session),
                 Subject::Group => self.hold_asked = false,
             }

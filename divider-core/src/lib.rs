@@ -50,6 +50,8 @@ pub use error::{ConfigError, Error, InvalidInput, StoreError};
 pub use ids::{Beat, Group, Key, NodeId, Revision, SessionId, Term, Token};
 pub use ledger::{Effects, Ledger};
 pub use memory::{Beats, MemoryStore};
+#[doc(hidden)]
+pub use node::{Machine, Task};
 pub use node::{Node, NodeBuilder};
 pub use op::{Applied, Batch, Change, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView};
 pub use planner::{Balance, MaxInFlight};

@@ -15,7 +15,7 @@
 //! When the session is lost, whatever was running goes to `lost`: it is told with reason `Lost` before any new start, and
 //! the key is not started here again before the program has confirmed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::{
     Assigned, Assignment, Error, Event, Holding, Holdings, Key, Message, Notice, Op, SessionId, Stop, StopReason, Token,
@@ -147,7 +147,8 @@ impl Member {
         let had = self.session.take().is_some();
         self.let_go = None;
         self.outbox.clear();
-        for (key, held) in std::mem::take(&mut self.held) {
+        // Here and below: in order, so that the same history is told in the same way again.
+        for (key, held) in BTreeMap::from_iter(self.held.drain()) {
             self.mourn(key, &held);
         }
         had
@@ -211,7 +212,7 @@ impl Member {
             return;
         }
         self.seq = truth.seq;
-        let mut missing: HashMap<Key, Token> =
+        let mut missing: BTreeMap<Key, Token> =
             self.held.iter().map(|(key, held)| (key.clone(), held.holding.token)).collect();
         for holding in truth.holdings {
             if let_go.get(&holding.key).is_some_and(|token| *token >= holding.token) {
@@ -489,7 +490,7 @@ impl Member {
 
     /// The store knows of the flush, so nothing new can come: the rest is asked to stop.
     pub fn drained(&mut self) {
-        let running: Vec<(Key, Token)> = (self.held.iter())
+        let running: BTreeMap<Key, Token> = (self.held.iter())
             .filter(|(_, held)| held.phase == Phase::Running)
             .map(|(key, held)| (key.clone(), held.holding.token))
             .collect();
@@ -508,7 +509,8 @@ impl Member {
 
     fn decline_unread(&mut self) {
         let unread = |held: &Held| matches!(held.phase, Phase::Queued(_) | Phase::HeldBack);
-        let keys: Vec<Key> = self.held.iter().filter(|(_, held)| unread(held)).map(|(key, _)| key.clone()).collect();
+        let unread = self.held.iter().filter(|(_, held)| unread(held));
+        let keys: BTreeSet<Key> = unread.map(|(key, _)| key.clone()).collect();
         for key in keys {
             self.decline(&key);
         }

@@ -11,6 +11,7 @@
 mod batcher;
 mod beat;
 mod lead;
+mod machine;
 mod observe;
 mod session;
 mod shared;
@@ -28,6 +29,8 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc};
 use tracing::Instrument;
 
+#[doc(hidden)]
+pub use machine::{Machine, Task};
 pub(crate) use observe::target;
 
 use crate::{
@@ -38,6 +41,7 @@ use crate::{
     op::affinity_in_range,
 };
 use batcher::{Request, Then};
+use machine::ThisMachine;
 use session::Opening;
 use shared::Shared;
 
@@ -92,6 +96,7 @@ pub struct NodeBuilder<S> {
     config: NodeConfig,
     source: Option<SourceConfig>,
     clock: Arc<dyn Clock>,
+    machine: Arc<dyn Machine>,
 }
 
 impl<S: Store> NodeBuilder<S> {
@@ -123,6 +128,14 @@ impl<S: Store> NodeBuilder<S> {
         self
     }
 
+    /// Replaces what the node runs on, for simulations.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn machine(mut self, machine: Arc<dyn Machine>) -> Self {
+        self.machine = machine;
+        self
+    }
+
     /// Checks the configuration. Nothing is connected before [`Divider::start`].
     ///
     /// # Errors
@@ -137,7 +150,7 @@ impl<S: Store> NodeBuilder<S> {
         }
         observe::describe();
         let (requests, receiver) = mpsc::unbounded_channel();
-        let shared = Shared::new(Arc::new(self.store), self.config, self.source, self.clock, requests);
+        let shared = Shared::new(Arc::new(self.store), self.config, self.source, self.clock, self.machine, requests);
         let starting = Starting { requests: Some(receiver), opened: false, opening: None };
         let handle = Handle { shared: Arc::new(shared), starting: Mutex::new(starting) };
         Ok(Node { handle: Arc::new(handle) })
@@ -147,7 +160,13 @@ impl<S: Store> NodeBuilder<S> {
 impl Node {
     /// Begins to build a node over a store.
     pub fn builder<S: Store>(store: S) -> NodeBuilder<S> {
-        NodeBuilder { store, config: NodeConfig::default(), source: None, clock: Arc::new(SystemClock) }
+        NodeBuilder {
+            store,
+            config: NodeConfig::default(),
+            source: None,
+            clock: Arc::new(SystemClock),
+            machine: Arc::new(ThisMachine),
+        }
     }
 
     /// The node's settings.
@@ -256,9 +275,9 @@ impl Divider for Node {
         beat::spawn(shared).map_err(unavailable)?;
         let span = || tracing::info_span!(target: target::SESSION, "node", node = %shared.config.node);
         if let Some(requests) = starting.requests.take() {
-            tokio::spawn(batcher::run(shared.clone(), requests).instrument(span()));
+            shared.spawn(batcher::run(shared.clone(), requests).instrument(span()));
         }
-        tokio::spawn(session::run(shared.clone(), session).instrument(span()));
+        shared.spawn(session::run(shared.clone(), session).instrument(span()));
         shared.started();
         Ok(())
     }
@@ -360,6 +379,7 @@ impl Divider for Node {
             Ok::<(), Error>(())
         };
         tokio::select! {
+            biased;
             drained = drained => drained?,
             () = &mut limit => {}
         }

@@ -201,9 +201,12 @@ impl Inner {
             }
         }
         if stop.reason == StopReason::Lost {
-            let running = player.claims.iter().filter(|(_, claim)| !claim.stopped && !claim.ending);
-            player.mourned = running.map(|(key, _)| key.clone()).collect();
             let node = player.node.clone();
+            // A single key is lost alone where a completion took effect without an answer; its node still believes in the rest.
+            let believes = |key: &Key, token| node.upgrade().is_some_and(|node| node.is_current(key, token));
+            let running = player.claims.iter().filter(|(_, claim)| !claim.stopped && !claim.ending);
+            let lost = running.filter(|(key, claim)| !believes(key, claim.token));
+            player.mourned = lost.map(|(key, _)| key.clone()).collect();
             if node.upgrade().is_some_and(|node| node.is_current(key, token)) {
                 self.broken(key, "nobody believes in a key that is lost");
             }

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap},
     time::Duration,
 };
 
@@ -26,9 +26,9 @@ pub(super) struct Board {
     /// Keys that are not due yet, the earliest first. May name a key that has changed since; the key's own time counts.
     schedule: BinaryHeap<Reverse<(u64, KeyIx)>>,
     /// Since when keys are between owners, by request. Few.
-    stops: HashMap<KeyIx, Instant>,
+    stops: BTreeMap<KeyIx, Instant>,
     /// Keys that are to end once their owner has stopped them. Few.
-    removing: HashSet<KeyIx>,
+    removing: BTreeSet<KeyIx>,
     quarantined: usize,
     registered: usize,
     timings: Vec<Timing>,

@@ -434,6 +434,22 @@ fn an_answer_that_never_comes_is_found_out_and_the_keys_are_proposed_again() {
 }
 
 #[test]
+fn a_newcomer_whose_settling_got_no_answer_is_settled_all_the_same() {
+    let mut group = Group::new(config());
+    let session = SessionId::fresh();
+    let joined = group.ledger.apply(&[join(session, "a", 1000, None)], Token(0));
+    group.feed(joined);
+    let settles = |proposal: &Proposal| proposal.ops.iter().any(|op| matches!(op, Op::Settle { .. }));
+    let lost = group.leader.propose(group.now, 10, &group.marks);
+    assert!(settles(&lost));
+    group.leader.unanswered(&lost);
+    let hasty = group.leader.propose(group.now, 10, &group.marks);
+    assert!(hasty.is_empty(), "not before the next tick, since the store is not well");
+    group.pass(100, &[session]);
+    assert!(group.ledger.session(session).unwrap().settled);
+}
+
+#[test]
 fn a_leader_of_an_old_term_is_told_so_and_changes_nothing() {
     let mut group = Group::new(config());
     let a = group.session("a", 1000, None);

@@ -88,7 +88,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::UnboundedReceiv
     loop {
         let first = match next.take() {
             Some(request) => request,
-            None => match tokio::select! { request = requests.recv() => request, () = shared.end() => None } {
+            None => match tokio::select! { biased; () = shared.end() => None, request = requests.recv() => request } {
                 Some(request) => request,
                 None => return,
             },
@@ -105,8 +105,9 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::UnboundedReceiv
             batch.push(request);
         }
         tokio::select! {
-            () = carry(&shared, batch) => {}
+            biased;
             () = shared.end() => return,
+            () = carry(&shared, batch) => {}
         }
     }
 }

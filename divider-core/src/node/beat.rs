@@ -34,9 +34,7 @@ pub(crate) fn spawn(shared: &Shared) -> io::Result<()> {
         leases: shared.lease.subscribe(),
         died: shared.lease_died.clone(),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("divider-beat".into()).spawn(move || runtime.block_on(beat.run()))?;
-    Ok(())
+    shared.machine.beat(Box::pin(beat.run()))
 }
 
 impl Beat {
@@ -47,8 +45,9 @@ impl Beat {
                 Some(lease) => {
                     let mut leases = self.leases.clone();
                     tokio::select! {
-                        () = self.keep(&lease) => self.leases.changed().await.is_err(),
+                        biased;
                         changed = leases.changed() => changed.is_err(),
+                        () = self.keep(&lease) => self.leases.changed().await.is_err(),
                     }
                 }
                 None => self.leases.changed().await.is_err(),

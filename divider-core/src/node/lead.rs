@@ -56,6 +56,7 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
             Ok(Standing { leader: None, .. }) => seen = None,
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = shared.leader_gone.notified() => {}
         }
@@ -169,13 +170,15 @@ impl Reign<'_> {
                     None => std::future::pending().await,
                 }
             });
+            // In this order, so that a busy feed holds up neither the renewal of leadership nor an expiry.
             let step = tokio::select! {
-                hint = feed.next() => self.hear(hint).await,
+                biased;
                 _ = ticks.tick() => self.tick().await,
                 () = &mut wake => {
                     self.leader.tick(self.shared.now());
                     Ok(())
                 }
+                hint = feed.next() => self.hear(hint).await,
                 find = supply.next() => {
                     let ops = supply.compare(find, &self.leader);
                     supply.declare(self.shared, ops);

@@ -20,7 +20,7 @@ pub(crate) struct Opening {
 
 impl Opening {
     pub(crate) fn new(shared: &Shared, old: Option<SessionId>) -> Self {
-        Self { session: SessionId::fresh(), sent: shared.clock.now(), old }
+        Self { session: shared.machine.session(), sent: shared.clock.now(), old }
     }
 
     /// One try.
@@ -58,17 +58,19 @@ impl Opening {
 pub(crate) async fn run(shared: Arc<Shared>, mut session: SessionId) {
     loop {
         let mut tasks = JoinSet::new();
-        tasks.spawn(listen(shared.clone(), session).in_current_span());
-        tasks.spawn(lead::run(shared.clone(), session).in_current_span());
+        tasks.spawn(shared.task(listen(shared.clone(), session).in_current_span()));
+        tasks.spawn(shared.task(lead::run(shared.clone(), session).in_current_span()));
         tokio::select! {
-            () = until_lost(&shared, session) => {}
+            biased;
             () = shared.end() => return,
+            () = until_lost(&shared, session) => {}
         }
         tasks.shutdown().await;
         tracing::warn!(target: target::SESSION, node = %shared.config.node, %session, "lost the session");
         tokio::select! {
-            next = join_again(&shared, session) => session = next,
+            biased;
             () = shared.end() => return,
+            next = join_again(&shared, session) => session = next,
         }
     }
 }
@@ -82,6 +84,7 @@ async fn until_lost(shared: &Shared, session: SessionId) {
         }
         let left = shared.lease_deadline().map(|deadline| deadline.since(shared.clock.now())).unwrap_or_default();
         tokio::select! {
+            biased;
             () = tokio::time::sleep(left) => {}
             () = shared.lease_died.notified() => {}
             _ = changed.changed() => {}
@@ -129,8 +132,9 @@ async fn listen(shared: Arc<Shared>, session: SessionId) {
         resync(&shared, session).await;
         loop {
             let hint = tokio::select! {
-                hint = hints.next() => hint,
+                biased;
                 () = shared.resync.notified() => Some(Hint::Gap),
+                hint = hints.next() => hint,
             };
             match hint {
                 Some(Hint::Message(message)) => {

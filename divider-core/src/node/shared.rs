@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{batcher::Request, observe::Observer};
+use super::{Machine, Task, batcher::Request, observe::Observer};
 use crate::{
     Clock, Instant, Key, NodeConfig, SessionId, Store, Term, Token,
     leader::{Marks, Now},
@@ -26,6 +26,7 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) source: Option<SourceConfig>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) machine: Arc<dyn Machine>,
     pub(crate) observer: Observer,
     state: Mutex<State>,
     /// Ops on their way to the store, in order. Read by the batcher, which ends when the node does.
@@ -65,6 +66,7 @@ impl Shared {
         config: NodeConfig,
         source: Option<SourceConfig>,
         clock: Arc<dyn Clock>,
+        machine: Arc<dyn Machine>,
         requests: mpsc::UnboundedSender<Request>,
     ) -> Self {
         let back = config.quarantine.map_or(Duration::from_secs(10), |quarantine| quarantine.within) + config.lease * 2;
@@ -75,6 +77,7 @@ impl Shared {
             config,
             source,
             clock,
+            machine,
             state: Mutex::new(state),
             requests,
             lease: watch::Sender::new(None),
@@ -89,6 +92,16 @@ impl Shared {
             started: AtomicBool::new(false),
             altered: AtomicU64::new(0),
         }
+    }
+
+    /// Spawns a task that nobody waits for.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.task(task));
+    }
+
+    /// What is to be spawned so that `task` runs.
+    pub(crate) fn task(&self, task: impl Future<Output = ()> + Send + 'static) -> Task {
+        self.machine.task(Box::pin(task))
     }
 
     pub(crate) fn now(&self) -> Now {

@@ -42,7 +42,7 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> Supply {
     let mode = shared.source.as_ref().map_or(SourceMode::AddOnly, |config| config.mode);
     let reader = shared.source.clone().map(|config| {
         let (turn, node) = (turn.clone(), shared.config.node.clone());
-        tokio::spawn(async move {
+        let task = async move {
             loop {
                 match turn.acquire().await {
                     Ok(permit) => permit.forget(),
@@ -69,7 +69,8 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> Supply {
                 }
                 tokio::time::sleep_until(next).await;
             }
-        })
+        };
+        tokio::spawn(shared.task(task))
     });
     Supply { mode, finds, turn, said: HashMap::new(), hasher: RandomState::new(), reader }
 }
@@ -116,7 +117,8 @@ impl Supply {
     pub(super) fn declare(&mut self, shared: &Arc<Shared>, ops: Vec<Op>) {
         let (shared, turn) = (shared.clone(), self.turn.clone());
         let session = shared.with(|member| member.session());
-        tokio::spawn(async move {
+        let spawner = shared.clone();
+        spawner.spawn(async move {
             for ops in ops.chunks(limits::MAX_BATCH_OPS) {
                 if let Err(error) = shared.submit(ops.to_vec(), session, Then::Nothing).await {
                     tracing::warn!(target: target::SOURCE, node = %shared.config.node, %error, "could not declare work");

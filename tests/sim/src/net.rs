@@ -1,0 +1,382 @@
+//! The network between the nodes and the store: every call is a request and an answer, each of which may be late, lost or
+//! doubled, and a request that is on its way goes on when its sender dies.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use divider_core::{
+    Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Outcome, Page, Record, Revision,
+    SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use crate::{
+    dice::Dice,
+    exec::{Exec, Pid},
+    server::{Loss, Server},
+    trace::Trace,
+};
+
+/// How often things go wrong, in thousandths, and by how much, in microseconds.
+#[derive(Clone, Debug, Default)]
+pub struct Weather {
+    /// Usual way of a request or an answer.
+    pub latency: u64,
+    /// Requests and answers that take much longer, and how long.
+    pub late: u64,
+    /// See `late`.
+    pub lateness: u64,
+    /// Requests that are lost.
+    pub lost_requests: u64,
+    /// Answers that are lost: the effect is unknown.
+    pub lost_answers: u64,
+    /// Batches that the server gets once more, later.
+    pub doubled: u64,
+    /// Hints that are lost.
+    pub lost_hints: u64,
+    /// Hints that come twice.
+    pub doubled_hints: u64,
+    /// Hints that are overtaken by others.
+    pub late_hints: u64,
+}
+
+/// The network and the server behind it.
+pub struct Net {
+    /// What runs it.
+    pub exec: Arc<Exec>,
+    /// What happened.
+    pub trace: Trace,
+    /// The server.
+    pub server: Mutex<Server>,
+    state: Mutex<State>,
+    /// After this long without an answer a call has failed.
+    call_limit: Duration,
+}
+
+struct State {
+    dice: Dice,
+    weather: Weather,
+    /// Nothing answers.
+    down: bool,
+    /// Raised when the server restarts and when all is healed: what was on its way then has been lost.
+    spell: u64,
+    /// Raised when the server is emptied: a join that was on its way then has been lost. See TESTING.md for why.
+    emptied: u64,
+    /// Processes that reach nobody.
+    cut_off: BTreeSet<Pid>,
+    feeds: BTreeMap<u64, mpsc::UnboundedSender<Hint>>,
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Net").finish_non_exhaustive()
+    }
+}
+
+/// What becomes of a message.
+enum Way {
+    Lost,
+    After(Duration),
+}
+
+impl Net {
+    /// A network around a new server.
+    pub fn new(exec: &Arc<Exec>, trace: &Trace, dice: Dice, weather: Weather, call_limit: Duration) -> Arc<Self> {
+        let state = State {
+            dice,
+            weather,
+            down: false,
+            spell: 0,
+            emptied: 0,
+            cut_off: BTreeSet::new(),
+            feeds: BTreeMap::new(),
+        };
+        Arc::new(Self {
+            exec: exec.clone(),
+            trace: trace.clone(),
+            server: Mutex::default(),
+            state: Mutex::new(state),
+            call_limit,
+        })
+    }
+
+    /// Changes the weather.
+    pub fn set_weather(&self, weather: Weather) {
+        self.state.lock().weather = weather;
+    }
+
+    /// Whether the server answers.
+    pub fn set_down(&self, down: bool) {
+        self.state.lock().down = down;
+    }
+
+    /// Whether a process reaches the server.
+    pub fn cut_off(&self, pid: Pid, cut: bool) {
+        let mut state = self.state.lock();
+        if cut {
+            state.cut_off.insert(pid);
+        } else {
+            state.cut_off.remove(&pid);
+        }
+    }
+
+    /// All is well again.
+    pub fn heal(&self, weather: Weather) {
+        let mut state = self.state.lock();
+        state.weather = weather;
+        state.down = false;
+        state.spell += 1;
+        state.cut_off.clear();
+    }
+
+    /// The server comes back with what it has, in a new lineage. Its connections are gone, and what was on its way with them;
+    /// only the word that empties a server leaves them standing.
+    pub fn begin_lineage(&self, loss: Loss) {
+        self.server.lock().begin_lineage(loss);
+        let mut state = self.state.lock();
+        if loss == Loss::Everything {
+            state.emptied += 1;
+        } else {
+            state.spell += 1;
+        }
+        drop(state);
+        self.deliver();
+    }
+
+    /// Drops all subscriptions at the server.
+    pub fn cut_feeds(&self) {
+        self.server.lock().cut_feeds();
+        self.deliver();
+    }
+
+    fn way(&self, pid: Pid, answer: bool) -> Way {
+        let mut state = self.state.lock();
+        let State { dice, weather, down, cut_off, .. } = &mut *state;
+        let lost = if answer { weather.lost_answers } else { weather.lost_requests };
+        let kind = if answer { "answer lost" } else { "request lost" };
+        if *down || cut_off.contains(&pid) {
+            return Way::Lost;
+        }
+        if dice.permille(lost) {
+            self.trace.fault(kind);
+            return Way::Lost;
+        }
+        let mut micros = dice.between(weather.latency / 2, weather.latency);
+        if dice.permille(weather.late) {
+            self.trace.fault(if answer { "answer late" } else { "request late" });
+            micros += dice.below(weather.lateness);
+        }
+        Way::After(Duration::from_micros(micros))
+    }
+
+    /// Passes on what the server has to tell its subscribers.
+    fn deliver(&self) {
+        let (hints, cut) = {
+            let mut server = self.server.lock();
+            if server.hints.is_empty() && server.cut.is_empty() {
+                return;
+            }
+            (std::mem::take(&mut server.hints), std::mem::take(&mut server.cut))
+        };
+        let mut state = self.state.lock();
+        for (to, hint) in hints {
+            let Some(feed) = state.feeds.get(&to).cloned() else { continue };
+            let State { dice, weather, down, .. } = &mut *state;
+            if *down || dice.permille(weather.lost_hints) {
+                self.trace.fault("hint lost");
+                continue;
+            }
+            if dice.permille(weather.doubled_hints) {
+                self.trace.fault("hint doubled");
+                let _ = feed.send(hint.clone());
+            }
+            if dice.permille(weather.late_hints) {
+                self.trace.fault("hint reordered");
+                let late = Duration::from_micros(dice.below(weather.lateness));
+                self.exec.spawn_world(async move {
+                    tokio::time::sleep(late).await;
+                    let _ = feed.send(hint);
+                });
+            } else {
+                let _ = feed.send(hint);
+            }
+        }
+        for number in cut {
+            state.feeds.remove(&number);
+        }
+    }
+
+    /// What the server does with a request, and what has to be looked at after it.
+    fn serve<T>(&self, pid: Pid, what: &'static str, serve: impl FnOnce(&mut Server) -> T) -> T {
+        let mut server = self.server.lock();
+        let answer = serve(&mut server);
+        let revision = server.ledger().revision().0;
+        let disagreement = server.disagreement.take();
+        drop(server);
+        self.trace.note(self.exec.now(), what, &[pid, revision], || format!("by {pid}, now at revision {revision}"));
+        if let Some(disagreement) = disagreement {
+            self.trace.broken(disagreement);
+        }
+        self.deliver();
+        answer
+    }
+
+    async fn call<T: Send + 'static>(
+        self: &Arc<Self>,
+        pid: Pid,
+        what: &'static str,
+        serve: impl Fn(&mut Server) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let net = self.clone();
+        let there = self.way(pid, false);
+        let (sent, again) = {
+            let mut state = self.state.lock();
+            let State { dice, weather, .. } = &mut *state;
+            let again = (matches!(what, "apply" | "join") && dice.permille(weather.doubled))
+                .then(|| Duration::from_micros(dice.below(weather.lateness)));
+            ((state.spell, state.emptied), again)
+        };
+        let arrives = move |net: &Net| {
+            let state = net.state.lock();
+            !state.down && state.spell == sent.0 && (what != "join" || state.emptied == sent.1)
+        };
+        self.exec.spawn_world(async move {
+            let Way::After(time) = there else {
+                // Nobody answers, and nobody says so either.
+                std::future::pending::<()>().await;
+                return;
+            };
+            tokio::time::sleep(time).await;
+            if !arrives(&net) {
+                std::future::pending::<()>().await;
+            }
+            let result = net.serve(pid, what, &serve);
+            if let Way::After(time) = net.way(pid, true) {
+                tokio::time::sleep(time).await;
+                let _ = reply.send(result);
+            } else if again.is_none() {
+                std::future::pending::<()>().await;
+            }
+            if let Some(later) = again {
+                tokio::time::sleep(later).await;
+                if arrives(&net) {
+                    net.trace.fault("request doubled");
+                    net.serve(pid, "again", &serve);
+                }
+            }
+        });
+        match tokio::time::timeout(self.call_limit, answer).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(_)) => Err(StoreError::Unavailable { message: "the answer was lost".into(), source: None }),
+            Err(_) => Err(StoreError::Timeout { limit: self.call_limit }),
+        }
+    }
+}
+
+/// One process's way to the store.
+#[derive(Debug)]
+pub struct Line {
+    net: Arc<Net>,
+    pid: Pid,
+}
+
+impl Line {
+    /// A line of a process.
+    pub fn new(net: &Arc<Net>, pid: Pid) -> Self {
+        Self { net: net.clone(), pid }
+    }
+}
+
+/// Ops in a few words.
+fn brief(ops: &[Op], outcomes: &[Outcome]) -> String {
+    let each = ops.iter().zip(outcomes).map(|(op, outcome)| {
+        let op = format!("{op:?}");
+        format!("\n      {op} => {outcome:?}")
+    });
+    each.collect()
+}
+
+#[async_trait]
+impl Store for Line {
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+
+    async fn open(&self) -> Result<(), StoreError> {
+        self.net.call(self.pid, "open", |_| ()).await
+    }
+
+    async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
+        let what = if ops.iter().any(|op| matches!(op, Op::Join { .. })) { "join" } else { "apply" };
+        let (ops, pid, net) = (ops.to_vec(), self.pid, self.net.clone());
+        let serve = move |server: &mut Server| {
+            let applied = server.apply(&ops);
+            net.trace.note(net.exec.now(), "ops", &[pid, ops.len() as u64], || brief(&ops, &applied.outcomes));
+            applied
+        };
+        self.net.call(self.pid, what, serve).await
+    }
+
+    async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
+        self.net.call(self.pid, "renew", move |server| server.renew(session)).await?
+    }
+
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+        self.net.call(self.pid, "poll", move |server| server.poll(session, claim)).await?
+    }
+
+    async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
+        self.net.call(self.pid, "resign", move |server| server.resign(session, term)).await
+    }
+
+    async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
+        self.net.call(self.pid, "beats", |server| server.beats()).await
+    }
+
+    async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
+        self.net.call(self.pid, "holdings", move |server| server.holdings(session)).await?
+    }
+
+    async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
+        self.net.call(self.pid, "changes", move |server| server.changes(since)).await
+    }
+
+    async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
+        self.net.call(self.pid, "scan", move |server| server.scan(cursor.as_ref())).await?
+    }
+
+    async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
+        let keys = keys.to_vec();
+        let serve = move |server: &mut Server| keys.iter().map(|key| server.ledger().record(key).cloned()).collect();
+        self.net.call(self.pid, "records", serve).await
+    }
+
+    async fn stats(&self) -> Result<Stats, StoreError> {
+        self.net.call(self.pid, "stats", |server| server.stats()).await
+    }
+
+    async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
+        self.net.call(self.pid, "listed", move |server| server.ledger().quarantined(limit)).await
+    }
+
+    async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
+        let net = self.net.clone();
+        let serve = move |server: &mut Server| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            net.state.lock().feeds.insert(server.subscribe(topic), sender);
+            receiver
+        };
+        let receiver = self.net.call(self.pid, "subscribe", serve).await?;
+        Ok(Box::pin(UnboundedReceiverStream::new(receiver)))
+    }
+
+    async fn close(&self) {}
+}

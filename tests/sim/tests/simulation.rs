@@ -1,0 +1,96 @@
+//! A short share of the simulation with every run of the tests. `simulate` runs more, and `DIVIDER_SEED=7` replays one
+//! with its log:
+//!
+//! ```text
+//! DIVIDER_SEED=7 cargo run --release -p divider-sim
+//! cargo run --release -p divider-sim -- --seconds 600
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Beginning here, so that it is not the seeds of the long runs over again.
+const FIRST: u64 = 1_000_000_000;
+/// So many that each kind of fault comes up, in a few seconds; a debug build is some ten times slower.
+const SEEDS: u64 = if cfg!(debug_assertions) { 500 } else { 5000 };
+
+/// Faults of which a share this short must have met some.
+const KINDS: [&str; 26] = [
+    "affinity changed",
+    "answer late",
+    "answer lost",
+    "crash",
+    "crash between two steps",
+    "cut off",
+    "drained",
+    "feeds cut",
+    "hint doubled",
+    "hint lost",
+    "hint reordered",
+    "leader deposed",
+    "new lineage from a backup",
+    "new lineage, everything lost",
+    "new lineage, nothing lost",
+    "newcomer",
+    "rebalance",
+    "request doubled",
+    "request late",
+    "request lost",
+    "restart",
+    "runtime blocked",
+    "store down",
+    "suspended",
+    "wall clock jumps",
+    "work removed",
+];
+
+#[test]
+fn no_rule_is_broken_whatever_fails() {
+    if let Some(seed) = std::env::var("DIVIDER_SEED").ok().and_then(|seed| seed.parse().ok()) {
+        let report = divider_sim::run(seed, true);
+        println!("{}", report.lines.unwrap_or_default());
+        assert_eq!(report.violation, None, "seed {seed}");
+        return;
+    }
+    let next = AtomicU64::new(FIRST);
+    let faults: Mutex<BTreeMap<&str, u64>> = Mutex::default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= FIRST + SEEDS {
+                        return;
+                    }
+                    let report = divider_sim::run(seed, false);
+                    if let Some(violation) = report.violation {
+                        panic!("replay with DIVIDER_SEED={seed}: {violation}");
+                    }
+                    let mut faults = faults.lock().unwrap();
+                    for (kind, count) in report.faults {
+                        *faults.entry(kind).or_default() += count;
+                    }
+                }
+            });
+        }
+    });
+    let faults = faults.into_inner().unwrap();
+    println!("{SEEDS} seeds, {} faults: {faults:?}", faults.values().sum::<u64>());
+    for kind in KINDS {
+        assert!(faults.contains_key(kind), "no seed met the fault {kind:?}");
+    }
+}
+
+#[test]
+fn a_seed_replays_to_the_same_trace() {
+    for seed in 0..100 {
+        let (first, second) = (divider_sim::run(seed, false), divider_sim::run(seed, true));
+        assert_eq!((first.hash, first.steps), (second.hash, second.steps), "seed {seed}");
+    }
+}
