@@ -235,6 +235,7 @@ checks! {
     }
     drain {
         a_flush_stops_every_key_and_returns_when_all_are_confirmed,
+        work_that_takes_long_to_stop_stops_side_by_side,
         a_flush_gives_back_unread_starts_silently,
         a_flush_ends_at_its_time_limit_and_names_what_is_left,
         confirming_and_completing_after_the_flush_are_told_apart,

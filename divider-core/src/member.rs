@@ -488,15 +488,10 @@ impl Member {
         self.decline_unread();
     }
 
-    /// The store knows of the flush, so nothing new can come: the rest is asked to stop.
-    pub fn drained(&mut self) {
-        let running: BTreeMap<Key, Token> = (self.held.iter())
-            .filter(|(_, held)| held.phase == Phase::Running)
-            .map(|(key, held)| (key.clone(), held.holding.token))
-            .collect();
-        for (key, token) in running {
-            self.told_to_stop(&key, token, StopReason::Flushed);
-        }
+    /// What runs and has not been asked to stop, in order.
+    pub fn running(&self) -> BTreeMap<Key, Token> {
+        let running = self.held.iter().filter(|(_, held)| held.phase == Phase::Running);
+        running.map(|(key, held)| (key.clone(), held.holding.token)).collect()
     }
 
     /// The store has acknowledged an affinity. At 0, unread starts go back.

@@ -10,6 +10,7 @@
 
 mod batcher;
 mod beat;
+mod drain;
 mod lead;
 mod machine;
 mod observe;
@@ -368,8 +369,7 @@ impl Divider for Node {
         });
         let drained = async {
             if let Some(session) = session {
-                let drain = shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained);
-                tokio::join!(drain, shared.hand_over(session)).0?;
+                shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained).await?;
             }
             // What was lost meanwhile may still be running here, so it is waited for as well.
             while !shared.with(|member| member.is_idle()) && !shared.has_ended() {
@@ -398,6 +398,9 @@ impl Divider for Node {
             member.drain();
             (member.session(), !member.assigned().is_empty())
         });
+        if !acting {
+            drain::last_word(shared).await;
+        }
         let leading = *shared.leading.lock();
         shared.shut_down();
         if let Some(session) = session {

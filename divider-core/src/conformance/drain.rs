@@ -35,6 +35,26 @@ pub async fn a_flush_stops_every_key_and_returns_when_all_are_confirmed<B: Backe
     trial.until("a drained node may still declare work", async || second.count() == 14).await;
 }
 
+pub async fn work_that_takes_long_to_stop_stops_side_by_side<B: Backend>(trial: Trial<B>) {
+    trial.end_hold().await;
+    let mut seat = trial.node(|_| {}).await;
+    let work = (0..200).map(|i| Work::new(format!("key {i}")).unwrap()).collect();
+    seat.add_work(work).await.unwrap();
+    seat.starts(200).await;
+    let node = seat.node.clone();
+    let flush = tokio::spawn(async move { node.flush().await });
+    // Nothing is confirmed before all have been told.
+    let mut stops = Vec::new();
+    while stops.len() < 200 {
+        stops.push(seat.stop().await);
+    }
+    assert!(stops.iter().all(|stop| stop.reason == StopReason::Flushed) && !flush.is_finished());
+    for stop in stops {
+        seat.confirm(&stop.key, stop.token).await;
+    }
+    assert!(soon("the flush", flush).await.unwrap().unwrap().unconfirmed.is_empty());
+}
+
 pub async fn a_flush_gives_back_unread_starts_silently<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
     let mut first = trial.node(|_| {}).await;

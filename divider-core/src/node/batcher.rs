@@ -4,11 +4,14 @@
 //! What an answer means for the member is settled here and not in the program's futures, so that a dropped future loses
 //! nothing: once an op is in the queue, it is carried to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::shared::Shared;
+use super::{drain, shared::Shared};
 use crate::{Error, InvalidInput, Key, Op, Outcome, Refusal, SessionId, StopReason, StoreError, Token, limits};
 
 /// What the answer means for this node.
@@ -93,6 +96,8 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::UnboundedReceiv
                 None => return,
             },
         };
+        // Whoever is about to ask at the same moment, such as a program that confirms many stops, goes along.
+        tokio::task::yield_now().await;
         let (mut ops, mut bytes) = (first.ops.len(), first.bytes());
         let mut batch = vec![first];
         while let Ok(request) = requests.try_recv() {
@@ -113,7 +118,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::UnboundedReceiv
 }
 
 /// Applies a batch, again and again until it is known what became of it or nobody wants to know any more.
-async fn carry(shared: &Shared, mut batch: Vec<Request>) {
+async fn carry(shared: &Arc<Shared>, mut batch: Vec<Request>) {
     let began = shared.clock.now();
     let mut pause = Duration::from_millis(5);
     let mut again = false;
@@ -144,6 +149,7 @@ async fn carry(shared: &Shared, mut batch: Vec<Request>) {
         let ops: Vec<Op> = batch.iter().flat_map(|request| request.ops.iter().cloned()).collect();
         match shared.observer.call("apply", shared.store.apply(&ops)).await {
             Ok(applied) => {
+                shared.applied.fetch_max(applied.revision.0, Ordering::Relaxed);
                 let mut outcomes = applied.outcomes.into_iter();
                 for request in batch {
                     let mine = outcomes.by_ref().take(request.ops.len()).collect();
@@ -169,7 +175,7 @@ async fn carry(shared: &Shared, mut batch: Vec<Request>) {
 
 impl Request {
     /// Draws the consequences of an answer, and passes it on. `again` says that the ops may have been applied before.
-    fn settle(self, shared: &Shared, answer: Result<Vec<Outcome>, Error>, again: bool) {
+    fn settle(self, shared: &Arc<Shared>, answer: Result<Vec<Outcome>, Error>, again: bool) {
         let refusal = match answer.as_ref().map(|outcomes| outcomes.first()) {
             Ok(Some(Outcome::Refused(refusal))) => Some(*refusal),
             _ => None,
@@ -188,7 +194,7 @@ impl Request {
 }
 
 fn consequences(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     then: &Then,
     answer: Result<Vec<Outcome>, Error>,
     refusal: Option<Refusal>,
@@ -269,7 +275,7 @@ fn consequences(
         },
         Then::Drained => {
             // Without a session there is nothing to drain, and none will be opened any more.
-            shared.with(|member| member.drained());
+            shared.spawn(drain::stop_all(shared.clone()));
             match answer {
                 Err(Error::NoSession) => Ok(Vec::new()),
                 answer => answer,

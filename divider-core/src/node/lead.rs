@@ -12,7 +12,7 @@ use tracing::Instrument;
 
 use super::{observe::target, shared::Shared, supply};
 use crate::{
-    Claim, Hint, HintStream, Instant, SessionId, Sighting, Standing, StoreError, Term, Topic,
+    Claim, Hint, HintStream, Instant, Revision, SessionId, Sighting, Standing, StoreError, Term, Topic,
     leader::{Deposed, Fed, Leader},
     limits,
 };
@@ -113,6 +113,7 @@ impl Seen {
 async fn lead(shared: &Arc<Shared>, session: SessionId, term: Term, deposed: Option<Deposed>) {
     tracing::info!(target: target::LEADER, node = %shared.config.node, %session, %term, "leads");
     *shared.leading.lock() = Some(term);
+    shared.rested.send_replace(Some(Revision(0)));
     shared.observer.leading(true);
     let _guard = Leading(shared);
     loop {
@@ -137,6 +138,7 @@ struct Leading<'a>(&'a Shared);
 impl Drop for Leading<'_> {
     fn drop(&mut self) {
         *self.0.leading.lock() = None;
+        self.0.rested.send_replace(None);
         self.0.observer.leading(false);
     }
 }
@@ -339,6 +341,7 @@ impl Reign<'_> {
             let late = self.shared.clock.now().since(self.ticked) >= self.shared.config.poll_interval();
             if proposal.is_empty() {
                 self.shared.observer.timings(self.leader.take_timings());
+                self.shared.rested.send_replace(Some(self.leader.revision()));
                 return Ok(());
             }
             match self.shared.observer.call("propose", self.shared.store.apply(&proposal.ops)).await {

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Machine, Task, batcher::Request, observe::Observer};
 use crate::{
-    Clock, Instant, Key, NodeConfig, SessionId, Store, Term, Token,
+    Clock, Instant, Key, NodeConfig, Revision, SessionId, Store, Term, Token,
     leader::{Marks, Now},
     lease::Lease,
     member::{Member, Queue},
@@ -45,6 +45,10 @@ pub(crate) struct Shared {
     pub(crate) ended: watch::Sender<bool>,
     /// The term in which this node leads.
     pub(crate) leading: Mutex<Option<Term>>,
+    /// Up to which revision this node, leading, has found nothing more to do. `None` while it does not lead.
+    pub(crate) rested: watch::Sender<Option<Revision>>,
+    /// Revision of the last batch that this node's own ops have come to.
+    pub(crate) applied: AtomicU64,
     pub(crate) marks: Mutex<Marks>,
     /// Number of the last message that the store had sent at the last poll.
     pub(crate) expected: AtomicU64,
@@ -87,6 +91,8 @@ impl Shared {
             leader_gone: Notify::new(),
             ended: watch::Sender::new(false),
             leading: Mutex::new(None),
+            rested: watch::Sender::new(None),
+            applied: AtomicU64::new(0),
             marks: Mutex::new(Marks::new(back)),
             expected: AtomicU64::new(0),
             started: AtomicBool::new(false),
@@ -182,15 +188,6 @@ impl Shared {
         }
         self.follow_up(state, before);
         event
-    }
-
-    /// Gives leadership up, if this node has it: whoever leads next reads the group while the keys are still being stopped
-    /// here, and can give them out as soon as they are free. Best effort: at the latest the end of the session does it.
-    pub(crate) async fn hand_over(&self, session: SessionId) {
-        let leading = *self.leading.lock();
-        if let Some(term) = leading {
-            let _ = self.observer.call("resign", self.store.resign(session, term)).await;
-        }
     }
 
     /// Whether the program may act on the key at this moment.

@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use divider_tests::{history::quantile, process::now};
 
-use super::{Bed, figure};
+use super::{Bed, figure, pause};
 use crate::backend::{Backend, Server};
 
 fn drain<B: Backend>(of_leader: bool) {
     let mut bed = Bed::<B>::new(&["--tick-ms", "100"]);
     let ids = bed.nodes(5, &[]);
     bed.add(ids[0], 2500, Duration::from_secs(20));
+    // Nodes that drain have been running for a while.
+    pause(1000);
     let leader = bed.fleet.leader().expect("somebody leads");
     let leaver = if of_leader { leader } else { *ids.iter().find(|id| **id != leader).expect("there are five") };
     let asked = bed.fleet.terminate(leaver);
