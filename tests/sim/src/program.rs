@@ -92,6 +92,8 @@ pub struct Program {
     wants_nothing: AtomicBool,
     /// Changes of affinity that are under way.
     asking: AtomicUsize,
+    /// Number of the newest change of affinity: an older one whose task comes late has nothing more to say.
+    wish: AtomicUsize,
 }
 
 impl Program {
@@ -118,6 +120,7 @@ impl Program {
             draining: AtomicBool::new(false),
             wants_nothing: AtomicBool::new(affinity == 0),
             asking: AtomicUsize::new(0),
+            wish: AtomicUsize::new(0),
         })
     }
 
@@ -345,15 +348,16 @@ impl Program {
     /// Changes the node's affinity, if patient again and again until that succeeds.
     pub fn want(self: &Arc<Self>, affinity: u32, patient: bool) {
         self.asking.fetch_add(1, Ordering::Relaxed);
+        let wish = self.wish.fetch_add(1, Ordering::Relaxed) + 1;
         let program = self.clone();
         self.spawn(async move {
-            program.ask(affinity, patient).await;
+            program.ask(wish, affinity, patient).await;
             program.asking.fetch_sub(1, Ordering::Relaxed);
         });
     }
 
-    async fn ask(&self, affinity: u32, patient: bool) {
-        loop {
+    async fn ask(&self, wish: usize, affinity: u32, patient: bool) {
+        while self.wish.load(Ordering::Relaxed) == wish {
             match self.node.set_affinity(affinity.into()).await {
                 Ok(()) => {
                     self.note("affinity", &Key::new("-").expect("a key"), Token(affinity.into()), || {
