@@ -167,8 +167,7 @@ impl Task {
                     }
                     Some(command) => {
                         if !self.obey(open, command).await {
-                            cut(line.take());
-                            self.signal(|signal| signal.gaps += 1);
+                            self.broke_off(line.take());
                         }
                     }
                 },
@@ -177,9 +176,7 @@ impl Task {
                     // Whatever it was, it may have swallowed something; and the lock is gone.
                     Ok(None) | Err(_) => {
                         tracing::warn!(target: "divider::postgres", "the connection for locks and notifications broke off");
-                        cut(line.take());
-                        self.lanes.distrust();
-                        self.signal(|signal| signal.gaps += 1);
+                        self.broke_off(line.take());
                     }
                 },
             }
@@ -224,6 +221,13 @@ impl Task {
         self.failing = false;
         self.signal(|signal| signal.gaps += 1);
         Ok(line)
+    }
+
+    /// However that was noticed: the others of this node are probably no better, and something may have been missed.
+    fn broke_off(&self, line: Option<Line>) {
+        cut(line);
+        self.lanes.distrust();
+        self.signal(|signal| signal.gaps += 1);
     }
 
     /// After a failed attempt: answers whoever waits, and pauses. True where the task is to end.

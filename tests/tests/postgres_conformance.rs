@@ -1,7 +1,10 @@
 //! The suite that every backend runs, over PostgreSQL: on a private server, or in the database that
 //! `DIVIDER_POSTGRES_URL` names, whose role may make a schema.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use divider_core::{Group, conformance::Backend};
 use divider_postgres::{PostgresStore, migrate};
@@ -38,7 +41,9 @@ impl Backend for Postgres {
     type Store = PostgresStore;
 
     async fn store(&self, group: &Group) -> PostgresStore {
-        PostgresStore::builder(&self.url, group.clone()).build().expect("a valid configuration")
+        // Long enough for a machine that runs many checks at once; renewals have a shorter limit of their own.
+        let builder = PostgresStore::builder(&self.url, group.clone()).call_timeout(Duration::from_secs(5));
+        builder.build().expect("a valid configuration")
     }
 
     fn leads_by_lease(&self) -> bool {
