@@ -9,8 +9,10 @@ use divider_tests::process::now;
 use super::{Bed, figure, pause};
 use crate::backend::Backend;
 
-/// Kills nodes one after the other, every second time the leader, and starts a new one for each.
-pub(crate) fn kill<B: Backend>(lease: Duration, kills: usize, keys: usize, bound: Duration, args: &[&str]) {
+/// Kills nodes one after the other, every second time the leader, and starts a new one for each. `DIVIDER_KILLS` says how
+/// many, if not 6.
+pub(crate) fn kill<B: Backend>(lease: Duration, keys: usize, bound: Duration, args: &[&str]) {
+    let kills = std::env::var("DIVIDER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
     let lease_ms = lease.as_millis().to_string();
     // The keys' owners keep dying here, which is not the keys' fault.
     let args = [&["--tick-ms", "100", "--no-quarantine", "--lease-ms", &lease_ms], args].concat();
@@ -51,11 +53,11 @@ pub(crate) fn kill<B: Backend>(lease: Duration, kills: usize, keys: usize, bound
 
 pub(crate) fn the_keys_of_a_killed_node_run_elsewhere_within_the_lease_and_half_a_second<B: Backend>() {
     let lease = Duration::from_secs(3);
-    kill::<B>(lease, 20, 1000, lease + Duration::from_millis(500), &[]);
+    kill::<B>(lease, 1000, lease + Duration::from_millis(500), &[]);
 }
 
 pub(crate) fn with_a_lease_of_half_a_second_they_do_within_a_second<B: Backend>() {
-    kill::<B>(Duration::from_millis(500), 20, 500, Duration::from_secs(1), &[]);
+    kill::<B>(Duration::from_millis(500), 500, Duration::from_secs(1), &[]);
 }
 
 /// Stops a node in its tracks for two leases: it must not act on its word when it wakes up.

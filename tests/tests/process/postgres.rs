@@ -19,7 +19,7 @@ const BACKENDS: &str = "FROM pg_stat_activity WHERE application_name = 'divider'
 #[test]
 fn with_a_lock_delay_of_200_ms_the_keys_of_a_killed_node_run_elsewhere_within_700() {
     let args = ["--lock-delay-ms", "200"];
-    deaths::kill::<PostgresServer>(Duration::from_secs(3), 20, 500, Duration::from_millis(700), &args);
+    deaths::kill::<PostgresServer>(Duration::from_secs(3), 500, Duration::from_millis(700), &args);
 }
 
 #[test]
