@@ -32,10 +32,13 @@ pub(crate) fn kill<B: Backend>(lease: Duration, keys: usize, bound: Duration, ar
         let times = if victim == leader { &mut of_leaders } else { &mut of_others };
         times.extend(taken.into_iter().map(|(key, time)| time.unwrap_or_else(|| panic!("nobody has {key}"))));
         drop(said);
-        let newcomer = bed.spawn_ready(1, &[])[0];
-        // The next one to die may be this one, and it should have something to lose by then.
-        bed.fleet.wait("the newcomer to get its share", Duration::from_secs(10), |fleet, said| {
-            said.history.running(|id| fleet.lives(id)).into_values().flatten().any(|owner| owner == newcomer)
+        bed.spawn_ready(1, &[]);
+        // Any one may be the next to die, and should have something to lose by then. Not the newcomer alone may have
+        // nothing: where an election takes longer than the lease, all have lost their sessions.
+        bed.fleet.wait("every node to get its share", Duration::from_secs(20), |fleet, said| {
+            let running = said.history.running(|id| fleet.lives(id));
+            let owners: std::collections::HashSet<_> = running.into_values().flatten().collect();
+            fleet.living().iter().all(|id| owners.contains(id))
         });
         bed.fleet.wait_all_run(keys, Duration::from_secs(10));
     }
