@@ -162,6 +162,7 @@ checks! {
     }
     membership {
         joining_again_changes_nothing_and_an_ended_session_stays_ended,
+        a_late_copy_of_a_join_does_not_bring_a_forgotten_session_back,
         an_unknown_or_ended_session_can_do_nothing,
         a_session_is_expired_only_while_its_beat_stands_still,
         renewals_wake_nobody_and_raise_no_revision,

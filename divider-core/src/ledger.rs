@@ -8,7 +8,9 @@
 //! # How
 //! A session that ends takes nothing with it: its keys keep its name, and every rule treats a key in the name of an ended
 //! session as free. So the end of a session costs the same whether it held one key or a million, and the keys change
-//! hands one batch at a time. The ended session is remembered until no key is in its name any more.
+//! hands one batch at a time. The ended session is remembered until no key is in its name any more. A copy of its join
+//! that comes later still must not begin it anew; so a join names a revision that its node has seen, and is refused where
+//! any session has ended since. That takes one number, where remembering all sessions would take more and more.
 //!
 //! Tokens, revisions and messages are numbered by the ledger. `floor` lets a backend raise tokens to a number of its own
 //! that never goes back, so that they go on rising even where the store has forgotten its past.
@@ -42,6 +44,8 @@ pub struct Ledger {
     /// The newest batches, for readers that fell behind; see [`limits::CHANGE_LOG`].
     log: VecDeque<Batch>,
     logged: u64,
+    /// When a session last ended. Whoever has seen this has not seen a session begin that has been forgotten since.
+    ended: Revision,
 }
 
 /// What came of a batch: the answer to the caller, and what others are to be told.
@@ -101,7 +105,11 @@ impl Ledger {
             for session in alive {
                 tx.end_session(session, Token::ABOVE_ALL);
             }
-            tx.set_group(GroupView { leader: None, hold: true, ..tx.ledger.group });
+            // Forgotten sessions have ended, too.
+            tx.ledger.ended = Revision(tx.ledger.revision.0 + 1);
+            // Said in any case: the revision rises, so that a join of before is told from one of after.
+            tx.ledger.group = GroupView { leader: None, hold: true, ..tx.ledger.group };
+            tx.changes.push(Change::Group(tx.ledger.group));
             Vec::new()
         })
     }
@@ -300,6 +308,8 @@ impl Tx<'_> {
     fn end_session(&mut self, session: SessionId, healthy_below: Token) {
         let Some(s) = self.ledger.sessions.get_mut(&session) else { return };
         s.view.ended = Some(healthy_below);
+        // The revision that this batch will have.
+        self.ledger.ended = Revision(self.ledger.revision.0 + 1);
         self.changes.push(Change::Session(s.view.clone()));
         self.notify(session, Notice::Ended);
         if self.ledger.group.leader == Some(session) {

@@ -39,6 +39,9 @@ pub enum Op {
         capacity: Option<u32>,
         /// How long it may be silent, in milliseconds.
         lease_ms: u32,
+        /// A revision of the group that the node has been told. Refused as [`Late`](Refusal::Late) where a session has
+        /// ended since: this may then be an old copy, of a session that has ended and been forgotten.
+        seen: Revision,
     },
     /// Sets the affinity, once for each number.
     SetAffinity {
@@ -269,6 +272,10 @@ pub enum Refusal {
     /// The affinity would leave its range; this is what it would have become.
     #[error("the affinity would be {0}")]
     AffinityOutOfRange(i64),
+    /// A session has ended since the revision that the join names, or the group has never been there: join again with the
+    /// revision that came with this answer.
+    #[error("a session has ended since the join was made")]
+    Late,
 }
 
 /// What became of a batch of ops.

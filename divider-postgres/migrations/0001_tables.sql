@@ -22,6 +22,8 @@ CREATE TABLE groups (
     term        bigint NOT NULL DEFAULT 0,
     leader      uuid,
     hold        boolean NOT NULL DEFAULT false,
+    -- The revision at which a session last ended.
+    ended       bigint NOT NULL DEFAULT 0,
     registered  bigint NOT NULL DEFAULT 0,
     quarantined bigint NOT NULL DEFAULT 0,
     -- How many changes the log holds.

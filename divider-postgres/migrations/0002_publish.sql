@@ -83,7 +83,7 @@ BEGIN
         INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']')
     ), kept AS (
         UPDATE groups SET lineage = g.lineage, revision = g.revision, token = g.token, term = g.term, leader = g.leader,
-                          hold = g.hold, registered = g.registered, quarantined = g.quarantined, logged = g.logged
+                          hold = g.hold, ended = g.ended, registered = g.registered, quarantined = g.quarantined, logged = g.logged
         WHERE id = g.id
     )
     SELECT count(pg_notify(channel(g.secret, n.topic), n.number::text)) INTO woken

@@ -31,8 +31,12 @@ END $$;
 -- Ends a living session. Its keys keep its name; it is forgotten once no key is in it.
 CREATE FUNCTION end_session(d draft, who uuid, healthy_below bigint) RETURNS draft LANGUAGE plpgsql AS $$
 DECLARE
+    g groups := d.g;
     s sessions;
 BEGIN
+    -- The revision that this batch will have.
+    g.ended := g.revision + 1;
+    d.g := g;
     DELETE FROM beats b WHERE b.group_id = (d.g).id AND b.session = who;
     UPDATE sessions SET ended = healthy_below WHERE group_id = (d.g).id AND session = who RETURNING * INTO s;
     d := say(d, session_json(s));
@@ -71,6 +75,11 @@ BEGIN
     IF kind = 5 THEN -- Join
         IF s.session IS NOT NULL THEN
             code := CASE WHEN alive THEN 1 ELSE 12 END;
+            RETURN;
+        END IF;
+        -- The column of terms says which revision the node has seen.
+        IF term < g.ended OR term > g.revision THEN
+            code := 22;
             RETURN;
         END IF;
         INSERT INTO sessions (group_id, session, node, affinity, capacity, lease_ms) VALUES (g.id, who, node, a, b, c)
@@ -178,6 +187,8 @@ BEGIN
     g.term := greatest(g.term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
     g.revision := greatest(g.revision, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
     g.hold := true;
+    -- Forgotten sessions have ended, too.
+    g.ended := g.revision + 1;
     g.logged := 0;
     DELETE FROM changes x WHERE x.group_id = g.id;
     d := ROW(g, '', 0, '{}', '{}', true)::draft;

@@ -10,7 +10,7 @@
 
 use std::{sync::Weak, time::Duration};
 
-use divider_core::{Key, NodeId, Op, SessionId, Term, Token, Work};
+use divider_core::{Key, NodeId, Op, Revision, SessionId, Term, Token, Work};
 use sqlx::{Connection, PgConnection};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -71,7 +71,7 @@ fn everything() -> Vec<Op> {
     let session = SessionId(Uuid::nil());
     let (term, token) = (Term(0), Token(1));
     vec![
-        Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 1000 },
+        Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 1000, seen: Revision(0) },
         Op::Add(Work::from(key.clone())),
         Op::Assign { term, key: key.clone(), session },
         Op::Confirm { session, key, token, started: true },

@@ -130,7 +130,7 @@ fn ops() -> Vec<Op> {
         Op::Remove { key: key.clone() },
         Op::Retry { key: key.clone() },
         Op::Rebalance,
-        Op::Join { session, node: node(), affinity: 1000, capacity: Some(7), lease_ms: 3000 },
+        Op::Join { session, node: node(), affinity: 1000, capacity: Some(7), lease_ms: 3000, seen: Revision(1 << 20) },
         Op::SetAffinity { session, number: 2, affinity: 5 },
         Op::AlterAffinity { session, number: 3, delta: -6 },
         Op::Drain { session },
@@ -163,6 +163,7 @@ fn outcomes() -> Vec<Outcome> {
         Refusal::StillBeating,
         Refusal::Holding,
         Refusal::AffinityOutOfRange(-1),
+        Refusal::Late,
     ];
     let mut outcomes = vec![Outcome::Done, Outcome::Unchanged, Outcome::Affinity(5), Outcome::Granted(TOKEN)];
     outcomes.extend(refusals.map(Outcome::Refused));
@@ -280,7 +281,8 @@ fn ledger() -> Ledger {
     let mut ledger = Ledger::new();
     let session = session();
     let other = SessionId(Uuid::from_u128(7));
-    let join = |session| Op::Join { session, node: node(), affinity: 1000, capacity: None, lease_ms: 3000 };
+    let join =
+        |session| Op::Join { session, node: node(), affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0) };
     ledger.apply(&[join(session), join(other), Op::Add(work())], Token(0));
     let (term, _) = ledger.lead(session, Term(0));
     let term = term.unwrap();

@@ -219,7 +219,12 @@ impl<'a> Run<'a> {
             Op::Expire { session, beat, .. } => *beat != beats.get(session).copied().unwrap_or_default(),
             _ => false,
         };
-        let reach: Vec<Op> = ops.iter().filter(|op| !moved(op)).cloned().collect();
+        let mut reach: Vec<Op> = ops.iter().filter(|op| !moved(op)).cloned().collect();
+        for op in &mut reach {
+            if let Op::Join { seen, .. } = op {
+                seen.0 = seen.0.saturating_sub(self.ahead);
+            }
+        }
         let first = outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Granted(token) => Some(Token(token.0 - 1)),
             _ => None,
@@ -545,6 +550,12 @@ impl<'a> Run<'a> {
                 affinity: self.dice.of(&[0, 1, 1000, 1000, 1000, limits::MAX_AFFINITY]),
                 capacity: self.dice.of(&[None, None, None, Some(0), Some(2), Some(u32::MAX)]),
                 lease_ms: self.dice.of(&[1, 3000, u32::MAX]),
+                seen: Revision(match self.dice.below(8) {
+                    0 => self.read.0.saturating_sub(1),
+                    1 => self.read.0.saturating_sub(self.dice.next() % 10),
+                    2 => self.read.0 + 1,
+                    _ => self.read.0,
+                }),
             },
             21..=23 => {
                 let number = self.alterations.saturating_sub(self.dice.below(2) as u64) + 1;

@@ -51,7 +51,8 @@ async fn calls() {
     let sessions: Vec<SessionId> = (0..NODES).map(|_| SessionId::fresh()).collect();
     for &session in &sessions {
         let node = NodeId::new("node").unwrap();
-        let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000 };
+        let seen = store.apply(&[]).await.unwrap().revision;
+        let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen };
         store.apply(&[join]).await.unwrap();
     }
     let leader = sessions[0];

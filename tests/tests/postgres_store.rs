@@ -48,9 +48,11 @@ fn store(server: &PostgresServer, name: &str) -> PostgresStore {
     PostgresStore::builder(server.url(), group(name)).build().unwrap()
 }
 
-fn join(session: SessionId) -> Op {
+/// A join of one who knows where the group stands.
+async fn join(store: &PostgresStore, session: SessionId) -> Op {
     let node = NodeId::new("node").unwrap();
-    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000 }
+    let seen = store.apply(&[]).await.unwrap().revision;
+    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen }
 }
 
 fn add(name: impl AsRef<str>) -> Op {
@@ -60,7 +62,7 @@ fn add(name: impl AsRef<str>) -> Op {
 async fn joined(store: &PostgresStore) -> SessionId {
     store.open().await.unwrap();
     let session = SessionId::fresh();
-    store.apply(&[join(session)]).await.unwrap();
+    store.apply(&[join(store, session).await]).await.unwrap();
     session
 }
 
@@ -181,7 +183,7 @@ async fn assert_new_lineage(store: &PostgresStore, old: SessionId, last: Token, 
     assert_eq!(store.beats().await.unwrap(), []);
 
     let session = SessionId::fresh();
-    store.apply(&[join(session), add("k")]).await.unwrap();
+    store.apply(&[join(store, session).await, add("k")]).await.unwrap();
     let term = take(store, session).await.unwrap().unwrap();
     assert!(term > page.group.term);
     let assign = Op::Assign { term, key: key("k"), session };
@@ -383,7 +385,7 @@ async fn groups_never_see_each_other_even_with_the_same_sessions() {
     let session = SessionId::fresh();
     for store in &stores {
         store.open().await.unwrap();
-        store.apply(&[join(session), add("q/k")]).await.unwrap();
+        store.apply(&[join(store, session).await, add("q/k")]).await.unwrap();
         // Each has a lock of its own.
         let term = take(store, session).await.unwrap().unwrap();
         assert_eq!(store.apply(&[Op::Assign { term, key: key("q/k"), session }]).await.unwrap().outcomes.len(), 1);

@@ -68,7 +68,8 @@ async fn figures() {
 
     let session = SessionId::fresh();
     let node = divider_core::NodeId::new("node").unwrap();
-    client.apply(&[Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 3000 }]).await.unwrap();
+    let seen = client.apply(&[]).await.unwrap().revision;
+    client.apply(&[Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 3000, seen }]).await.unwrap();
     let began = Instant::now();
     let renewals = (0..200).map(|_| async {
         for _ in 0..20 {

@@ -34,9 +34,11 @@ fn store(server: &RedisServer, name: &str) -> RedisStore {
     RedisStore::builder(server.url(), group(name)).build().unwrap()
 }
 
-fn join(session: SessionId) -> Op {
+/// A join of one who knows where the group stands.
+async fn join(store: &RedisStore, session: SessionId) -> Op {
     let node = NodeId::new("node").unwrap();
-    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000 }
+    let seen = store.apply(&[]).await.unwrap().revision;
+    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen }
 }
 
 fn add(name: impl AsRef<str>) -> Op {
@@ -47,7 +49,7 @@ fn add(name: impl AsRef<str>) -> Op {
 async fn leading(store: &RedisStore) -> (SessionId, Term) {
     store.open().await.unwrap();
     let session = SessionId::fresh();
-    store.apply(&[join(session)]).await.unwrap();
+    store.apply(&[join(store, session).await]).await.unwrap();
     let standing = store.poll(session, Claim::Take { stale: None }).await.unwrap();
     let term = standing.leader.unwrap().term;
     store.apply(&[Op::EndHold { term }]).await.unwrap();
@@ -78,7 +80,7 @@ async fn assert_new_lineage(store: &RedisStore, old: SessionId, last: Token, rev
 
     let old_term = page.group.term;
     let session = SessionId::fresh();
-    store.apply(&[join(session), add("k")]).await.unwrap();
+    store.apply(&[join(store, session).await, add("k")]).await.unwrap();
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     assert!(term > old_term);
     let assign = Op::Assign { term, key: key("k"), session };
@@ -133,7 +135,7 @@ async fn only_the_last_32_fates_of_a_key_are_kept() {
     let mut expected = 0_u32;
     for i in 0..40 {
         let session = SessionId::fresh();
-        store.apply(&[join(session)]).await.unwrap();
+        store.apply(&[join(&store, session).await]).await.unwrap();
         let token = granted(&store, term, session, "k").await;
         let died = i % 3 != 0;
         let end = if died {
@@ -146,7 +148,7 @@ async fn only_the_last_32_fates_of_a_key_are_kept() {
     }
     // The last fate is written down with the next grant.
     let session = SessionId::fresh();
-    store.apply(&[join(session)]).await.unwrap();
+    store.apply(&[join(&store, session).await]).await.unwrap();
     granted(&store, term, session, "k").await;
     let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
     assert_eq!((record.view.fates, record.view.attempts), (expected, 41));
@@ -332,7 +334,7 @@ async fn a_leader_that_resigns_or_ends_is_announced() {
     let store = store(&server, "/leader/");
     let (leader, term) = leading(&store).await;
     let other = SessionId::fresh();
-    store.apply(&[join(other)]).await.unwrap();
+    store.apply(&[join(&store, other).await]).await.unwrap();
     let mut hints = store.hints(Topic::Session(other)).await.unwrap();
     store.resign(leader, term).await.unwrap();
     assert_eq!(timeout(SOON, hints.next()).await.unwrap(), Some(Hint::LeaderGone));
@@ -358,7 +360,7 @@ async fn groups_never_see_each_other_whatever_they_are_called() {
         all.push((name, store, hints));
     }
     for (name, store, _) in &all {
-        store.apply(&[join(session), add(name)]).await.unwrap();
+        store.apply(&[join(store, session).await, add(name)]).await.unwrap();
     }
     for (name, store, hints) in &mut all {
         let page = store.scan(None).await.unwrap();

@@ -23,7 +23,7 @@ impl<S: Store> Clerk<S> {
         let store = trial.store().await;
         soon("the store to open", store.open()).await.unwrap();
         let clerk = Self { store, session: SessionId::fresh(), term: Term(0) };
-        assert_eq!(clerk.one(clerk.joining(affinity, capacity)).await, Outcome::Done);
+        assert_eq!(clerk.one(clerk.joining(affinity, capacity).await).await, Outcome::Done);
         clerk
     }
 
@@ -34,9 +34,11 @@ impl<S: Store> Clerk<S> {
         clerk
     }
 
-    pub(super) fn joining(&self, affinity: u32, capacity: Option<u32>) -> Op {
+    /// A join of one who knows where the group stands.
+    pub(super) async fn joining(&self, affinity: u32, capacity: Option<u32>) -> Op {
         let node = NodeId::new("clerk").unwrap();
-        Op::Join { session: self.session, node, affinity, capacity, lease_ms: 10_000 }
+        let seen = self.apply(&[]).await.revision;
+        Op::Join { session: self.session, node, affinity, capacity, lease_ms: 10_000, seen }
     }
 
     /// Takes the leadership, and ends the hold that a fresh group may begin with.

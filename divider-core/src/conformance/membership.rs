@@ -1,14 +1,16 @@
 //! Sessions and affinity at the store: joining, ending, expiring, late copies of changes, and leadership.
 
 use super::{Backend, Clerk, Trial};
-use crate::{Beat, Claim, Key, Op, Outcome, Refusal, SessionId, Store, StoreError, Term, Token, limits};
+use crate::{
+    Applied, Beat, Claim, Key, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Token, limits,
+};
 
 const ENDED: Outcome = Outcome::Refused(Refusal::SessionEnded);
 
 pub async fn joining_again_changes_nothing_and_an_ended_session_stays_ended<B: Backend>(trial: Trial<B>) {
     let clerk = Clerk::leading(&trial).await;
     let other = Clerk::join_as(&trial, 5, Some(3)).await;
-    assert_eq!(other.one(other.joining(9, None)).await, Outcome::Unchanged);
+    assert_eq!(other.one(other.joining(9, None).await).await, Outcome::Unchanged);
     let (_, sessions, _) = clerk.scan().await;
     let view = sessions.iter().find(|view| view.session == other.session).unwrap();
     assert_eq!((view.affinity, view.capacity, view.lease_ms), (5, Some(3), 10_000));
@@ -17,7 +19,7 @@ pub async fn joining_again_changes_nothing_and_an_ended_session_stays_ended<B: B
     let key = clerk.add("a").await;
     let token = clerk.assign(&key, other.session).await;
     assert_eq!(other.one(Op::End { session: other.session }).await, Outcome::Done);
-    assert_eq!(other.one(other.joining(9, None)).await, ENDED);
+    assert_eq!(other.one(other.joining(9, None).await).await, ENDED);
     assert_eq!(clerk.one(Op::Confirm { session: other.session, key: key.clone(), token, started: true }).await, ENDED);
     assert_eq!(clerk.one(Op::End { session: other.session }).await, ENDED);
     // Its key is as good as pending, and the next grant lets it be forgotten.
@@ -26,6 +28,25 @@ pub async fn joining_again_changes_nothing_and_an_ended_session_stays_ended<B: B
     assert!(clerk.assign(&key, clerk.session).await > token);
     let (_, sessions, _) = clerk.scan().await;
     assert_eq!(sessions.iter().map(|view| view.session).collect::<Vec<_>>(), [clerk.session]);
+}
+
+pub async fn a_late_copy_of_a_join_does_not_bring_a_forgotten_session_back<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::join(&trial).await;
+    let copy = clerk.joining(9, None).await;
+    assert_eq!(clerk.one(Op::End { session: clerk.session }).await, Outcome::Done);
+    let late = Outcome::Refused(Refusal::Late);
+    let Applied { outcomes, revision } = clerk.apply(&[copy.clone()]).await;
+    assert_eq!(outcomes, [late]);
+    assert!(clerk.scan().await.1.is_empty());
+    // Whoever it is: all who have not seen the end are refused, and told what they have not seen; and nobody can have
+    // seen what has not been yet.
+    let Op::Join { node, affinity, capacity, lease_ms, .. } = copy else { panic!("a join") };
+    let session = SessionId::fresh();
+    for (seen, outcome) in [(revision.0 - 1, late), (revision.0 + 1, late), (revision.0, Outcome::Done)] {
+        let (node, seen) = (node.clone(), Revision(seen));
+        let join = Op::Join { session, node, affinity, capacity, lease_ms, seen };
+        assert_eq!(clerk.one(join).await, outcome, "{seen:?} of {revision:?}");
+    }
 }
 
 pub async fn an_unknown_or_ended_session_can_do_nothing<B: Backend>(trial: Trial<B>) {

@@ -33,7 +33,7 @@ impl Group {
     fn new(config: NodeConfig) -> Self {
         let mut ledger = Ledger::new();
         let boss = SessionId::fresh();
-        ledger.apply(&[join(boss, "boss", 0, None)], Token(0));
+        ledger.apply(&[join(boss, "boss", 0, None, Revision(0))], Token(0));
         let (term, _) = ledger.lead(boss, Term(0));
         let mut group = Self {
             leader: Leader::new(config, term.unwrap(), None),
@@ -67,7 +67,8 @@ impl Group {
     /// Another leader takes over, which knows only what the ledger and the beats tell.
     fn depose(&mut self, config: NodeConfig, deposed: Option<Deposed>) {
         let boss = SessionId::fresh();
-        self.ledger.apply(&[join(boss, "boss", 0, None)], Token(0));
+        let seen = self.ledger.revision();
+        self.ledger.apply(&[join(boss, "boss", 0, None, seen)], Token(0));
         let (term, _) = self.ledger.lead(boss, Term(0));
         self.leader = Leader::new(config, term.unwrap(), deposed);
         self.load();
@@ -75,7 +76,7 @@ impl Group {
 
     fn session(&mut self, name: &str, affinity: u32, capacity: Option<u32>) -> SessionId {
         let session = SessionId::fresh();
-        self.apply(&[join(session, name, affinity, capacity)]);
+        self.apply(&[join(session, name, affinity, capacity, self.ledger.revision())]);
         session
     }
 
@@ -177,8 +178,8 @@ impl Group {
     }
 }
 
-fn join(session: SessionId, name: &str, affinity: u32, capacity: Option<u32>) -> Op {
-    Op::Join { session, node: NodeId::new(name).unwrap(), affinity, capacity, lease_ms: LEASE_MS }
+fn join(session: SessionId, name: &str, affinity: u32, capacity: Option<u32>, seen: Revision) -> Op {
+    Op::Join { session, node: NodeId::new(name).unwrap(), affinity, capacity, lease_ms: LEASE_MS, seen }
 }
 
 fn names(count: usize) -> Vec<String> {
@@ -437,7 +438,7 @@ fn an_answer_that_never_comes_is_found_out_and_the_keys_are_proposed_again() {
 fn a_newcomer_whose_settling_got_no_answer_is_settled_all_the_same() {
     let mut group = Group::new(config());
     let session = SessionId::fresh();
-    let joined = group.ledger.apply(&[join(session, "a", 1000, None)], Token(0));
+    let joined = group.ledger.apply(&[join(session, "a", 1000, None, Revision(1))], Token(0));
     group.feed(joined);
     let settles = |proposal: &Proposal| proposal.ops.iter().any(|op| matches!(op, Op::Settle { .. }));
     let lost = group.leader.propose(group.now, 10, &group.marks);

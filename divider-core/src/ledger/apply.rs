@@ -2,8 +2,8 @@
 
 use super::{Session, Tx, holding};
 use crate::{
-    Blob, Change, GroupView, Key, Notice, Op, Outcome, Record, Refusal, SessionId, SessionView, State, StopReason,
-    Term, Token, Work, limits,
+    Blob, Change, GroupView, Key, Notice, Op, Outcome, Record, Refusal, Revision, SessionId, SessionView, State,
+    StopReason, Term, Token, Work, limits,
 };
 
 type Decision = Result<Outcome, Refusal>;
@@ -34,16 +34,19 @@ impl Tx<'_> {
             Op::Remove { key } => self.remove(key),
             Op::Retry { key } => self.retry(key),
             Op::Rebalance => self.rebalance(),
-            Op::Join { session, node, affinity, capacity, lease_ms } => self.join(SessionView {
-                session: *session,
-                node: node.clone(),
-                affinity: *affinity,
-                capacity: *capacity,
-                lease_ms: *lease_ms,
-                draining: false,
-                settled: false,
-                ended: None,
-            }),
+            Op::Join { session, node, affinity, capacity, lease_ms, seen } => {
+                let view = SessionView {
+                    session: *session,
+                    node: node.clone(),
+                    affinity: *affinity,
+                    capacity: *capacity,
+                    lease_ms: *lease_ms,
+                    draining: false,
+                    settled: false,
+                    ended: None,
+                };
+                self.join(view, *seen)
+            }
             Op::SetAffinity { session, number, affinity } => {
                 self.change_affinity(*session, *number, |_| i64::from(*affinity))
             }
@@ -149,9 +152,12 @@ impl Tx<'_> {
         Ok(if settled.is_empty() { Outcome::Unchanged } else { Outcome::Done })
     }
 
-    fn join(&mut self, view: SessionView) -> Decision {
+    fn join(&mut self, view: SessionView, seen: Revision) -> Decision {
         if let Some(known) = self.ledger.sessions.get(&view.session) {
             return if known.is_alive() { Ok(Outcome::Unchanged) } else { Err(Refusal::SessionEnded) };
+        }
+        if seen < self.ledger.ended || seen > self.ledger.revision {
+            return Err(Refusal::Late);
         }
         self.changes.push(Change::Session(view.clone()));
         self.ledger.sessions.insert(view.session, Session::new(view));

@@ -3,7 +3,7 @@ use std::collections::{HashMap, VecDeque};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Effects, Ledger, NodeId, Term, Work};
+use crate::{Effects, Ledger, NodeId, Revision, Term, Work};
 
 fn key(name: &str) -> Key {
     Key::new(name).unwrap()
@@ -256,7 +256,7 @@ impl World {
     fn new() -> Self {
         let mut ledger = Ledger::new();
         let boss = SessionId::fresh();
-        ledger.apply(&[join(boss, 0)], Token(0));
+        ledger.apply(&[join(boss, 0, Revision(0))], Token(0));
         let (term, _) = ledger.lead(boss, Term(0));
         let mut world = Self {
             ledger,
@@ -290,7 +290,7 @@ impl World {
             return;
         }
         let session = SessionId::fresh();
-        self.apply(join(session, self.member.affinity()));
+        self.apply(join(session, self.member.affinity(), self.ledger.revision()));
         self.member.joined(session);
         self.sent_to = Some(session);
         self.hints.clear();
@@ -477,8 +477,8 @@ impl World {
     }
 }
 
-fn join(session: SessionId, affinity: u32) -> Op {
-    Op::Join { session, node: NodeId::new("n").unwrap(), affinity, capacity: None, lease_ms: 1000 }
+fn join(session: SessionId, affinity: u32, seen: Revision) -> Op {
+    Op::Join { session, node: NodeId::new("n").unwrap(), affinity, capacity: None, lease_ms: 1000, seen }
 }
 
 proptest! {

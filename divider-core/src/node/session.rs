@@ -1,13 +1,16 @@
 //! The life of a node's sessions: join, listen, and after a loss join again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures_util::StreamExt;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use super::{batcher::Then, lead, observe::target, shared::Shared};
-use crate::{Hint, Instant, Op, Outcome, SessionId, StoreError, Topic};
+use crate::{Hint, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic};
 
 /// A session that is being opened. Kept from one try to the next, so that one whose answer was lost is not left behind.
 pub(crate) struct Opening {
@@ -16,39 +19,48 @@ pub(crate) struct Opening {
     sent: Instant,
     /// The session before, whose keys this node acts on no more.
     old: Option<SessionId>,
+    /// The newest revision that this node has been told.
+    seen: Revision,
 }
 
 impl Opening {
     pub(crate) fn new(shared: &Shared, old: Option<SessionId>) -> Self {
-        Self { session: shared.machine.session(), sent: shared.clock.now(), old }
+        let seen = Revision(shared.applied.load(Ordering::Relaxed));
+        Self { session: shared.machine.session(), sent: shared.clock.now(), old, seen }
     }
 
     /// One try.
     pub(crate) async fn join(&mut self, shared: &Shared) -> Result<SessionId, StoreError> {
-        if shared.deadline(self.sent) <= shared.clock.now() {
-            // An earlier try may have opened it, but it would be dead by now.
-            *self = Self { old: Some(self.session), ..Self::new(shared, None) };
-        }
         let config = &shared.config;
-        let end = self.old.map(|session| Op::End { session });
-        let join = Op::Join {
-            session: self.session,
-            node: config.node.clone(),
-            affinity: shared.with(|member| member.affinity()),
-            capacity: config.capacity,
-            lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
-        };
-        let ops: Vec<Op> = end.into_iter().chain([join]).collect();
-        let applied = shared.observer.call("join", shared.store.apply(&ops)).await?;
-        match applied.outcomes.last() {
-            Some(Outcome::Done | Outcome::Unchanged) => {
-                shared.joined(self.session, shared.deadline(self.sent));
-                tracing::info!(target: target::SESSION, node = %config.node, session = %self.session, "joined");
-                Ok(self.session)
+        loop {
+            if shared.deadline(self.sent) <= shared.clock.now() {
+                // An earlier try may have opened it, but it would be dead by now.
+                *self = Self { old: Some(self.session), ..Self::new(shared, None) };
             }
-            _ => {
-                *self = Self::new(shared, self.old);
-                Err(StoreError::SessionEnded)
+            let join = Op::Join {
+                session: self.session,
+                node: config.node.clone(),
+                affinity: shared.with(|member| member.affinity()),
+                capacity: config.capacity,
+                lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
+                seen: self.seen,
+            };
+            // The end comes second: the join is refused where any session has ended since `seen`.
+            let ops: Vec<Op> = [join].into_iter().chain(self.old.map(|session| Op::End { session })).collect();
+            let applied = shared.observer.call("join", shared.store.apply(&ops)).await?;
+            shared.applied.store(applied.revision.0, Ordering::Relaxed);
+            match applied.outcomes.first() {
+                Some(Outcome::Done | Outcome::Unchanged) => {
+                    shared.joined(self.session, shared.deadline(self.sent));
+                    tracing::info!(target: target::SESSION, node = %config.node, session = %self.session, "joined");
+                    return Ok(self.session);
+                }
+                // What a node that comes new to a group always hears if anybody was ever there before.
+                Some(Outcome::Refused(Refusal::Late)) => self.seen = applied.revision,
+                _ => {
+                    *self = Self::new(shared, self.old);
+                    return Err(StoreError::SessionEnded);
+                }
             }
         }
     }

@@ -128,9 +128,11 @@ fn row(op: &Op) -> (i16, Row<'_>) {
         Op::Remove { key } => (2, Row { name: Some(key.as_str()), ..none() }),
         Op::Retry { key } => (3, Row { name: Some(key.as_str()), ..none() }),
         Op::Rebalance => (4, none()),
-        Op::Join { session, node, affinity, capacity, lease_ms } => (
+        Op::Join { session, node, affinity, capacity, lease_ms, seen } => (
             5,
             Row {
+                // The column of terms is the one that a join has no use for.
+                term: Some(number(seen.0)),
                 name: Some(node.as_str()),
                 a: Some((*affinity).into()),
                 b: capacity.map(Into::into),

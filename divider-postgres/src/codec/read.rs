@@ -43,6 +43,7 @@ fn outcome(code: i16, value: Option<i64>) -> Option<Outcome> {
         19 => Refusal::StillBeating,
         20 => Refusal::Holding,
         21 => Refusal::AffinityOutOfRange(value?),
+        22 => Refusal::Late,
         _ => return None,
     }))
 }

@@ -253,6 +253,7 @@ fn outcome(op: &Op, code: u64, value: u64) -> Read<Outcome> {
             Op::SetAffinity { affinity, .. } => i64::from(*affinity),
             _ => return Err(corrupt("another outcome")),
         }),
+        22 => Refusal::Late,
         _ => return Err(corrupt("an outcome")),
     }))
 }

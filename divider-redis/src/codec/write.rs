@@ -48,13 +48,14 @@ impl Writer {
             Op::Remove { key } => self.op(2, 1).bytes(key.as_str().as_bytes()),
             Op::Retry { key } => self.op(3, 1).bytes(key.as_str().as_bytes()),
             Op::Rebalance => self.op(4, 0),
-            Op::Join { session, node, affinity, capacity, lease_ms } => self
-                .op(5, 5)
+            Op::Join { session, node, affinity, capacity, lease_ms, seen } => self
+                .op(5, 6)
                 .session(*session)
                 .bytes(node.as_str().as_bytes())
                 .number((*affinity).into())
                 .signed(capacity.map_or(-1, i64::from))
-                .number((*lease_ms).into()),
+                .number((*lease_ms).into())
+                .number(seen.0),
             Op::SetAffinity { session, number, affinity } => {
                 self.op(6, 3).session(*session).number(*number).number((*affinity).into())
             }

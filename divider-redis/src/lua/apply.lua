@@ -5,7 +5,7 @@ local ops = cmsgpack.unpack(ARGV[2])
 -- What is answered for an op: a code, and for some codes a number.
 local DONE, UNCHANGED, IS_AFFINITY, IS_GRANTED = 0, 1, 2, 3
 local UNKNOWN_KEY, STALE_TOKEN, SESSION_ENDED, NOT_TAKING, NO_ROOM, NOT_FREE, NOT_QUARANTINED, NOT_STOPPING, OLD_TERM,
-  STILL_BEATING, HOLDING, OUT_OF_RANGE = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21
+  STILL_BEATING, HOLDING, OUT_OF_RANGE, LATE = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22
 local MAX_AFFINITY = 2147483647
 -- What a key of a living session, or one without, is in the answer of `standing`.
 local FREE, OWNED, ASIDE = 0, 1, 2
@@ -275,6 +275,9 @@ local apply = {
     local s = session(id)
     if s then
       return s[ENDED] < 0 and UNCHANGED or SESSION_ENDED
+    end
+    if op[7] < ended or op[7] > revision then
+      return LATE
     end
     s = { op[3], op[4], op[5], op[6], 0, 0, -1, 0, 0, 0, 0 }
     sessions[id] = s

@@ -24,7 +24,7 @@ local NODE, AFFINITY, CAPACITY, LEASE, DRAINING, SETTLED, ENDED, SEQ, ALTERED, H
 local KEY, KEY_GONE, SESSION, SESSION_GONE, GROUP = 0, 1, 2, 3, 4
 local GRANTED, STOP, TAKEN, OVER = 0, 1, 2, 3
 
-local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format')
+local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended')
 if m[10] and m[10] ~= '1' then
   return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
 end
@@ -32,6 +32,8 @@ local lineage = m[1]
 local revision, token, term = tonumber(m[2] or 0), tonumber(m[3] or 0), tonumber(m[4] or 0)
 local leader, leader_beat, hold = m[5] or '', tonumber(m[6] or 0), m[7] == '1'
 local logged, floor = tonumber(m[8] or 0), tonumber(m[9] or 0)
+-- When a session last ended.
+local ended = tonumber(m[11] or 0)
 local clock = redis.call('TIME')
 -- Microseconds: faster than anything here can count, so that numbers which start from it never come twice.
 local now = clock[1] * 1000000 + clock[2]
@@ -95,8 +97,9 @@ local function session_changed(id, s)
   change(pack(SESSION, id, pack(s)))
 end
 
-local function set_group(new_term, new_leader, new_hold)
-  if new_term == term and new_leader == leader and new_hold == hold then
+-- `anyway` says it even where nothing is different.
+local function set_group(new_term, new_leader, new_hold, anyway)
+  if not anyway and new_term == term and new_leader == leader and new_hold == hold then
     return
   end
   leader_gone = leader_gone or (leader ~= '' and new_leader == '')
@@ -127,6 +130,9 @@ end
 
 local function end_session(id, s, healthy_below)
   s[ENDED] = healthy_below
+  -- The revision that this batch will have.
+  ended = revision + 1
+  meta_dirty.ended = ended
   dirty_beats[id] = false
   session_changed(id, s)
   notify(id, pack(OVER))
@@ -247,13 +253,16 @@ if found ~= lineage then
   revision, token, logged = floor, floor, 0
   meta_dirty.lineage, meta_dirty.format, meta_dirty.floor = lineage, '1', floor
   meta_dirty.revision, meta_dirty.token, meta_dirty.logged = revision, token, logged
+  -- Forgotten sessions have ended, too.
+  ended = revision + 1
+  meta_dirty.ended = ended
   for _, id in ipairs(all_sessions()) do
     local s = alive(id)
     if s then
       end_session(id, s, ABOVE_ALL)
     end
   end
-  set_group(term, '', true)
+  set_group(term, '', true, true)
   redis.call('HSET', META, 'leader_beat', 0)
   redis.call('DEL', LOG, BEATS)
   commit()

@@ -67,8 +67,6 @@ struct State {
     down: bool,
     /// Raised when the server restarts and when all is healed: what was on its way then has been lost.
     spell: u64,
-    /// Raised when the server is emptied: a join that was on its way then has been lost. See TESTING.md for why.
-    emptied: u64,
     /// Processes that reach nobody.
     cut_off: BTreeSet<Pid>,
     feeds: BTreeMap<u64, mpsc::UnboundedSender<Hint>>,
@@ -89,15 +87,7 @@ enum Way {
 impl Net {
     /// A network around a new server.
     pub fn new(exec: &Arc<Exec>, trace: &Trace, dice: Dice, weather: Weather, call_limit: Duration) -> Arc<Self> {
-        let state = State {
-            dice,
-            weather,
-            down: false,
-            spell: 0,
-            emptied: 0,
-            cut_off: BTreeSet::new(),
-            feeds: BTreeMap::new(),
-        };
+        let state = State { dice, weather, down: false, spell: 0, cut_off: BTreeSet::new(), feeds: BTreeMap::new() };
         Arc::new(Self {
             exec: exec.clone(),
             trace: trace.clone(),
@@ -140,13 +130,9 @@ impl Net {
     /// only the word that empties a server leaves them standing.
     pub fn begin_lineage(&self, loss: Loss) {
         self.server.lock().begin_lineage(loss);
-        let mut state = self.state.lock();
-        if loss == Loss::Everything {
-            state.emptied += 1;
-        } else {
-            state.spell += 1;
+        if loss != Loss::Everything {
+            self.state.lock().spell += 1;
         }
-        drop(state);
         self.deliver();
     }
 
@@ -242,11 +228,11 @@ impl Net {
             let State { dice, weather, .. } = &mut *state;
             let again = (matches!(what, "apply" | "join") && dice.permille(weather.doubled))
                 .then(|| Duration::from_micros(dice.below(weather.lateness)));
-            ((state.spell, state.emptied), again)
+            (state.spell, again)
         };
         let arrives = move |net: &Net| {
             let state = net.state.lock();
-            !state.down && state.spell == sent.0 && (what != "join" || state.emptied == sent.1)
+            !state.down && state.spell == sent
         };
         self.exec.spawn_world(async move {
             let Way::After(time) = there else {

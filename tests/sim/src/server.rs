@@ -169,8 +169,13 @@ impl Server {
     pub fn apply(&mut self, ops: &[Op]) -> Applied {
         let led = self.ledger.group().leader;
         let refused: Vec<Option<Refusal>> = ops.iter().map(|op| self.beats.check(op).err()).collect();
-        let allowed: Vec<Op> =
+        let mut allowed: Vec<Op> =
             ops.iter().zip(&refused).filter(|(_, refused)| refused.is_none()).map(|(op, _)| op.clone()).collect();
+        for op in &mut allowed {
+            if let Op::Join { seen, .. } = op {
+                seen.0 = seen.0.saturating_sub(self.lift);
+            }
+        }
         let effects = self.ledger.apply(&allowed, Token(self.floor));
         let mut applied = self.tell(effects).into_iter();
         let outcomes: Vec<Outcome> = refused

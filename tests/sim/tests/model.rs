@@ -13,7 +13,7 @@
 //! The authority here is smaller than the real ledger, so that millions of states can be kept. That it decides as the real
 //! one does is a test of its own, below. The order of hints is left to the simulation: here a node reads the truth at once.
 
-use divider_core::{Key, Ledger, NodeId, Op, Outcome, SessionId, State as KeyState, Term, Token, Work};
+use divider_core::{Key, Ledger, NodeId, Op, Outcome, Revision, SessionId, State as KeyState, Term, Token, Work};
 use divider_sim::dice::Dice;
 use stateright::{Checker, Model, Property};
 use uuid::Uuid;
@@ -851,12 +851,12 @@ fn key(key: usize) -> Key {
 }
 
 impl Both {
-    fn op(word: Word) -> Op {
+    fn op(word: Word, seen: Revision) -> Op {
         let (term, tok) = (|term: u8| Term(term.into()), |token: u8| Token(token.into()));
         match word {
             Word::Join(sid) => {
                 let node = NodeId::new("n").expect("a name");
-                Op::Join { session: session(sid), node, affinity: 1, capacity: None, lease_ms: 1000 }
+                Op::Join { session: session(sid), node, affinity: 1, capacity: None, lease_ms: 1000, seen }
             }
             Word::Drain(sid) => Op::Drain { session: session(sid) },
             Word::End(sid) => Op::End { session: session(sid) },
@@ -876,7 +876,7 @@ impl Both {
 
     fn apply(&mut self, word: Word) {
         let taken = self.small.apply(word);
-        let effects = self.real.apply(&[Self::op(word)], Token(0));
+        let effects = self.real.apply(&[Self::op(word, self.real.revision())], Token(0));
         let refused = matches!(effects.outcomes[..], [Outcome::Refused(_)]);
         assert_eq!(taken, !refused, "{word:?}: {:?}", effects.outcomes);
         assert_eq!(Token(self.small.token.into()), self.real.token(), "{word:?}");

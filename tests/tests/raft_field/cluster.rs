@@ -21,8 +21,11 @@ fn add(name: impl AsRef<str>) -> Op {
     Op::Add(Work::new(name).unwrap())
 }
 
-fn join(session: SessionId) -> Op {
-    Op::Join { session, node: NodeId::new("node").unwrap(), affinity: 1000, capacity: None, lease_ms: 3000 }
+/// A join of one who knows where the group stands.
+async fn join(store: &RaftStore, session: SessionId) -> Op {
+    let node = NodeId::new("node").unwrap();
+    let seen = store.apply(&[]).await.unwrap().revision;
+    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen }
 }
 
 /// Does something until it succeeds.
@@ -125,7 +128,7 @@ async fn a_minority_renews_nothing_and_grants_nothing() {
     let leader = cluster.leader().await;
     let store = cluster.store(leader).clone();
     let session = SessionId::fresh();
-    store.apply(&[join(session), add("k")]).await.unwrap();
+    store.apply(&[join(&store, session).await, add("k")]).await.unwrap();
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     store.renew(session).await.unwrap();
     for at in (0..3).filter(|at| *at != leader) {
@@ -161,7 +164,7 @@ async fn a_member_that_accepts_and_never_answers_stalls_nobody() {
     let store = cluster.store(cluster.leader().await).clone();
     let mut slowest = Duration::ZERO;
     let session = SessionId::fresh();
-    store.apply(&[join(session)]).await.unwrap();
+    store.apply(&[join(&store, session).await]).await.unwrap();
     for at in 0..200 {
         let began = Instant::now();
         store.apply(&[add(format!("{at}"))]).await.unwrap();
@@ -184,12 +187,12 @@ async fn a_renewal_and_an_expiry_exclude_each_other() {
     let client = cluster.client();
     client.open().await.unwrap();
     let boss = SessionId::fresh();
-    leader.apply(&[join(boss)]).await.unwrap();
+    leader.apply(&[join(&leader, boss).await]).await.unwrap();
     let term = leader.poll(boss, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     let (mut renewed, mut expired) = (0, 0);
     for _ in 0..100 {
         let session = SessionId::fresh();
-        insist(|| async { client.apply(&[join(session)]).await.map(drop) }).await;
+        insist(|| async { client.apply(&[join(&client, session).await]).await.map(drop) }).await;
         let beat = insist(|| client.renew(session)).await;
         let expire = Op::Expire { term, session, beat, healthy_below: divider_core::Token::ABOVE_ALL };
         let ops = [expire];
@@ -212,8 +215,9 @@ async fn beats_of_one_leader_say_nothing_under_the_next() {
     let session = SessionId::fresh();
     let boss = SessionId::fresh();
     let other = (old + 1) % 3;
-    cluster.store(other).apply(&[join(session), join(boss)]).await.unwrap();
-    let before = cluster.store(other).renew(session).await.unwrap();
+    let other = cluster.store(other);
+    other.apply(&[join(other, session).await, join(other, boss).await]).await.unwrap();
+    let before = other.renew(session).await.unwrap();
     cluster.kill(old);
     cluster.leader().await;
     let store = cluster.store(cluster.leader().await);
