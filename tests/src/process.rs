@@ -3,6 +3,7 @@
 mod binary;
 mod one;
 mod proxy;
+mod stalls;
 
 use std::{
     collections::HashMap,
@@ -19,6 +20,7 @@ use crate::history::{History, ProcessId};
 pub use binary::example;
 use one::Process;
 pub use proxy::{Network, Proxy};
+use stalls::Stalls;
 
 /// How often a wait looks again. Figures come from the lines' own times, so it does not show in them.
 const LOOK: Duration = Duration::from_millis(10);
@@ -44,6 +46,7 @@ pub struct Fleet {
     args: Vec<String>,
     processes: Vec<Process>,
     said: Arc<Mutex<Said>>,
+    stalls: Stalls,
 }
 
 /// The time as it stands in the lines.
@@ -61,7 +64,14 @@ impl Fleet {
     /// A fleet without processes yet. All get the arguments given.
     pub fn new(url: &str, group: &str, args: &[&str]) -> Self {
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
-        Self { url: url.to_owned(), group: group.to_owned(), args, processes: Vec::new(), said: Arc::default() }
+        Self {
+            url: url.to_owned(),
+            group: group.to_owned(),
+            args,
+            processes: Vec::new(),
+            said: Arc::default(),
+            stalls: Stalls::watch(),
+        }
     }
 
     /// Starts one more, with further arguments.
@@ -129,6 +139,21 @@ impl Fleet {
         let last = |id: ProcessId| said.notes[id].iter().rev().find(about);
         let leading = self.living().into_iter().filter_map(|id| Some((last(id)?, id)));
         leading.filter(|(note, _)| note.event == Kind::Leading).max_by_key(|(note, _)| note.at_ns).map(|(_, id)| id)
+    }
+
+    /// Which process leads, as soon as one does: in a replicated store, another member may have to be elected.
+    ///
+    /// # Panics
+    /// Where none does for 20 s.
+    pub fn wait_leader(&self) -> ProcessId {
+        self.wait("somebody to lead", Duration::from_secs(20), |fleet, said| fleet.leader_in(said).is_some());
+        self.leader().expect("somebody leads")
+    }
+
+    /// A bound for what was measured, with what the machine itself has stood still for added: a disk that needs half a
+    /// second for a write, or a thread that was not run, makes everything later by as much.
+    pub fn within(&self, bound: Duration) -> Duration {
+        bound + self.stalls.allowance()
     }
 
     /// Waits until something holds.

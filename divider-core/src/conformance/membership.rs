@@ -35,7 +35,7 @@ pub async fn a_late_copy_of_a_join_does_not_bring_a_forgotten_session_back<B: Ba
     let copy = clerk.joining(9, None).await;
     assert_eq!(clerk.one(Op::End { session: clerk.session }).await, Outcome::Done);
     let late = Outcome::Refused(Refusal::Late);
-    let Applied { outcomes, revision } = clerk.apply(&[copy.clone()]).await;
+    let Applied { outcomes, revision } = clerk.apply(std::slice::from_ref(&copy)).await;
     assert_eq!(outcomes, [late]);
     assert!(clerk.scan().await.1.is_empty());
     // Whoever it is: all who have not seen the end are refused, and told what they have not seen; and nobody can have

@@ -21,15 +21,16 @@ pub(crate) fn kill<B: Backend>(lease: Duration, keys: usize, bound: Duration, ar
     bed.add(ids[0], keys, Duration::from_secs(20));
     let (mut of_leaders, mut of_others) = (Vec::new(), Vec::new());
     for round in 0..kills {
-        let leader = bed.fleet.leader().expect("somebody leads");
+        let leader = bed.fleet.wait_leader();
         let others: Vec<_> = bed.fleet.living().into_iter().filter(|id| *id != leader).collect();
         let victim = if round % 2 == 0 { leader } else { others[round % others.len()] };
         let at = bed.fleet.kill9(victim);
         bed.fleet.wait_all_run(keys, bound + Duration::from_secs(10));
+        // Where another leads now, there was an election, whoever was killed.
+        let times = if bed.fleet.leader() == Some(leader) { &mut of_others } else { &mut of_leaders };
         let said = bed.fleet.said();
         let taken = said.history.takeovers(victim, at);
         assert!(!taken.is_empty(), "node {victim} had no keys");
-        let times = if victim == leader { &mut of_leaders } else { &mut of_others };
         times.extend(taken.into_iter().map(|(key, time)| time.unwrap_or_else(|| panic!("nobody has {key}"))));
         drop(said);
         bed.spawn_ready(1, &[]);
@@ -50,7 +51,8 @@ pub(crate) fn kill<B: Backend>(lease: Duration, keys: usize, bound: Duration, ar
             times,
         );
         let longest = times.last().copied().unwrap_or_default();
-        assert!(longest <= bound, "a key of a {who} was without an owner for {longest:?}");
+        let bound = bed.fleet.within(bound);
+        assert!(longest <= bound, "a key of a {who} was without an owner for {longest:?}, and may be for {bound:?}");
     }
 }
 
@@ -68,7 +70,7 @@ fn freeze<B: Backend>(of_leader: bool) {
     let mut bed = Bed::<B>::new(&["--tick-ms", "20", "--lease-ms", "1000"]);
     let ids = bed.nodes(3, &[]);
     bed.add(ids[0], 300, Duration::from_secs(20));
-    let leader = bed.fleet.leader().expect("somebody leads");
+    let leader = bed.fleet.wait_leader();
     let victim = if of_leader { leader } else { *ids.iter().find(|id| **id != leader).expect("there are three") };
     let held = bed.fleet.loads()[&victim];
     assert!(held > 0);
@@ -121,14 +123,14 @@ pub(crate) fn a_handler_that_blocks_every_thread_for_two_leases_keeps_its_keys<B
     bed.add(ids[0], 300, Duration::from_secs(20));
     let starts = bed.fleet.said().history.starts();
     // The leader, whose leading is then blocked, too: another one takes over, but not the keys.
-    let leader = bed.fleet.leader().expect("somebody leads");
+    let leader = bed.fleet.wait_leader();
     let took = bed.fleet.call(leader, "block 3000").took_us.unwrap_or_default();
     println!("figure: every thread of the leader was blocked for {} ms", took / 1000);
     assert!((3_000_000..3_900_000).contains(&took), "not all threads were blocked at the same time: {took} µs");
     pause(1500);
     assert_eq!(bed.fleet.said().history.starts(), starts, "keys were moved");
     bed.fleet.wait_all_run(300, Duration::from_secs(1));
-    let new = bed.fleet.leader().expect("somebody leads");
+    let new = bed.fleet.wait_leader();
     assert_ne!(new, leader, "a leader that does not lead was not replaced");
     bed.add(new, 400, Duration::from_secs(5));
 }

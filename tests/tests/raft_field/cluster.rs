@@ -187,7 +187,7 @@ async fn a_renewal_and_an_expiry_exclude_each_other() {
     let client = cluster.client();
     client.open().await.unwrap();
     let boss = SessionId::fresh();
-    leader.apply(&[join(&leader, boss).await]).await.unwrap();
+    leader.apply(&[join(leader, boss).await]).await.unwrap();
     let term = leader.poll(boss, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     let (mut renewed, mut expired) = (0, 0);
     for _ in 0..100 {
