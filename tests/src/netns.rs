@@ -142,6 +142,21 @@ impl Netns {
         self.each_at_once((0..self.names.len()).map(|at| (at, vec!["-F".to_owned()])));
     }
 
+    /// How many packets were dropped since the last cut.
+    ///
+    /// # Panics
+    /// Where `iptables` fails.
+    pub fn dropped(&self) -> u64 {
+        let of = |at: usize| {
+            let mut command = self.command(at);
+            let output = command.args(["iptables", "--wait", "-L", "INPUT", "-v", "-x", "-n"]).output();
+            let rules = String::from_utf8_lossy(&output.expect("iptables can be run").stdout).into_owned();
+            let packets = rules.lines().filter(|line| line.contains("DROP"));
+            packets.filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum::<u64>()
+        };
+        (0..self.names.len()).map(of).sum()
+    }
+
     fn drop_all(&self, ways: &[(usize, usize)]) {
         self.each_at_once(ways.iter().map(|(from, to)| {
             let source = self.address(*from).to_string();

@@ -136,18 +136,21 @@ impl Fleet {
     /// # Panics
     /// Where it does not within the time, with what it was and how things stand.
     pub fn wait(&self, what: &str, limit: Duration, holds: impl Fn(&Self, &Said) -> bool) {
+        if !self.within(limit, holds) {
+            panic!("waited {limit:?} in vain for {what}; {}", self.standing(&self.said.lock()));
+        }
+    }
+
+    /// Waits until something holds, for so long at most. Whether it did.
+    pub fn within(&self, limit: Duration, holds: impl Fn(&Self, &Said) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         loop {
-            let said = self.said.lock();
-            if holds(self, &said) {
-                return;
+            if holds(self, &self.said.lock()) {
+                return true;
             }
             if Instant::now() > deadline {
-                let standing = self.standing(&said);
-                drop(said);
-                panic!("waited {limit:?} in vain for {what}; {standing}");
+                return false;
             }
-            drop(said);
             std::thread::sleep(LOOK);
         }
     }
@@ -251,6 +254,20 @@ impl Fleet {
         let asked = now();
         self.processes[id].terminate(Duration::from_secs(60));
         asked
+    }
+
+    /// Asks a process to end gracefully, and does not wait for it. It counts as ended from now on.
+    pub fn begin_to_end(&mut self, id: ProcessId) {
+        self.processes[id].begin_to_end();
+    }
+
+    /// Forgets the details of what is over, so that a long run stays small; see [`History::fold`].
+    pub fn fold(&self, ended_before: u64) {
+        let mut said = self.said.lock();
+        said.history.fold(|id| !self.lives(id), ended_before);
+        for id in (0..self.processes.len()).filter(|id| !self.lives(*id)) {
+            said.notes[id] = Vec::new();
+        }
     }
 
     fn standing(&self, said: &Said) -> String {

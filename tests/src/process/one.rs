@@ -95,10 +95,15 @@ impl Process {
         }
     }
 
-    /// Asks it to end and waits until it has.
-    pub(super) fn terminate(&mut self, limit: Duration) {
+    /// Asks it to end.
+    pub(super) fn begin_to_end(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
         self.signal(Signal::TERM);
+    }
+
+    /// Asks it to end and waits until it has.
+    pub(super) fn terminate(&mut self, limit: Duration) {
+        self.begin_to_end();
         let deadline = Instant::now() + limit;
         while matches!(self.child.try_wait(), Ok(None)) {
             assert!(Instant::now() < deadline, "the process does not end within {limit:?}");
