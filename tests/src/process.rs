@@ -137,7 +137,7 @@ impl Fleet {
     /// Where it does not within the time, with what it was and how things stand.
     pub fn wait(&self, what: &str, limit: Duration, holds: impl Fn(&Self, &Said) -> bool) {
         if !self.within(limit, holds) {
-            panic!("waited {limit:?} in vain for {what}; {}", self.standing(&self.said.lock()));
+            panic!("waited {limit:?} in vain for {what}; {}", self.standing());
         }
     }
 
@@ -270,7 +270,9 @@ impl Fleet {
         }
     }
 
-    fn standing(&self, said: &Said) -> String {
+    /// How things stand, for a report.
+    pub fn standing(&self) -> String {
+        let said = &*self.said.lock();
         let running = said.history.running(|id| self.lives(id));
         let of = |owners: usize| running.values().filter(|all| all.len() == owners).count();
         let errors: Vec<_> = said.notes.iter().flatten().filter(|note| note.event == Kind::Error).collect();

@@ -105,6 +105,16 @@ impl RedisServer {
         }
     }
 
+    /// Removes what it has written, so that it starts with nothing.
+    ///
+    /// # Panics
+    /// If it still runs.
+    pub fn erase(&self) {
+        assert!(self.process.is_none(), "it writes");
+        // Without it there is nothing to be removed.
+        _ = std::fs::remove_dir_all(self.dir.path().join("appendonlydir"));
+    }
+
     /// Starts it again on the same port and directory, after ending it if it still runs.
     ///
     /// # Panics
