@@ -210,6 +210,13 @@ impl Fleet {
     /// # Panics
     /// Where there is none within the time.
     pub fn wait_call(&mut self, id: ProcessId, command: &str, limit: Duration) -> Line<'static> {
+        self.try_call(id, command, limit).unwrap_or_else(|| {
+            panic!("waited {limit:?} in vain for the answer of {id} to {command:?}; {}", self.standing());
+        })
+    }
+
+    /// As [`wait_call`](Self::wait_call), for whom no answer is one, too.
+    pub fn try_call(&mut self, id: ProcessId, command: &str, limit: Duration) -> Option<Line<'static>> {
         let word = command.split(' ').next().unwrap_or_default();
         let is_answer = |line: &&Line<'_>| match line.event {
             Kind::Done | Kind::Error => line.command.as_deref() == Some(word),
@@ -223,8 +230,8 @@ impl Fleet {
         let before = self.processes[id].asked(word);
         self.send(id, command);
         let find = |said: &Said| said.notes[id].iter().filter(is_answer).nth(before).cloned();
-        self.wait(&format!("the answer to {command:?}"), limit, |_, said| find(said).is_some());
-        find(&self.said.lock()).expect("it was there a moment ago")
+        self.within(limit, |_, said| find(said).is_some());
+        find(&self.said.lock())
     }
 
     /// Ends a process without a warning. Returns when that began.

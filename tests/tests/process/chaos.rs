@@ -92,6 +92,8 @@ enum What {
     /// The namespace that is cut off.
     Partition(usize),
     Store,
+    /// The voter whose disk is full.
+    Disk(usize),
 }
 
 struct Chaos<'a, B> {
@@ -129,7 +131,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
         let sink = Sink::at(terrain.address().into());
         let (address, lease) = (sink.address().to_string(), LEASE.as_millis().to_string());
         // A write takes a while, as those of a real program do: that is what tokens are for.
-        let writes = ["--sink", &address, "--sink-ms", "50", "--sink-delay-ms", "5"];
+        let writes = ["--sink", &address, "--sink-ms", "30", "--sink-delay-ms", "5"];
         let common = ["--tick-ms", "40", "--lease-ms", &lease, "--no-quarantine"];
         let fleet = Fleet::new("", "/process/", &[&common[..], &writes].concat());
         Self {
@@ -197,6 +199,10 @@ impl<'a, B: Ground> Chaos<'a, B> {
         self.active.iter().any(|active| matches!(active.what, What::Wire(wire, _) if wire == at))
     }
 
+    fn is_disk_full(&self, at: usize) -> bool {
+        self.active.iter().any(|active| active.what == What::Disk(at))
+    }
+
     fn is_cut_off(&self, at: usize) -> bool {
         self.active.iter().any(|active| active.what == What::Partition(at))
     }
@@ -248,7 +254,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
             true => Duration::ZERO,
             false => Duration::from_millis(dice.pick(&[0, 100, 500, 2000])),
         };
-        for voter in (0..B::VOTERS).map(Route::Voter) {
+        for voter in (0..B::VOTERS).filter(|at| !self.is_disk_full(*at)).map(Route::Voter).collect::<Vec<_>>() {
             if self.on_route(voter).is_none() && !self.due.iter().any(|(_, route)| *route == voter) {
                 let wait = wait(&mut self.dice);
                 self.due.push((Instant::now() + wait, voter));
@@ -287,8 +293,9 @@ impl<'a, B: Ground> Chaos<'a, B> {
                 }
                 What::Store => {
                     self.store.mend(active.kind, self.terrain);
-                    self.after_mending(active.kind)
+                    true
                 }
+                What::Disk(at) => self.make_room(at),
             };
             // One that was ended early was not what its name says.
             if done && active.counts && active.until <= Instant::now() {
@@ -298,25 +305,17 @@ impl<'a, B: Ground> Chaos<'a, B> {
         }
     }
 
-    /// Whether a fault of the store counts now that it is over. Those of servers were seen to work when they began.
-    fn after_mending(&mut self, kind: Kind) -> bool {
-        if kind != Kind::DiskFull || B::VOTERS == 0 {
-            return true;
+    /// A member whose disk was full has stopped, which it says to its callers; its supervisor makes room and starts it again.
+    /// Returns whether it had stopped.
+    fn make_room(&mut self, at: usize) -> bool {
+        let voter = self.on_route(Route::Voter(at)).filter(|id| !self.is_frozen(*id));
+        let answer = voter.and_then(|id| self.fleet.try_call(id, "rebalance", Duration::from_secs(4)));
+        self.terrain.disks[at].free();
+        if let Some(id) = voter {
+            self.fleet.kill9(id);
         }
-        // A member whose disk was full has stopped, and says so to its callers; its supervisor starts it again.
-        let mut stopped = false;
-        let voters: Vec<_> = (0..B::VOTERS).filter_map(|at| self.on_route(Route::Voter(at))).collect();
-        for id in voters {
-            let said = self.fleet.said();
-            let notes = said.notes[id].iter().filter_map(|note| note.message.as_deref());
-            let is_full = notes.into_iter().any(|message| message.contains("os error 28"));
-            drop(said);
-            if is_full {
-                stopped = true;
-                self.fleet.kill9(id);
-            }
-        }
-        stopped
+        self.note(&format!("{voter:?} said {answer:?}"));
+        answer.and_then(|answer| answer.message).is_some_and(|message| message.contains("os error 28"))
     }
 
     fn lift_all(&mut self) {
@@ -467,11 +466,14 @@ impl<'a, B: Ground> Chaos<'a, B> {
                 let is_on = |kind: &Kind| self.active.iter().any(|active| active.kind == *kind);
                 deck.extend(missing.into_iter().filter(|kind| !is_on(kind)));
             }
+            let is_first = !deck.is_empty();
             let kind = deck.pop_front().unwrap_or_else(|| self.draw());
             self.step(kind);
             self.lift(|active| active.until <= Instant::now());
             self.tend(false);
-            let wait = self.dice.pick(&[0, 5, 20, 100, 300]);
+            // Once each has been done there is time for the group to work in between.
+            let waits = if is_first { [0, 5, 20, 100, 300] } else { [5, 100, 300, 600, 1500] };
+            let wait = self.dice.pick(&waits);
             pause(wait);
         }
         self.calm();

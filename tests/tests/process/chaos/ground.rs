@@ -19,10 +19,7 @@ use super::{
     Dice,
     kind::{Kind, Needs},
 };
-use crate::{
-    backend::{Backend, Server},
-    pause,
-};
+use crate::backend::{Backend, Server};
 
 /// Places for nodes, beside the hub, where everything else is.
 const PLACES: u8 = 5;
@@ -310,16 +307,10 @@ impl Ground for Voters {
         }
     }
 
-    /// Only disks: what else happens to it happens to its nodes.
-    fn strike(&mut self, kind: Kind, dice: &mut Dice, terrain: &Terrain) -> Struck {
-        assert_eq!(kind, Kind::DiskFull, "there is no server");
-        let at = usize::try_from(dice.roll(3)).expect("small");
-        terrain.disks[at].fill();
-        pause(1);
-        Struck::Lasts(Duration::from_millis(dice.pick(&[500, 1500, 2500])))
+    /// Whatever happens to it happens to its nodes.
+    fn strike(&mut self, kind: Kind, _: &mut Dice, _: &Terrain) -> Struck {
+        unreachable!("{kind:?}: there is no server")
     }
 
-    fn mend(&mut self, _: Kind, terrain: &Terrain) {
-        terrain.disks.iter().for_each(SmallDisk::free);
-    }
+    fn mend(&mut self, _: Kind, _: &Terrain) {}
 }

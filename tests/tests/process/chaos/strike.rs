@@ -82,6 +82,7 @@ impl<B: Ground> Chaos<'_, B> {
             Kind::DeadEnd => self.wire(kind, Network::DeadEnd, &[200, 900, 1600, 2500]),
             Kind::Torn => self.wire(kind, Network::Torn, &[100, 300, 900]),
             Kind::Partition | Kind::PartitionTo | Kind::PartitionFrom => self.partition(kind),
+            Kind::DiskFull if B::VOTERS > 0 => self.fill_disk(),
             _ => self.strike_store(kind),
         };
         if done {
@@ -278,9 +279,24 @@ impl<B: Ground> Chaos<'_, B> {
 
     // ---- the store
 
+    /// One voter's.
+    fn fill_disk(&mut self) -> bool {
+        let voters: Vec<_> =
+            (0..B::VOTERS).filter(|at| !self.is_disk_full(*at) && self.on_route(Route::Voter(*at)).is_some()).collect();
+        let Some(at) = self.dice.one_of(&voters) else { return false };
+        self.terrain.disks[at].fill();
+        // So that there is something to be written.
+        self.tell(|_| format!("keys {COME} come-"));
+        let ms = self.dice.pick(&[500, 1500, 2500]);
+        self.lasts(Kind::DiskFull, Duration::from_millis(ms), What::Disk(at));
+        false
+    }
+
     fn strike_store(&mut self, kind: Kind) -> bool {
         // One thing at a time.
-        self.lift(|active| active.what == What::Store);
+        if self.active.iter().any(|active| active.what == What::Store) {
+            return false;
+        }
         match self.store.strike(kind, &mut self.dice, self.terrain) {
             Struck::Done => {
                 if matches!(kind, Kind::Emptied | Kind::EmptiedByRestart) {
