@@ -5,7 +5,7 @@ mod one;
 mod proxy;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     process::Command,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
@@ -30,6 +30,8 @@ pub struct Said {
     pub history: History,
     /// The other lines of each process, in order.
     pub notes: Vec<Vec<Line<'static>>>,
+    /// The last lines that each process has written to its standard error.
+    pub complaints: Vec<VecDeque<String>>,
     /// All lines about keys of the processes that are recorded, in order.
     pub recorded: HashMap<ProcessId, Vec<Line<'static>>>,
     /// Processes that ended without being told to.
@@ -81,7 +83,10 @@ impl Fleet {
 
     fn launch(&mut self, through: Option<Command>, url: &str, args: &[&str]) -> ProcessId {
         let id = self.processes.len();
-        self.said.lock().notes.push(Vec::new());
+        let mut said = self.said.lock();
+        said.notes.push(Vec::new());
+        said.complaints.push(VecDeque::new());
+        drop(said);
         let node = format!("node-{id}");
         let common = ["--store", url, "--group", &self.group, "--node", &node, "--die-with-parent"];
         let args = common.into_iter().chain(self.args.iter().map(String::as_str)).chain(args.iter().copied());
@@ -210,13 +215,6 @@ impl Fleet {
     /// # Panics
     /// Where there is none within the time.
     pub fn wait_call(&mut self, id: ProcessId, command: &str, limit: Duration) -> Line<'static> {
-        self.try_call(id, command, limit).unwrap_or_else(|| {
-            panic!("waited {limit:?} in vain for the answer of {id} to {command:?}; {}", self.standing());
-        })
-    }
-
-    /// As [`wait_call`](Self::wait_call), for whom no answer is one, too.
-    pub fn try_call(&mut self, id: ProcessId, command: &str, limit: Duration) -> Option<Line<'static>> {
         let word = command.split(' ').next().unwrap_or_default();
         let is_answer = |line: &&Line<'_>| match line.event {
             Kind::Done | Kind::Error => line.command.as_deref() == Some(word),
@@ -230,8 +228,8 @@ impl Fleet {
         let before = self.processes[id].asked(word);
         self.send(id, command);
         let find = |said: &Said| said.notes[id].iter().filter(is_answer).nth(before).cloned();
-        self.within(limit, |_, said| find(said).is_some());
-        find(&self.said.lock())
+        self.wait(&format!("the answer of {id} to {command:?}"), limit, |_, said| find(said).is_some());
+        find(&self.said.lock()).expect("it was there a moment ago")
     }
 
     /// Ends a process without a warning. Returns when that began.
@@ -274,6 +272,7 @@ impl Fleet {
         said.history.fold(|id| !self.lives(id), ended_before);
         for id in (0..self.processes.len()).filter(|id| !self.lives(*id)) {
             said.notes[id] = Vec::new();
+            said.complaints[id] = VecDeque::new();
         }
     }
 
