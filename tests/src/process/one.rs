@@ -131,7 +131,12 @@ impl Drop for Process {
 fn pass_on(id: ProcessId, stderr: ChildStderr, said: &Mutex<Said>) {
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         eprintln!("{line}");
-        let complaints = &mut said.lock().complaints[id];
+        let mut said = said.lock();
+        // Also where it was about to end anyway.
+        if line.contains("panicked at") {
+            said.accidents.push(format!("process {id}: {line}"));
+        }
+        let complaints = &mut said.complaints[id];
         complaints.push_back(line);
         if complaints.len() > COMPLAINTS {
             complaints.pop_front();

@@ -406,14 +406,31 @@ impl<'a, B: Ground> Chaos<'a, B> {
             Some(leader) if self.calms.is_multiple_of(2) => leader,
             _ => self.dice.pick(&others),
         };
-        let led = Some(victim) == leader;
+        let was_leader = Some(victim) == leader;
         let at = self.fleet.kill9(victim);
         self.note(&format!("{victim}: killed -9 in the calm"));
-        self.count(if led { Kind::KillLeader } else { Kind::KillNode });
+        self.count(if was_leader { Kind::KillLeader } else { Kind::KillNode });
         self.all_run("keep-", KEEP, LEASE + B::ELECTION + BOUND, "the keys of a killed node");
         self.all_run("come-", COME, BOUND, "the keys of a killed node");
         let said = self.fleet.said();
         let taken: Vec<_> = said.history.takeovers(victim, at).into_iter().filter_map(|(_, time)| time).collect();
+        let late = taken.iter().filter(|time| **time > LEASE + SLACK + B::ELECTION).count();
+        if late > 0 {
+            // Not asserted, since the machine may be slow; but to be looked into.
+            let after = |time: u64| Duration::from_nanos(time.saturating_sub(at));
+            let starts = said.history.keys().filter_map(|(key, claims)| Some((key, claims.values().next_back()?)));
+            let starts: Vec<_> = starts
+                .filter(|(_, claim)| claim.started > at)
+                .map(|(key, claim)| format!("{key} by {} after {:?}", claim.process, after(claim.started)))
+                .collect();
+            let led = said.notes.iter().flatten().filter(|note| note.event == Said::Leading && note.at_ns > at);
+            let led: Vec<_> = led.map(|note| format!("{} after {:?}", note.node, after(note.at_ns))).collect();
+            println!(
+                "late: {late} of {} keys of {victim} (led: {was_leader}) in calm {}; leading: {led:?}; starts: {starts:?}",
+                taken.len(),
+                self.calms
+            );
+        }
         drop(said);
         self.quiet.extend(taken);
         self.tend(true);

@@ -58,8 +58,8 @@ impl<B: Ground> Chaos<'_, B> {
             Kind::BlockLong => self.tell(|dice| format!("block {}", dice.pick(&[1500, 2500]))),
             Kind::Affinity => self.tell(|dice| format!("affinity {}", dice.pick(&[300, 500, 1000, 3000]))),
             Kind::NoAffinity => self.tell(|_| "affinity 0".into()),
-            Kind::GiveUps => self.to_running("giveup", ""),
-            Kind::Completions => self.to_running("complete", "come-"),
+            Kind::GiveUps => self.say_of_running("giveup", ""),
+            Kind::Completions => self.say_of_running("complete", "come-"),
             Kind::Removals => (0..10).all(|_| self.tell(|dice| format!("remove come-{}", dice.roll(COME as u64)))),
             Kind::Additions => self.tell(|_| format!("keys {COME} come-")) && self.tell(|_| "rebalance".into()),
             Kind::TwoVoters | Kind::AllVoters => {
@@ -208,7 +208,7 @@ impl<B: Ground> Chaos<'_, B> {
     }
 
     /// Says something about some of the keys that a node runs.
-    fn to_running(&mut self, word: &str, prefix: &str) -> bool {
+    fn say_of_running(&mut self, word: &str, prefix: &str) -> bool {
         let awake = self.awake();
         let Some(id) = self.dice.one_of(&awake) else { return false };
         let said = self.fleet.said();
