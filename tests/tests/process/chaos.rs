@@ -421,6 +421,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
             let starts = said.history.keys().filter_map(|(key, claims)| Some((key, claims.values().next_back()?)));
             let starts: Vec<_> = starts
                 .filter(|(_, claim)| claim.started > at)
+                .take(5)
                 .map(|(key, claim)| format!("{key} by {} after {:?}", claim.process, after(claim.started)))
                 .collect();
             let led = said.notes.iter().flatten().filter(|note| note.event == Said::Leading && note.at_ns > at);
@@ -505,7 +506,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
     }
 
     fn report(&self, seed: u64) {
-        let name = if self.forgets { "redis, which forgets," } else { B::NAME };
+        let name = if self.forgets { "redis, forgetting" } else { B::NAME };
         let faults: u64 = self.counts.values().sum();
         let seconds = self.began.elapsed().as_secs();
         let starts = self.fleet.said().history.starts();
@@ -537,7 +538,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
             "figure: {name}: fenced sink: {} stale writes accepted of {}; unfenced sink: {} stale writes of {}",
             writes.stale_accepted, writes.all, writes.stale, writes.all
         );
-        println!("row: {starts} starts|{seed}|{}|0|{seconds}", kinds.join(", "));
+        println!("row: {starts} starts|{seed}|{}|0|{seconds}", kinds.join("; "));
     }
 }
 
@@ -547,10 +548,15 @@ fn runs_once(fleet: &Fleet, said: &divider_tests::process::Said, prefix: &str, k
     (0..keys).all(|k| running.get(&*format!("{prefix}{k}")).is_some_and(|owners| owners.len() == 1))
 }
 
-/// The kinds that are possible here in so many seconds, and why the others are not.
-fn choose<B: Ground>(terrain: &Terrain, forgets: bool, dice: &mut Dice, seconds: u64) -> (Vec<Kind>, Vec<String>) {
+/// The kinds that are possible here in so many seconds; and the others, by the reason why they are not.
+fn choose<B: Ground>(
+    terrain: &Terrain,
+    forgets: bool,
+    dice: &mut Dice,
+    seconds: u64,
+) -> (Vec<Kind>, BTreeMap<String, Vec<&'static str>>) {
     let mut listed = Vec::new();
-    let mut left_out = Vec::new();
+    let mut left_out = BTreeMap::<_, Vec<_>>::new();
     for kind in Kind::ALL {
         let needs = kind.needs();
         let lack = terrain.lacks.iter().find(|(what, _)| *what == needs).map(|(_, why)| why.as_str());
@@ -561,14 +567,15 @@ fn choose<B: Ground>(terrain: &Terrain, forgets: bool, dice: &mut Dice, seconds:
             Needs::LateBytes => forgets.then_some("what is on its way across a loss of all data is not promised"),
             _ => (!B::HAS.contains(&needs)).then_some("not on this store"),
         };
-        match why {
+        match why.and_then(|why| why.lines().next()) {
             None => listed.push(*kind),
-            Some(why) => left_out.push(format!("{} ({why})", kind.name())),
+            Some(why) => left_out.entry(why.to_owned()).or_default().push(kind.name()),
         }
     }
     dice.shuffle(&mut listed);
-    for kind in listed.split_off(listed.len().min(usize::try_from(seconds * 3).expect("a test ends"))) {
-        left_out.push(format!("{} (no time)", kind.name()));
+    let late = listed.split_off(listed.len().min(usize::try_from(seconds * 3).expect("a test ends")));
+    if !late.is_empty() {
+        left_out.insert("no time for them".to_owned(), late.into_iter().map(Kind::name).collect());
     }
     (listed, left_out)
 }
@@ -581,7 +588,9 @@ pub(crate) fn run<B: Ground>(forgets: bool) {
     let terrain = Terrain::new::<B>();
     let (listed, left_out) = choose::<B>(&terrain, forgets, &mut Dice(seed), seconds);
     println!("figure: {}: chaos with DIVIDER_SEED={seed} for {seconds} s, {} kinds listed", B::NAME, listed.len());
-    println!("figure: {}: left out: {}", B::NAME, left_out.join("; "));
+    for (why, kinds) in left_out {
+        println!("figure: {}: left out, {why}: {}", B::NAME, kinds.join("; "));
+    }
     let storm = || {
         let mut chaos = Chaos::<B>::new(&terrain, seed, listed, forgets);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| chaos.run(seconds)));
