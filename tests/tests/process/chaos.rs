@@ -413,25 +413,24 @@ impl<'a, B: Ground> Chaos<'a, B> {
         self.all_run("keep-", KEEP, LEASE + B::ELECTION + BOUND, "the keys of a killed node");
         self.all_run("come-", COME, BOUND, "the keys of a killed node");
         let said = self.fleet.said();
-        let taken: Vec<_> = said.history.takeovers(victim, at).into_iter().filter_map(|(_, time)| time).collect();
-        let late = taken.iter().filter(|time| **time > LEASE + SLACK + B::ELECTION).count();
-        if late > 0 {
+        let bound = LEASE + SLACK + B::ELECTION;
+        let takeovers = said.history.takeovers(victim, at).into_iter();
+        let taken: Vec<_> = takeovers.filter_map(|(key, time)| Some((key, time?))).collect();
+        let late: Vec<_> = taken.iter().filter(|(_, time)| *time > bound).collect();
+        if !late.is_empty() {
             // Not asserted, since the machine may be slow; but to be looked into.
             let after = |time: u64| Duration::from_nanos(time.saturating_sub(at));
-            let starts = said.history.keys().filter_map(|(key, claims)| Some((key, claims.values().next_back()?)));
-            let starts: Vec<_> = starts
-                .filter(|(_, claim)| claim.started > at)
-                .take(5)
-                .map(|(key, claim)| format!("{key} by {} after {:?}", claim.process, after(claim.started)))
-                .collect();
             let led = said.notes.iter().flatten().filter(|note| note.event == Said::Leading && note.at_ns > at);
             let led: Vec<_> = led.map(|note| format!("{} after {:?}", note.node, after(note.at_ns))).collect();
             println!(
-                "late: {late} of {} keys of {victim} (led: {was_leader}) in calm {}; leading: {led:?}; starts: {starts:?}",
+                "late: {} of {} keys of {victim} (led: {was_leader}) in calm {}; leading: {led:?}; among them: {:?}",
+                late.len(),
                 taken.len(),
-                self.calms
+                self.calms,
+                &late[..late.len().min(5)]
             );
         }
+        let taken: Vec<_> = taken.into_iter().map(|(_, time)| time).collect();
         drop(said);
         self.quiet.extend(taken);
         self.tend(true);
