@@ -103,7 +103,12 @@ impl Fleet {
 
     /// Waits until these have joined, and one of the fleet leads.
     pub fn wait_ready(&self, ids: &[ProcessId]) {
-        self.wait("all nodes to be ready", Duration::from_secs(20), |fleet, said| {
+        self.wait_ready_within(ids, Duration::from_secs(20));
+    }
+
+    /// As [`wait_ready`](Self::wait_ready), for so long at most.
+    pub fn wait_ready_within(&self, ids: &[ProcessId], limit: Duration) {
+        self.wait("all nodes to be ready", limit, |fleet, said| {
             ids.iter().all(|id| said.notes[*id].iter().any(|note| note.event == Kind::Ready))
                 && fleet.leader_in(said).is_some()
         });

@@ -327,7 +327,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
         self.lift_all();
         self.tend(true);
         let living = self.living();
-        self.fleet.wait_ready(&living);
+        self.fleet.wait_ready_within(&living, B::START);
         for id in &living {
             // What was asked before it comes before this.
             self.fleet.wait_call(*id, "affinity 1000", Duration::from_secs(60));

@@ -92,6 +92,9 @@ pub(crate) trait Ground: Backend {
     /// How many disks it wants, and of how many megabytes.
     const DISKS: (usize, u32);
 
+    /// How long a node may take to join that began to in the middle of a fault.
+    const START: Duration = Duration::from_secs(20);
+
     /// One that keeps what it has acknowledged, unless it is to be made to forget, with the proxies before it.
     fn on(terrain: &Terrain) -> (Self, Vec<Proxy>);
 
@@ -230,6 +233,8 @@ impl Ground for RedisServer {
 impl Ground for PostgresServer {
     const HAS: &'static [Needs] = &[Needs::Server, Needs::Postgres];
     const DISKS: (usize, u32) = (1, 320);
+    /// A migration whose packets have vanished gives up after a minute, and is tried again.
+    const START: Duration = Duration::from_secs(80);
 
     fn on(terrain: &Terrain) -> (Self, Vec<Proxy>) {
         let server = Self::small_in(&terrain.disk(0), &["listen_addresses=*"]);
