@@ -8,6 +8,7 @@ pub mod options;
 pub mod printer;
 
 mod carry_out;
+mod sink;
 mod ticker;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -62,6 +63,7 @@ pub async fn run(options: Options) -> Result<(), AnyError> {
         let events = tokio::spawn(worker.clone().follow(worker.node.events()));
         tokio::spawn(worker.clone().watch_leadership());
         ticker::spawn(&worker)?;
+        sink::spawn(&worker)?;
         if !work.is_empty() {
             let added = worker.node.add_work(work).await;
             worker.report(&added, "--keys");

@@ -6,7 +6,7 @@
 //! nothing that is found can be a mere matter of printing order.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     time::Duration,
 };
@@ -26,7 +26,20 @@ pub struct History {
     tokens: HashMap<u64, (String, ProcessId)>,
     /// Processes that have lost a session at least once.
     lost: Vec<ProcessId>,
+    /// What has been folded of each key.
+    past: HashMap<String, Past>,
+    /// The tokens of what has been folded.
+    spent: HashSet<u64>,
     problems: Vec<String>,
+}
+
+/// The ownerships of a key that are over, as far as later ones can still disagree with them.
+#[derive(Debug)]
+struct Past {
+    /// The highest token among them.
+    highest: u64,
+    /// The one that was seen last, under its token.
+    latest: (u64, Claim),
 }
 
 /// One ownership of a key, as far as lines show it.
@@ -82,6 +95,13 @@ impl History {
         if let Some((other, by)) = self.tokens.insert(token, (key.to_owned(), process)) {
             self.problems.push(format!("token {token} was given twice: {other} to {by}, and {key} to {process}"));
         }
+        if self.spent.contains(&token) {
+            self.problems.push(format!("token {token} was given twice: long ago, and for {key} to {process}"));
+        }
+        if let Some(past) = self.past.get(key).filter(|past| past.highest > token) {
+            let highest = past.highest;
+            self.problems.push(format!("{key} was started by {process} with token {token} long after {highest}"));
+        }
         let claims = self.keys.entry(key.to_owned()).or_default();
         let before = claims.iter().rev().find(|(_, claim)| claim.process == process);
         if let Some((older, claim)) = before {
@@ -102,7 +122,7 @@ impl History {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = self.problems.clone();
         for (key, claims) in &self.keys {
-            let mut before: Option<(u64, &Claim)> = None;
+            let mut before = self.past.get(key).map(|past| (past.latest.0, &past.latest.1));
             for (token, claim) in claims {
                 if let Some((lower, old)) = before {
                     if old.last_seen() >= claim.started {
@@ -144,7 +164,36 @@ impl History {
 
     /// How many ownerships there have been.
     pub fn starts(&self) -> usize {
-        self.keys.values().map(BTreeMap::len).sum()
+        self.spent.len() + self.keys.values().map(BTreeMap::len).sum::<usize>()
+    }
+
+    /// Forgets the details of ownerships that are over: those of processes that are gone and have said all, and those that
+    /// ended before the time given. Whatever a later line could contradict is kept: the tokens, and when each key was last
+    /// seen in use. The last ownership of each key stays, and so does what came after one that may still be spoken of.
+    pub fn fold(&mut self, gone: impl Fn(ProcessId) -> bool, ended_before: u64) {
+        self.problems = self.problems();
+        for (key, claims) in &mut self.keys {
+            // A completion may be refused, long after, and the key be stopped in the usual way then.
+            let over = |claim: &Claim| {
+                gone(claim.process) || !claim.completed && claim.ended.is_some_and(|ended| ended < ended_before)
+            };
+            while claims.len() > 1
+                && let Some(first) = claims.first_entry().filter(|first| over(first.get()))
+            {
+                let (token, claim) = first.remove_entry();
+                self.tokens.remove(&token);
+                self.spent.insert(token);
+                match self.past.get_mut(key) {
+                    Some(past) => {
+                        past.highest = token;
+                        if past.latest.1.last_seen() <= claim.last_seen() {
+                            past.latest = (token, claim);
+                        }
+                    }
+                    None => _ = self.past.insert(key.clone(), Past { highest: token, latest: (token, claim) }),
+                }
+            }
+        }
     }
 
     /// Who runs each key now, among the processes that are said to live: started, and not asked to stop.

@@ -2,9 +2,11 @@
 //! real processes with the checker of what they say.
 
 pub mod agree;
+pub mod disk;
 pub mod history;
 pub mod netns;
 pub mod postgres;
 pub mod process;
 pub mod raft;
 pub mod redis;
+pub mod sink;

@@ -34,6 +34,14 @@ impl Netns {
     /// # Panics
     /// With one line that says what is missing, where they cannot be made.
     pub fn new(len: u8) -> Self {
+        Self::try_new(len).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// As [`new`](Self::new), for whoever can do without.
+    ///
+    /// # Errors
+    /// One line that says what is missing, where they cannot be made.
+    pub fn try_new(len: u8) -> io::Result<Self> {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let network = format!("divider-{}-{}", std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
         let names: Vec<_> = (0..len).map(|at| format!("{network}-{at}")).chain([format!("{network}-hub")]).collect();
@@ -42,10 +50,9 @@ impl Netns {
         let mut guard = Command::new("sh");
         guard.args(["-c", "read _; for name; do ip netns del \"$name\"; done", "guard"]).args(&names).process_group(0);
         guard.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let guard = guard.spawn().expect("a shell can be started");
-        let made = Self { names, guard };
-        made.build().unwrap_or_else(|error| panic!("{NEEDS}: {error}"));
-        made
+        let made = Self { names, guard: guard.spawn()? };
+        made.build().map_err(|error| io::Error::other(format!("{NEEDS}: {error}")))?;
+        Ok(made)
     }
 
     fn build(&self) -> io::Result<()> {
@@ -140,6 +147,21 @@ impl Netns {
     /// Where `iptables` fails.
     pub fn heal(&self) {
         self.each_at_once((0..self.names.len()).map(|at| (at, vec!["-F".to_owned()])));
+    }
+
+    /// How many packets were dropped since the last cut.
+    ///
+    /// # Panics
+    /// Where `iptables` fails.
+    pub fn dropped(&self) -> u64 {
+        let of = |at: usize| {
+            let mut command = self.command(at);
+            let output = command.args(["iptables", "--wait", "-L", "INPUT", "-v", "-x", "-n"]).output();
+            let rules = String::from_utf8_lossy(&output.expect("iptables can be run").stdout).into_owned();
+            let packets = rules.lines().filter(|line| line.contains("DROP"));
+            packets.filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum::<u64>()
+        };
+        (0..self.names.len()).map(of).sum()
     }
 
     fn drop_all(&self, ways: &[(usize, usize)]) {

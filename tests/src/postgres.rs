@@ -47,19 +47,34 @@ impl PostgresServer {
     /// # Panics
     /// As [`start`](Self::start).
     pub fn with(options: &[&str]) -> Self {
-        let mut server = Self::unmade(options.iter().map(|&option| option.to_owned()).collect());
+        Self::made_in(&base(), &[], options)
+    }
+
+    /// As [`with`](Self::with), with its cluster in this directory, and as little space as can be for what it is about to
+    /// write.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn small_in(place: &Path, options: &[&str]) -> Self {
+        let options = [&["min_wal_size=2MB", "max_wal_size=16MB"], options].concat();
+        Self::made_in(place, &["--wal-segsize=1"], &options)
+    }
+
+    fn made_in(place: &Path, making: &[&str], options: &[&str]) -> Self {
+        let mut server = Self::unmade(place, options.iter().map(|&option| option.to_owned()).collect());
         let data = server.data();
         run(tool("initdb")
-            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"])
+            .args(making)
+            .arg("-D")
             .arg(data));
         server.begin();
         server
     }
 
     /// A server without a cluster.
-    fn unmade(options: Vec<String>) -> Self {
-        let base = std::env::var_os("DIVIDER_TEST_PGDATA").map_or_else(std::env::temp_dir, PathBuf::from);
-        let dir = tempfile::Builder::new().prefix("divider-pg").tempdir_in(base);
+    fn unmade(place: &Path, options: Vec<String>) -> Self {
+        let dir = tempfile::Builder::new().prefix("divider-pg").tempdir_in(place);
         let dir = dir.expect("a temporary directory is needed for postgres");
         if is_root() {
             chown(dir.path(), Some(NOBODY), Some(NOBODY)).expect("the directory can be given to nobody");
@@ -107,6 +122,16 @@ impl PostgresServer {
     /// Stops it as `pg_ctl stop -m immediate` does: at once, without writing anything more.
     pub fn stop_immediate(&mut self) {
         self.end(Signal::QUIT);
+    }
+
+    /// Stops it as `pg_ctl stop -m fast` does: in order, but without waiting for those who are connected.
+    pub fn stop(&mut self) {
+        self.end(Signal::INT);
+    }
+
+    /// Whether it runs and takes connections.
+    pub fn is_up(&self) -> bool {
+        self.process.is_some() && is_ready(self.port)
     }
 
     /// Starts it again on the same port and cluster, after ending it if it still runs.
@@ -187,7 +212,7 @@ impl PostgresServer {
     /// # Panics
     /// If it does not start.
     pub fn replica(&self) -> Self {
-        let mut replica = Self::unmade(self.options.clone());
+        let mut replica = Self::unmade(&base(), self.options.clone());
         let port = self.port.to_string();
         let mut copy = tool("pg_basebackup");
         copy.args(["-h", "127.0.0.1", "-U", "postgres", "-R", "-c", "fast", "-p", &port, "-D"]).arg(replica.data());
@@ -228,9 +253,7 @@ impl PostgresServer {
                 self.process = None;
                 return false;
             }
-            let port = self.port.to_string();
-            let ready = tool("pg_isready").args(["-q", "-h", "127.0.0.1", "-p", &port]).status();
-            if ready.is_ok_and(|status| status.success()) {
+            if is_ready(self.port) {
                 return true;
             }
             sleep(Duration::from_millis(10));
@@ -259,6 +282,16 @@ impl Drop for PostgresServer {
     fn drop(&mut self) {
         self.end(Signal::QUIT);
     }
+}
+
+fn is_ready(port: u16) -> bool {
+    let ready = tool("pg_isready").args(["-q", "-h", "127.0.0.1", "-p", &port.to_string()]).status();
+    ready.is_ok_and(|status| status.success())
+}
+
+/// Where clusters are made.
+fn base() -> PathBuf {
+    std::env::var_os("DIVIDER_TEST_PGDATA").map_or_else(std::env::temp_dir, PathBuf::from)
 }
 
 fn is_root() -> bool {

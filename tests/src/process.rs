@@ -6,7 +6,7 @@ mod proxy;
 mod stalls;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     process::Command,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
@@ -32,6 +32,8 @@ pub struct Said {
     pub history: History,
     /// The other lines of each process, in order.
     pub notes: Vec<Vec<Line<'static>>>,
+    /// The last lines that each process has written to its standard error.
+    pub complaints: Vec<VecDeque<String>>,
     /// All lines about keys of the processes that are recorded, in order.
     pub recorded: HashMap<ProcessId, Vec<Line<'static>>>,
     /// Processes that ended without being told to.
@@ -91,7 +93,10 @@ impl Fleet {
 
     fn launch(&mut self, through: Option<Command>, url: &str, args: &[&str]) -> ProcessId {
         let id = self.processes.len();
-        self.said.lock().notes.push(Vec::new());
+        let mut said = self.said.lock();
+        said.notes.push(Vec::new());
+        said.complaints.push(VecDeque::new());
+        drop(said);
         let node = format!("node-{id}");
         let common = ["--store", url, "--group", &self.group, "--node", &node, "--die-with-parent"];
         let args = common.into_iter().chain(self.args.iter().map(String::as_str)).chain(args.iter().copied());
@@ -108,7 +113,12 @@ impl Fleet {
 
     /// Waits until these have joined, and one of the fleet leads.
     pub fn wait_ready(&self, ids: &[ProcessId]) {
-        self.wait("all nodes to be ready", Duration::from_secs(20), |fleet, said| {
+        self.wait_ready_within(ids, Duration::from_secs(20));
+    }
+
+    /// As [`wait_ready`](Self::wait_ready), for so long at most.
+    pub fn wait_ready_within(&self, ids: &[ProcessId], limit: Duration) {
+        self.wait("all nodes to be ready", limit, |fleet, said| {
             ids.iter().all(|id| said.notes[*id].iter().any(|note| note.event == Kind::Ready))
                 && fleet.leader_in(said).is_some()
         });
@@ -161,18 +171,21 @@ impl Fleet {
     /// # Panics
     /// Where it does not within the time, with what it was and how things stand.
     pub fn wait(&self, what: &str, limit: Duration, holds: impl Fn(&Self, &Said) -> bool) {
+        if !self.within(limit, holds) {
+            panic!("waited {limit:?} in vain for {what}; {}", self.standing());
+        }
+    }
+
+    /// Waits until something holds, for so long at most. Whether it did.
+    pub fn within(&self, limit: Duration, holds: impl Fn(&Self, &Said) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         loop {
-            let said = self.said.lock();
-            if holds(self, &said) {
-                return;
+            if holds(self, &self.said.lock()) {
+                return true;
             }
             if Instant::now() > deadline {
-                let standing = self.standing(&said);
-                drop(said);
-                panic!("waited {limit:?} in vain for {what}; {standing}");
+                return false;
             }
-            drop(said);
             std::thread::sleep(LOOK);
         }
     }
@@ -245,7 +258,7 @@ impl Fleet {
         let before = self.processes[id].asked(word);
         self.send(id, command);
         let find = |said: &Said| said.notes[id].iter().filter(is_answer).nth(before).cloned();
-        self.wait(&format!("the answer to {command:?}"), limit, |_, said| find(said).is_some());
+        self.wait(&format!("the answer of {id} to {command:?}"), limit, |_, said| find(said).is_some());
         find(&self.said.lock()).expect("it was there a moment ago")
     }
 
@@ -278,7 +291,24 @@ impl Fleet {
         asked
     }
 
-    fn standing(&self, said: &Said) -> String {
+    /// Asks a process to end gracefully, and does not wait for it. It counts as ended from now on.
+    pub fn begin_to_end(&mut self, id: ProcessId) {
+        self.processes[id].begin_to_end();
+    }
+
+    /// Forgets the details of what is over, so that a long run stays small; see [`History::fold`].
+    pub fn fold(&self, ended_before: u64) {
+        let mut said = self.said.lock();
+        said.history.fold(|id| !self.lives(id), ended_before);
+        for id in (0..self.processes.len()).filter(|id| !self.lives(*id)) {
+            said.notes[id] = Vec::new();
+            said.complaints[id] = VecDeque::new();
+        }
+    }
+
+    /// How things stand, for a report.
+    pub fn standing(&self) -> String {
+        let said = &*self.said.lock();
         let running = said.history.running(|id| self.lives(id));
         let of = |owners: usize| running.values().filter(|all| all.len() == owners).count();
         let errors: Vec<_> = said.notes.iter().flatten().filter(|note| note.event == Kind::Error).collect();

@@ -24,6 +24,8 @@ pub struct Cluster {
 #[derive(Debug)]
 pub struct Voters {
     addresses: Vec<String>,
+    /// Where they are reached, which is elsewhere where something stands before them.
+    reached: Vec<String>,
     directories: Vec<TempDir>,
 }
 
@@ -41,20 +43,29 @@ impl Voters {
     /// # Panics
     /// Where there is no room for directories.
     pub fn at(addresses: Vec<String>) -> Self {
-        let directories = addresses.iter().map(|_| TempDir::new().expect("a directory")).collect();
-        Self { addresses, directories }
+        let places = vec![std::env::temp_dir(); addresses.len()];
+        Self::behind(addresses.clone(), addresses, &places)
+    }
+
+    /// One at each of the first addresses, reached at the second, with its directory in one of these.
+    ///
+    /// # Panics
+    /// Where there is no room for directories.
+    pub fn behind(addresses: Vec<String>, reached: Vec<String>, places: &[PathBuf]) -> Self {
+        let directories = places.iter().map(|place| TempDir::new_in(place).expect("a directory")).collect();
+        Self { addresses, reached, directories }
     }
 
     /// What a voter is started with, for the first time or again from its directory.
     pub fn url(&self, at: usize) -> String {
-        let (directory, address, seeds) =
-            (self.directories[at].path().display(), &self.addresses[at], self.addresses.join(","));
-        format!("raft:{directory}?name=voter-{at}&listen={address}&seeds={seeds}&plaintext")
+        let (directory, address) = (self.directories[at].path().display(), &self.addresses[at]);
+        let (reached, seeds) = (&self.reached[at], self.reached.join(","));
+        format!("raft:{directory}?name=voter-{at}&listen={address}&advertise={reached}&seeds={seeds}&plaintext")
     }
 
     /// What a client of them is started with.
     pub fn client_url(&self) -> String {
-        format!("raft:?role=client&seeds={}&plaintext", self.addresses.join(","))
+        format!("raft:?role=client&seeds={}&plaintext", self.reached.join(","))
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -41,7 +41,15 @@ impl RedisServer {
     /// # Panics
     /// As [`start`](Self::start).
     pub fn with(options: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary directory is needed for redis-server");
+        Self::with_in(&std::env::temp_dir(), options)
+    }
+
+    /// As [`with`](Self::with), with its directory in this one.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn with_in(place: &Path, options: &[&str]) -> Self {
+        let dir = tempfile::tempdir_in(place).expect("a temporary directory is needed for redis-server");
         let options = options.iter().map(|&option| option.to_owned()).collect();
         let mut server = Self { port: 0, dir, options, process: None, guard: None };
         // Somebody else may take the port between our look and the server's.
@@ -70,6 +78,23 @@ impl RedisServer {
         format!("redis://{user}:{password}@127.0.0.1:{}", self.port)
     }
 
+    /// Asks it to end, and waits until it has.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        if let Some(process) = &mut self.process {
+            _ = process.wait();
+        }
+        self.kill9();
+    }
+
+    /// Whether it runs and answers.
+    pub fn is_up(&self) -> bool {
+        self.process.is_some() && answers(self.port)
+    }
+
     /// Ends the process at once; it writes nothing more.
     pub fn kill9(&mut self) {
         // The guard first: it knows the server by its id, which is free for others once the server has ended.
@@ -78,6 +103,16 @@ impl RedisServer {
             _ = process.kill();
             _ = process.wait();
         }
+    }
+
+    /// Removes what it has written, so that it starts with nothing.
+    ///
+    /// # Panics
+    /// If it still runs.
+    pub fn erase(&self) {
+        assert!(self.process.is_none(), "it writes");
+        // Without it there is nothing to be removed.
+        _ = std::fs::remove_dir_all(self.dir.path().join("appendonlydir"));
     }
 
     /// Starts it again on the same port and directory, after ending it if it still runs.
@@ -110,11 +145,19 @@ impl RedisServer {
     /// # Panics
     /// If it cannot be run, or reports an error.
     pub fn cli(&self, args: &[&str]) -> String {
-        let output = Command::new("redis-cli").arg("-p").arg(self.port.to_string()).arg("-e").args(args).output();
-        let output = output.expect("redis-cli is not installed (Debian and Ubuntu: apt-get install redis-tools)");
+        let output = self.try_cli(args);
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         assert!(output.status.success(), "redis-cli {args:?}: {text} {}", String::from_utf8_lossy(&output.stderr));
         text
+    }
+
+    /// As [`cli`](Self::cli), whatever comes of it.
+    ///
+    /// # Panics
+    /// If it cannot be run.
+    pub fn try_cli(&self, args: &[&str]) -> Output {
+        let output = Command::new("redis-cli").arg("-p").arg(self.port.to_string()).arg("-e").args(args).output();
+        output.expect("redis-cli is not installed (Debian and Ubuntu: apt-get install redis-tools)")
     }
 
     fn signal(&self, signal: Signal) {

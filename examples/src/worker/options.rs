@@ -1,6 +1,6 @@
 //! The command line of the `worker` example.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use divider_core::{Balance, Group, MaxInFlight, NodeConfig, NodeId, Work};
@@ -56,6 +56,15 @@ pub struct Options {
     /// How long a stop takes to be confirmed, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub confirm_delay_ms: u64,
+    /// Writes the token of every key that the node may act on to this address, as a program writes to its database.
+    #[arg(long)]
+    pub sink: Option<SocketAddr>,
+    /// How often it writes, in milliseconds.
+    #[arg(long, default_value_t = 50)]
+    pub sink_ms: u64,
+    /// How long a write takes from the look whether the node may act to its sending, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    pub sink_delay_ms: u64,
     /// Threads of the program's runtime.
     #[arg(long, default_value_t = 2)]
     pub worker_threads: usize,

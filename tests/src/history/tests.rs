@@ -134,6 +134,42 @@ fn a_tick_after_the_end_or_after_the_news_of_the_loss_is_found() {
 }
 
 #[test]
+fn what_is_folded_still_contradicts_what_comes_later() {
+    // Tokens 1 to 3; the first two are folded.
+    let folded = || {
+        let mut told = handed_over().line(1, Kind::Start, 2, 35).line(1, Kind::Tick, 2, 40).line(1, Kind::Stop, 2, 41);
+        told = told.line(1, Kind::Confirm, 2, 42).line(2, Kind::Start, 3, 50);
+        told.0.fold(|_| false, 45);
+        told
+    };
+    assert_eq!((folded().0.starts(), folded().into_clean().claims("k").count()), (3, 1));
+    folded().line(3, Kind::Start, 2, 60).has("token 2 was given twice");
+    folded().line(0, Kind::Tick, 1, 60).has("never started there");
+    let mut told = Told::default().line(0, Kind::Start, 2, 10).line(0, Kind::Tick, 2, 99).line(1, Kind::Start, 3, 100);
+    told.0.fold(|process| process == 0, 0);
+    assert_eq!(told.0.claims("k").count(), 1);
+    told.line(2, Kind::Start, 1, 110).has("with token 1 long after 2");
+}
+
+#[test]
+fn an_overlap_with_what_is_folded_is_found() {
+    let mut told = Told::default().line(0, Kind::Start, 1, 10).line(0, Kind::Tick, 1, 70).line(1, Kind::Start, 3, 80);
+    told.0.fold(|process| process == 0, 0);
+    told.line(2, Kind::Start, 2, 60).has("0 used token 1 10ns after 2 had started it under token 2");
+    // What was found before it was folded is not forgotten.
+    let mut told = Told::default().line(0, Kind::Start, 1, 10).line(1, Kind::Start, 2, 50).line(0, Kind::Tick, 1, 51);
+    told.0.fold(|process| process == 0, 0);
+    told.has("0 used token 1 1ns after");
+}
+
+#[test]
+fn what_may_still_be_spoken_of_is_not_folded() {
+    let mut told = handed_over().line(1, Kind::Start, 2, 35).line(1, Kind::Complete, 2, 40).line(2, Kind::Start, 3, 45);
+    told.0.fold(|_| false, 100);
+    assert_eq!(told.into_clean().claims("k").count(), 2, "a completion may be refused");
+}
+
+#[test]
 fn quantiles_are_values_that_occurred() {
     let mut values: Vec<_> = (1..=100).rev().map(Duration::from_millis).collect();
     assert_eq!(quantile(&mut values, 0.5), Duration::from_millis(50));

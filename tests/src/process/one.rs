@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +18,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Said, binary};
 use crate::history::ProcessId;
+
+/// How many lines are kept of what a process complains of.
+const COMPLAINTS: usize = 200;
 
 /// Dropping it kills the process.
 #[derive(Debug)]
@@ -48,10 +51,15 @@ impl Process {
                 through
             },
         );
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the worker can be started");
         let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).expect("both are pipes");
-        let said = said.clone();
+        let (said, errors) = (said.clone(), child.stderr.take().expect("it is a pipe"));
+        thread::spawn({
+            let said = said.clone();
+            // It ends with the process's output, like the reader.
+            move || pass_on(id, errors, &said)
+        });
         let ended = Arc::new(AtomicBool::new(false));
         let reader = thread::spawn({
             let ended = ended.clone();
@@ -95,10 +103,15 @@ impl Process {
         }
     }
 
-    /// Asks it to end and waits until it has.
-    pub(super) fn terminate(&mut self, limit: Duration) {
+    /// Asks it to end.
+    pub(super) fn begin_to_end(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
         self.signal(Signal::TERM);
+    }
+
+    /// Asks it to end and waits until it has.
+    pub(super) fn terminate(&mut self, limit: Duration) {
+        self.begin_to_end();
         let deadline = Instant::now() + limit;
         while matches!(self.child.try_wait(), Ok(None)) {
             assert!(Instant::now() < deadline, "the process does not end within {limit:?}");
@@ -111,6 +124,23 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill9();
+    }
+}
+
+/// Passes on what the process complains of, and keeps the end of it.
+fn pass_on(id: ProcessId, stderr: ChildStderr, said: &Mutex<Said>) {
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        eprintln!("{line}");
+        let mut said = said.lock();
+        // Also where it was about to end anyway.
+        if line.contains("panicked at") {
+            said.accidents.push(format!("process {id}: {line}"));
+        }
+        let complaints = &mut said.complaints[id];
+        complaints.push_back(line);
+        if complaints.len() > COMPLAINTS {
+            complaints.pop_front();
+        }
     }
 }
 

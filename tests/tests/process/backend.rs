@@ -37,8 +37,14 @@ pub(crate) trait Server: Backend {
     /// Ends it at once.
     fn kill9(&mut self);
 
+    /// Asks it to end, and waits until it has.
+    fn stop(&mut self);
+
     /// Starts it again, after ending it if it still runs.
     fn restart(&mut self);
+
+    /// Whether it takes requests.
+    fn is_up(&self) -> bool;
 
     /// Stops it in its tracks.
     fn freeze(&self);
@@ -46,11 +52,14 @@ pub(crate) trait Server: Backend {
     /// Lets it go on.
     fn thaw(&self);
 
-    /// Cuts the connections that hints come by.
-    fn cut_hints(&self);
+    /// Cuts the connections that hints come by, and returns how many there were.
+    fn cut_hints(&self) -> u64;
 
-    /// Cuts all connections.
-    fn cut_all(&self);
+    /// Cuts all connections, and returns how many there were.
+    fn cut_all(&self) -> u64;
+
+    /// Cuts one connection, whichever the number says, if there is any.
+    fn cut_one(&self, which: u64) -> bool;
 
     /// How much it has been asked for since it began.
     fn asked(&self) -> f64;
@@ -90,8 +99,16 @@ impl Server for RedisServer {
         Self::kill9(self);
     }
 
+    fn stop(&mut self) {
+        Self::stop(self);
+    }
+
     fn restart(&mut self) {
         Self::restart(self);
+    }
+
+    fn is_up(&self) -> bool {
+        Self::is_up(self)
     }
 
     fn freeze(&self) {
@@ -102,13 +119,23 @@ impl Server for RedisServer {
         Self::thaw(self);
     }
 
-    fn cut_hints(&self) {
-        self.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    fn cut_hints(&self) -> u64 {
+        self.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]).parse().expect("Redis counts whom it has cut")
     }
 
-    fn cut_all(&self) {
-        self.cut_hints();
-        self.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    fn cut_all(&self) -> u64 {
+        let others = self.cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        self.cut_hints() + others.parse::<u64>().expect("Redis counts whom it has cut")
+    }
+
+    fn cut_one(&self, which: u64) -> bool {
+        let list = self.cli(&["CLIENT", "LIST"]);
+        // One of them is who asks.
+        let clients: Vec<_> = list.lines().filter(|line| !line.contains("cmd=client")).collect();
+        let Some(at) = which.checked_rem(clients.len() as u64) else { return false };
+        let client = clients[usize::try_from(at).expect("small")];
+        let id = client.split(' ').find_map(|field| field.strip_prefix("id=")).expect("clients have ids");
+        self.cli(&["CLIENT", "KILL", "ID", id]) == "1"
     }
 
     fn asked(&self) -> f64 {
@@ -131,11 +158,12 @@ impl Backend for PostgresServer {
     }
 }
 
-/// Ends connections of nodes as an administrator would.
-fn terminate(server: &PostgresServer, which: &str) {
-    server.psql(&format!(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'divider%' AND ({which})"
+/// Ends connections of nodes as an administrator would. Returns how many.
+fn terminate(server: &PostgresServer, which: &str) -> u64 {
+    let ended = server.psql(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'divider%' AND {which}"
     ));
+    ended.lines().filter(|line| *line == "t").count() as u64
 }
 
 impl Server for PostgresServer {
@@ -161,8 +189,16 @@ impl Server for PostgresServer {
         Self::kill9(self);
     }
 
+    fn stop(&mut self) {
+        Self::stop(self);
+    }
+
     fn restart(&mut self) {
         Self::restart(self);
+    }
+
+    fn is_up(&self) -> bool {
+        Self::is_up(self)
     }
 
     fn freeze(&self) {
@@ -173,13 +209,17 @@ impl Server for PostgresServer {
         Self::thaw(self);
     }
 
-    fn cut_hints(&self) {
+    fn cut_hints(&self) -> u64 {
         // Whoever listens also leads, or would like to.
-        terminate(self, "query LIKE '%poll(%' OR query LIKE '%LISTEN%'");
+        terminate(self, "(query LIKE '%poll(%' OR query LIKE '%LISTEN%')")
     }
 
-    fn cut_all(&self) {
-        terminate(self, "true");
+    fn cut_all(&self) -> u64 {
+        terminate(self, "true")
+    }
+
+    fn cut_one(&self, which: u64) -> bool {
+        terminate(self, &format!("true ORDER BY md5(pid::text || '{which}') LIMIT 1")) == 1
     }
 
     fn asked(&self) -> f64 {

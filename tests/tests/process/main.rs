@@ -60,6 +60,7 @@ macro_rules! on_any_store {
                 twenty_thousand_keys_of_a_node_are_handed_over_or_taken_over_as_well
             }
             latency { a_key_is_started_within_milliseconds_of_its_add }
+            chaos { whatever_happens_to_the_nodes_no_key_runs_twice_and_none_is_lost }
         }
     };
 }
@@ -69,7 +70,6 @@ macro_rules! on_any_server {
     ($backend:ty) => {
         crate::on_any_store!($backend);
         crate::on! { $backend:
-            chaos { whatever_happens_to_the_nodes_no_key_runs_twice_and_none_is_lost }
             cost { an_idle_group_costs_the_same_with_10_keys_as_with_10000 }
             drain {
                 a_node_ends_when_told_to_even_if_the_store_is_gone

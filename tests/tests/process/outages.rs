@@ -108,7 +108,7 @@ pub(crate) fn all_connections_are_cut_again_and_again_and_nothing_is_lost<B: Ser
     cut_again_and_again("all connections", B::cut_all);
 }
 
-fn cut_again_and_again<B: Server>(what: &str, cut: fn(&B)) {
+fn cut_again_and_again<B: Server>(what: &str, cut: fn(&B) -> u64) {
     let mut bed = bed(B::start);
     let mut added = Vec::new();
     for round in 0..10 {

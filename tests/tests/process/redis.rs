@@ -12,14 +12,7 @@ on_any_server!(RedisServer);
 
 #[test]
 fn whatever_redis_forgets_no_key_runs_twice_and_none_is_lost() {
-    let forget = |server: &mut RedisServer, flush: bool| {
-        if flush {
-            server.cli(&["FLUSHALL"]);
-        } else {
-            server.restart();
-        }
-    };
-    chaos::run(<RedisServer as super::Backend>::start, Some(forget));
+    chaos::run::<RedisServer>(true);
 }
 
 #[test]
