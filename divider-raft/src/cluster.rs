@@ -64,6 +64,17 @@ impl Drop for Running {
     }
 }
 
+/// A runtime whose start nobody may wait for to its end: where it is given up, it must not be dropped in place, either.
+struct Starting(Option<runtime::Runtime>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// What is opened on the disk.
 struct Opened {
     log: Log,
@@ -81,19 +92,16 @@ impl Running {
             .build()
             .map_err(StoreError::unavailable)?;
         let handle = runtime.handle().clone();
-        let starting = handle.spawn(Self::inside(config));
-        match starting.await {
+        let mut runtime = Starting(Some(runtime));
+        match handle.spawn(Self::inside(config)).await {
             Ok(Ok((router, tasks, joined))) => {
-                let runtime = Mutex::new(Some(runtime));
+                let runtime = Mutex::new(runtime.0.take());
                 Ok(Arc::new(Self { router, handle, runtime, tasks: Mutex::new(tasks), joined }))
             }
-            failed => {
-                runtime.shutdown_background();
-                Err(match failed {
-                    Ok(Err(error)) => error,
-                    _ => StoreError::Corrupt("the start of the member failed unexpectedly".into()),
-                })
-            }
+            failed => Err(match failed {
+                Ok(Err(error)) => error,
+                _ => StoreError::Corrupt("the start of the member failed unexpectedly".into()),
+            }),
         }
     }
 

@@ -162,7 +162,7 @@ impl Fleet {
 
     /// A bound for what was measured, with what the machine itself has stood still for added: a disk that needs half a
     /// second for a write, or a thread that was not run, makes everything later by as much.
-    pub fn within(&self, bound: Duration) -> Duration {
+    pub fn allowing(&self, bound: Duration) -> Duration {
         bound + self.stalls.allowance()
     }
 

@@ -563,7 +563,6 @@ fn choose<B: Ground>(
             Needs::Nothing => None,
             Needs::Namespaces | Needs::Disk => lack,
             Needs::Forgetting => (!forgets).then_some("the store is not to forget in this run"),
-            Needs::LateBytes => forgets.then_some("what is on its way across a loss of all data is not promised"),
             _ => (!B::HAS.contains(&needs)).then_some("not on this store"),
         };
         match why.and_then(|why| why.lines().next()) {

@@ -51,7 +51,7 @@ pub(crate) fn kill<B: Backend>(lease: Duration, keys: usize, bound: Duration, ar
             times,
         );
         let longest = times.last().copied().unwrap_or_default();
-        let bound = bed.fleet.within(bound);
+        let bound = bed.fleet.allowing(bound);
         assert!(longest <= bound, "a key of a {who} was without an owner for {longest:?}, and may be for {bound:?}");
     }
 }

@@ -55,11 +55,11 @@ fn cut_off<B: Server>(leads: bool, network: Network, leases: u32) {
     let who = if leads { ", the leader" } else { "" };
     let what = format!("{}: {network:?} for {leases} leases of {LEASE:?}{who}", B::NAME);
     figure(&format!("{what}: until the loss was told"), &mut told);
-    assert!(told.last() <= Some(&bed.fleet.within(LEASE + Duration::from_millis(50))), "{told:?}");
+    assert!(told.last() <= Some(&bed.fleet.allowing(LEASE + Duration::from_millis(50))), "{told:?}");
     figure(&format!("{what}: until the start elsewhere"), &mut taken);
     // Renewals go on to arrive where only answers are lost; they end with the node's own lease.
     let bound = if network == Network::NoAnswers { LEASE * 2 } else { LEASE } + Duration::from_millis(500);
-    let bound = bed.fleet.within(bound);
+    let bound = bed.fleet.allowing(bound);
     if taken.len() < held || taken.last() > Some(&bound) {
         println!("figure: {} of {held} were taken over in time", taken.iter().filter(|time| **time <= bound).count());
     }
@@ -157,10 +157,10 @@ fn vanish<B: Server>(leads: bool, cut: Cut) {
     assert_eq!((told.len(), taken.len()), (held, held), "all was told to be lost, and runs elsewhere");
     figure(&format!("{what}: until the loss was told"), &mut told);
     figure(&format!("{what}: until the start elsewhere"), &mut taken);
-    assert!(told.last() <= Some(&bed.fleet.within(LEASE + Duration::from_millis(50))), "{told:?}");
+    assert!(told.last() <= Some(&bed.fleet.allowing(LEASE + Duration::from_millis(50))), "{told:?}");
     // What the node says may go on to arrive where only answers are lost; that ends with its own lease.
     let bound = if cut == Cut::FromTheStore { LEASE * 2 } else { LEASE } + Duration::from_millis(500);
-    let bound = bed.fleet.within(bound);
+    let bound = bed.fleet.allowing(bound);
     assert!(taken.last() <= Some(&bound), "{:?}", taken.last());
 
     network.heal();

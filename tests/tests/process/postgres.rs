@@ -40,7 +40,7 @@ fn leadership_moves_within_half_a_second_of_the_leaders_death() {
         bed.spawn_ready(1, &[]);
     }
     figure("postgres: kill -9 of the leader until another one leads", &mut times);
-    assert!(quantile(&mut times, 1.0) <= bed.fleet.within(Duration::from_millis(500)));
+    assert!(quantile(&mut times, 1.0) <= bed.fleet.allowing(Duration::from_millis(500)));
 }
 
 /// The administrator ends connections one by one, of whatever kind.

@@ -368,3 +368,14 @@ async fn a_data_directory_serves_its_own_member_only() {
     build("a", "one").open().await.unwrap();
     assert_eq!(build("a", "one").config().role, Role::Voter);
 }
+
+/// As a program does that is told to end while it starts.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opening_that_is_given_up_does_not_panic_and_can_be_tried_again() {
+    let (directory, addresses) = (TempDir::new().unwrap(), free_addresses(1));
+    let builder = RaftStore::builder("/test/").unwrap().name("alone").unwrap().data_dir(directory.path());
+    let store = builder.listen(&addresses[0]).seeds(&addresses).plaintext().build().unwrap();
+    let given_up = tokio::time::timeout(Duration::ZERO, store.open()).await;
+    assert!(given_up.is_err(), "it had begun, and was not over");
+    insist(|| store.open()).await;
+}

@@ -45,7 +45,7 @@ fn partition(what: &str, cut: impl Fn(&Netns, [usize; 3]), alone: impl Fn([usize
         figure(&format!("{what}: until the loss was told"), &mut told);
         figure(&format!("{what}: until the start elsewhere"), &mut taken);
         let bound = if victim == bed.voters[leader] { LEASE + ELECTION + SLACK } else { LEASE + SLACK };
-        assert!(taken.last() <= Some(&bed.fleet.within(bound)), "{taken:?}");
+        assert!(taken.last() <= Some(&bed.fleet.allowing(bound)), "{taken:?}");
     }
     // The rest goes on meanwhile.
     bed.insist(client, "meanwhile");

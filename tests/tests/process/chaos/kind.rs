@@ -12,8 +12,6 @@ pub(crate) enum Needs {
     Postgres,
     /// A store that is made of nodes.
     Voters,
-    /// Bytes that wait in a proxy or a socket, and arrive long after.
-    LateBytes,
     Namespaces,
     Disk,
 }
@@ -88,9 +86,9 @@ kinds! {
     AllVoters 1 Voters "all voters killed -9 at once"
     TwoVotersFrozen 2 Voters "two voters of three stopped (SIGSTOP)"
     AllVotersFrozen 1 Voters "all voters stopped (SIGSTOP)"
-    Silent 3 LateBytes "network carries nothing, and all later"
-    NoAnswers 3 LateBytes "network carries no answers, and all later"
-    NoRequests 3 LateBytes "network carries no requests, and all later"
+    Silent 3 Nothing "network carries nothing, and all later"
+    NoAnswers 3 Nothing "network carries no answers, and all later"
+    NoRequests 3 Nothing "network carries no requests, and all later"
     Swallowing 3 Nothing "network swallows answers"
     Slow 2 Nothing "network slow"
     Cut 2 Nothing "network cut"
