@@ -14,7 +14,7 @@ use divider_core::{
 };
 use divider_postgres::{PostgresConfig, PostgresStore, QuerySource, migrate};
 use divider_tests::{
-    agree::{Expect, Seen, agree_with},
+    agree::{Expect, agree_with, kept, sequences},
     postgres::PostgresServer,
 };
 use futures_util::{StreamExt, future::join_all};
@@ -100,22 +100,16 @@ async fn hint(hints: &mut divider_core::HintStream) -> Hint {
     timeout(SOON, hints.next()).await.expect("a hint").expect("the stream goes on")
 }
 
-/// Random batches of every op, compared with the ledger after each. `DIVIDER_SEEDS` says how many seeds, and
-/// `DIVIDER_SEED` which one is the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_does_what_the_ledger_does() {
     let server = server().await;
-    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
-    let first = number("DIVIDER_SEED").unwrap_or_default();
-    let mut seen = Seen::new();
-    for seed in first..first + number("DIVIDER_SEEDS").unwrap_or(20) {
-        let store = agreeing(&server.url(), "divider", &format!("agree-{seed}"));
-        for (what, times) in agree_with(&store, seed, 400, EXPECT).await {
-            *seen.entry(what).or_default() += times;
-        }
-        store.close().await;
-    }
-    assert!(seen.len() >= 70 || number("DIVIDER_SEEDS").is_some(), "the dice met only {seen:#?}");
+    sequences(60, EXPECT, async |name: String| agreeing(&server.url(), "divider", &name)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_does_what_the_ledger_does_where_a_store_once_did_not() {
+    let server = server().await;
+    kept(EXPECT, async |name: String| agreeing(&server.url(), "divider", &name)).await;
 }
 
 /// Leadership is a lock here, and every hint comes as long as the connection stands.
@@ -540,7 +534,7 @@ async fn the_files_can_be_run_by_hand() {
     }
     server.psql(&(all + "COMMIT;"));
     let store = agreeing(&server.url(), "byhand", "by-hand");
-    agree_with(&store, 7, 200, EXPECT).await;
+    agree_with(&store, 7, 50, EXPECT).await;
 }
 
 /// The grants of the README, for a role that may do nothing else.
@@ -557,7 +551,7 @@ async fn the_grants_of_the_readme_are_enough_and_less_is_a_clear_error() {
     server.psql("CREATE ROLE stranger LOGIN");
     server.psql(GRANTS);
     let store = agreeing(&server.url_as("app"), "divider", "role");
-    agree_with(&store, 11, 300, EXPECT).await;
+    agree_with(&store, 11, 75, EXPECT).await;
     let stranger = PostgresStore::builder(server.url_as("stranger"), group("role")).build().unwrap();
     let refused = stranger.open().await.unwrap_err();
     assert!(matches!(&refused, StoreError::Misconfigured(text) if text.contains("README")), "{refused}");
@@ -630,7 +624,7 @@ async fn a_pooler_is_refused_in_transaction_mode_and_used_in_session_mode() {
     assert!(matches!(&refused, StoreError::Misconfigured(text) if text.contains("pool_mode")), "{refused}");
     let bouncer = Bouncer::start(&server, "session");
     let store = agreeing(&bouncer.url(), "divider", "session-mode");
-    agree_with(&store, 3, 200, EXPECT).await;
+    agree_with(&store, 3, 50, EXPECT).await;
 }
 
 #[tokio::test]
@@ -640,7 +634,7 @@ async fn a_pool_of_the_program_may_be_brought() {
     let mut config = PostgresConfig::with_pool(pool.clone(), group("brought"));
     config.leader_timeout = Some(Duration::from_secs(600));
     let store = PostgresStore::new(config).unwrap();
-    agree_with(&store, 2, 200, EXPECT).await;
+    agree_with(&store, 2, 50, EXPECT).await;
     store.close().await;
     assert!(!pool.is_closed());
 }

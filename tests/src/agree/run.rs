@@ -21,11 +21,11 @@ use super::{
 
 /// How long a hint may take before it counts as lost.
 const HINT: Duration = Duration::from_secs(5);
-const SESSIONS: usize = 5;
-const KEYS: usize = 12;
-const NODES: [&str; 3] = ["a", "node/1", "ünï\u{1f600}\n"];
+pub(super) const SESSIONS: usize = 5;
+pub(super) const KEYS: usize = 12;
+pub(super) const NODES: [&str; 3] = ["a", "node/1", "ünï\u{1f600}\n"];
 /// Tokens that are remembered.
-const TOKENS: usize = 30;
+pub(super) const TOKENS: usize = 30;
 
 /// Fails with a text that says what differs.
 macro_rules! ensure {

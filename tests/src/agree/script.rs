@@ -5,9 +5,13 @@
 //! a session of its own: it says which of those that are there when it is run, and whether the right one, a stale one or a
 //! wrong one. [`proptest`] draws such sequences, takes out what it can, and what is left is kept as text.
 
+use std::ops::Range;
+
 use divider_core::limits;
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde::{Deserialize, Serialize};
+
+use super::run::{KEYS, NODES, SESSIONS, TOKENS};
 
 /// One thing that is done to both.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,22 +157,26 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => select(vec![TakeOver, TakeOverAhead, TakeOverBehind]),
     ];
     let batch = prop_oneof![9 => vec(act(), 1..=6), 1 => vec(act(), 1..=40)];
-    let resigns = prop_oneof![2 => any::<u8>().prop_map(Whose::Right), 1 => any::<u8>().prop_map(Whose::Any)];
+    let resigns = prop_oneof![2 => SESSION.prop_map(Whose::Right), 1 => SESSION.prop_map(Whose::Any)];
     let resigned = prop_oneof![3 => Just(When::Now), 1 => Just(When::After)];
     prop_oneof![
         20 => batch.prop_map(Step::Batch),
-        3 => any::<u8>().prop_map(Step::Renew),
-        6 => (any::<u8>(), asked).prop_map(|(session, asked)| Step::Poll(session, asked)),
+        3 => SESSION.prop_map(Step::Renew),
+        6 => (SESSION, asked).prop_map(|(session, asked)| Step::Poll(session, asked)),
         1 => (resigns, resigned).prop_map(|(session, term)| Step::Resign(session, term)),
     ]
 }
 
+/// A place among the sessions, and one among the keys.
+const SESSION: Range<u8> = 0..SESSIONS as u8;
+const KEY: Range<u8> = 0..KEYS as u8;
+
 fn who() -> impl Strategy<Value = Who> + Clone {
-    prop_oneof![4 => any::<u8>().prop_map(Who::Living), 1 => any::<u8>().prop_map(Who::Any)]
+    prop_oneof![4 => SESSION.prop_map(Who::Living), 1 => SESSION.prop_map(Who::Any)]
 }
 
 fn which() -> impl Strategy<Value = Which> + Clone {
-    prop_oneof![7 => any::<u8>().prop_map(Which::Owned), 1 => any::<u8>().prop_map(Which::Any)]
+    prop_oneof![7 => KEY.prop_map(Which::Owned), 1 => KEY.prop_map(Which::Any)]
 }
 
 fn term() -> impl Strategy<Value = When> + Clone {
@@ -177,11 +185,11 @@ fn term() -> impl Strategy<Value = When> + Clone {
 
 fn token() -> impl Strategy<Value = Token> + Clone {
     let of = prop_oneof![12 => Just(When::Now), 1 => Just(When::Before), 1 => Just(When::After), 1 => Just(When::Never)];
-    prop_oneof![15 => of.prop_map(Token::Of), 1 => any::<u8>().prop_map(Token::Late)]
+    prop_oneof![15 => of.prop_map(Token::Of), 1 => (0..TOKENS as u8).prop_map(Token::Late)]
 }
 
 fn grant() -> impl Strategy<Value = Grant> + Clone {
-    let whose = prop_oneof![7 => any::<u8>().prop_map(Whose::Right), 1 => any::<u8>().prop_map(Whose::Any)];
+    let whose = prop_oneof![7 => SESSION.prop_map(Whose::Right), 1 => SESSION.prop_map(Whose::Any)];
     (which(), whose, token()).prop_map(|(key, session, token)| Grant { key, session, token })
 }
 
@@ -204,7 +212,7 @@ fn add() -> impl Strategy<Value = Act> {
     let due = prop_oneof![3 => Just(0), 1 => moment()];
     let weight = select(vec![1, 1, 1, 2, limits::MAX_WEIGHT]);
     let priority = select(vec![0, 0, 0, -1, i32::MIN, i32::MAX]);
-    (any::<u8>(), weight, priority, due, bytes())
+    (KEY, weight, priority, due, bytes())
         .prop_map(|(key, weight, priority, not_before_ms, payload)| Act::Add { key, weight, priority, not_before_ms, payload })
 }
 
@@ -212,23 +220,23 @@ fn join() -> impl Strategy<Value = Act> {
     let affinity = select(vec![0, 1, 1000, 1000, 1000, limits::MAX_AFFINITY]);
     let capacity = select(vec![None, None, None, Some(0), Some(2), Some(u32::MAX)]);
     let lease = select(vec![1, 3000, u32::MAX]);
-    (any::<u8>(), any::<u8>(), affinity, capacity, lease)
+    (SESSION, 0..NODES.len() as u8, affinity, capacity, lease)
         .prop_map(|(session, node, affinity, capacity, lease_ms)| Act::Join { session, node, affinity, capacity, lease_ms })
 }
 
 fn act() -> impl Strategy<Value = Act> {
     let affinity = select(vec![0, 1, 500, 500, limits::MAX_AFFINITY]);
     let delta = select(vec![0, 1, -1, 100, -100, -5000, i64::MAX, i64::MIN, 1 << 60, i64::MAX - 77]);
-    let assignee = prop_oneof![2 => any::<u8>().prop_map(Who::Living), 1 => any::<u8>().prop_map(Who::Any)];
+    let assignee = prop_oneof![2 => SESSION.prop_map(Who::Living), 1 => SESSION.prop_map(Who::Any)];
     let below =
-        prop_oneof![1 => Just(Issued::None), 1 => Just(Issued::All), 8 => any::<u8>().prop_map(Issued::Late)];
+        prop_oneof![1 => Just(Issued::None), 1 => Just(Issued::All), 8 => (0..TOKENS as u8).prop_map(Issued::Late)];
     let moved = prop::bool::weighted(0.25);
     let started = prop::bool::weighted(0.67);
     prop_oneof![
         6 => Just(Act::Rebalance),
         60 => add(),
-        18 => any::<u8>().prop_map(Act::Remove),
-        12 => any::<u8>().prop_map(Act::Retry),
+        18 => KEY.prop_map(Act::Remove),
+        12 => KEY.prop_map(Act::Retry),
         30 => join(),
         6 => (who(), any::<bool>(), affinity)
             .prop_map(|(session, again, affinity)| Act::SetAffinity { session, again, affinity }),
@@ -240,12 +248,12 @@ fn act() -> impl Strategy<Value = Act> {
         18 => (grant(), moment()).prop_map(|(grant, not_before_ms)| Act::GiveUp { grant, not_before_ms }),
         6 => grant().prop_map(Act::Complete),
         18 => (grant(), bytes()).prop_map(|(grant, bytes)| Act::Checkpoint { grant, bytes }),
-        103 => (term(), any::<u8>(), assignee).prop_map(|(term, key, session)| Act::Assign { term, key, session }),
+        103 => (term(), KEY, assignee).prop_map(|(term, key, session)| Act::Assign { term, key, session }),
         18 => (term(), which(), token()).prop_map(|(term, key, token)| Act::Revoke { term, key, token }),
         12 => (term(), which(), token()).prop_map(|(term, key, token)| Act::Force { term, key, token }),
         6 => (term(), who(), moved, below)
             .prop_map(|(term, session, moved, healthy_below)| Act::Expire { term, session, moved, healthy_below }),
-        12 => (term(), any::<u8>()).prop_map(|(term, key)| Act::Quarantine { term, key }),
+        12 => (term(), KEY).prop_map(|(term, key)| Act::Quarantine { term, key }),
         12 => (term(), who()).prop_map(|(term, session)| Act::Settle { term, session }),
         12 => term().prop_map(Act::EndHold),
     ]
