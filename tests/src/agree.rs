@@ -39,7 +39,7 @@ pub use script::{Act, Asked, Bytes, Grant, Issued, Step, Token, When, Which, Who
 pub const ENDED: &str = "subscription ended";
 
 /// Most steps of a sequence: half as many on the average, with about four ops each.
-const STEPS: usize = 80;
+const STEPS: usize = 40;
 /// Groups that are on their way at the same time.
 const AT_ONCE: usize = 4;
 /// How long a sequence is cut down for. What has to wait for a hint that never comes takes longest.
@@ -122,12 +122,8 @@ struct Found {
     tries: u32,
 }
 
-async fn find<S: Store>(
-    seeds: Range<u64>,
-    expect: Expect,
-    fresh: impl AsyncFn(String) -> S,
-) -> Result<Seen, Found> {
-    let drawn = |seed| draw(vec(script::step(), 1..=STEPS), seed);
+async fn find<S: Store>(seeds: Range<u64>, expect: Expect, fresh: impl AsyncFn(String) -> S) -> Result<Seen, Found> {
+    let drawn = |seed| draw(script::sequence(STEPS), seed);
     let runs = stream::iter(seeds).map(async |seed| {
         let run = attempt(seed, 0, expect, &fresh, &drawn(seed).current()).await;
         run.map_err(|problem| (seed, problem))
@@ -177,9 +173,10 @@ async fn attempt<S: Store>(
 
 /// What the seed draws, always the same.
 fn draw<T: Strategy>(from: T, seed: u64) -> T::Tree {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    // The better generator takes longer in a debug build than all the rest of a run in memory. With this one, seeds that are
+    // close to each other would begin alike, so they are spread first.
+    let spread = u128::from(seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+    let rng = TestRng::from_seed(RngAlgorithm::XorShift, &spread.to_le_bytes());
     from.new_tree(&mut TestRunner::new_with_rng(Config::default(), rng)).expect("nothing is filtered")
 }
 

@@ -18,7 +18,7 @@ use divider_tests::{
     postgres::PostgresServer,
 };
 use futures_util::{StreamExt, future::join_all};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool, postgres::PgPoolOptions};
 use tokio::time::{sleep, timeout};
 
 /// Longer than anything here takes that succeeds.
@@ -103,13 +103,15 @@ async fn hint(hints: &mut divider_core::HintStream) -> Hint {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_does_what_the_ledger_does() {
     let server = server().await;
-    sequences(60, EXPECT, async |name: String| agreeing(&server.url(), "divider", &name)).await;
+    let pool = shared(&server).await;
+    sequences(120, EXPECT, async |name: String| pooled(&pool, &name)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_does_what_the_ledger_does_where_a_store_once_did_not() {
     let server = server().await;
-    kept(EXPECT, async |name: String| agreeing(&server.url(), "divider", &name)).await;
+    let pool = shared(&server).await;
+    kept(EXPECT, async |name: String| pooled(&pool, &name)).await;
 }
 
 /// Leadership is a lock here, and every hint comes as long as the connection stands.
@@ -119,6 +121,17 @@ const EXPECT: Expect = Expect { leases: false, hints: true };
 fn agreeing(url: &str, schema: &str, name: &str) -> PostgresStore {
     let config = |config: &mut PostgresConfig| config.leader_timeout = Some(Duration::from_secs(600));
     PostgresStore::builder(url, group(name)).schema(schema).configure(config).build().unwrap()
+}
+
+/// Connections on which the server has planned every statement once, for a run of many short-lived stores.
+async fn shared(server: &PostgresServer) -> PgPool {
+    PgPoolOptions::new().max_connections(16).connect(&server.url()).await.unwrap()
+}
+
+fn pooled(pool: &PgPool, name: &str) -> PostgresStore {
+    let mut config = PostgresConfig::with_pool(pool.clone(), group(name));
+    config.leader_timeout = Some(Duration::from_secs(600));
+    PostgresStore::new(config).unwrap()
 }
 
 #[tokio::test]

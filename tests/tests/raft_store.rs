@@ -26,7 +26,7 @@ async fn it_does_what_the_ledger_does() {
     let directory = directory();
     let store = alone(&directory);
     store.open().await.unwrap();
-    sequences(60, EXPECT, async |name: String| store.group(name).unwrap()).await;
+    sequences(120, EXPECT, async |name: String| store.group(name).unwrap()).await;
     store.close().await;
     assert!(matches!(store.stats().await, Err(StoreError::Closed)));
 }

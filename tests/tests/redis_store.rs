@@ -93,7 +93,7 @@ async fn assert_new_lineage(store: &RedisStore, old: SessionId, last: Token, rev
 #[tokio::test]
 async fn it_does_what_the_ledger_does() {
     let server = RedisServer::start();
-    let seen = sequences(60, Expect::ALL, async |name: String| store(&server, &name)).await;
+    let seen = sequences(120, Expect::ALL, async |name: String| store(&server, &name)).await;
     assert_eq!(seen.get(ENDED), None);
 }
 

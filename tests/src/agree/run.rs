@@ -10,7 +10,10 @@ use divider_core::{
     Applied, Batch, Beat, Blob, Change, Claim, Cursor, Effects, Hint, HintStream, Key, KeyView, Ledger, NodeId, Op,
     Outcome, Refusal, Revision, SessionId, SessionView, Store, StoreError, Term, Token, Topic, Work,
 };
-use futures_util::StreamExt;
+use futures_util::{
+    StreamExt,
+    future::{join_all, join4},
+};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -357,8 +360,43 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Compares all that can be read.
+    /// Compares all that can be read. All is asked for at once, since nothing changes meanwhile.
     async fn compare(&mut self) -> Result<(), String> {
+        let store = self.store;
+        let now = self.revision();
+        // From somewhere in the past, both know the same.
+        let back = (self.step * 7 % 20) as u64;
+        let since = Revision(self.ledger.revision().0.saturating_sub(back));
+        let reads = join4(
+            self.compare_group(),
+            self.compare_keys(),
+            join_all(self.sessions.iter().map(|&session| self.compare_holdings(session))),
+            join4(
+                self.newest(),
+                store.changes(now),
+                store.changes(Revision(now.0 + 1)),
+                store.changes(Revision(since.0 + self.ahead)),
+            ),
+        );
+        let (group, keys, holdings, (newest, none, never, some)) = reads.await;
+        group?;
+        keys?;
+        holdings.into_iter().collect::<Result<(), String>>()?;
+        same("changes", &newest?, &self.batches)?;
+        self.batches.clear();
+        self.read = now;
+        same("changes", &good("changes", none)?, &Some(Vec::new()))?;
+        same("changes", &good("changes", never)?, &None)?;
+        if let (Some(some), Some(mut expected)) = (good("changes", some)?, self.ledger.changes(since)) {
+            expected.iter_mut().for_each(|batch| batch.revision.0 += self.ahead);
+            expected.truncate(some.len());
+            ensure!(since == self.ledger.revision() || !some.is_empty(), "no changes after {since:?}");
+            same("older changes", &some, &expected)?;
+        }
+        Ok(())
+    }
+
+    async fn compare_group(&self) -> Result<(), String> {
         let (mut keys, mut cursor, mut first) = (BTreeMap::new(), None::<Cursor>, None);
         loop {
             let page = good("a page", self.store.scan(cursor.take()).await)?;
@@ -379,63 +417,49 @@ impl<'a> Run<'a> {
         same("group", &page.group, &expected.group)?;
         same("sessions", &by_id(&page.sessions), &by_id(&expected.sessions))?;
         same("keys", &keys, &by_key(expected.keys))?;
-        same("stats", &good("stats", self.store.stats().await)?, &self.ledger.stats())?;
 
         let mut beats: BTreeMap<_, _> = good("beats", self.store.beats().await)?.into_iter().collect();
         for session in self.beats.keys() {
             // A session that was never renewed may be left out.
             beats.entry(*session).or_default();
         }
-        same("beats", &beats, &self.beats)?;
-        let mut quarantined = good("a list", self.store.quarantined(1000).await)?;
-        quarantined.sort();
-        same("quarantined", &quarantined, &self.ledger.quarantined(1000))?;
-        let some = good("a list", self.store.quarantined(1).await)?.len();
-        same("some of the quarantined", &some, &quarantined.len().min(1))?;
-
-        let records = good("records", self.store.records(&self.keys).await)?;
-        let expected = self.keys.iter().map(|key| self.ledger.record(key).cloned()).collect();
-        same("records", &records, &expected)?;
-        for session in self.sessions.clone() {
-            let held = self.store.holdings(session).await;
-            match (held, self.ledger.holdings(session)) {
-                (Ok(mut held), Ok(expected)) => {
-                    held.holdings.sort_by(|a, b| a.key.cmp(&b.key));
-                    same("holdings", &held, &expected)?;
-                }
-                (Err(StoreError::SessionEnded), Err(_)) => {}
-                (held, expected) => {
-                    return Err(format!("holdings of {session}\n store: {held:#?}\nledger: {expected:#?}"));
-                }
-            }
-        }
-        self.compare_changes().await
+        same("beats", &beats, &self.beats)
     }
 
-    async fn compare_changes(&mut self) -> Result<(), String> {
-        let mut read = Vec::new();
-        while self.read < self.revision() {
-            let some = good("changes", self.store.changes(self.read).await)?;
+    async fn compare_keys(&self) -> Result<(), String> {
+        let store = self.store;
+        let reads = join4(store.stats(), store.quarantined(1000), store.quarantined(1), store.records(&self.keys));
+        let (stats, quarantined, some, records) = reads.await;
+        same("stats", &good("stats", stats)?, &self.ledger.stats())?;
+        let mut quarantined = good("a list", quarantined)?;
+        quarantined.sort();
+        same("quarantined", &quarantined, &self.ledger.quarantined(1000))?;
+        same("some of the quarantined", &good("a list", some)?.len(), &quarantined.len().min(1))?;
+        let expected = self.keys.iter().map(|key| self.ledger.record(key).cloned()).collect();
+        same("records", &good("records", records)?, &expected)
+    }
+
+    async fn compare_holdings(&self, session: SessionId) -> Result<(), String> {
+        match (self.store.holdings(session).await, self.ledger.holdings(session)) {
+            (Ok(mut held), Ok(expected)) => {
+                held.holdings.sort_by(|a, b| a.key.cmp(&b.key));
+                same("holdings", &held, &expected)
+            }
+            (Err(StoreError::SessionEnded), Err(_)) => Ok(()),
+            (held, expected) => Err(format!("holdings of {session}\n store: {held:#?}\nledger: {expected:#?}")),
+        }
+    }
+
+    /// The changes that were not read yet.
+    async fn newest(&self) -> Result<Vec<Batch>, String> {
+        let (mut all, mut read) = (Vec::new(), self.read);
+        while read < self.revision() {
+            let some = good("changes", self.store.changes(read).await)?;
             let some = some.filter(|some| !some.is_empty()).ok_or("the newest changes are kept")?;
-            self.read = some[some.len() - 1].revision;
-            read.extend(some);
+            read = some[some.len() - 1].revision;
+            all.extend(some);
         }
-        let batches = std::mem::take(&mut self.batches);
-        same("changes", &read, &batches)?;
-        let now = self.revision();
-        same("changes", &good("changes", self.store.changes(now).await)?, &Some(Vec::new()))?;
-        same("changes", &good("changes", self.store.changes(Revision(now.0 + 1)).await)?, &None)?;
-        // From somewhere in the past, both know the same.
-        let back = (self.step * 7 % 20) as u64;
-        let since = Revision(self.ledger.revision().0.saturating_sub(back));
-        let some = good("changes", self.store.changes(Revision(since.0 + self.ahead)).await)?;
-        if let (Some(some), Some(mut expected)) = (some, self.ledger.changes(since)) {
-            expected.iter_mut().for_each(|batch| batch.revision.0 += self.ahead);
-            expected.truncate(some.len());
-            ensure!(since == self.ledger.revision() || !some.is_empty(), "no changes after {since:?}");
-            same("older changes", &some, &expected)?;
-        }
-        Ok(())
+        Ok(all)
     }
 
     /// Where the ledger stands, in the store's numbers.

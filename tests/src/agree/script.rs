@@ -122,28 +122,90 @@ pub struct Bytes(pub usize, pub u8);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the fields are those of the op of the same name")]
 pub enum Act {
-    Add { key: u8, weight: u32, priority: i32, not_before_ms: u64, payload: Bytes },
+    Add {
+        key: u8,
+        weight: u32,
+        priority: i32,
+        not_before_ms: u64,
+        payload: Bytes,
+    },
     Remove(u8),
     Retry(u8),
     Rebalance,
-    Join { session: u8, node: u8, affinity: u32, capacity: Option<u32>, lease_ms: u32 },
+    Join {
+        session: u8,
+        node: u8,
+        affinity: u32,
+        capacity: Option<u32>,
+        lease_ms: u32,
+    },
     /// `again` says that the number is the last one.
-    SetAffinity { session: Who, again: bool, affinity: u32 },
-    AlterAffinity { session: Who, again: bool, delta: i64 },
+    SetAffinity {
+        session: Who,
+        again: bool,
+        affinity: u32,
+    },
+    AlterAffinity {
+        session: Who,
+        again: bool,
+        delta: i64,
+    },
     Drain(Who),
     End(Who),
-    Confirm { grant: Grant, started: bool },
-    GiveUp { grant: Grant, not_before_ms: u64 },
+    Confirm {
+        grant: Grant,
+        started: bool,
+    },
+    GiveUp {
+        grant: Grant,
+        not_before_ms: u64,
+    },
     Complete(Grant),
-    Checkpoint { grant: Grant, bytes: Bytes },
-    Assign { term: When, key: u8, session: Who },
-    Revoke { term: When, key: Which, token: Token },
-    Force { term: When, key: Which, token: Token },
+    Checkpoint {
+        grant: Grant,
+        bytes: Bytes,
+    },
+    Assign {
+        term: When,
+        key: u8,
+        session: Who,
+    },
+    Revoke {
+        term: When,
+        key: Which,
+        token: Token,
+    },
+    Force {
+        term: When,
+        key: Which,
+        token: Token,
+    },
     /// `moved` says that the beat is not the one that was seen.
-    Expire { term: When, session: Who, moved: bool, healthy_below: Issued },
-    Quarantine { term: When, key: u8 },
-    Settle { term: When, session: Who },
+    Expire {
+        term: When,
+        session: Who,
+        moved: bool,
+        healthy_below: Issued,
+    },
+    Quarantine {
+        term: When,
+        key: u8,
+    },
+    Settle {
+        term: When,
+        session: Who,
+    },
     EndHold(When),
+}
+
+/// Sequences of so many steps at most, most of which find a group that has begun: with nodes, a leader, and work.
+pub(super) fn sequence(most: usize) -> impl Strategy<Value = Vec<Step>> {
+    let begun = (join(Just(0)), join(Just(1)), vec(add(), 1..=4)).prop_map(|(one, other, mut work)| {
+        work.push(Act::EndHold(When::Now));
+        vec![Step::Batch(vec![one, other]), Step::Poll(0, Asked::Take), Step::Batch(work)]
+    });
+    let begin = prop_oneof![1 => Just(Vec::new()), 3 => begun];
+    (begin, vec(step(), 1..=most)).prop_map(|(begin, steps)| [begin, steps].concat())
 }
 
 /// One step. Every refusal comes up often enough that a few hundred steps meet nearly all of them. What stands first in a
@@ -184,7 +246,8 @@ fn term() -> impl Strategy<Value = When> + Clone {
 }
 
 fn token() -> impl Strategy<Value = Token> + Clone {
-    let of = prop_oneof![12 => Just(When::Now), 1 => Just(When::Before), 1 => Just(When::After), 1 => Just(When::Never)];
+    let of =
+        prop_oneof![12 => Just(When::Now), 1 => Just(When::Before), 1 => Just(When::After), 1 => Just(When::Never)];
     prop_oneof![15 => of.prop_map(Token::Of), 1 => (0..TOKENS as u8).prop_map(Token::Late)]
 }
 
@@ -212,16 +275,22 @@ fn add() -> impl Strategy<Value = Act> {
     let due = prop_oneof![3 => Just(0), 1 => moment()];
     let weight = select(vec![1, 1, 1, 2, limits::MAX_WEIGHT]);
     let priority = select(vec![0, 0, 0, -1, i32::MIN, i32::MAX]);
-    (KEY, weight, priority, due, bytes())
-        .prop_map(|(key, weight, priority, not_before_ms, payload)| Act::Add { key, weight, priority, not_before_ms, payload })
+    (KEY, weight, priority, due, bytes()).prop_map(|(key, weight, priority, not_before_ms, payload)| Act::Add {
+        key,
+        weight,
+        priority,
+        not_before_ms,
+        payload,
+    })
 }
 
-fn join() -> impl Strategy<Value = Act> {
+fn join(session: impl Strategy<Value = u8>) -> impl Strategy<Value = Act> {
     let affinity = select(vec![0, 1, 1000, 1000, 1000, limits::MAX_AFFINITY]);
     let capacity = select(vec![None, None, None, Some(0), Some(2), Some(u32::MAX)]);
     let lease = select(vec![1, 3000, u32::MAX]);
-    (SESSION, 0..NODES.len() as u8, affinity, capacity, lease)
-        .prop_map(|(session, node, affinity, capacity, lease_ms)| Act::Join { session, node, affinity, capacity, lease_ms })
+    (session, 0..NODES.len() as u8, affinity, capacity, lease).prop_map(
+        |(session, node, affinity, capacity, lease_ms)| Act::Join { session, node, affinity, capacity, lease_ms },
+    )
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -237,7 +306,7 @@ fn act() -> impl Strategy<Value = Act> {
         60 => add(),
         18 => KEY.prop_map(Act::Remove),
         12 => KEY.prop_map(Act::Retry),
-        30 => join(),
+        30 => join(SESSION),
         6 => (who(), any::<bool>(), affinity)
             .prop_map(|(session, again, affinity)| Act::SetAffinity { session, again, affinity }),
         12 => (who(), any::<bool>(), delta)
