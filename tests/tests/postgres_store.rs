@@ -18,7 +18,10 @@ use divider_tests::{
     postgres::PostgresServer,
 };
 use futures_util::{StreamExt, future::join_all};
-use sqlx::{Connection, PgConnection, PgPool, postgres::PgPoolOptions};
+use sqlx::{
+    Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use tokio::time::{sleep, timeout};
 
 /// Longer than anything here takes that succeeds.
@@ -123,9 +126,13 @@ fn agreeing(url: &str, schema: &str, name: &str) -> PostgresStore {
     PostgresStore::builder(url, group(name)).schema(schema).configure(config).build().unwrap()
 }
 
-/// Connections on which the server has planned every statement once, for a run of many short-lived stores.
+/// Connections for a run of many short-lived stores: each would have the server plan all statements for itself.
 async fn shared(server: &PostgresServer) -> PgPool {
-    PgPoolOptions::new().max_connections(16).connect(&server.url()).await.unwrap()
+    let options: PgConnectOptions = server.url().parse().unwrap();
+    // What a store sets on connections of its own.
+    let planning = [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off"), ("jit", "off")];
+    let pool = PgPoolOptions::new().max_connections(16).test_before_acquire(false);
+    pool.connect_with(options.options(planning)).await.unwrap()
 }
 
 fn pooled(pool: &PgPool, name: &str) -> PostgresStore {
@@ -630,7 +637,7 @@ async fn a_pooler_is_refused_in_transaction_mode_and_used_in_session_mode() {
     }
     // The node's own connections may be good and the program's pool not.
     let bouncer = Bouncer::start(&server, "transaction");
-    let options: sqlx::postgres::PgConnectOptions = bouncer.url().parse().unwrap();
+    let options: PgConnectOptions = bouncer.url().parse().unwrap();
     let pool = PgPool::connect_with(options.extra_float_digits(None)).await.unwrap();
     let mixed = PostgresStore::builder(server.url(), group("mixed")).pool(pool).build().unwrap();
     let refused = mixed.open().await.unwrap_err();
