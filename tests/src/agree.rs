@@ -38,8 +38,6 @@ pub use script::{Act, Asked, Bytes, Grant, Issued, Step, Token, When, Which, Who
 /// What [`Seen`] counts the subscriptions under that the store ended by itself.
 pub const ENDED: &str = "subscription ended";
 
-/// Most steps of a sequence: half as many on the average, with about four ops each.
-const STEPS: usize = 40;
 /// Groups that are on their way at the same time.
 const AT_ONCE: usize = 4;
 /// How long a sequence is cut down for. What has to wait for a hint that never comes takes longest.
@@ -123,7 +121,7 @@ struct Found {
 }
 
 async fn find<S: Store>(seeds: Range<u64>, expect: Expect, fresh: impl AsyncFn(String) -> S) -> Result<Seen, Found> {
-    let drawn = |seed| draw(script::sequence(STEPS), seed);
+    let drawn = |seed| draw(script::sequence(), seed);
     let runs = stream::iter(seeds).map(async |seed| {
         let run = attempt(seed, 0, expect, &fresh, &drawn(seed).current()).await;
         run.map_err(|problem| (seed, problem))

@@ -9,7 +9,7 @@ async fn fresh(_: String) -> MemoryStore {
 
 #[tokio::test]
 async fn it_does_what_the_ledger_does() {
-    sequences(200, Expect::ALL, fresh).await;
+    sequences(400, Expect::ALL, fresh).await;
 }
 
 #[tokio::test]

@@ -107,7 +107,7 @@ async fn hint(hints: &mut divider_core::HintStream) -> Hint {
 async fn it_does_what_the_ledger_does() {
     let server = server().await;
     let pool = shared(&server).await;
-    sequences(120, EXPECT, async |name: String| pooled(&pool, &name)).await;
+    sequences(240, EXPECT, async |name: String| pooled(&pool, &name)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -131,13 +131,15 @@ async fn shared(server: &PostgresServer) -> PgPool {
     let options: PgConnectOptions = server.url().parse().unwrap();
     // What a store sets on connections of its own.
     let planning = [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off"), ("jit", "off")];
-    let pool = PgPoolOptions::new().max_connections(16).test_before_acquire(false);
+    let pool = PgPoolOptions::new().max_connections(4).test_before_acquire(false);
     pool.connect_with(options.options(planning)).await.unwrap()
 }
 
 fn pooled(pool: &PgPool, name: &str) -> PostgresStore {
     let mut config = PostgresConfig::with_pool(pool.clone(), group(name));
     config.leader_timeout = Some(Duration::from_secs(600));
+    // Many wait for few connections.
+    config.call_timeout = SOON;
     PostgresStore::new(config).unwrap()
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use divider_core::{Store, StoreError};
-use divider_raft::RaftStore;
+use divider_raft::{RaftConfig, RaftStore};
 use divider_tests::{
     agree::{Expect, agree_with, kept, sequences},
     raft::Cluster,
@@ -13,7 +13,9 @@ use tempfile::TempDir;
 const EXPECT: Expect = Expect { leases: false, hints: true };
 
 fn alone(directory: &TempDir) -> RaftStore {
-    RaftStore::builder("/test/").unwrap().data_dir(directory.path()).build().unwrap()
+    // The machine may be busy.
+    let patience = |config: &mut RaftConfig| config.call_time_limit = Duration::from_secs(10);
+    RaftStore::builder("/test/").unwrap().data_dir(directory.path()).configure(patience).build().unwrap()
 }
 
 /// The files are in memory, where the system has such a place: what is compared here is none of how long a disk takes.
@@ -26,7 +28,7 @@ async fn it_does_what_the_ledger_does() {
     let directory = directory();
     let store = alone(&directory);
     store.open().await.unwrap();
-    sequences(120, EXPECT, async |name: String| store.group(name).unwrap()).await;
+    sequences(240, EXPECT, async |name: String| store.group(name).unwrap()).await;
     store.close().await;
     assert!(matches!(store.stats().await, Err(StoreError::Closed)));
 }

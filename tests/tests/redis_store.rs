@@ -12,7 +12,7 @@ use divider_core::{
     Batch, Beat, Blob, Change, Claim, Cursor, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId,
     SessionView, Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
 };
-use divider_redis::{PubSubChannels, RedisStore};
+use divider_redis::{PubSubChannels, RedisConfig, RedisStore};
 use divider_tests::{
     agree::{ENDED, Expect, agree, kept, sequences},
     redis::{RedisCluster, RedisServer},
@@ -90,17 +90,23 @@ async fn assert_new_lineage(store: &RedisStore, old: SessionId, last: Token, rev
     assert!(token > last, "{token} after {last}");
 }
 
+/// A store for many groups at once, on a machine that may be busy.
+fn patient(server: &RedisServer, name: &str) -> RedisStore {
+    let patience = |config: &mut RedisConfig| (config.response_timeout, config.ping_interval) = (SOON, SOON);
+    RedisStore::builder(server.url(), group(name)).configure(patience).build().unwrap()
+}
+
 #[tokio::test]
 async fn it_does_what_the_ledger_does() {
     let server = RedisServer::start();
-    let seen = sequences(120, Expect::ALL, async |name: String| store(&server, &name)).await;
+    let seen = sequences(240, Expect::ALL, async |name: String| patient(&server, &name)).await;
     assert_eq!(seen.get(ENDED), None);
 }
 
 #[tokio::test]
 async fn it_does_what_the_ledger_does_where_a_store_once_did_not() {
     let server = RedisServer::start();
-    kept(Expect::ALL, async |name: String| store(&server, &name)).await;
+    kept(Expect::ALL, async |name: String| patient(&server, &name)).await;
 }
 
 #[tokio::test]

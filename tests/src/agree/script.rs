@@ -198,14 +198,15 @@ pub enum Act {
     EndHold(When),
 }
 
-/// Sequences of so many steps at most, most of which find a group that has begun: with nodes, a leader, and work.
-pub(super) fn sequence(most: usize) -> impl Strategy<Value = Vec<Step>> {
+/// Sequences of up to 40 steps, most of them shorter. Most find a group that has begun: with nodes, a leader, and work.
+pub(super) fn sequence() -> impl Strategy<Value = Vec<Step>> {
     let begun = (join(Just(0)), join(Just(1)), vec(add(), 1..=4)).prop_map(|(one, other, mut work)| {
         work.push(Act::EndHold(When::Now));
         vec![Step::Batch(vec![one, other]), Step::Poll(0, Asked::Take), Step::Batch(work)]
     });
     let begin = prop_oneof![1 => Just(Vec::new()), 3 => begun];
-    (begin, vec(step(), 1..=most)).prop_map(|(begin, steps)| [begin, steps].concat())
+    let steps = prop_oneof![3 => vec(step(), 1..=12), 1 => vec(step(), 1..=40)];
+    (begin, steps).prop_map(|(begin, steps)| [begin, steps].concat())
 }
 
 /// One step. Every refusal comes up often enough that a few hundred steps meet nearly all of them. What stands first in a

@@ -109,7 +109,7 @@ async fn a_store_that_does_not_look_at_the_token_of_a_confirmation_is_found_by_a
             *token = right;
         }
     };
-    finds(takes, 9).await;
+    finds(takes, 6).await;
 }
 
 #[tokio::test]
@@ -119,5 +119,5 @@ async fn a_store_that_does_not_look_at_the_term_of_a_grant_is_found_by_a_short_s
             *term = group.term;
         }
     };
-    finds(takes, 9).await;
+    finds(takes, 6).await;
 }
