@@ -32,7 +32,7 @@ impl Store for Wrong {
                 Op::Confirm { key, .. } => self.store.records(std::slice::from_ref(key)).await?.pop().flatten(),
                 _ => None,
             };
-            (self.takes)(op, group.clone(), record);
+            (self.takes)(op, group, record);
         }
         self.store.apply(&taken).await
     }
