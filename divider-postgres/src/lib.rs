@@ -12,6 +12,9 @@ mod check;
 mod codec;
 mod config;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hints;
 mod link;
 mod migrate;

@@ -19,6 +19,9 @@ mod confirm;
 mod error;
 #[cfg(test)]
 mod fixtures;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod link;
 mod member;
 mod propose;

@@ -22,11 +22,11 @@ use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy, error::Client
 use serde::{Deserialize, Serialize};
 
 pub(crate) use log::{Identity, Log};
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use log::{seal, unseal};
 pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
 pub(crate) use snapshot::{SnapshotData, Snapshots};
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};
 use state::MachineHandle;
 pub(crate) use state::{Machine, lives};

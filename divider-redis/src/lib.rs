@@ -4,6 +4,9 @@
 mod codec;
 mod config;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hints;
 mod keys;
 mod link;

@@ -14,11 +14,14 @@ use divider_core::{
 };
 use divider_postgres::{PostgresConfig, PostgresStore, QuerySource, migrate};
 use divider_tests::{
-    agree::{Expect, Seen, agree_with},
+    agree::{Expect, agree_with, kept, sequences},
     postgres::PostgresServer,
 };
 use futures_util::{StreamExt, future::join_all};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{
+    Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use tokio::time::{sleep, timeout};
 
 /// Longer than anything here takes that succeeds.
@@ -102,22 +105,18 @@ async fn hint(hints: &mut divider_core::HintStream) -> Hint {
     timeout(SOON, hints.next()).await.expect("a hint").expect("the stream goes on")
 }
 
-/// Random batches of every op, compared with the ledger after each. `DIVIDER_SEEDS` says how many seeds, and
-/// `DIVIDER_SEED` which one is the first.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_does_what_the_ledger_does() {
     let server = server().await;
-    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
-    let first = number("DIVIDER_SEED").unwrap_or_default();
-    let mut seen = Seen::new();
-    for seed in first..first + number("DIVIDER_SEEDS").unwrap_or(20) {
-        let store = agreeing(&server.url(), "divider", &format!("agree-{seed}"));
-        for (what, times) in agree_with(&store, seed, 400, EXPECT).await {
-            *seen.entry(what).or_default() += times;
-        }
-        store.close().await;
-    }
-    assert!(seen.len() >= 70 || number("DIVIDER_SEEDS").is_some(), "the dice met only {seen:#?}");
+    let pool = shared(&server).await;
+    sequences(240, EXPECT, async |name: String| pooled(&pool, &name)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_does_what_the_ledger_does_where_a_store_once_did_not() {
+    let server = server().await;
+    let pool = shared(&server).await;
+    kept(EXPECT, async |name: String| pooled(&pool, &name)).await;
 }
 
 /// Leadership is a lock here, and every hint comes as long as the connection stands.
@@ -127,6 +126,23 @@ const EXPECT: Expect = Expect { leases: false, hints: true };
 fn agreeing(url: &str, schema: &str, name: &str) -> PostgresStore {
     let config = |config: &mut PostgresConfig| config.leader_timeout = Some(Duration::from_secs(600));
     PostgresStore::builder(url, group(name)).schema(schema).configure(config).build().unwrap()
+}
+
+/// Connections for a run of many short-lived stores: each would have the server plan all statements for itself.
+async fn shared(server: &PostgresServer) -> PgPool {
+    let options: PgConnectOptions = server.url().parse().unwrap();
+    // What a store sets on connections of its own.
+    let planning = [("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off"), ("jit", "off")];
+    let pool = PgPoolOptions::new().max_connections(4).test_before_acquire(false);
+    pool.connect_with(options.options(planning)).await.unwrap()
+}
+
+fn pooled(pool: &PgPool, name: &str) -> PostgresStore {
+    let mut config = PostgresConfig::with_pool(pool.clone(), group(name));
+    config.leader_timeout = Some(Duration::from_secs(600));
+    // Many wait for few connections.
+    config.call_timeout = SOON;
+    PostgresStore::new(config).unwrap()
 }
 
 #[tokio::test]
@@ -542,7 +558,7 @@ async fn the_files_can_be_run_by_hand() {
     }
     server.psql(&(all + "COMMIT;"));
     let store = agreeing(&server.url(), "byhand", "by-hand");
-    agree_with(&store, 7, 200, EXPECT).await;
+    agree_with(&store, 7, 50, EXPECT).await;
 }
 
 /// The grants of the README, for a role that may do nothing else.
@@ -559,7 +575,7 @@ async fn the_grants_of_the_readme_are_enough_and_less_is_a_clear_error() {
     server.psql("CREATE ROLE stranger LOGIN");
     server.psql(GRANTS);
     let store = agreeing(&server.url_as("app"), "divider", "role");
-    agree_with(&store, 11, 300, EXPECT).await;
+    agree_with(&store, 11, 75, EXPECT).await;
     let stranger = PostgresStore::builder(server.url_as("stranger"), group("role")).build().unwrap();
     let refused = stranger.open().await.unwrap_err();
     assert!(matches!(&refused, StoreError::Misconfigured(text) if text.contains("README")), "{refused}");
@@ -625,14 +641,14 @@ async fn a_pooler_is_refused_in_transaction_mode_and_used_in_session_mode() {
     }
     // The node's own connections may be good and the program's pool not.
     let bouncer = Bouncer::start(&server, "transaction");
-    let options: sqlx::postgres::PgConnectOptions = bouncer.url().parse().unwrap();
+    let options: PgConnectOptions = bouncer.url().parse().unwrap();
     let pool = PgPool::connect_with(options.extra_float_digits(None)).await.unwrap();
     let mixed = PostgresStore::builder(server.url(), group("mixed")).pool(pool).build().unwrap();
     let refused = mixed.open().await.unwrap_err();
     assert!(matches!(&refused, StoreError::Misconfigured(text) if text.contains("pool_mode")), "{refused}");
     let bouncer = Bouncer::start(&server, "session");
     let store = agreeing(&bouncer.url(), "divider", "session-mode");
-    agree_with(&store, 3, 200, EXPECT).await;
+    agree_with(&store, 3, 50, EXPECT).await;
 }
 
 #[tokio::test]
@@ -642,7 +658,7 @@ async fn a_pool_of_the_program_may_be_brought() {
     let mut config = PostgresConfig::with_pool(pool.clone(), group("brought"));
     config.leader_timeout = Some(Duration::from_secs(600));
     let store = PostgresStore::new(config).unwrap();
-    agree_with(&store, 2, 200, EXPECT).await;
+    agree_with(&store, 2, 50, EXPECT).await;
     store.close().await;
     assert!(!pool.is_closed());
 }
