@@ -272,6 +272,7 @@ checks! {
     }
     leases {
         a_node_that_cannot_renew_stops_by_its_own_deadline,
+        the_first_lease_counts_from_before_the_join_was_sent,
         one_renewal_that_hangs_does_not_cost_the_lease,
         a_node_cut_off_from_everything_is_replaced_and_comes_back,
         two_nodes_of_one_name_never_share_a_key,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Backend, Call, Fault, Trial, trial::soon};
+use super::{Backend, Call, Fault, FaultyStore, Trial, trial::soon};
 use crate::{NodeId, Op, StopReason};
 
 pub async fn a_node_that_cannot_renew_stops_by_its_own_deadline<B: Backend>(trial: Trial<B>) {
@@ -41,6 +41,26 @@ pub async fn a_node_that_cannot_renew_stops_by_its_own_deadline<B: Backend>(tria
             trial.until("the first takes part again", async || first.inner.session().is_some()).await;
             second.add((0..20).map(|i| format!("more {i}"))).await;
             trial.until("both share all", async || first.count() + second.count() == 23 && first.count() > 0).await;
+        })
+        .await;
+}
+
+pub async fn the_first_lease_counts_from_before_the_join_was_sent<B: Backend>(trial: Trial<B>) {
+    trial
+        .unhurried(async |trial| {
+            let lease = trial.short();
+            let store = FaultyStore::new(trial.store().await);
+            let faults = store.faults();
+            faults.always(Fault::Refuse, |call| *call == Call::Renew);
+            let late = Fault::DelayReply(lease.mul_f64(0.6));
+            let late = faults.always(late, |call| call.applies(|op| matches!(op, Op::Join { .. })));
+            let seat = trial.seat(store, |config| config.lease = lease);
+            seat.start_node().await;
+            late.lift();
+            // Its join was sent 0.6 leases ago, or more.
+            let first = seat.inner.session();
+            tokio::time::sleep(lease.mul_f64(0.65)).await;
+            assert!(first.is_none() || seat.inner.session() != first, "it believes in a session of 1.25 leases ago");
         })
         .await;
 }

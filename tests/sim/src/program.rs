@@ -221,6 +221,9 @@ impl Program {
     fn start(self: &Arc<Self>, start: Assignment) {
         let Assignment { key, token, .. } = start;
         self.note("start", &key, token, || format!("{}: {key} with token {token}", self.pid));
+        if !self.node.is_current(&key, token) {
+            self.common.trace.broken(format!("{} was told to start {key}, on which it may not act", self.pid));
+        }
         if self.is_draining() {
             self.common.trace.broken(format!("{} was told to start {key} after its flush had begun", self.pid));
         }
