@@ -6,10 +6,31 @@
 
 use std::time::{Duration, Instant};
 
-use divider_core::{Op, SessionId, Store, Work};
+use divider_core::{Group, Op, SessionId, Store, Work};
 use divider_raft::RaftStore;
-use divider_tests::raft::Cluster;
+use divider_tests::{
+    process::Fleet,
+    raft::{Cluster, Voters},
+};
 use futures_util::future::join_all;
+
+/// Three voters that are processes, and callers in a fourth.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures; tells nothing on a busy machine"]
+async fn figures_of_processes() {
+    let voters = Voters::here();
+    let mut fleet = Fleet::new("raft:", "/process/", &[]);
+    let ids: Vec<_> = (0..3).map(|at| fleet.spawn_at(&voters.url(at), &[])).collect();
+    fleet.wait_ready(&ids);
+    // Not the workers' group: nobody divides what is added.
+    let group = Group::new("/figures/").unwrap();
+    let client = RaftStore::from_url(&voters.client_url(), group).unwrap().build().unwrap();
+    client.open().await.unwrap();
+    let client = std::slice::from_ref(&client);
+    measure("processes: 1 caller at a client, one op", client, 1, 1).await;
+    measure("processes: 64 callers at a client, one op", client, 64, 1).await;
+    measure("processes: 64 callers at a client, 64 ops", client, 64, 64).await;
+}
 
 /// Lets callers apply batches for a while, and prints how many ops that was in a second.
 async fn measure(what: &str, stores: &[RaftStore], callers: usize, batch: usize) {
