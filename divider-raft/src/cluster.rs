@@ -48,28 +48,20 @@ const LET_GO: Duration = Duration::from_secs(2);
 pub(crate) struct Running {
     pub(crate) router: Arc<Router>,
     pub(crate) handle: runtime::Handle,
-    runtime: Mutex<Option<runtime::Runtime>>,
+    runtime: Background,
     /// Ends with the runtime.
     tasks: Mutex<JoinSet<()>>,
     /// Why this process has not joined yet, if it has not.
     joined: watch::Receiver<Result<(), String>>,
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.lock().take() {
-            // Not in place: the last handle may be dropped on a thread that must not block.
-            runtime.shutdown_background();
-        }
-    }
-}
+/// A runtime that is not ended in place: a start may be given up, and the last handle dropped, on a thread that must not
+/// block.
+struct Background(Mutex<Option<runtime::Runtime>>);
 
-/// A runtime whose start nobody may wait for to its end: where it is given up, it must not be dropped in place, either.
-struct Starting(Option<runtime::Runtime>);
-
-impl Drop for Starting {
+impl Drop for Background {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.0.lock().take() {
             runtime.shutdown_background();
         }
     }
@@ -92,10 +84,9 @@ impl Running {
             .build()
             .map_err(StoreError::unavailable)?;
         let handle = runtime.handle().clone();
-        let mut runtime = Starting(Some(runtime));
+        let runtime = Background(Mutex::new(Some(runtime)));
         match handle.spawn(Self::inside(config)).await {
             Ok(Ok((router, tasks, joined))) => {
-                let runtime = Mutex::new(runtime.0.take());
                 Ok(Arc::new(Self { router, handle, runtime, tasks: Mutex::new(tasks), joined }))
             }
             failed => Err(match failed {
@@ -203,7 +194,7 @@ impl Running {
 
     /// Ends everything, the disk last.
     pub(crate) async fn stop(&self) {
-        let Some(runtime) = self.runtime.lock().take() else { return };
+        let Some(runtime) = self.runtime.0.lock().take() else { return };
         let member = self.router.member.clone();
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         let stopping = runtime.spawn(async move {

@@ -212,14 +212,9 @@ impl Ground for RedisServer {
                 Struck::Done
             }
             Kind::DiskFull => {
-                terrain.disks[0].fill();
                 let ballast = "x".repeat(10_000);
-                let refused = (0..5).any(|_| !self.try_cli(&["SET", "ballast", &ballast]).status.success());
-                if refused {
-                    return Struck::Lasts(Duration::from_millis(dice.pick(&[100, 500, 1500])));
-                }
-                terrain.disks[0].free();
-                Struck::No
+                let refuses = || (0..5).any(|_| !self.try_cli(&["SET", "ballast", &ballast]).status.success());
+                fill_disk(refuses, dice, terrain)
             }
             other => strike(self, other, dice),
         }
@@ -228,6 +223,16 @@ impl Ground for RedisServer {
     fn mend(&mut self, kind: Kind, terrain: &Terrain) {
         mend(self, kind, terrain);
     }
+}
+
+/// Leaves the server's disk without room, if the server then refuses to write.
+fn fill_disk(refuses: impl FnOnce() -> bool, dice: &mut Dice, terrain: &Terrain) -> Struck {
+    terrain.disks[0].fill();
+    if refuses() {
+        return Struck::Lasts(Duration::from_millis(dice.pick(&[100, 500, 1500])));
+    }
+    terrain.disks[0].free();
+    Struck::No
 }
 
 impl Ground for PostgresServer {
@@ -269,15 +274,10 @@ impl Ground for PostgresServer {
             }
             Kind::VacuumFull => done("VACUUM FULL").into(),
             Kind::DiskFull => {
-                terrain.disks[0].fill();
                 // More than any space for the log that was set aside before.
                 let log = "SELECT pg_logical_emit_message(true, 'ballast', repeat('x', 900000)) \
                            FROM generate_series(1, 40)";
-                if !done(log) {
-                    return Struck::Lasts(Duration::from_millis(dice.pick(&[100, 500, 1500])));
-                }
-                terrain.disks[0].free();
-                Struck::No
+                fill_disk(|| !done(log), dice, terrain)
             }
             other => strike(self, other, dice),
         }
