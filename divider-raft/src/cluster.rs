@@ -195,9 +195,11 @@ impl Running {
     /// Ends everything, the disk last.
     pub(crate) async fn stop(&self) {
         let Some(runtime) = self.runtime.0.lock().take() else { return };
+        // Whoever waits for the end may give that up as well.
+        let _runtime = Background(Mutex::new(Some(runtime)));
         let member = self.router.member.clone();
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
-        let stopping = runtime.spawn(async move {
+        let stopping = self.handle.spawn(async move {
             if let Some(member) = &member {
                 member.raft.hand_over(&member.links).await;
             }
@@ -210,7 +212,6 @@ impl Running {
             }
         });
         let _ = stopping.await;
-        runtime.shutdown_background();
     }
 }
 

@@ -379,3 +379,13 @@ async fn an_opening_that_is_given_up_does_not_panic_and_can_be_tried_again() {
     assert!(given_up.is_err(), "it had begun, and was not over");
     insist(|| store.open()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closing_that_is_given_up_does_not_panic() {
+    let (directory, addresses) = (TempDir::new().unwrap(), free_addresses(1));
+    let builder = RaftStore::builder("/test/").unwrap().name("alone").unwrap().data_dir(directory.path());
+    let store = builder.listen(&addresses[0]).seeds(&addresses).plaintext().build().unwrap();
+    insist(|| store.open()).await;
+    let given_up = tokio::time::timeout(Duration::ZERO, store.close()).await;
+    assert!(given_up.is_err(), "it had begun, and was not over");
+}
