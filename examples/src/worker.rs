@@ -188,6 +188,9 @@ impl Worker {
     }
 
     fn say_of(&self, kind: Kind, key: &Key, token: Token, fill: impl FnOnce(&mut Line<'_>)) {
+        if self.options.quiet && kind != Kind::Error {
+            return;
+        }
         let mut line = self.printer.line(Printer::now(), kind);
         line.key = Some(key.as_str().to_owned().into());
         line.token = Some(token.0);

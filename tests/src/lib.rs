@@ -2,6 +2,8 @@
 //! real processes with the checker of what they say.
 
 pub mod agree;
+pub mod backend;
+pub mod bed;
 pub mod disk;
 pub mod history;
 pub mod netns;

@@ -298,6 +298,16 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// What prints the version that is used.
+///
+/// # Panics
+/// Where PostgreSQL is not installed.
+pub fn version() -> Command {
+    let mut command = tool("postgres");
+    command.arg("--version");
+    command
+}
+
 /// One of PostgreSQL's programs, of the newest version that is installed.
 fn tool(name: &str) -> Command {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());

@@ -51,6 +51,15 @@ pub struct Fleet {
     stalls: Stalls,
 }
 
+/// What a process has taken of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Time on a processor, of all its threads.
+    pub cpu: Duration,
+    /// Bytes of memory that are its own.
+    pub resident: usize,
+}
+
 /// The time as it stands in the lines.
 pub fn now() -> u64 {
     SystemClock.now().0
@@ -208,6 +217,24 @@ impl Fleet {
         loads
     }
 
+    /// How many keys run in all, by what each process says when it is asked. For a fleet that is quiet about its keys.
+    ///
+    /// # Panics
+    /// As [`call`](Self::call).
+    pub fn running(&mut self) -> usize {
+        let living = self.living();
+        let counts = living.into_iter().map(|id| self.call(id, "running").count.unwrap_or_default());
+        counts.map(|count| usize::try_from(count).expect("counts are small")).sum()
+    }
+
+    /// What the process has taken of the machine so far.
+    ///
+    /// # Panics
+    /// Where it does not live, or there is no `/proc`.
+    pub fn usage(&self, id: ProcessId) -> Usage {
+        self.processes[id].usage()
+    }
+
     /// Asserts that nothing has happened that must never happen.
     ///
     /// # Panics
@@ -234,7 +261,15 @@ impl Fleet {
     /// # Panics
     /// Where there is none within 30 s, or it is an error.
     pub fn call(&mut self, id: ProcessId, command: &str) -> Line<'static> {
-        let answer = self.wait_call(id, command, Duration::from_secs(30));
+        self.call_for(id, command, Duration::from_secs(30))
+    }
+
+    /// As [`call`](Self::call), for a command that may take longer.
+    ///
+    /// # Panics
+    /// As [`call`](Self::call).
+    pub fn call_for(&mut self, id: ProcessId, command: &str, limit: Duration) -> Line<'static> {
+        let answer = self.wait_call(id, command, limit);
         assert!(answer.event != Kind::Error, "{command:?} failed: {answer:?}");
         answer
     }

@@ -64,12 +64,14 @@ impl Worker {
             }
             Command::Complete(name) => {
                 let Some((key, token)) = self.current("complete", &name) else { return };
-                self.say_of(Kind::Complete, &key, token, |_| {});
+                // In this order: what ticks after the line would seem to act on what is done.
                 self.forget(&key, token);
+                self.say_of(Kind::Complete, &key, token, |_| {});
                 let completed = self.node.complete(&key, token).await;
                 done("complete", completed, &|line| line.key = Some(name.clone().into()));
             }
             Command::Assigned => self.assigned(),
+            Command::Running => done("running", Ok(()), &|line| line.count = Some(self.running.lock().len() as u64)),
             Command::Stats => self.stats().await,
             Command::Rebalance => done("rebalance", self.node.rebalance().await, &|_| {}),
             Command::Quarantined => match self.node.quarantined(LIST).await {

@@ -21,6 +21,8 @@ pub enum Command {
     Complete(String),
     /// `assigned`
     Assigned,
+    /// `running`: how many keys run here. Asks nobody, so it may be asked often.
+    Running,
     /// `stats`
     Stats,
     /// `rebalance`
@@ -41,7 +43,7 @@ pub enum Command {
 
 /// What can be typed, for people.
 pub const HELP: &str = "add KEY [PAYLOAD] · keys N [PREFIX] · remove KEY · affinity N · alter ±N · giveup KEY · \
-     complete KEY · assigned · stats · rebalance · quarantined · retry KEY · block MS · flush · cancel · quit";
+     complete KEY · assigned · running · stats · rebalance · quarantined · retry KEY · block MS · flush · cancel · quit";
 
 impl std::str::FromStr for Command {
     type Err = String;
@@ -67,6 +69,7 @@ impl std::str::FromStr for Command {
             "giveup" => Self::GiveUp(key()?),
             "complete" => Self::Complete(key()?),
             "assigned" => Self::Assigned,
+            "running" => Self::Running,
             "stats" => Self::Stats,
             "rebalance" => Self::Rebalance,
             "quarantined" => Self::Quarantined,

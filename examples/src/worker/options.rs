@@ -53,6 +53,9 @@ pub struct Options {
     /// Prints a tick for every key that the node may act on, every so many milliseconds; 0 for none.
     #[arg(long, default_value_t = 0)]
     pub tick_ms: u64,
+    /// Prints nothing of single keys; `running` says how many there are.
+    #[arg(long)]
+    pub quiet: bool,
     /// How long a stop takes to be confirmed, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub confirm_delay_ms: u64,

@@ -16,7 +16,7 @@ use divider_examples::line::{Kind, Line};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Said, binary};
+use super::{Said, Usage, binary};
 use crate::history::ProcessId;
 
 /// How many lines are kept of what a process complains of.
@@ -90,6 +90,21 @@ impl Process {
 
     pub(super) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the process is there until it is waited for");
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let read = |file: &str| {
+            let path = format!("/proc/{}/{file}", self.child.id());
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+        };
+        // In ticks of a hundredth of a second, as Linux has them everywhere; the name before may hold anything.
+        let stat = read("stat");
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        let rollup = read("smaps_rollup");
+        let anonymous = rollup.lines().find_map(|line| line.strip_prefix("Anonymous:"));
+        let kib = anonymous.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse::<usize>().ok());
+        Usage { cpu: Duration::from_millis(ticks * 10), resident: kib.expect("a number of kB") * 1024 }
     }
 
     /// Returns when the process is gone and all that it said has been taken in.

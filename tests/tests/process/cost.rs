@@ -13,9 +13,10 @@ pub(crate) fn idle<B: Server>(keys: usize) -> f64 {
     let ids = bed.nodes(10, &[]);
     bed.add(ids[0], keys, Duration::from_secs(60));
     pause(2500);
-    let (before, began) = (bed.store.asked(), Instant::now());
+    let asked = |bed: &Bed<B>| bed.store.asked().expect("a server counts");
+    let (before, began) = (asked(&bed), Instant::now());
     pause(SECONDS * 1000);
-    let rate = (bed.store.asked() - before) / began.elapsed().as_secs_f64();
+    let rate = (asked(&bed) - before) / began.elapsed().as_secs_f64();
     println!("figure: {}: idle, 10 nodes and {keys} keys: {rate:.1} requests/s, as the server counts them", B::NAME);
     rate
 }

@@ -4,7 +4,6 @@
 //! --test process --no-capture`). The bounds asserted for times are the promised ones where a lease decides, and several
 //! times the usual where the machine's speed does.
 
-mod backend;
 mod chaos;
 mod cost;
 mod deaths;
@@ -17,16 +16,9 @@ mod postgres;
 mod raft;
 mod redis;
 
-use std::{
-    sync::MutexGuard,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use backend::Backend;
-use divider_tests::{
-    history::ProcessId,
-    process::{Fleet, alone},
-};
+use divider_tests::{backend, bed::Bed};
 
 /// Makes tests of the functions in this crate that take a backend.
 macro_rules! on {
@@ -100,82 +92,6 @@ macro_rules! on_any_server {
     };
 }
 use {on, on_any_server, on_any_store};
-
-/// A store, a fleet on it, and the machine for oneself.
-struct Bed<B> {
-    fleet: Fleet,
-    store: B,
-    /// Who was last in each slot of the store.
-    slots: Vec<ProcessId>,
-    /// When the test began.
-    began: Instant,
-    _alone: MutexGuard<'static, ()>,
-}
-
-impl<B: Backend> Bed<B> {
-    fn new(args: &[&str]) -> Self {
-        Self::on(B::start, args)
-    }
-
-    fn on(store: impl FnOnce() -> B, args: &[&str]) -> Self {
-        let alone = alone();
-        let store = store();
-        // Every process is given a URL of its own, so this one is never used.
-        let fleet = Fleet::new("", "/process/", args);
-        Self { fleet, store, slots: Vec::new(), began: Instant::now(), _alone: alone }
-    }
-
-    /// Starts one more node, with further arguments.
-    fn spawn(&mut self, args: &[&str]) -> ProcessId {
-        let free = self.slots.iter().position(|id| !self.fleet.lives(*id));
-        let slot = free.unwrap_or(self.slots.len());
-        let id = self.fleet.spawn_at(&self.store.url(slot), args);
-        match self.slots.get_mut(slot) {
-            Some(last) => *last = id,
-            None => self.slots.push(id),
-        }
-        id
-    }
-
-    /// Starts several, and waits until all have joined and one of them leads.
-    fn spawn_ready(&mut self, count: usize, args: &[&str]) -> Vec<ProcessId> {
-        let new: Vec<_> = (0..count).map(|_| self.spawn(args)).collect();
-        self.fleet.wait_ready(&new);
-        new
-    }
-
-    /// As many nodes as arguments, in a group that has got over its beginning: grants may be held back for the first lease
-    /// of a group, since its store may be one that has forgotten it.
-    fn nodes(&mut self, count: usize, args: &[&str]) -> Vec<ProcessId> {
-        let ids = self.spawn_ready(count, args);
-        self.settle(ids[0]);
-        ids
-    }
-
-    fn settle(&mut self, by: ProcessId) {
-        self.fleet.call(by, "add warm-up");
-        self.fleet.wait_all_run(1, Duration::from_secs(20));
-        self.fleet.call(by, "remove warm-up");
-        self.fleet.wait("the first key to be gone", Duration::from_secs(5), |_, said| {
-            said.history.claims("warm-up").all(|claim| claim.ended.is_some())
-        });
-    }
-
-    /// Adds keys, and waits until each runs in one place beside the one that the group began with.
-    fn add(&mut self, by: ProcessId, keys: usize, limit: Duration) {
-        self.fleet.call(by, &format!("keys {keys}"));
-        self.fleet.wait_all_run(keys, limit);
-    }
-}
-
-impl<B> Drop for Bed<B> {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.fleet.check();
-        }
-        println!("figure: took {:.1} s", self.began.elapsed().as_secs_f64());
-    }
-}
 
 /// Sleeps for some milliseconds.
 fn pause(ms: u64) {

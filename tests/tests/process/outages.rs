@@ -21,44 +21,39 @@ pub(crate) fn bed<B: Server>(store: impl FnOnce() -> B) -> Bed<B> {
     bed
 }
 
-impl<B: Server> Bed<B> {
-    /// Waits until every key has been started after the moment given, and says how long after the return that was.
-    pub(crate) fn wait_all_back(&self, what: &str, gone: u64, back: u64) {
-        self.fleet.wait("every key to run again", BACK + Duration::from_secs(10), |fleet, said| {
-            let running = said.history.running(|id| fleet.lives(id));
-            running
-                .iter()
-                .filter(|(key, owners)| {
-                    owners.len() == 1 && said.history.claims(key).last().is_some_and(|claim| claim.started > gone)
-                })
-                .count()
-                == KEYS
-        });
-        let said = self.fleet.said();
-        let last = said.history.keys().flat_map(|(_, claims)| claims.values()).map(|claim| claim.started).max();
-        let took = Duration::from_nanos(last.unwrap_or_default().saturating_sub(back));
-        drop(said);
-        println!(
-            "figure: {}: {what}: all {KEYS} keys run again {:.0} ms after its return (lease {LEASE:?})",
-            B::NAME,
-            took.as_secs_f64() * 1e3
-        );
-        self.fleet.check();
-        assert!(took <= self.fleet.allowing(BACK), "it took {took:?}");
-    }
+/// Waits until every key has been started after the moment given, and says how long after the return that was.
+pub(crate) fn wait_all_back<B: Server>(bed: &Bed<B>, what: &str, gone: u64, back: u64) {
+    bed.fleet.wait("every key to run again", BACK + Duration::from_secs(10), |fleet, said| {
+        let running = said.history.running(|id| fleet.lives(id));
+        running
+            .iter()
+            .filter(|(key, owners)| {
+                owners.len() == 1 && said.history.claims(key).last().is_some_and(|claim| claim.started > gone)
+            })
+            .count()
+            == KEYS
+    });
+    let said = bed.fleet.said();
+    let last = said.history.keys().flat_map(|(_, claims)| claims.values()).map(|claim| claim.started).max();
+    let took = Duration::from_nanos(last.unwrap_or_default().saturating_sub(back));
+    drop(said);
+    println!(
+        "figure: {}: {what}: all {KEYS} keys run again {:.0} ms after its return (lease {LEASE:?})",
+        B::NAME,
+        took.as_secs_f64() * 1e3
+    );
+    bed.fleet.check();
+    assert!(took <= bed.fleet.allowing(BACK), "it took {took:?}");
+}
 
-    /// Waits until every key runs in one place, which it may have done all the time, and says how long after the return
-    /// that was.
-    pub(crate) fn wait_all_run_by(&self, what: &str, back: u64) {
-        self.fleet.wait_all_run(KEYS, BACK + Duration::from_secs(10));
-        let took = Duration::from_nanos(now() - back);
-        println!(
-            "figure: {}: {what}: all {KEYS} keys run at most {took:?} after its return (lease {LEASE:?})",
-            B::NAME
-        );
-        self.fleet.check();
-        assert!(took <= self.fleet.allowing(BACK), "it took {took:?}");
-    }
+/// Waits until every key runs in one place, which it may have done all the time, and says how long after the return
+/// that was.
+pub(crate) fn wait_all_run_by<B: Server>(bed: &Bed<B>, what: &str, back: u64) {
+    bed.fleet.wait_all_run(KEYS, BACK + Duration::from_secs(10));
+    let took = Duration::from_nanos(now() - back);
+    println!("figure: {}: {what}: all {KEYS} keys run at most {took:?} after its return (lease {LEASE:?})", B::NAME);
+    bed.fleet.check();
+    assert!(took <= bed.fleet.allowing(BACK), "it took {took:?}");
 }
 
 pub(crate) fn the_store_is_killed_and_comes_back_at_once<B: Server>() {
@@ -67,7 +62,7 @@ pub(crate) fn the_store_is_killed_and_comes_back_at_once<B: Server>() {
     let back = now();
     // Whether sessions outlive a restart is the store's affair.
     pause(300);
-    bed.wait_all_run_by("killed and restarted with its data", back);
+    wait_all_run_by(&bed, "killed and restarted with its data", back);
     bed.fleet.call(0, "add one-more");
     bed.fleet.wait_all_run(KEYS + 1, BACK);
 }
@@ -78,7 +73,7 @@ pub(crate) fn the_store_is_killed_and_comes_back_after_every_lease_has_run_out<B
     bed.store.kill9();
     pause(3000);
     bed.store.restart();
-    bed.wait_all_back("gone for longer than a lease, back with its data", gone, now());
+    wait_all_back(&bed, "gone for longer than a lease, back with its data", gone, now());
 }
 
 pub(crate) fn the_store_holds_its_breath_for_a_lease<B: Server>() {
@@ -87,7 +82,7 @@ pub(crate) fn the_store_holds_its_breath_for_a_lease<B: Server>() {
     bed.store.freeze();
     pause(2500);
     bed.store.thaw();
-    bed.wait_all_back("frozen for longer than a lease", gone, now());
+    wait_all_back(&bed, "frozen for longer than a lease", gone, now());
 }
 
 pub(crate) fn the_store_stalls_for_less_than_a_lease_and_nothing_moves<B: Server>() {

@@ -46,7 +46,7 @@ fn leadership_moves_within_half_a_second_of_the_leaders_death() {
 /// The administrator ends connections one by one, of whatever kind.
 #[test]
 fn any_connection_is_terminated_and_nothing_is_lost() {
-    let mut bed = outages::bed(<PostgresServer as super::Backend>::start);
+    let mut bed = outages::bed(<PostgresServer as super::backend::Backend>::start);
     let starts = bed.fleet.said().history.starts();
     let mut kinds = std::collections::BTreeMap::new();
     for round in 0..60 {
@@ -66,22 +66,22 @@ fn any_connection_is_terminated_and_nothing_is_lost() {
 
 #[test]
 fn the_server_is_stopped_immediately_and_started_after_every_lease_has_run_out() {
-    let mut bed = outages::bed(<PostgresServer as super::Backend>::start);
+    let mut bed = outages::bed(<PostgresServer as super::backend::Backend>::start);
     let gone = now();
     bed.store.stop_immediate();
     pause(3000);
     bed.store.restart();
-    bed.wait_all_back("stopped immediately, and started after more than a lease", gone, now());
+    outages::wait_all_back(&bed, "stopped immediately, and started after more than a lease", gone, now());
 }
 
 #[test]
 fn the_server_is_paused_for_half_a_minute() {
-    let bed = outages::bed(<PostgresServer as super::Backend>::start);
+    let bed = outages::bed(<PostgresServer as super::backend::Backend>::start);
     let gone = now();
     bed.store.freeze();
     pause(30_000);
     bed.store.thaw();
-    bed.wait_all_back("frozen for 30 s", gone, now());
+    outages::wait_all_back(&bed, "frozen for 30 s", gone, now());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use divider_tests::{process::now, redis::RedisServer};
 
 use super::{
     chaos, on_any_server,
-    outages::{KEYS, bed},
+    outages::{KEYS, bed, wait_all_back},
     pause,
 };
 
@@ -22,7 +22,7 @@ fn redis_is_killed_and_comes_back_at_once_with_nothing() {
     bed.store.restart();
     let back = now();
     bed.fleet.call(0, &format!("keys {KEYS}"));
-    bed.wait_all_back("killed and restarted empty, keys added again", gone, back);
+    wait_all_back(&bed, "killed and restarted empty, keys added again", gone, back);
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn redis_is_killed_and_its_sessions_end_with_it_even_where_the_data_survives() {
     let mut bed = bed(<RedisServer as super::backend::Server>::start_durable);
     let gone = now();
     bed.store.restart();
-    bed.wait_all_back("killed and restarted with its data, each key started anew", gone, now());
+    wait_all_back(&bed, "killed and restarted with its data, each key started anew", gone, now());
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn redis_is_flushed() {
     bed.store.cli(&["FLUSHALL"]);
     let back = now();
     bed.fleet.call(1, &format!("keys {KEYS}"));
-    bed.wait_all_back("FLUSHALL, keys added again", gone, back);
+    wait_all_back(&bed, "FLUSHALL, keys added again", gone, back);
 }
 
 #[test]
@@ -51,5 +51,5 @@ fn redis_holds_its_clients_for_a_lease() {
     pause(2000);
     // Redis wakes up by itself; whoever asks meanwhile is answered after.
     bed.store.cli(&["PING"]);
-    bed.wait_all_back("CLIENT PAUSE for a lease", gone, now());
+    wait_all_back(&bed, "CLIENT PAUSE for a lease", gone, now());
 }

@@ -1,11 +1,11 @@
-//! What differs between the stores that the tests run on.
+//! What differs between the stores that fleets run on.
 
 use std::time::Duration;
 
-use divider_tests::{postgres::PostgresServer, raft::Voters, redis::RedisServer};
+use crate::{postgres::PostgresServer, raft::Voters, redis::RedisServer};
 
 /// A place where a group can be kept, with all that a node needs to get there.
-pub(crate) trait Backend: Send + Sized + 'static {
+pub trait Backend: Send + Sized + 'static {
     /// How it is called in figures.
     const NAME: &'static str;
     /// How much longer than a lease it may take until the keys of a node that led run elsewhere.
@@ -16,12 +16,17 @@ pub(crate) trait Backend: Send + Sized + 'static {
     /// A new one, empty.
     fn start() -> Self;
 
+    /// How much it has been asked for since it began, where it counts.
+    fn asked(&self) -> Option<f64> {
+        None
+    }
+
     /// Where the node in this slot finds it. Two living nodes never share a slot, and the lowest that is free is taken.
     fn url(&self, slot: usize) -> String;
 }
 
 /// A store with a server of its own, which can fail by itself.
-pub(crate) trait Server: Backend {
+pub trait Server: Backend {
     /// One that comes back with everything that it has acknowledged.
     fn start_durable() -> Self;
 
@@ -60,9 +65,6 @@ pub(crate) trait Server: Backend {
 
     /// Cuts one connection, whichever the number says, if there is any.
     fn cut_one(&self, which: u64) -> bool;
-
-    /// How much it has been asked for since it began.
-    fn asked(&self) -> f64;
 }
 
 impl Backend for RedisServer {
@@ -71,6 +73,12 @@ impl Backend for RedisServer {
 
     fn start() -> Self {
         Self::start()
+    }
+
+    fn asked(&self) -> Option<f64> {
+        let info = self.cli(&["INFO", "stats"]);
+        let count = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
+        Some(count.and_then(|count| count.trim().parse().ok()).expect("Redis counts its commands"))
     }
 
     fn url(&self, _: usize) -> String {
@@ -137,12 +145,6 @@ impl Server for RedisServer {
         let id = client.split(' ').find_map(|field| field.strip_prefix("id=")).expect("clients have ids");
         self.cli(&["CLIENT", "KILL", "ID", id]) == "1"
     }
-
-    fn asked(&self) -> f64 {
-        let info = self.cli(&["INFO", "stats"]);
-        let count = info.lines().find_map(|line| line.strip_prefix("total_commands_processed:"));
-        count.and_then(|count| count.trim().parse().ok()).expect("Redis counts its commands")
-    }
 }
 
 impl Backend for PostgresServer {
@@ -151,6 +153,12 @@ impl Backend for PostgresServer {
 
     fn start() -> Self {
         Self::start()
+    }
+
+    fn asked(&self) -> Option<f64> {
+        let count =
+            self.psql("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()");
+        Some(count.parse().expect("PostgreSQL counts its transactions"))
     }
 
     fn url(&self, _: usize) -> String {
@@ -220,12 +228,6 @@ impl Server for PostgresServer {
 
     fn cut_one(&self, which: u64) -> bool {
         terminate(self, &format!("true ORDER BY md5(pid::text || '{which}') LIMIT 1")) == 1
-    }
-
-    fn asked(&self) -> f64 {
-        let count =
-            self.psql("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()");
-        count.parse().expect("PostgreSQL counts its transactions")
     }
 }
 

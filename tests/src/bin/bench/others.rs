@@ -1,0 +1,66 @@
+//! Figures that other programs have taken: criterion's of the pure parts, and those of `tests/peers`.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use divider_tests::{postgres::PostgresServer, redis::RedisServer};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    Run,
+    report::{Report, Store, Unit},
+};
+
+/// The benches that have a goal, with the longest that the median may be.
+const GOALS: [(&str, Duration); 0] = [];
+
+/// The medians that criterion has left in its directory.
+pub(crate) fn criterion(report: &mut Report, directory: &Path) {
+    let mut found: Vec<(String, Duration)> = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let read = |file: &str| -> Option<Value> {
+            serde_json::from_slice(&fs::read(entry.path().join("new").join(file)).ok()?).ok()
+        };
+        if let Some((bench, estimates)) = read("benchmark.json").zip(read("estimates.json"))
+            && let Some((id, median)) = bench["full_id"].as_str().zip(estimates["median"]["point_estimate"].as_f64())
+        {
+            found.push((id.to_owned(), Duration::from_secs_f64(median / 1e9)));
+        }
+    }
+    found.sort();
+    for (id, median) in found {
+        let most = GOALS.iter().find(|(name, _)| *name == id).map(|(_, most)| *most);
+        report.time("pure parts, median", Store::None, &id, median, most);
+    }
+}
+
+/// A line of a peer's program.
+#[derive(Deserialize)]
+struct Line {
+    peer: String,
+    figure: String,
+    value: f64,
+    unit: String,
+}
+
+pub(crate) fn run(run: &mut Run<'_>, program: &Path) {
+    let (redis, postgres) = (RedisServer::start(), PostgresServer::start());
+    let mut command = Command::new(program);
+    command.args(["--redis", &redis.url(), "--postgres", &postgres.url()]);
+    if run.quick {
+        command.arg("--quick");
+    }
+    let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    assert!(output.status.success(), "{}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
+    for line in output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let Line { peer, figure, value, unit } = serde_json::from_slice(line).unwrap();
+        let unit = match unit.as_str() {
+            "s" => Unit::Seconds,
+            "/s" => Unit::PerSecond,
+            "B" => Unit::Bytes,
+            "%" => Unit::Percent,
+            _ => Unit::Ratio,
+        };
+        run.report.add(&peer, Store::None, &figure, value, unit, None);
+    }
+}
