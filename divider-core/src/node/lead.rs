@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, future::maybe_done};
 
 use tracing::Instrument;
 
 use super::{observe::target, shared::Shared, supply};
 use crate::{
-    Claim, Hint, HintStream, Instant, Revision, SessionId, Sighting, Standing, StoreError, Term, Topic,
+    Claim, Cursor, Hint, HintStream, Instant, Revision, SessionId, Sighting, Standing, StoreError, Term, Topic,
     leader::{Deposed, Fed, Leader},
     limits,
 };
@@ -203,23 +203,31 @@ impl Reign<'_> {
                 Err(_) => self.pause_and_renew().await?,
             }
         };
+        let shared = self.shared;
+        let scan =
+            |cursor: Option<Cursor>| Box::pin(maybe_done(shared.observer.call("scan", shared.store.scan(cursor))));
         let (mut cursor, mut first, mut renewed) = (None, true, began);
+        let mut coming = scan(None);
         loop {
-            let page = match self.shared.observer.call("scan", self.shared.store.scan(cursor.clone())).await {
-                Ok(page) => page,
-                Err(_) => {
-                    self.pause_and_renew().await?;
-                    continue;
-                }
+            coming.as_mut().await;
+            let Some(Ok(page)) = coming.as_mut().take_output() else {
+                self.pause_and_renew().await?;
+                coming = scan(cursor.clone());
+                continue;
             };
-            let now = self.shared.now();
+            let now = shared.now();
             cursor = page.next.clone();
+            if cursor.is_some() {
+                coming = scan(cursor.clone());
+                // Sends the request: the store reads the next page while this one is taken in.
+                _ = coming.as_mut().now_or_never();
+            }
             self.leader.page(page, now, first);
             first = false;
             if cursor.is_none() {
                 break;
             }
-            if now.mono.since(renewed) >= self.shared.config.poll_interval() {
+            if now.mono.since(renewed) >= shared.config.poll_interval() {
                 self.renew().await?;
                 renewed = now.mono;
             }

@@ -55,7 +55,8 @@ fn on<B: Backend>(cases: &mut Vec<Case>, store: Store, quick: bool) {
     case(cases, store, "add → start", move |run| fleets::add_to_start::<B>(run, store));
     case(cases, store, "bulk: 10 nodes, 900 keys more", move |run| fleets::burst::<B>(run, store));
     case(cases, store, "bulk: 100,000 keys", move |run| fleets::bulk::<B>(run, store));
-    for lease_ms in [3000, 500] {
+    let leases: &[u64] = if quick { &[500] } else { &[3000, 500] };
+    for &lease_ms in leases {
         let name = format!("take-over, lease {lease_ms} ms");
         case(cases, store, &name, move |run| fleets::take_over::<B>(run, store, lease_ms));
     }

@@ -8,11 +8,28 @@ use serde_json::Value;
 
 use crate::{
     Run,
-    report::{Report, Store, Unit},
+    report::{Goal, Report, Store, Unit},
 };
 
-/// The benches that have a goal, with the longest that the median may be.
-const GOALS: [(&str, Duration); 0] = [];
+/// How the benches that have a goal begin, with the longest that the median may be.
+const GOALS: [(&str, Duration); 12] = [
+    ("full 10k nodes 500k keys", Duration::from_millis(10)),
+    ("full 10k uneven nodes 500k keys", Duration::from_millis(10)),
+    ("full 50 nodes 10k keys", Duration::from_micros(300)),
+    ("one joins 9,999 nodes 500k keys", Duration::from_micros(500)),
+    ("one joins 10k uneven nodes 500k keys", Duration::from_micros(500)),
+    ("one leaves 10k nodes 500k keys", Duration::from_micros(500)),
+    ("one leaves 10k uneven nodes 500k keys", Duration::from_micros(500)),
+    ("one leaves 1k nodes 1M keys", Duration::from_millis(1)),
+    ("2 of 50 out and 2 in, 10k keys", Duration::from_micros(24)),
+    ("add a key", Duration::from_micros(1)),
+    ("is_current", Duration::from_nanos(50)),
+    ("owner_of", Duration::from_nanos(50)),
+];
+/// Benches that are held against another: mixed weights against equal ones.
+const RATIOS: [(&str, &str, f64); 1] = [("full 10k nodes 500k mixed keys", "full 10k nodes 500k keys", 2.0)];
+
+const CASE: &str = "pure parts, median";
 
 /// The medians that criterion has left in its directory.
 pub(crate) fn criterion(report: &mut Report, directory: &Path) {
@@ -28,9 +45,17 @@ pub(crate) fn criterion(report: &mut Report, directory: &Path) {
         }
     }
     found.sort();
-    for (id, median) in found {
-        let most = GOALS.iter().find(|(name, _)| *name == id).map(|(_, most)| *most);
-        report.time("pure parts, median", Store::None, &id, median, most);
+    let of = |name: &str| found.iter().find(|(id, _)| id == name).map(|(_, median)| *median);
+    for (this, that, most) in RATIOS {
+        if let Some((this_median, that_median)) = of(this).zip(of(that)) {
+            let ratio = this_median.as_secs_f64() / that_median.as_secs_f64();
+            let what = format!("{this} / {that}");
+            report.add(CASE, Store::None, &what, ratio, Unit::Ratio, Some(Goal::AtMost(most)));
+        }
+    }
+    for (id, median) in &found {
+        let most = GOALS.iter().find(|(name, _)| id.starts_with(name)).map(|(_, most)| *most);
+        report.time(CASE, Store::None, id, *median, most);
     }
 }
 
