@@ -348,9 +348,10 @@ impl Fleet {
         let of = |owners: usize| running.values().filter(|all| all.len() == owners).count();
         let errors: Vec<_> = said.notes.iter().flatten().filter(|note| note.event == Kind::Error).collect();
         format!(
-            "{} keys were seen, {} run nowhere, {} in one place, {} in several; leader {:?}; loads {:?}; {} errors, the last {:?}",
+            "{} keys were seen, {} run nowhere (among them {:?}), {} in one place, {} in several; leader {:?}; loads {:?}; {} errors, the last {:?}",
             running.len(),
             of(0),
+            running.iter().filter(|(_, owners)| owners.is_empty()).map(|(key, _)| *key).min(),
             of(1),
             running.len() - of(0) - of(1),
             self.leader_in(said),

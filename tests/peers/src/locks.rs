@@ -52,9 +52,7 @@ impl<L: Locks> Fleet<L> {
                     let share = *share.lock().unwrap();
                     let taken = node.look(&held, share).await;
                     let now = Instant::now();
-                    let mut starts = starts.lock().unwrap();
-                    taken.iter().for_each(|key| _ = starts.insert(key.clone(), now));
-                    drop(starts);
+                    starts.lock().unwrap().extend(taken.iter().map(|key| (key.clone(), now)));
                     held.extend(taken);
                     sleep(LEASE / 3).await;
                 }

@@ -123,6 +123,8 @@ struct Chaos<'a, B> {
     quiet: Vec<Duration>,
     stormy: BTreeMap<Kind, Vec<Duration>>,
     calms: u64,
+    /// How often a removal whose outcome nobody knew was seen to have come after the keys had been declared again.
+    late_removals: u64,
 }
 
 impl<'a, B: Ground> Chaos<'a, B> {
@@ -155,6 +157,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
             quiet: Vec::new(),
             stormy: BTreeMap::new(),
             calms: 0,
+            late_removals: 0,
         }
     }
 
@@ -337,16 +340,8 @@ impl<'a, B: Ground> Chaos<'a, B> {
         } else {
             self.insist(&format!("keys {KEEP} keep-"));
         }
-        // A removal whose outcome nobody knows may be on its way for as long as a network keeps it.
-        let deadline = Instant::now() + BOUND;
-        loop {
-            self.insist(&format!("keys {COME} come-"));
-            let runs = |fleet: &Fleet, said: &divider_tests::process::Said| runs_once(fleet, said, "come-", COME);
-            if self.fleet.within(Duration::from_secs(4), runs) {
-                break;
-            }
-            assert!(Instant::now() < deadline, "keys that were added again do not run; {}", self.fleet.standing());
-        }
+        self.insist(&format!("keys {COME} come-"));
+        self.come_back("keys that were added again");
         self.all_run("keep-", KEEP, BOUND, "what nobody ended");
         self.conserve();
         self.check();
@@ -375,12 +370,35 @@ impl<'a, B: Ground> Chaos<'a, B> {
         self.fleet.wait(what, limit, |fleet, said| runs_once(fleet, said, prefix, keys));
     }
 
+    /// Waits until the keys that come and go run. A removal whose outcome nobody knew may be on its way for as long as a
+    /// network keeps it, and undo what was declared after it: where the store knows fewer keys than it was told of, that has
+    /// come to pass, and they are declared again. Keys that it does know must run.
+    fn come_back(&mut self, what: &str) {
+        let deadline = Instant::now() + BOUND;
+        let runs = |fleet: &Fleet, said: &divider_tests::process::Said| runs_once(fleet, said, "come-", COME);
+        while !self.fleet.within(Duration::from_secs(4), runs) {
+            assert!(Instant::now() < deadline, "{what} do not run; {}", self.fleet.standing());
+            self.declare_removed();
+        }
+    }
+
+    /// The store's counts; what it does not know any more is declared again.
+    fn declare_removed(&mut self) -> serde_json::Value {
+        let by = self.unharmed()[0];
+        let stats = self.fleet.wait_call(by, "stats", BOUND).detail.unwrap_or_default();
+        if stats["registered"].as_u64().is_some_and(|registered| registered < (KEEP + COME) as u64) {
+            self.late_removals += 1;
+            self.note("a removal has come late");
+            self.insist(&format!("keys {COME} come-"));
+        }
+        stats
+    }
+
     /// The store's own count agrees, and what is declared is there.
     fn conserve(&mut self) {
         let deadline = Instant::now() + BOUND;
         loop {
-            let by = self.unharmed()[0];
-            let stats = self.fleet.wait_call(by, "stats", BOUND).detail.unwrap_or_default();
+            let stats = self.declare_removed();
             let of = |state: &str| stats[state].as_u64().unwrap_or_default();
             let sum = of("assigned") + of("pending") + of("stopping") + of("quarantined");
             assert_eq!(of("registered"), sum, "the states do not add up: {stats}");
@@ -411,7 +429,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
         self.note(&format!("{victim}: killed -9 in the calm"));
         self.count(if was_leader { Kind::KillLeader } else { Kind::KillNode });
         self.all_run("keep-", KEEP, LEASE + B::ELECTION + BOUND, "the keys of a killed node");
-        self.all_run("come-", COME, BOUND, "the keys of a killed node");
+        self.come_back("the keys of a killed node");
         let said = self.fleet.said();
         let bound = LEASE + SLACK + B::ELECTION;
         let takeovers = said.history.takeovers(victim, at).into_iter();
@@ -510,9 +528,10 @@ impl<'a, B: Ground> Chaos<'a, B> {
         let seconds = self.began.elapsed().as_secs();
         let starts = self.fleet.said().history.starts();
         println!(
-            "figure: {name}: {faults} faults of {} kinds in {seconds} s, {} calms, {starts} starts, 0 violations, 0 lost keys",
+            "figure: {name}: {faults} faults of {} kinds in {seconds} s, {} calms, {} removals that came late, {starts} starts, 0 violations, 0 lost keys",
             self.counts.len(),
-            self.calms
+            self.calms,
+            self.late_removals
         );
         let kinds: Vec<_> = self.counts.iter().map(|(kind, count)| format!("{} {count}", kind.name())).collect();
         println!("figure: {name}: faults by kind: {}", kinds.join("; "));
