@@ -231,17 +231,20 @@ impl Member {
     }
 
     fn granted(&mut self, holding: Holding) {
-        let old = self.held.get(&holding.key).map(|held| (held.holding.token, held.completing));
+        let old = self.held.get(&holding.key).map(|held| (held.holding.token, held.phase, held.completing));
         match old {
-            Some((token, _)) if token >= holding.token => return,
+            Some((token, ..)) if token >= holding.token => return,
             // Our completion took effect and the work was declared again, before the answer reached us: the program should
-            // hear the answer first.
-            Some((token, true)) => {
+            // hear the answer first. A stop that it has read it will confirm, and one that it has confirmed is over.
+            Some((token, phase, true)) => {
                 self.unqueue(&holding.key);
-                self.lost.insert(holding.key.clone(), Lost { token, unread: None, completing: true });
+                if phase != Phase::Confirming {
+                    let completing = !matches!(phase, Phase::Stopping(_));
+                    self.lost.insert(holding.key.clone(), Lost { token, unread: None, completing });
+                }
             }
             // A newer grant under the same session: the older one was confirmed, or taken.
-            Some((token, false)) => self.taken(&holding.key, token),
+            Some((token, _, false)) => self.taken(&holding.key, token),
             None => {}
         }
         let key = holding.key.clone();

@@ -143,6 +143,34 @@ fn a_refused_completion_of_a_key_that_has_moved_on_is_told_as_a_loss() {
 }
 
 #[test]
+fn a_stop_that_was_read_is_not_told_again_when_a_completion_is_refused_after_the_next_grant() {
+    let mut member = joined();
+    started(&mut member, "a", 1);
+    member.completing(&key("a"), Token(1)).unwrap();
+    ask_to_stop(&mut member, "a", 1);
+    member.next_stop().unwrap();
+    grant(&mut member, "a", 2);
+    member.not_completed(&key("a"), Token(1));
+    assert_eq!((member.next_stop(), member.next_start()), (None, None));
+    assert_eq!(member.confirm(&key("a"), Token(1)).unwrap(), Confirmation::Local);
+    assert_eq!(member.next_start().unwrap().token, Token(2));
+}
+
+#[test]
+fn a_stop_that_was_confirmed_is_not_told_again_when_a_completion_is_refused_after_the_next_grant() {
+    let mut member = joined();
+    started(&mut member, "a", 1);
+    member.completing(&key("a"), Token(1)).unwrap();
+    ask_to_stop(&mut member, "a", 1);
+    member.next_stop().unwrap();
+    member.confirm(&key("a"), Token(1)).unwrap();
+    grant(&mut member, "a", 2);
+    member.not_completed(&key("a"), Token(1));
+    assert_eq!(member.next_stop(), None);
+    assert_eq!(member.next_start().unwrap().token, Token(2));
+}
+
+#[test]
 fn a_truth_that_was_read_before_a_confirmation_does_not_bring_the_key_back() {
     let mut member = joined();
     started(&mut member, "a", 1);
