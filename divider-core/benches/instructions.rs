@@ -17,7 +17,15 @@ fn measured(board: &mut Board, act: impl FnOnce(&mut Board)) {
 
 fn main() {
     let names = [
-        "full", "full-uneven", "full-mixed", "join", "join-uneven", "leave", "leave-uneven", "replace-two", "one-key",
+        "full",
+        "full-uneven",
+        "full-mixed",
+        "join",
+        "join-uneven",
+        "leave",
+        "leave-uneven",
+        "replace-two",
+        "one-key",
         "one-key-uneven",
     ];
     // `cargo bench` and `cargo test --benches` come by as well.

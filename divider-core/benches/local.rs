@@ -26,7 +26,8 @@ fn node(runtime: &Runtime, keys: usize) -> (Node, Vec<Assignment>) {
 }
 
 fn local(c: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     for keys in [10, 10_000] {
         let (node, started) = node(&runtime, keys);
         let mut next = started.iter().cycle();

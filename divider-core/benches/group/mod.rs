@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use divider_core::{
-    Applied, Effects, Instant, Key, Ledger, MaxInFlight, NodeConfig, NodeId, Op, Revision, SessionId, Term, Token, Work,
+    Applied, Effects, Instant, Key, Ledger, MaxInFlight, NodeConfig, NodeId, Op, Revision, SessionId, Term, Token,
+    Work,
     leader::{Leader, Marks, Now, Proposal},
     limits,
 };
