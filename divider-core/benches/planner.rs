@@ -2,71 +2,15 @@
 //!
 //! `cargo bench -p divider-core --bench planner`
 //!
-//! "full" is `assignments` alone on a board whose keys wait; "full, carried out" adds the fact of each assignment.
+//! "full" is `assignments` alone on a board whose keys wait; "full, carried out" adds the fact of each assignment. How the
+//! same is counted in instructions, without noise: `divider-core/benches/instructions.sh`.
 
-use std::hint::black_box;
+mod board;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use divider_core::planner::{Balance, KeyIx, MaxInFlight, NodeIx, NodeSpec, Planner};
+use divider_core::planner::KeyIx;
 
-fn node(affinity: u32) -> NodeSpec {
-    NodeSpec { affinity, capacity: None, accepting: true }
-}
-
-struct Board {
-    planner: Planner,
-    nodes: Vec<NodeIx>,
-    out: Vec<(KeyIx, NodeIx)>,
-    moves: Vec<KeyIx>,
-}
-
-impl Board {
-    /// Nodes with affinities from `affinity`, and ready keys with weights from `weight`.
-    fn new(nodes: u32, affinity: impl Fn(u32) -> u32, keys: u32, weight: impl Fn(u32) -> u32) -> Self {
-        let mut planner = Planner::new(Balance::OnJoin, MaxInFlight::Keys(u32::MAX));
-        let nodes = (0..nodes).map(|n| planner.join(node(affinity(n)), true)).collect();
-        for k in 0..keys {
-            let k = planner.add_key(weight(k), 0);
-            planner.ready(k, None);
-        }
-        Self { planner, nodes, out: Vec::with_capacity(keys as usize), moves: Vec::with_capacity(1000) }
-    }
-
-    fn assign(&mut self) {
-        self.planner.assignments(usize::MAX, &mut self.out);
-    }
-
-    fn own(&mut self) {
-        for (k, n) in self.out.drain(..) {
-            self.planner.own(k, n);
-        }
-    }
-
-    fn planned(mut self) -> Self {
-        self.assign();
-        self.own();
-        self
-    }
-}
-
-fn even(_: u32) -> u32 {
-    1000
-}
-
-fn uneven(n: u32) -> u32 {
-    [1000, 2000, 3000, 500, 1000][n as usize % 5]
-}
-
-fn one(_: u32) -> u32 {
-    1
-}
-
-/// Three orders of magnitude, evenly over their logarithms.
-fn spread(k: u32) -> u32 {
-    let x = k.wrapping_mul(2_654_435_761) >> 8;
-    let power = f64::from(x) / f64::from(1 << 24) * 3.0;
-    10f64.powf(power) as u32
-}
+use board::{Board, even, join, leave, one, replace_two, spread, uneven};
 
 fn bench(c: &mut Criterion, name: &str, make: impl Fn() -> Board, act: impl Fn(&mut Board)) {
     // The board is built and dropped outside the measured time.
@@ -97,18 +41,6 @@ fn full(c: &mut Criterion) {
     bench(c, "full 1k nodes 1M keys", || Board::new(1_000, even, 1_000_000, one), Board::assign);
 }
 
-fn join(board: &mut Board) {
-    let n = board.planner.join(node(1000), false);
-    board.planner.moves(&mut board.moves);
-    black_box(n);
-}
-
-fn leave(board: &mut Board) {
-    let n = board.nodes[board.nodes.len() / 2];
-    board.planner.leave(n);
-    board.assign();
-}
-
 fn changes(c: &mut Criterion) {
     let big = || Board::new(10_000, even, 500_000, one).planned();
     let uneven = || Board::new(10_000, uneven, 500_000, one).planned();
@@ -124,17 +56,7 @@ fn changes(c: &mut Criterion) {
     bench(c, "one leaves 10k uneven nodes 500k keys", uneven, leave);
     bench(c, "one leaves 1k nodes 1M keys", || Board::new(1_000, even, 1_000_000, one).planned(), leave);
     let small = || Board::new(50, even, 10_000, one).planned();
-    bench(c, "2 of 50 out and 2 in, 10k keys", small, |board| {
-        for at in [10, 30] {
-            board.planner.leave(board.nodes[at]);
-        }
-        for _ in 0..2 {
-            board.planner.join(node(1000), false);
-        }
-        board.assign();
-        board.planner.moves(&mut board.moves);
-        board.own();
-    });
+    bench(c, "2 of 50 out and 2 in, 10k keys", small, replace_two);
 }
 
 /// One key after another, each added, assigned, owned and removed again.
@@ -146,12 +68,7 @@ fn one_key(c: &mut Criterion) {
                 let mut keys = Vec::with_capacity(count as usize);
                 let start = std::time::Instant::now();
                 for _ in 0..count {
-                    let k = board.planner.add_key(1, 0);
-                    board.planner.ready(k, None);
-                    board.assign();
-                    board.own();
-                    board.planner.moves(&mut board.moves);
-                    keys.push(k);
+                    keys.push(board.add());
                 }
                 let time = start.elapsed();
                 for k in keys {

@@ -18,9 +18,12 @@
 mod apply;
 mod session;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem,
+};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     Applied, Batch, Change, Cursor, GroupView, Holding, Holdings, Key, KeyView, Message, Notice, Op, Page, Record,
@@ -33,12 +36,14 @@ const PAGE: usize = 4096;
 
 /// The authority of one group. See the [module](self) for the idea, and `ALGORITHM.md` for the argument.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct Ledger {
     revision: Revision,
     /// The last token that was issued.
     token: Token,
     group: GroupView,
-    keys: BTreeMap<Key, Record>,
+    /// Boxed because a tree's nodes are half empty where keys come in order, and a record is large.
+    keys: BTreeMap<Key, Box<Record>>,
     sessions: BTreeMap<SessionId, Session>,
     quarantined: u64,
     /// The newest batches, for readers that fell behind; see [`limits::CHANGE_LOG`].
@@ -141,7 +146,7 @@ impl Ledger {
 
     /// One record, as it is stored: an owner that has ended may still stand in it.
     pub fn record(&self, key: &Key) -> Option<&Record> {
-        self.keys.get(key)
+        self.keys.get(key).map(|record| &**record)
     }
 
     /// All sessions, the ended ones that still have keys in their name included.
@@ -162,7 +167,7 @@ impl Ledger {
         let Some(s) = self.sessions.get(&session).filter(|s| s.is_alive()) else {
             return Err(StoreError::SessionEnded);
         };
-        let holdings = s.keys.iter().filter_map(|key| self.keys.get(key)).filter_map(holding).collect();
+        let holdings = s.keys.iter().filter_map(|key| self.record(key)).filter_map(holding).collect();
         Ok(Holdings { seq: s.seq, holdings })
     }
 
@@ -218,7 +223,7 @@ impl Ledger {
         if self.quarantined == 0 {
             return Vec::new();
         }
-        let is = |record: &&Record| record.view.state == State::Quarantined;
+        let is = |record: &&Box<Record>| record.view.state == State::Quarantined;
         self.keys.values().filter(is).take(limit).map(|r| r.view.key.clone()).collect()
     }
 
@@ -248,6 +253,16 @@ impl Ledger {
         Message { seq, notices }
     }
 
+    /// Lets the tree, the record and the owner's set have one name between them again. The stored form spells it out for
+    /// each, and a replica that has read it would keep three copies for good.
+    fn share_names(&mut self) {
+        self.keys = mem::take(&mut self.keys).into_values().map(|record| (record.view.key.clone(), record)).collect();
+        for session in self.sessions.values_mut() {
+            let shared = |key| self.keys.get_key_value(&key).map_or(key, |(key, _)| key.clone());
+            session.keys = mem::take(&mut session.keys).into_iter().map(shared).collect();
+        }
+    }
+
     fn remember(&mut self, batch: Batch) {
         self.logged += batch.changes.len() as u64;
         self.log.push_back(batch);
@@ -256,6 +271,21 @@ impl Ledger {
                 self.logged -= oldest.changes.len() as u64;
             }
         }
+    }
+}
+
+impl Serialize for Ledger {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The derived one.
+        Ledger::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ledger {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut ledger = Ledger::deserialize(deserializer)?;
+        ledger.share_names();
+        Ok(ledger)
     }
 }
 

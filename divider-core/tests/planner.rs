@@ -166,6 +166,48 @@ fn affinity_alone_moves_nothing_and_rebalance_does() {
     assert_eq!(loads(&planner, &nodes), [75, 25]);
 }
 
+/// The fewest keys that any plan could move: those that lost their owner, or what the nodes lack of their quotas, if that
+/// is more.
+fn fewest(planner: &Planner, nodes: &[NodeIx], orphans: usize) -> usize {
+    let lacks = |n| planner.quota(n).saturating_sub(planner.load(n));
+    let lacking: u64 = nodes.iter().copied().map(lacks).sum();
+    orphans.max(lacking as usize)
+}
+
+#[test]
+fn no_plan_for_a_join_or_a_leave_moves_fewer_keys() {
+    let uneven = |n: usize| [1000, 2000, 3000, 500, 1000][n % 5];
+    let all = &[(0, 1), (1, 0), (2, 2), (3, 1), (1, 3)];
+    let boards = [
+        (vec![1000; 50], 10_000, &all[..]),
+        ((0..50).map(uneven).collect::<Vec<_>>(), 10_000, all),
+        (vec![1000; 1000], 50_000, all),
+        // Both at once is left out: keys that are few for so many nodes are placed one at a time, by a rule that may differ
+        // from a newcomer's quota by one key, which it then pulls.
+        ((0..1000).map(uneven).collect(), 50_000, &all[..2]),
+    ];
+    for (affinities, keys, changes) in boards {
+        for &(out, new) in changes {
+            let (mut planner, nodes) = board(&affinities);
+            add(&mut planner, std::iter::repeat_n(1, keys));
+            assign(&mut planner);
+            for n in nodes.iter().skip(10).take(out) {
+                planner.leave(*n);
+            }
+            let mut all = nodes.clone();
+            all.extend((0..new).map(|_| planner.join(node(1000), false)));
+            // The place of one that left is used again.
+            all.sort();
+            all.dedup();
+            // With nobody to serve, the quotas are nobody's business.
+            let fewest =
+                if new == 0 { planner.counters().ready } else { fewest(&planner, &all, planner.counters().ready) };
+            let moved = assign(&mut planner).len() + balance(&mut planner);
+            assert_eq!(moved, fewest, "{out} out, {new} in, {} nodes", nodes.len());
+        }
+    }
+}
+
 #[test]
 fn continuous_relieves_a_node_beyond_the_tolerance() {
     let mut planner = Planner::new(Balance::Continuous { tolerance: 0.2 }, MaxInFlight::Percent(10));

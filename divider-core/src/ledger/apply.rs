@@ -101,7 +101,7 @@ impl Tx<'_> {
 
     fn add(&mut self, work: &Work) -> Decision {
         let Some(record) = self.ledger.keys.get_mut(&work.key) else {
-            self.ledger.keys.insert(work.key.clone(), Record::new(work.clone()));
+            self.ledger.keys.insert(work.key.clone(), Box::new(Record::new(work.clone())));
             self.changed(&work.key);
             return Ok(Outcome::Done);
         };
@@ -250,7 +250,7 @@ impl Tx<'_> {
             settle_blame(&mut view.fates, blame);
         });
         self.set_state(key, State::Assigned { session, token });
-        if let Some(holding) = self.ledger.keys.get(key).and_then(holding) {
+        if let Some(holding) = self.ledger.record(key).and_then(holding) {
             self.notify(session, Notice::Granted(holding));
         }
         Ok(Outcome::Granted(token))

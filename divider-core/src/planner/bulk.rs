@@ -8,7 +8,7 @@
 //! heaviest first, each to the node that lacks most (Graham's LPT rule), with a bucket queue in the place of a heap: the
 //! largest deficit only ever falls, so the search for it is one sweep downwards, and each key costs O(1) on average.
 
-use super::board::{CLASSES, NONE, State, class};
+use super::board::{CLASSES, LISTS, NONE, State};
 use super::quota::{Remainders, Share, divide};
 use super::{KeyIx, NodeIx, Planner};
 
@@ -18,6 +18,9 @@ const ROUNDS: u64 = 16;
 
 /// Buckets of the deficit queue: the finest distinction between deficits is the largest of them divided by this.
 const BUCKETS: usize = 1 << 13;
+
+/// Keys that are listed together, few enough that all of them stay in the nearest cache.
+const BLOCK: usize = 256;
 
 /// Weights are sorted by their leading bits: 32 steps per power of two is 3 %, which is all that LPT can use.
 const STEPS: usize = 32;
@@ -103,22 +106,34 @@ impl Planner {
         self.epoch += 1;
         self.counts[State::Ready as usize] -= pairs.len();
         self.counts[State::Proposed as usize] += pairs.len();
-        for &(KeyIx(k), NodeIx(n)) in pairs {
-            let key = &mut self.keys[k as usize];
-            key.state = State::Proposed;
-            key.place = n;
-            self.link(k);
+        // As `link` does it, but what each list's old head is told comes after a whole block: a branch on it, as soon as it
+        // is read from far away, would make every key wait for memory.
+        for block in pairs.chunks(BLOCK) {
+            for &(KeyIx(k), NodeIx(n)) in block {
+                let key = &mut self.keys[k as usize];
+                key.state = State::Proposed;
+                key.place = n;
+                key.next = std::mem::replace(&mut self.heads[n as usize * LISTS + key.list()], k);
+                self.prevs[k as usize] = NONE;
+            }
+            for &(KeyIx(k), NodeIx(n)) in block {
+                let key = &self.keys[k as usize];
+                match self.prevs.get_mut(key.next as usize) {
+                    Some(prev) => *prev = k,
+                    None => self.nodes[n as usize].classes |= 1 << key.list(),
+                }
+            }
         }
         self.recount_open();
         self.ranking.mark_all();
     }
 }
 
-/// The place of a weight in a coarse descending order: its power of two, then the five bits below.
+/// The place of a weight in a coarse descending order: its power of two, then the five bits below, which stand side by
+/// side in a float.
 fn rank(weight: u32) -> usize {
-    let power = class(weight);
-    let below = ((u64::from(weight.max(1)) << 5 >> power) as usize) & (STEPS - 1);
-    (CLASSES - 1 - power) * STEPS + (STEPS - 1 - below)
+    const FIRST: u32 = (127 + CLASSES as u32) * STEPS as u32 - 1;
+    (FIRST - ((weight.max(1) as f32).to_bits() >> (23 - STEPS.ilog2()))) as usize
 }
 
 /// Sets what each taker lacks, so that the sum is `units` unless all room is less than that.
