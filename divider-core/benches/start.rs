@@ -7,7 +7,6 @@
 use std::time::{Duration, Instant};
 
 use divider_core::{Divider, MemoryStore, Node, Work};
-use futures_util::StreamExt;
 use tokio::runtime::{Builder, Runtime};
 
 fn row(name: &str, mut times: Vec<Duration>) {

@@ -223,8 +223,8 @@ impl Ledger {
         if self.quarantined == 0 {
             return Vec::new();
         }
-        let is = |record: &&Box<Record>| record.view.state == State::Quarantined;
-        self.keys.values().filter(is).take(limit).map(|r| r.view.key.clone()).collect()
+        let quarantined = self.keys.values().filter(|record| record.view.state == State::Quarantined);
+        quarantined.take(limit).map(|record| record.view.key.clone()).collect()
     }
 
     /// Runs `work`, and gives its changes one revision and its notices one message each.
