@@ -5,14 +5,11 @@
 //! tried again only where twice does no harm; for ops the caller is told that nobody knows, since only it knows what a
 //! second time would mean.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     config::RaftConfig,
