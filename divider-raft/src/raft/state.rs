@@ -81,6 +81,13 @@ impl Machine {
         let _ = self.applied.subscribe().wait_for(|applied| *applied >= index).await;
     }
 
+    /// What has been applied, for comparison with another member.
+    pub(crate) fn encoded(&self) -> Option<(u64, Vec<u8>)> {
+        let state = self.state.read();
+        let bytes = snapshot::encode(&SnapshotMeta::default(), &state.groups).ok()?;
+        Some((state.applied?.index, bytes))
+    }
+
     fn place(&self) -> &Place {
         self.snapshots.place()
     }
