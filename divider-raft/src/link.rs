@@ -407,16 +407,18 @@ async fn write(
     loop {
         batch.clear();
         tokio::select! {
-            frame = frames.recv() => match frame {
-                Some(frame) => batch = frame,
-                None => return Ok(()),
-            },
+            // However much there is to send, silence is noticed.
+            biased;
             _ = pings.tick() => {
                 if millis(born).saturating_sub(heard.load(Ordering::Relaxed)) > millis_of(SILENCE) {
                     return Err(io::Error::other("nothing was heard for too long"));
                 }
                 batch.extend(Frame::Ping.to_bytes()?);
             }
+            frame = frames.recv() => match frame {
+                Some(frame) => batch = frame,
+                None => return Ok(()),
+            },
         }
         // What has gathered goes together.
         while batch.len() < 256 << 10

@@ -80,6 +80,7 @@ impl Router {
                     // A leader that has been cut off does not say so. Whoever may ask again has time left to ask another.
                     let patience = if again { left.min(limit / 2) } else { left };
                     let answer = tokio::select! {
+                        biased;
                         answer = self.links.call(&target, class, &request, patience) => answer,
                         () = self.replaced(&target) => Err(LinkError::Lost("another one leads by now".into())),
                     };

@@ -402,6 +402,7 @@ impl RaftNetwork<Types> for Line {
             }
         };
         tokio::select! {
+            biased;
             sent = send => sent,
             closed = cancel => Err(StreamingError::Closed(closed)),
         }

@@ -66,9 +66,12 @@ impl Event {
         }
     }
 
+    /// Whether it made a revision. Checkpoints make none.
     fn changes(&self) -> bool {
-        let Answer::Applied(applied) = &self.answer else { return false };
-        applied.outcomes.iter().any(|outcome| matches!(outcome, Outcome::Done | Outcome::Granted(_)))
+        let (Call::Apply(ops), Answer::Applied(applied)) = (&self.call, &self.answer) else { return false };
+        let shown = |op: &Op| !matches!(op, Op::Checkpoint { .. });
+        let done = |outcome: &Outcome| matches!(outcome, Outcome::Done | Outcome::Granted(_));
+        ops.iter().zip(&applied.outcomes).any(|(op, outcome)| shown(op) && done(outcome))
     }
 }
 

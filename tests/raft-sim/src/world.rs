@@ -205,8 +205,8 @@ impl Plan {
             elections,
             snapshot_every: dice.pick(&[100, 100, 300, 20_000]),
             latency: (low, low + dice.pick(&[1, 5, 20])),
-            busy: dice.between(4_000, 12_000),
-            pause: dice.pick(&[200, 600, 1500]),
+            busy: dice.between(3_000, 8_000),
+            pause: dice.pick(&[300, 1000, 2500]),
             kinds: dice.roll() | dice.roll(),
         }
     }
@@ -312,8 +312,6 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
     if !driver.until(SAME, Driver::are_the_same) {
         return broken(format!("{SAME} ms after the last call the replicas are not the same"));
     }
-    // What was still on its way when all was healed has been answered or given up by now.
-    driver.until(3_000, |_| false);
     if let Some(leader) =
         VOTERS.iter().find(|voter| shared.stores.lock().get(*voter).is_some_and(RaftStore::leads_raft))
     {
