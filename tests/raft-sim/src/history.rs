@@ -390,3 +390,89 @@ impl Place {
         ))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use divider_core::Work;
+
+    use super::*;
+
+    fn add(key: &str) -> Op {
+        Op::Add(Work::new(key).unwrap())
+    }
+
+    /// What a true ledger answers to these batches, and to a scan after each.
+    fn truth(batches: &[Vec<Op>]) -> (History, Ledger) {
+        let (mut history, mut ledger) = (History::default(), Ledger::new());
+        for ops in batches {
+            let number = history.asked(0, Call::Apply(ops.clone()));
+            let outcomes = ledger.apply(ops, Token(0)).outcomes;
+            history.answered(number, Answer::Applied(Applied { outcomes, revision: ledger.revision() }));
+            scan(&mut history, &ledger);
+        }
+        (history, ledger)
+    }
+
+    fn scan(history: &mut History, ledger: &Ledger) {
+        let number = history.asked(0, Call::Scan);
+        history.answered(number, Answer::Page(Box::new(ledger.scan(None).unwrap())));
+    }
+
+    #[test]
+    fn what_a_ledger_says_is_believed() {
+        let (history, _) =
+            truth(&[vec![add("a")], vec![add("b"), add("c")], vec![Op::Remove { key: Key::new("a").unwrap() }]]);
+        assert_eq!(history.check(1), Ok(Verdict { revisions: 3, undecided: 0 }));
+    }
+
+    #[test]
+    fn an_acknowledged_batch_that_is_not_there_any_more_is_noticed() {
+        let (mut history, _) = truth(&[vec![add("a")], vec![add("b")]]);
+        let (_, shorter) = truth(&[vec![add("a")]]);
+        scan(&mut history, &shorter);
+        assert!(history.check(1).unwrap_err().contains("had been answered before"));
+    }
+
+    #[test]
+    fn one_acknowledged_batch_in_the_place_of_another_is_noticed() {
+        let (mut history, _) = truth(&[vec![add("a")], vec![add("b")]]);
+        let (_, other) = truth(&[vec![add("a")], vec![add("c")]]);
+        scan(&mut history, &other);
+        assert!(history.check(1).unwrap_err().contains("no ledger gives these answers"));
+    }
+
+    #[test]
+    fn a_batch_without_an_answer_may_have_been_applied_and_may_not() {
+        for applied in [false, true] {
+            let (mut history, mut ledger) = truth(&[vec![add("a")]]);
+            let number = history.asked(0, Call::Apply(vec![add("b")]));
+            history.answered(number, Answer::Unknown);
+            if applied {
+                ledger.apply(&[add("b")], Token(0));
+            }
+            ledger.apply(&[add("c")], Token(0));
+            let number = history.asked(0, Call::Apply(vec![add("c")]));
+            let outcomes = vec![Outcome::Done];
+            history.answered(number, Answer::Applied(Applied { outcomes, revision: ledger.revision() }));
+            scan(&mut history, &ledger);
+            assert_eq!(history.check(1), Ok(Verdict { revisions: 2 + u64::from(applied), undecided: 0 }));
+            // It was not applied before it was asked.
+            let (mut early, _) = truth(&[vec![add("b")]]);
+            let number = early.asked(0, Call::Apply(vec![add("b")]));
+            early.answered(number, Answer::Unknown);
+            early.events.remove(0);
+            assert!(early.check(1).unwrap_err().contains("nobody can have made the next revision"));
+        }
+    }
+
+    #[test]
+    fn a_session_that_has_ended_is_not_renewed() {
+        let session = SessionId(uuid::Uuid::from_u128(1));
+        let mut history = History::default();
+        let end = history.asked(0, Call::Apply(vec![Op::End { session }]));
+        history.answered(end, Answer::Applied(Applied { outcomes: vec![Outcome::Done], revision: Revision(1) }));
+        let renew = history.asked(0, Call::Renew(session));
+        history.answered(renew, Answer::Beat);
+        assert!(history.check(1).unwrap_err().contains("was renewed"));
+    }
+}
