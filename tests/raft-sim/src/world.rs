@@ -192,6 +192,8 @@ struct Plan {
     busy: u64,
     /// Milliseconds between two faults, at most.
     pause: u64,
+    /// Milliseconds that a commit takes at most.
+    disk: u64,
     /// Which kinds of faults there are.
     kinds: u64,
 }
@@ -206,7 +208,8 @@ impl Plan {
             snapshot_every: dice.pick(&[100, 100, 300, 20_000]),
             latency: (low, low + dice.pick(&[1, 5, 20])),
             busy: dice.between(3_000, 8_000),
-            pause: dice.pick(&[300, 1000, 2500]),
+            pause: dice.pick(&[200, 600, 1500]),
+            disk: dice.pick(&[3, 3, 8, 40]),
             kinds: dice.roll() | dice.roll(),
         }
     }
@@ -232,6 +235,8 @@ struct Driver<'a> {
     /// Hosts that are down, when they come back, and whether they were cut off as well.
     down: BTreeMap<&'static str, u64>,
     stalled: BTreeMap<&'static str, u64>,
+    /// All crash as soon as more calls than this have been answered.
+    trap: Option<u64>,
 }
 
 /// Runs a seed. `lines` says whether what happens is to be written down.
@@ -272,7 +277,8 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
         .build();
     let grounds: BTreeMap<_, _> = HOSTS.iter().map(|host| (*host, Arc::new(Ground::new(dice.split())))).collect();
     let (links, down, stalled) = Default::default();
-    let mut driver = Driver { sim, shared: shared.clone(), grounds, dice, plan, links, down, stalled };
+    let mut driver = Driver { sim, shared: shared.clone(), grounds, dice, plan, links, down, stalled, trap: None };
+    driver.grounds.values().for_each(|ground| ground.pace.store(plan.disk, Ordering::Relaxed));
     for name in HOSTS {
         let (shared, ground) = (shared.clone(), driver.grounds[name].clone());
         let lives = Mutex::new(driver.dice.split());
@@ -351,6 +357,10 @@ impl Driver<'_> {
             self.shared.trace.fault("crash in a commit");
             self.crash(host);
         }
+        if self.trap.is_some_and(|calls| self.shared.calls.0.load(Ordering::Relaxed) > calls) {
+            self.trap = None;
+            self.power_off(&VOTERS, "crash of all after an answer");
+        }
         let back: Vec<_> = self.down.iter().filter(|(_, at)| **at <= now).map(|(host, _)| *host).collect();
         back.into_iter().for_each(|host| self.restart(host));
         let mended: Vec<_> = self.links.iter().filter(|(_, (_, at))| *at <= now).map(|(link, _)| *link).collect();
@@ -381,6 +391,7 @@ impl Driver<'_> {
         match kind {
             0 => self.power_off(&[host], "crash"),
             1 => self.power_off(leader.as_slice(), "crash of the leader"),
+            2 if self.dice.permille(500) => self.trap = Some(self.shared.calls.0.load(Ordering::Relaxed)),
             2 => self.power_off(&VOTERS, "crash of all"),
             3 => {
                 let other = self.dice.pick(&VOTERS);
@@ -489,11 +500,12 @@ impl Driver<'_> {
 
     fn rest(&mut self, host: &'static str) {
         self.stalled.remove(host);
-        self.grounds[host].pace.store(3, Ordering::Relaxed);
+        self.grounds[host].pace.store(self.plan.disk, Ordering::Relaxed);
     }
 
     fn heal(&mut self) {
         self.shared.note("heal", &[], String::new);
+        self.trap = None;
         let links: Vec<_> = self.links.keys().copied().collect();
         links.into_iter().for_each(|link| self.mend(link));
         let stalled: Vec<_> = self.stalled.keys().copied().collect();

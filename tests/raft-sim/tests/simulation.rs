@@ -20,10 +20,11 @@ const FIRST: u64 = 1_000_000_000;
 const SEEDS: u64 = if cfg!(debug_assertions) { 24 } else { 200 };
 
 /// Faults of which a share this short must have met some.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "crash",
     "crash in a commit",
     "crash of all",
+    "crash of all after an answer",
     "crash of the leader",
     "crash of two",
     "cut off",
