@@ -386,7 +386,7 @@ impl Driver<'_> {
             let stores = self.shared.stores.lock();
             VOTERS.iter().copied().find(|voter| stores.get(voter).is_some_and(RaftStore::leads_raft))
         };
-        let long = self.dice.pick(&[30, 300, 1000, 3000]);
+        let long = self.dice.pick(&[30, 300, 2000, 4000]);
         let until = self.now() + self.dice.between(1, long);
         match kind {
             0 => self.power_off(&[host], "crash"),
