@@ -192,8 +192,8 @@ struct Search<'a> {
     known: BTreeMap<u64, &'a Event>,
     /// What was read, or changed nothing, by revision.
     seen: BTreeMap<u64, Vec<&'a Event>>,
-    /// Batches without an answer, and the revision after which they were made.
-    unknown: Vec<(u64, &'a Event)>,
+    /// Batches without an answer, after which revision they were made, and which one they made at the latest.
+    unknown: Vec<(u64, u64, &'a Event)>,
     /// Sessions that wanted to lead.
     leaders: BTreeSet<SessionId>,
     last: u64,
@@ -221,7 +221,9 @@ impl<'a> Search<'a> {
                 (Call::Take(session), _) => _ = search.leaders.insert(*session),
                 (Call::Apply(_), None) => {
                     let before = events.iter().filter(|other| other.until < event.from).filter_map(|e| e.revision());
-                    search.unknown.push((before.max().unwrap_or(0), event));
+                    if let Some((after, until)) = window(event, events) {
+                        search.unknown.push((after.max(before.max().unwrap_or(0)), until, event));
+                    }
                 }
                 (_, Some(revision)) => {
                     search.last = search.last.max(revision);
@@ -298,8 +300,8 @@ impl<'a> Search<'a> {
             next.ledger.resign(leader, group.term);
             offer(next);
         }
-        for (at, (after, event)) in self.unknown.iter().enumerate() {
-            if *after <= revision
+        for (at, (after, until, event)) in self.unknown.iter().enumerate() {
+            if (*after..*until).contains(&revision)
                 && !place.used.contains(&at)
                 && let Call::Apply(ops) = &event.call
             {
@@ -319,6 +321,29 @@ impl<'a> Search<'a> {
             _ => place.clone().answered(event).err(),
         })
     }
+}
+
+/// Where a batch without an answer can have been applied. What it adds is named once, and whoever ends that has seen it in
+/// a scan: so it was applied between a scan that does not show it and one that does, and not at all where none does.
+fn window(event: &Event, events: &[&Event]) -> Option<(u64, u64)> {
+    let Call::Apply(ops) = &event.call else { return None };
+    let shows = |page: &Page| match &ops[0] {
+        Op::Add(work) => Some(page.keys.iter().any(|view| view.key == work.key)),
+        Op::Join { session, .. } => Some(page.sessions.iter().any(|view| view.session == *session)),
+        _ => None,
+    };
+    let pages = || {
+        events.iter().filter_map(|event| match &event.answer {
+            Answer::Page(page) => shows(page).map(|shown| (page.revision.0, shown)),
+            _ => None,
+        })
+    };
+    if !matches!(ops[0], Op::Add(_) | Op::Join { .. }) {
+        return Some((0, u64::MAX));
+    }
+    let first = pages().filter(|(_, shown)| *shown).map(|(revision, _)| revision).min()?;
+    let last = pages().filter(|(revision, shown)| !shown && *revision < first).map(|(revision, _)| revision).max();
+    Some((last.unwrap_or(0), first))
 }
 
 fn granted(op: &Op) -> Option<Key> {

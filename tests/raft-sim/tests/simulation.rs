@@ -76,12 +76,3 @@ fn no_acknowledged_word_is_lost_and_all_answers_are_those_of_one_ledger() {
     assert!(revisions > SEEDS * 50, "only {revisions} revisions were compared");
     assert!(undecided * 20 <= SEEDS, "{undecided} groups of {SEEDS} seeds were not decided");
 }
-
-#[test]
-fn a_seed_replays() {
-    for seed in [3, 4] {
-        let (first, second) = (divider_raft_sim::run(seed, false), divider_raft_sim::run(seed, false));
-        assert_eq!(first.hash, second.hash, "seed {seed}");
-        assert_eq!(first.calls, second.calls, "seed {seed}");
-    }
-}
