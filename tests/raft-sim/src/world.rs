@@ -38,7 +38,8 @@ const SAME: u64 = 10_000;
 /// What came of a seed.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Of everything that happened: the same for the same seed, as far as the crate's documentation says.
+    /// Of everything that happened, in each millisecond in whatever order: tokio draws the order in which it wakes those who
+    /// wait for the same entry from a source of its own.
     pub hash: u64,
     /// The first rule that was broken.
     pub violation: Option<String>,
@@ -75,6 +76,7 @@ pub(crate) struct Shared {
     stores: Mutex<BTreeMap<&'static str, RaftStore>>,
     served: Mutex<BTreeMap<&'static str, u64>>,
     calls: (AtomicU64, AtomicU64),
+    hash: AtomicU64,
 }
 
 impl Shared {
@@ -83,12 +85,16 @@ impl Shared {
     }
 
     fn note(&self, what: &'static str, numbers: &[u64], line: impl FnOnce() -> String) {
-        self.trace.note(self.now.load(Ordering::Relaxed) * 1_000_000, what, numbers, line);
+        let now = self.now.load(Ordering::Relaxed);
+        let mix = |hash: u64, number: u64| (hash.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.hash
+            .fetch_add(numbers.iter().fold(mix(now, text(what)), |hash, number| mix(hash, *number)), Ordering::Relaxed);
+        self.trace.note(now * 1_000_000, what, numbers, line);
     }
 
     pub(crate) fn asked(&self, who: &str, group: usize, call: Call) -> usize {
         let number = self.history.lock().asked(group, call.clone());
-        self.note("asks", &[number as u64, text(who)], || format!("{number} {who} in {group}: {call:?}"));
+        self.note("asks", &[text(who), text(&format!("{call:?}"))], || format!("{number} {who} in {group}: {call:?}"));
         number
     }
 
@@ -99,13 +105,13 @@ impl Shared {
             Answer::Page(page) => format!("{} keys at {}, {:?}", page.keys.len(), page.revision.0, page.group),
             other => format!("{other:?}"),
         };
-        self.note("answer", &[number as u64, text(&said)], || format!("{number} {who}: {said}"));
+        self.note("answer", &[text(who), text(&said)], || format!("{number} {who}: {said}"));
         self.history.lock().answered(number, answer);
     }
 
     pub(crate) fn failed(&self, who: &str, number: usize, error: &StoreError) {
         self.calls.1.fetch_add(1, Ordering::Relaxed);
-        self.note("fails", &[number as u64], || format!("{number} {who}: {error}"));
+        self.note("fails", &[text(who)], || format!("{number} {who}: {error}"));
         self.history.lock().answered(number, Answer::Unknown);
     }
 }
@@ -250,6 +256,7 @@ pub fn run(seed: u64, lines: bool) -> Report {
         stores: Mutex::default(),
         served: Mutex::default(),
         calls: Default::default(),
+        hash: AtomicU64::new(0),
     });
     let mut report = Report::default();
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drive(seed, &shared, &mut report))) {
@@ -259,7 +266,8 @@ pub fn run(seed: u64, lines: bool) -> Report {
     }
     report.simulated = Duration::from_millis(shared.now.load(Ordering::Relaxed));
     report.calls = (shared.calls.0.load(Ordering::Relaxed), shared.calls.1.load(Ordering::Relaxed));
-    (report.hash, report.faults, report.violation, report.lines) = trace.end();
+    (_, report.faults, report.violation, report.lines) = trace.end();
+    report.hash = shared.hash.load(Ordering::Relaxed);
     report
 }
 
