@@ -17,7 +17,7 @@ use std::{
 /// Beginning here, so that it is not the seeds of the long runs over again.
 const FIRST: u64 = 1_000_000_000;
 /// Each of these is some seven seconds of a cluster's life.
-const SEEDS: u64 = if cfg!(debug_assertions) { 20 } else { 200 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 24 } else { 200 };
 
 /// Faults of which a share this short must have met some.
 const KINDS: [&str; 14] = [
