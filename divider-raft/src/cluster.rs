@@ -10,21 +10,18 @@
 //! Only the first of the list may found a cluster, and only once *all* others have said that they have none. So two can
 //! never be founded side by side, also not when the first one's disk was wiped.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use parking_lot::{Mutex, RwLock};
-use tokio::{net::TcpListener, runtime, sync::watch, task::JoinSet};
+use tokio::{runtime, sync::watch, task::JoinSet, time::Instant};
 use uuid::Uuid;
 
 use crate::{
     config::{Data, RaftConfig, Role},
     confirm::Confirmer,
     error::DataError,
+    ground::Place,
     link::{Class, Dialer, Links, Target},
     member::Member,
     propose::Proposer,
@@ -48,9 +45,10 @@ const LET_GO: Duration = Duration::from_secs(2);
 pub(crate) struct Running {
     pub(crate) router: Arc<Router>,
     pub(crate) handle: runtime::Handle,
+    /// `None` where the ground has no runtime of its own for it.
     runtime: Background,
-    /// Ends with the runtime.
-    tasks: Mutex<JoinSet<()>>,
+    /// Ends with the runtime; `None` once it is being stopped.
+    tasks: Mutex<Option<JoinSet<()>>>,
     /// Why this process has not joined yet, if it has not.
     joined: watch::Receiver<Result<(), String>>,
 }
@@ -77,17 +75,11 @@ struct Opened {
 impl Running {
     /// Opens the data, listens, and begins to found or to join.
     pub(crate) async fn start(config: Arc<RaftConfig>) -> Result<Arc<Self>, StoreError> {
-        let runtime = runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("divider-raft")
-            .enable_all()
-            .build()
-            .map_err(StoreError::unavailable)?;
-        let handle = runtime.handle().clone();
-        let runtime = Background(Mutex::new(Some(runtime)));
+        let (handle, runtime) = config.ground.runtime().map_err(StoreError::unavailable)?;
+        let runtime = Background(Mutex::new(runtime));
         match handle.spawn(Self::inside(config)).await {
             Ok(Ok((router, tasks, joined))) => {
-                Ok(Arc::new(Self { router, handle, runtime, tasks: Mutex::new(tasks), joined }))
+                Ok(Arc::new(Self { router, handle, runtime, tasks: Mutex::new(Some(tasks)), joined }))
             }
             failed => Err(match failed {
                 Ok(Err(error)) => error,
@@ -107,14 +99,16 @@ impl Running {
                 cluster_id: Arc::default(),
                 me: None,
                 security: config.security.clone(),
+                ground: config.ground.clone(),
             };
             joining.send_modify(|joined| *joined = Ok(()));
             return Ok((Arc::new(Router::new(config, None, Arc::new(Links::new(dialer)))), tasks, joined));
         }
-        let Opened { log, identity, machine } = open(&config).await?;
+        let place = place(&config);
+        let Opened { log, identity, machine } = open(&config, &place).await?;
         let listener = match &config.listen {
             Some(address) => {
-                let bound = TcpListener::bind(address).await;
+                let bound = config.ground.bind(address).await;
                 Some(bound.map_err(|error| {
                     StoreError::Misconfigured(format!("cannot listen at {address}: {error}; choose another address"))
                 })?)
@@ -131,6 +125,7 @@ impl Running {
             cluster_id: cluster_id.clone(),
             me: Some(me.clone()),
             security: config.security.clone(),
+            ground: config.ground.clone(),
         }));
         let raft = Raft::start(me.id, &config, log.clone(), machine.clone(), links.clone()).await;
         let raft = raft.map_err(|refused| match refused {
@@ -151,6 +146,7 @@ impl Running {
             links: links.clone(),
             receiving: Receiving::default(),
             locals: Mutex::default(),
+            place,
         });
         if let Some(listener) = listener {
             tracing::info!(target: TARGET, member = %member.me, "listens");
@@ -194,11 +190,10 @@ impl Running {
 
     /// Ends everything, the disk last.
     pub(crate) async fn stop(&self) {
-        let Some(runtime) = self.runtime.0.lock().take() else { return };
+        let Some(mut tasks) = self.tasks.lock().take() else { return };
         // Whoever waits for the end may give that up as well.
-        let _runtime = Background(Mutex::new(Some(runtime)));
+        let _runtime = Background(Mutex::new(self.runtime.0.lock().take()));
         let member = self.router.member.clone();
-        let mut tasks = std::mem::take(&mut *self.tasks.lock());
         let stopping = self.handle.spawn(async move {
             if let Some(member) = &member {
                 member.raft.hand_over(&member.links).await;
@@ -206,7 +201,8 @@ impl Running {
             tasks.shutdown().await;
             if let Some(member) = member {
                 member.raft.stop().await;
-                let closing = tokio::task::spawn_blocking(move || member.log.close());
+                let place = member.place.clone();
+                let closing = place.blocking(move || member.log.close());
                 // It can only have panicked, and then it is closed as well.
                 let _ = closing.await;
             }
@@ -216,14 +212,14 @@ impl Running {
 }
 
 /// Opens log and snapshot, and checks that they are this member's.
-async fn open(config: &Arc<RaftConfig>) -> Result<Opened, StoreError> {
+async fn open(config: &Arc<RaftConfig>, place: &Place) -> Result<Opened, StoreError> {
     let began = Instant::now();
     loop {
-        let task = {
-            let config = config.clone();
-            tokio::task::spawn_blocking(move || open_blocking(&config))
+        let opened = {
+            let (config, opening) = (config.clone(), place.clone());
+            place.blocking(move || open_blocking(&config, opening)).await
         };
-        let opened = task.await.map_err(|_| StoreError::Corrupt("the data directory could not be read".into()))?;
+        let opened = opened.map_err(|_| StoreError::Corrupt("the data directory could not be read".into()))?;
         match opened {
             // A store of this process that has just been closed may still be letting go.
             Err(DataError::InUse { .. }) if began.elapsed() < LET_GO => {
@@ -234,18 +230,23 @@ async fn open(config: &Arc<RaftConfig>) -> Result<Opened, StoreError> {
     }
 }
 
-fn open_blocking(config: &RaftConfig) -> Result<Opened, DataError> {
+fn place(config: &RaftConfig) -> Place {
     let directory = match &config.data {
         Data::Directory(directory) => Some(directory.clone()),
         Data::Memory | Data::Unset => None,
     };
+    Place { directory, ground: config.ground.clone() }
+}
+
+fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError> {
     let fresh = || {
-        let id = Uuid::new_v4();
+        let id = Uuid::from_u128(config.ground.draw());
         let name = config.name.as_ref().map_or_else(|| id.simple().to_string()[..12].to_owned(), ToString::to_string);
         let (id, _) = id.as_u64_pair();
         Identity { id: id.max(1), name, cluster: config.cluster.clone(), cluster_id: None }
     };
-    let (log, identity) = Log::open(directory.as_deref(), fresh)?;
+    let (log, identity) = Log::open(&place, fresh)?;
+    let directory = place.directory.clone();
     let ours = config.name.as_ref().map_or(identity.name.as_str(), |name| name.as_str());
     if (identity.name.as_str(), &identity.cluster) != (ours, &config.cluster) {
         return Err(DataError::Foreign {
@@ -254,7 +255,7 @@ fn open_blocking(config: &RaftConfig) -> Result<Opened, DataError> {
             ours: format!("the member {ours:?} of the cluster {:?}", config.cluster),
         });
     }
-    let (snapshots, loaded) = Snapshots::open(directory.clone())?;
+    let (snapshots, loaded) = Snapshots::open(place)?;
     let machine = Machine::new(snapshots, loaded);
     if log.purged() > machine.snapshot_index() {
         let problem = "the log goes on from a snapshot that is not there".to_owned();
@@ -358,7 +359,7 @@ async fn ask(member: &Arc<Member>, seeds: &[String]) -> Vec<Option<Status>> {
 }
 
 async fn found(member: &Arc<Member>) -> Result<(), String> {
-    let cluster = member.cluster_id().unwrap_or_else(Uuid::new_v4);
+    let cluster = member.cluster_id().unwrap_or_else(|| Uuid::from_u128(member.place.ground.draw()));
     adopt(member, cluster).await?;
     match member.raft.found(member.me.clone()).await {
         Ok(()) => {

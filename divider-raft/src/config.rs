@@ -1,10 +1,13 @@
 //! Every setting of the Raft backend, its default, and the relations between them.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use divider_core::{ConfigError, NodeId};
 
-use crate::security::Security;
+use crate::{
+    ground::{Ground, ThisMachine},
+    security::Security,
+};
 
 /// Settings of a [`RaftStore`](crate::RaftStore). The fields are public; [`validate`](Self::validate) is called before
 /// anything starts.
@@ -67,6 +70,9 @@ pub struct RaftConfig {
     /// Replaces a voter that the leader has not heard of for this long by a learner that has caught up. Never, by
     /// default: whoever was only away for longer than this comes back as a stranger.
     pub replace_dead_after: Option<Duration>,
+    /// What it all stands on. For the simulation of this repository.
+    #[doc(hidden)]
+    pub ground: Arc<dyn Ground>,
 }
 
 /// What a process is to its cluster.
@@ -113,6 +119,7 @@ impl Default for RaftConfig {
             snapshot_time_limit: Duration::from_secs(30),
             voters: 5,
             replace_dead_after: None,
+            ground: Arc::new(ThisMachine),
         }
     }
 }

@@ -22,6 +22,8 @@ mod fixtures;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+#[doc(hidden)]
+pub mod ground;
 mod link;
 mod member;
 mod propose;

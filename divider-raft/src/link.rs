@@ -14,19 +14,20 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use divider_core::{Group, Hint, Topic};
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf},
-    net::TcpStream,
     sync::{mpsc, oneshot},
+    time::Instant,
 };
 use uuid::Uuid;
 
 use crate::{
+    ground::Ground,
     raft::Peer,
     security::{Connection, Security},
     wire::{self, Answer, Frame, Hello, Request, Welcome},
@@ -114,6 +115,7 @@ pub(crate) struct Dialer {
     /// This process, if it is a member.
     pub(crate) me: Option<Peer>,
     pub(crate) security: Security,
+    pub(crate) ground: Arc<dyn Ground>,
 }
 
 #[derive(Default)]
@@ -210,7 +212,7 @@ impl Links {
 
 impl Dialer {
     async fn dial(&self, to: &Target) -> io::Result<Link> {
-        let stream = TcpStream::connect(&to.address).await?;
+        let stream = self.ground.connect(&to.address).await?;
         let host = to.address.rsplit_once(':').map_or(to.address.as_str(), |(host, _)| host);
         let name = to.name.as_deref().unwrap_or(host);
         let mut stream = self.security.dialled(stream, name).await?;
@@ -405,16 +407,18 @@ async fn write(
     loop {
         batch.clear();
         tokio::select! {
-            frame = frames.recv() => match frame {
-                Some(frame) => batch = frame,
-                None => return Ok(()),
-            },
+            // However much there is to send, silence is noticed.
+            biased;
             _ = pings.tick() => {
                 if millis(born).saturating_sub(heard.load(Ordering::Relaxed)) > millis_of(SILENCE) {
                     return Err(io::Error::other("nothing was heard for too long"));
                 }
                 batch.extend(Frame::Ping.to_bytes()?);
             }
+            frame = frames.recv() => match frame {
+                Some(frame) => batch = frame,
+                None => return Ok(()),
+            },
         }
         // What has gathered goes together.
         while batch.len() < 256 << 10

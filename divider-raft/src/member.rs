@@ -4,20 +4,21 @@ use std::{
     collections::{BTreeSet, HashMap},
     pin::pin,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use divider_core::{
     Batch, Change, Claim, Group, Key, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
 };
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use uuid::Uuid;
 
 use crate::{
     command::{Done, Step},
     config::RaftConfig,
     confirm::Confirmer,
+    ground::Place,
     link::Links,
     propose::Proposer,
     raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, Receiving, Refused, View},
@@ -46,6 +47,7 @@ pub(crate) struct Member {
     pub(crate) receiving: Receiving,
     /// Sessions of this process, and when they were last heard of, whoever led then.
     pub(crate) locals: Mutex<HashMap<SessionId, Instant>>,
+    pub(crate) place: Place,
 }
 
 impl Member {

@@ -132,8 +132,8 @@ impl Raft {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         // openraft draws a member's election timeout once, and looks at it at each tick of one and a half heartbeats. Two
         // members that tick in step would stand for election at the same moment again and again, so no two tick alike.
-        let heartbeat =
-            config.heartbeat - config.heartbeat.mul_f64(f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 2048.0);
+        let drawn = config.ground.draw().to_le_bytes()[0];
+        let heartbeat = config.heartbeat - config.heartbeat.mul_f64(f64::from(drawn) / 2048.0);
         let settings = Config {
             cluster_name: config.cluster.clone(),
             heartbeat_interval: ms(heartbeat),
@@ -147,7 +147,7 @@ impl Raft {
         };
         let settings = settings.validate().map_err(|error| Refused::Unavailable(error.to_string()))?;
         let quorum = quorum::Quorum::default();
-        let network = network::Network::new(links, log.clone(), quorum.clone());
+        let network = network::Network::new(links, log.clone(), quorum.clone(), config.ground.clone());
         let machine = MachineHandle { machine, log: log.clone() };
         let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;

@@ -5,14 +5,11 @@
 //! tried again only where twice does no harm; for ops the caller is told that nobody knows, since only it knows what a
 //! second time would mean.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     config::RaftConfig,
@@ -83,6 +80,7 @@ impl Router {
                     // A leader that has been cut off does not say so. Whoever may ask again has time left to ask another.
                     let patience = if again { left.min(limit / 2) } else { left };
                     let answer = tokio::select! {
+                        biased;
                         answer = self.links.call(&target, class, &request, patience) => answer,
                         () = self.replaced(&target) => Err(LinkError::Lost("another one leads by now".into())),
                     };

@@ -2,10 +2,9 @@
 
 use std::{fmt, io};
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::ground::Stream;
 
 /// How connections between members and clients are protected.
 #[derive(Clone, Default)]
@@ -33,7 +32,7 @@ impl fmt::Debug for Security {
 }
 
 /// A connection, whatever protects it.
-pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 /// A connection, and what the other side has proved about itself; `None` where nothing was to be proved.
@@ -53,28 +52,50 @@ impl Proof {
     }
 }
 
+impl Stream {
+    fn prepare(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_nodelay(true),
+            Self::Other(_) => Ok(()),
+        }
+    }
+
+    fn boxed(self) -> Box<dyn Connection> {
+        match self {
+            Self::Tcp(stream) => Box::new(stream),
+            Self::Other(stream) => stream,
+        }
+    }
+}
+
 impl Security {
     /// Protects a connection that was dialled to `name`.
     #[cfg_attr(not(feature = "tls"), allow(clippy::unused_async, unused_variables, reason = "TLS waits"))]
-    pub(crate) async fn dialled(&self, stream: TcpStream, name: &str) -> io::Result<Box<dyn Connection>> {
-        stream.set_nodelay(true)?;
+    pub(crate) async fn dialled(&self, stream: Stream, name: &str) -> io::Result<Box<dyn Connection>> {
+        stream.prepare()?;
         match self {
             Self::Unset => Err(io::Error::other("neither TLS nor plaintext was chosen")),
-            Self::Plaintext => Ok(Box::new(stream)),
+            Self::Plaintext => Ok(stream.boxed()),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.dialled(stream, name).await,
+            Self::Tls(tls) => match stream {
+                Stream::Tcp(stream) => tls.dialled(stream, name).await,
+                Stream::Other(stream) => tls.dialled(stream, name).await,
+            },
         }
     }
 
     /// Protects a connection that was accepted.
     #[cfg_attr(not(feature = "tls"), allow(clippy::unused_async, reason = "TLS waits"))]
-    pub(crate) async fn accepted(&self, stream: TcpStream) -> io::Result<Secured> {
-        stream.set_nodelay(true)?;
+    pub(crate) async fn accepted(&self, stream: Stream) -> io::Result<Secured> {
+        stream.prepare()?;
         match self {
             Self::Unset => Err(io::Error::other("neither TLS nor plaintext was chosen")),
-            Self::Plaintext => Ok((Box::new(stream), None)),
+            Self::Plaintext => Ok((stream.boxed(), None)),
             #[cfg(feature = "tls")]
-            Self::Tls(tls) => tls.accepted(stream).await,
+            Self::Tls(tls) => match stream {
+                Stream::Tcp(stream) => tls.accepted(stream).await,
+                Stream::Other(stream) => tls.accepted(stream).await,
+            },
         }
     }
 }

@@ -12,8 +12,8 @@ pub(crate) async fn addresses(config: &RaftConfig) -> Vec<String> {
     let mut addresses = config.seeds.clone();
     let mut found = BTreeSet::new();
     for name in &config.seed_names {
-        match tokio::time::timeout(LOOK_UP, tokio::net::lookup_host(name)).await {
-            Ok(Ok(hosts)) => found.extend(hosts.map(|host| host.to_string())),
+        match tokio::time::timeout(LOOK_UP, config.ground.look_up(name)).await {
+            Ok(Ok(hosts)) => found.extend(hosts.iter().map(ToString::to_string)),
             Ok(Err(error)) => tracing::debug!(target: "divider::raft", name, %error, "a seed name is not known"),
             Err(_) => tracing::debug!(target: "divider::raft", name, "a seed name was not looked up in time"),
         }

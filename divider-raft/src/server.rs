@@ -4,12 +4,12 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
 };
 
 use crate::{
+    ground::{Listener, Stream},
     member::Member,
     wire::{self, Answer, Fault, Frame, Hello, Request, Welcome},
 };
@@ -24,7 +24,7 @@ const AT_ONCE: usize = 512;
 const NEWCOMERS: usize = 64;
 
 /// Accepts until it is aborted.
-pub(crate) async fn listen(listener: TcpListener, member: Arc<Member>) {
+pub(crate) async fn listen(listener: Box<dyn Listener>, member: Arc<Member>) {
     let mut connections = JoinSet::new();
     let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
     loop {
@@ -48,7 +48,7 @@ pub(crate) async fn listen(listener: TcpListener, member: Arc<Member>) {
     }
 }
 
-async fn serve(stream: TcpStream, member: &Arc<Member>, newcomers: &Semaphore) -> io::Result<()> {
+async fn serve(stream: Stream, member: &Arc<Member>, newcomers: &Semaphore) -> io::Result<()> {
     let handshake = async {
         let _place = newcomers.acquire().await.map_err(io::Error::other)?;
         let (mut stream, proved) = member.config().security.accepted(stream).await?;

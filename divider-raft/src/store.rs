@@ -314,6 +314,12 @@ impl RaftStore {
         }
     }
 
+    /// What this member has applied: the index of the last entry, and the ledgers of all groups, encoded.
+    #[doc(hidden)]
+    pub fn replica(&self) -> Option<(u64, Vec<u8>)> {
+        self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.encoded()
+    }
+
     fn handle(&self, group: Group) -> Self {
         let closed = self.closed.load(Ordering::Relaxed);
         if !closed {

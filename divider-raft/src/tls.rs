@@ -11,7 +11,6 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     server::WebPkiClientVerifier,
 };
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::security::{Connection, Secured};
@@ -87,12 +86,16 @@ impl Tls {
         Ok(Self { acceptor: Arc::new(server).into(), connector: Arc::new(client).into() })
     }
 
-    pub(crate) async fn dialled(&self, stream: TcpStream, name: &str) -> io::Result<Box<dyn Connection>> {
+    pub(crate) async fn dialled(
+        &self,
+        stream: impl Connection + 'static,
+        name: &str,
+    ) -> io::Result<Box<dyn Connection>> {
         let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
         Ok(Box::new(self.connector.connect(name, stream).await?))
     }
 
-    pub(crate) async fn accepted(&self, stream: TcpStream) -> io::Result<Secured> {
+    pub(crate) async fn accepted(&self, stream: impl Connection + 'static) -> io::Result<Secured> {
         let stream = self.acceptor.accept(stream).await?;
         let proved = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(Proof::new);
         Ok((Box::new(stream), proved))

@@ -33,8 +33,8 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write as _},
+    fs::{self, OpenOptions},
+    io::{self, SeekFrom},
     ops::{Bound, RangeBounds},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -46,14 +46,19 @@ use openraft::{
     storage::{LogFlushed, RaftLogStorage},
 };
 use parking_lot::{Mutex, RwLock};
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, backends::InMemoryBackend,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Entry, LogId, StorageError, Types, Vote};
-use crate::error::DataError;
+use crate::{
+    error::DataError,
+    ground::{LogWriter, Place, Rewritable},
+};
 
 const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
@@ -183,18 +188,22 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String
 
 impl Log {
     /// Opens the log in `directory`, or one in memory, and says whose it is. `fresh` makes the identity of a new one.
-    pub(crate) fn open(
-        directory: Option<&Path>,
-        fresh: impl FnOnce() -> Identity,
-    ) -> Result<(Self, Identity), DataError> {
+    pub(crate) fn open(place: &Place, fresh: impl FnOnce() -> Identity) -> Result<(Self, Identity), DataError> {
+        let (directory, disk) = (place.directory.as_deref(), place.ground.disk());
         let path = directory.map(|directory| directory.join(FILE)).unwrap_or_default();
         let corrupt = |problem: String| DataError::Corrupt { path: path.clone(), problem };
-        let database = match directory {
-            None => {
+        let database = match (directory, &disk) {
+            (Some(directory), _) => open_file(directory, &path)?,
+            (None, Some(disk)) => {
+                let backend = disk.log().map_err(|error| DataError::io(&path, error))?;
+                let existed = backend.len().is_ok_and(|len| len > 0);
+                checked(existed, || Database::builder().create_with_backend(Backend(backend)))
+                    .map_err(|unusable| corrupt(unusable.map_or_else(|problem| problem, |error| error.to_string())))?
+            }
+            (None, None) => {
                 let backend = InMemoryBackend::new();
                 Database::builder().create_with_backend(backend).map_err(|error| corrupt(error.to_string()))?
             }
-            Some(directory) => open_file(directory, &path)?,
         };
         // The tables are there from now on.
         let identity = guarded(|| {
@@ -211,7 +220,11 @@ impl Log {
         let mut cache = Cache::default();
         let found = guarded(|| Ok(load(&database, &mut cache)));
         found.map_err(corrupt)?.map_err(corrupt)?;
-        let mark = directory.map(|directory| Mark::open(&directory.join(MARK))).transpose();
+        let mark = match (directory, &disk) {
+            (Some(directory), _) => Mark::file(&directory.join(MARK)).map(Some),
+            (None, Some(disk)) => disk.mark().and_then(Mark::open).map(Some),
+            (None, None) => Ok(None),
+        };
         let mark = mark.map_err(|error| DataError::io(&path, error))?;
         if mark.as_ref().is_some_and(|mark| mark.last > cache.commit) {
             return Err(corrupt("what it acknowledged last is not in it any more".into()));
@@ -234,31 +247,30 @@ impl Log {
         let (writes, receiver) = mpsc::channel();
         let commit = cache.read().commit;
         let (wrote, written) = watch::channel(Ok(0));
-        let writer = Writer { database: database.clone(), cache: cache.clone(), commit, mark, wrote };
-        let thread = std::thread::Builder::new().name("divider-raft-log".into()).spawn(move || writer.run(&receiver));
-        let thread = thread.map_err(|error| DataError::io(&path, error))?;
-        let shared = Shared {
-            database,
-            path: path.clone(),
-            cache,
-            writes: Mutex::new(Some(writes)),
-            thread: Mutex::new(Some(thread)),
-            written,
-        };
-        let log = Self(Arc::new(shared));
+        let mut writer =
+            Writer { writes: receiver, database: database.clone(), cache: cache.clone(), commit, mark, wrote };
         let identity = match known {
             Some(identity) => identity,
             None => {
                 let identity = fresh();
                 let value = seal(b"identity", &identity).map_err(|error| DataError::io(&path, error))?;
-                let (done, written) = oneshot::channel();
-                log.send(Write::Fact { name: "identity", value, done }).map_err(|error| DataError::io(&path, error))?;
-                let written = written.blocking_recv().unwrap_or_else(|_| Err(io::Error::other("the writer ended")));
+                let (done, mut written) = oneshot::channel();
+                writer.write(vec![Write::Fact { name: "identity", value, done }]);
+                let written = written.try_recv().unwrap_or_else(|_| Err(io::Error::other("the writer ended")));
                 written.map_err(|error| DataError::io(&path, error))?;
                 identity
             }
         };
-        Ok((log, identity))
+        let thread = place.ground.write_log(Box::new(writer)).map_err(|error| DataError::io(&path, error))?;
+        let shared = Shared {
+            database,
+            path: path.clone(),
+            cache,
+            writes: Mutex::new(Some(writes)),
+            thread: Mutex::new(thread),
+            written,
+        };
+        Ok((Self(Arc::new(shared)), identity))
     }
 
     /// Remembers whose the directory is.
@@ -376,22 +388,62 @@ fn open_file(directory: &Path, path: &Path) -> Result<Database, DataError> {
         let problem = "there is a snapshot, but the log beside it is missing".to_owned();
         return Err(DataError::Corrupt { path: path.to_owned(), problem });
     }
+    let corrupt = |problem: String| DataError::Corrupt { path: path.to_owned(), problem };
+    checked(existed, || Database::builder().set_cache_size(PAGES_BYTES).create(path)).map_err(|unusable| match unusable
+    {
+        Ok(redb::DatabaseError::DatabaseAlreadyOpen) => DataError::InUse { path: directory.to_owned() },
+        Ok(redb::DatabaseError::Storage(redb::StorageError::Io(error))) if !existed => DataError::io(path, error),
+        Ok(error) => corrupt(error.to_string()),
+        Err(problem) => corrupt(problem),
+    })
+}
+
+/// Opens a database, and looks whether it is whole. An error is what redb says, or what is wrong.
+fn checked(
+    existed: bool,
+    open: impl FnOnce() -> Result<Database, redb::DatabaseError>,
+) -> Result<Database, Result<redb::DatabaseError, String>> {
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let mut database = Database::builder().set_cache_size(PAGES_BYTES).create(path)?;
+        let mut database = open()?;
         // redb checks its pages only after a crash; a flipped bit is to be noticed after a clean end too.
         let whole = !existed || database.check_integrity()?;
         Ok((database, whole))
     }));
-    let corrupt = |problem: String| DataError::Corrupt { path: path.to_owned(), problem };
     match opened {
         Ok(Ok((database, true))) => Ok(database),
-        Ok(Ok((_, false))) => Err(corrupt("some of its pages are not what was written".into())),
-        Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen)) => Err(DataError::InUse { path: directory.to_owned() }),
-        Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(error)))) if !existed => {
-            Err(DataError::io(path, error))
-        }
-        Ok(Err(error)) => Err(corrupt(error.to_string())),
-        Err(_) => Err(corrupt("its structure is broken".into())),
+        Ok(Ok((_, false))) => Err(Err("some of its pages are not what was written".into())),
+        Ok(Err(error)) => Err(Ok(error)),
+        Err(_) => Err(Err("its structure is broken".into())),
+    }
+}
+
+/// A backend behind a pointer.
+#[derive(Debug)]
+struct Backend(Box<dyn StorageBackend>);
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
     }
 }
 
@@ -453,6 +505,7 @@ impl Cache {
 
 /// The writing thread.
 struct Writer {
+    writes: mpsc::Receiver<Write>,
     database: Arc<Database>,
     cache: Arc<RwLock<Cache>>,
     /// Number of the last commit.
@@ -463,13 +516,16 @@ struct Writer {
 
 /// The file with the number of the last commit.
 struct Mark {
-    file: File,
+    file: Box<dyn Rewritable>,
     last: u64,
 }
 
 impl Mark {
-    fn open(path: &Path) -> io::Result<Self> {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    fn file(path: &Path) -> io::Result<Self> {
+        Self::open(Box::new(OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?))
+    }
+
+    fn open(mut file: Box<dyn Rewritable>) -> io::Result<Self> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         Ok(Self { file, last: unseal(b"mark", &bytes).map_or(0, u64::from_le_bytes) })
@@ -483,46 +539,66 @@ impl Mark {
     }
 }
 
+impl LogWriter for Writer {
+    fn run(mut self: Box<Self>) {
+        while let Ok(first) = self.writes.recv() {
+            self.gather(first);
+        }
+    }
+
+    fn turn(&mut self) -> bool {
+        loop {
+            match self.writes.try_recv() {
+                Ok(first) => self.gather(first),
+                Err(nothing) => return nothing == mpsc::TryRecvError::Empty,
+            }
+        }
+    }
+}
+
 impl Writer {
-    fn run(mut self, writes: &mpsc::Receiver<Write>) {
-        while let Ok(first) = writes.recv() {
-            let mut bytes = first.bytes();
-            let mut group = vec![first];
-            while bytes < COMMIT_BYTES
-                && let Ok(next) = writes.try_recv()
-            {
-                bytes += next.bytes();
-                group.push(next);
+    /// Writes what there is, together.
+    fn gather(&mut self, first: Write) {
+        let mut bytes = first.bytes();
+        let mut group = vec![first];
+        while bytes < COMMIT_BYTES
+            && let Ok(next) = self.writes.try_recv()
+        {
+            bytes += next.bytes();
+            group.push(next);
+        }
+        self.write(group);
+    }
+
+    fn write(&mut self, group: Vec<Write>) {
+        // After a failure nothing is written any more: what comes later would stand on what is missing.
+        let earlier = self.wrote.borrow().clone();
+        let result = earlier.and_then(|_| {
+            let result = guarded(|| self.commit(&group, self.commit + 1));
+            if let Err(problem) = &result {
+                tracing::error!(target: "divider::raft", problem, "the log could not be written; this member stops");
             }
-            // After a failure nothing is written any more: what comes later would stand on what is missing.
-            let earlier = self.wrote.borrow().clone();
-            let result = earlier.and_then(|_| {
-                let result = guarded(|| self.commit(&group, self.commit + 1));
-                if let Err(problem) = &result {
-                    tracing::error!(target: "divider::raft", problem, "the log could not be written; this member stops");
+            result
+        });
+        match &result {
+            Ok(()) => {
+                self.commit += 1;
+                if let Some(Err(error)) = self.mark.as_mut().map(|mark| mark.write(self.commit)) {
+                    tracing::warn!(target: "divider::raft", %error, "the log's mark could not be written");
                 }
-                result
-            });
-            match &result {
-                Ok(()) => {
-                    self.commit += 1;
-                    if let Some(Err(error)) = self.mark.as_mut().map(|mark| mark.write(self.commit)) {
-                        tracing::warn!(target: "divider::raft", %error, "the log's mark could not be written");
-                    }
-                    let appended = group.iter().rev().find_map(|write| match write {
-                        Write::Append { number, .. } => Some(*number),
-                        _ => None,
-                    });
-                    if let Some(number) = appended {
-                        let _ = self.wrote.send_replace(Ok(number));
-                        self.cache.write().evict(number);
-                    }
+                let appended = group.iter().rev().find_map(|write| match write {
+                    Write::Append { number, .. } => Some(*number),
+                    _ => None,
+                });
+                if let Some(number) = appended {
+                    let _ = self.wrote.send_replace(Ok(number));
+                    self.cache.write().evict(number);
                 }
-                Err(problem) => _ = self.wrote.send_replace(Err(problem.clone())),
             }
-            for write in group {
-                write.settle(result.as_ref().map(|&()| ()).map_err(|problem| io::Error::other(problem.clone())));
-            }
+            Err(problem) => _ = self.wrote.send_replace(Err(problem.clone())),
+        }
+        for write in group {
+            write.settle(result.as_ref().map(|&()| ()).map_err(|problem| io::Error::other(problem.clone())));
         }
     }
 

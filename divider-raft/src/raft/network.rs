@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 
 use super::{Log, LogId, Machine, Peer, Raft, SnapshotMeta, Types, Vote, quorum::Quorum, snapshot};
 use crate::{
+    ground::Ground,
     link::{Class, LinkError, Links, Target},
     wire::{Answer, Request},
 };
@@ -225,11 +226,12 @@ pub(super) struct Network {
     links: Arc<Links>,
     log: Log,
     quorum: Quorum,
+    ground: Arc<dyn Ground>,
 }
 
 impl Network {
-    pub(super) fn new(links: Arc<Links>, log: Log, quorum: Quorum) -> Self {
-        Self { links, log, quorum }
+    pub(super) fn new(links: Arc<Links>, log: Log, quorum: Quorum, ground: Arc<dyn Ground>) -> Self {
+        Self { links, log, quorum, ground }
     }
 }
 
@@ -238,7 +240,7 @@ impl RaftNetworkFactory<Types> for Network {
 
     async fn new_client(&mut self, _: u64, peer: &Peer) -> Line {
         let (links, log, quorum) = (self.links.clone(), self.log.clone(), self.quorum.clone());
-        Line { links, target: Target::member(peer), log, quorum, sent: None }
+        Line { links, target: Target::member(peer), log, quorum, ground: self.ground.clone(), sent: None }
     }
 }
 
@@ -249,6 +251,7 @@ pub(super) struct Line {
     target: Target,
     log: Log,
     quorum: Quorum,
+    ground: Arc<dyn Ground>,
     /// Entries that are on their way, perhaps for longer than openraft waits.
     sent: Option<Sent>,
 }
@@ -375,7 +378,7 @@ impl RaftNetwork<Types> for Line {
                 LinkError::NotSent(_) => StreamingError::Unreachable(Unreachable::new(&error)),
                 _ => StreamingError::Network(NetworkError::new(&error)),
             };
-            let stream = uuid::Uuid::new_v4().as_u64_pair().0;
+            let stream = (self.ground.draw() >> 64) as u64;
             let begin = RaftRequest::SnapshotBegin { stream, vote, meta: snapshot.meta };
             self.call(Class::Bulk, begin, limit).await.map_err(lost)?;
             let mut content = snapshot::chunks(&snapshot.snapshot).map_err(io)?;
@@ -399,6 +402,7 @@ impl RaftNetwork<Types> for Line {
             }
         };
         tokio::select! {
+            biased;
             sent = send => sent,
             closed = cancel => Err(StreamingError::Closed(closed)),
         }

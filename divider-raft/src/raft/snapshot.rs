@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::SnapshotMeta;
-use crate::error::DataError;
+use crate::{error::DataError, ground::Place};
 
 /// The first bytes of a snapshot; the last one counts versions of the format.
 const MAGIC: [u8; 8] = *b"DVDRSNP\x01";
@@ -74,23 +74,36 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(SnapshotMeta, BTreeMap<Group, Ledg
 /// Where a member keeps its newest snapshot.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
-    directory: Option<PathBuf>,
+    place: Place,
     current: Mutex<Option<(SnapshotMeta, SnapshotData)>>,
 }
 
 impl Snapshots {
     /// Opens the place, and reads the newest snapshot if there is one.
-    pub(crate) fn open(directory: Option<PathBuf>) -> Result<(Self, Option<Loaded>), DataError> {
+    pub(crate) fn open(place: Place) -> Result<(Self, Option<Loaded>), DataError> {
         let mut loaded = None;
         let mut current = None;
-        if let Some(path) = directory.as_ref().map(|directory| directory.join(CURRENT)).filter(|path| path.exists()) {
+        if let Some(disk) = place.ground.disk() {
+            let path = PathBuf::from(CURRENT);
+            if let Some(bytes) = disk.snapshot().map_err(|error| DataError::io(&path, error))? {
+                let (meta, groups) = decode(&bytes).map_err(|problem| DataError::Corrupt { path, problem })?;
+                current = Some((meta.clone(), SnapshotData::Memory(Arc::new(bytes))));
+                loaded = Some((meta, groups));
+            }
+        } else if let Some(path) =
+            place.directory.as_ref().map(|directory| directory.join(CURRENT)).filter(|path| path.exists())
+        {
             let bytes = fs::read(&path).map_err(|error| DataError::io(&path, error))?;
             let (meta, groups) =
                 decode(&bytes).map_err(|problem| DataError::Corrupt { path: path.clone(), problem })?;
             current = Some((meta.clone(), SnapshotData::File(path)));
             loaded = Some((meta, groups));
         }
-        Ok((Self { directory, current: Mutex::new(current) }, loaded))
+        Ok((Self { place, current: Mutex::new(current) }, loaded))
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
     }
 
     pub(crate) fn current(&self) -> Option<(SnapshotMeta, SnapshotData)> {
@@ -99,8 +112,11 @@ impl Snapshots {
 
     /// Puts a whole, checked snapshot in the place of the one before. Blocks on the disk.
     pub(crate) fn replace(&self, meta: SnapshotMeta, bytes: Vec<u8>) -> io::Result<SnapshotData> {
-        let data = match &self.directory {
-            None => SnapshotData::Memory(Arc::new(bytes)),
+        let data = match &self.place.directory {
+            None => {
+                self.place.ground.disk().map_or(Ok(()), |disk| disk.replace_snapshot(&bytes))?;
+                SnapshotData::Memory(Arc::new(bytes))
+            }
             Some(directory) => {
                 let path = directory.join(CURRENT);
                 write_atomically(&path, &bytes)?;
@@ -113,7 +129,7 @@ impl Snapshots {
 
     /// Somewhere to gather the chunks of a snapshot that is being received.
     pub(crate) fn spool(&self) -> io::Result<Spool> {
-        match &self.directory {
+        match &self.place.directory {
             None => Ok(Spool { file: None, bytes: Vec::new(), received: 0 }),
             Some(directory) => {
                 let path = directory.join("snapshot.receiving");

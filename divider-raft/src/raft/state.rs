@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use super::{Entry, Log, LogId, Membership, SnapshotData, SnapshotMeta, Snapshots, StorageError, Types, snapshot};
 use crate::{
     command::{Body, Done, Reply, Step},
+    ground::Place,
     reign::Reign,
     subscribe::Subscribers,
 };
@@ -78,6 +79,17 @@ impl Machine {
     pub(crate) async fn reached(&self, index: u64) {
         // The sender lives as long as `self`.
         let _ = self.applied.subscribe().wait_for(|applied| *applied >= index).await;
+    }
+
+    /// What has been applied, for comparison with another member.
+    pub(crate) fn encoded(&self) -> Option<(u64, Vec<u8>)> {
+        let state = self.state.read();
+        let bytes = snapshot::encode(&SnapshotMeta::default(), &state.groups).ok()?;
+        Some((state.applied?.index, bytes))
+    }
+
+    fn place(&self) -> &Place {
+        self.snapshots.place()
     }
 
     pub(crate) fn receive(&self) -> std::io::Result<snapshot::Spool> {
@@ -230,7 +242,7 @@ impl RaftStateMachine<Types> for MachineHandle {
             drop(old);
             Ok(())
         };
-        let done = tokio::task::spawn_blocking(install).await;
+        let done = self.machine.place().blocking(install).await;
         done.map_err(|error| storage(&error))?.map_err(|error| storage(&error))
     }
 
@@ -258,7 +270,7 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
             let data = machine.snapshots.replace(meta.clone(), bytes)?;
             Ok(Snapshot { meta, snapshot: Box::new(data) })
         };
-        let done = tokio::task::spawn_blocking(build).await;
+        let done = self.machine.place().blocking(build).await;
         done.map_err(|error| storage(&error))?.map_err(|error| storage(&error))
     }
 }

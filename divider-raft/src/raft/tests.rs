@@ -40,8 +40,8 @@ fn identity() -> Identity {
 
 async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
     tokio::task::spawn_blocking(move || {
-        let (log, _) = Log::open(directory.as_deref(), identity).unwrap();
-        let (snapshots, loaded) = Snapshots::open(directory).unwrap();
+        let (log, _) = Log::open(&directory.clone().into(), identity).unwrap();
+        let (snapshots, loaded) = Snapshots::open(directory.into()).unwrap();
         let machine = Machine::new(snapshots, loaded);
         (log.clone(), MachineHandle { machine, log })
     })
@@ -102,7 +102,7 @@ fn entry(index: u64) -> Entry {
 type Found = (Option<Vote>, Option<LogId>, Vec<Entry>);
 
 fn look(directory: &Path) -> Result<Found, DataError> {
-    let (mut log, known) = Log::open(Some(directory), || unreachable!("it is not a new one"))?;
+    let (mut log, known) = Log::open(&directory.into(), || unreachable!("it is not a new one"))?;
     assert_eq!(known, identity());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let found = runtime.block_on(async {
@@ -119,7 +119,7 @@ fn look(directory: &Path) -> Result<Found, DataError> {
 /// Writes a log as a member would, and copies its file as it stands after each acknowledgement.
 fn written(directory: &Path, copy: &Path) -> Found {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let (mut log, _) = Log::open(Some(directory), identity).unwrap();
+    let (mut log, _) = Log::open(&directory.into(), identity).unwrap();
     let found = runtime.block_on(async {
         log.save_vote(&Vote::new_committed(1, 2)).await.unwrap();
         for batch in 0..40 {
@@ -188,7 +188,7 @@ fn a_member_that_starts_again_does_not_lead_on_in_its_old_term() {
     let directory = TempDir::new().unwrap();
     let vote_after = |saved: Vote| {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (mut log, _) = Log::open(Some(directory.path()), identity).unwrap();
+        let (mut log, _) = Log::open(&directory.path().into(), identity).unwrap();
         runtime.block_on(log.save_vote(&saved)).unwrap();
         log.close();
         drop(log);
@@ -202,7 +202,7 @@ fn a_member_that_starts_again_does_not_lead_on_in_its_old_term() {
 #[test]
 fn an_entry_is_durable_once_it_is_on_disk_and_not_before() {
     let directory = TempDir::new().unwrap();
-    let (mut log, _) = Log::open(Some(directory.path()), identity).unwrap();
+    let (mut log, _) = Log::open(&directory.path().into(), identity).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     for at in 1..200 {
         // Reported as done at once, so this does not wait for the disk.

@@ -1,0 +1,208 @@
+//! The programs that use the store: what they ask next is drawn, what they are told is written down.
+
+use std::{sync::Arc, time::Duration};
+
+use divider_core::{
+    Claim, Key, NodeId, Op, Outcome, Page, Revision, SessionId, State, Store, StoreError, Term, Token, Work,
+};
+use divider_raft::RaftStore;
+use divider_sim::dice::Dice;
+use uuid::Uuid;
+
+use crate::{
+    history::{Answer, Call},
+    world::Shared,
+};
+
+/// Most keys that a caller adds in its life.
+const KEYS: u64 = 25;
+
+/// One caller, in one process.
+pub(crate) struct Caller {
+    pub(crate) name: String,
+    /// Which group, and the store of that.
+    pub(crate) group: usize,
+    pub(crate) store: RaftStore,
+    pub(crate) dice: Dice,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What it knows.
+#[derive(Default)]
+struct Mind {
+    session: Option<SessionId>,
+    revision: Revision,
+    term: Option<Term>,
+    added: u64,
+    held: Vec<(Key, Token)>,
+    page: Option<Page>,
+}
+
+impl Caller {
+    /// Goes on until the world says that it is enough.
+    pub(crate) async fn run(mut self) {
+        let mut mind = Mind::default();
+        while self.shared.is_busy() {
+            let pause = self.dice.between(1, 40);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            match mind.session {
+                None => self.join(&mut mind).await,
+                Some(session) => self.act(&mut mind, session).await,
+            }
+        }
+    }
+
+    async fn join(&mut self, mind: &mut Mind) {
+        let session = SessionId(Uuid::from_u64_pair(self.dice.roll(), self.dice.roll()));
+        let node = NodeId::new(&self.name).expect("a short name");
+        let join = Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 3_600_000, seen: mind.revision };
+        if let Some((outcomes, revision)) = self.apply(vec![join]).await {
+            mind.revision = revision;
+            if outcomes == [Outcome::Done] {
+                *mind = Mind { session: Some(session), added: mind.added, revision, ..Mind::default() };
+            }
+        }
+    }
+
+    async fn act(&mut self, mind: &mut Mind, session: SessionId) {
+        match self.dice.below(100) {
+            0..25 if mind.added < KEYS => {
+                let many = self.dice.between(1, 3);
+                let ops = (0..many).map(|n| {
+                    let key = format!("{}/{}", self.name, mind.added + n);
+                    Op::Add(Work::new(key).expect("a short key"))
+                });
+                let ops = ops.collect();
+                mind.added += many;
+                self.apply(ops).await;
+            }
+            25..40 => self.poll(mind, session).await,
+            40..60 if mind.term.is_some() && mind.page.is_some() => self.assign(mind, session).await,
+            60..75 if !mind.held.is_empty() => {
+                let at = self.dice.below(mind.held.len() as u64) as usize;
+                let (key, token) = mind.held.swap_remove(at);
+                let op = match self.dice.below(4) {
+                    0 => Op::Complete { session, key, token },
+                    1 => Op::GiveUp { session, key, token, not_before_ms: 0 },
+                    2 => Op::Checkpoint { session, key, token, bytes: vec![7; 3].into() },
+                    _ => Op::Confirm { session, key, token, started: true },
+                };
+                self.apply(vec![op]).await;
+            }
+            75..82 => self.renew(mind, session).await,
+            82..84 if mind.page.is_some() => {
+                let page = mind.page.as_ref().expect("looked at above");
+                if !page.keys.is_empty() {
+                    let at = self.dice.below(page.keys.len() as u64) as usize;
+                    let key = page.keys[at].key.clone();
+                    self.apply(vec![Op::Remove { key }]).await;
+                }
+            }
+            84..86 => {
+                self.apply(vec![Op::End { session }]).await;
+                // Also where nobody knows: it is not used again, but asked about.
+                self.renew(mind, session).await;
+                mind.session = None;
+            }
+            _ => _ = self.scan(mind).await,
+        }
+    }
+
+    async fn assign(&mut self, mind: &mut Mind, session: SessionId) {
+        let (Some(term), Some(page)) = (mind.term, mind.page.take()) else { return };
+        let free: Vec<Key> =
+            page.keys.iter().filter(|view| view.state == State::Pending).map(|view| view.key.clone()).collect();
+        let alive: Vec<SessionId> =
+            page.sessions.iter().filter(|view| view.ended.is_none()).map(|view| view.session).collect();
+        let many = self.dice.between(1, 3) as usize;
+        let ops: Vec<Op> = free
+            .into_iter()
+            .take(many)
+            .map(|key| Op::Assign {
+                term,
+                key,
+                session: if alive.is_empty() || self.dice.permille(600) { session } else { self.dice.pick(&alive) },
+            })
+            .collect();
+        if ops.is_empty() {
+            return;
+        }
+        if let Some((outcomes, _)) = self.apply(ops.clone()).await {
+            for (op, outcome) in ops.into_iter().zip(outcomes) {
+                match (op, outcome) {
+                    (Op::Assign { key, session: owner, .. }, Outcome::Granted(token)) if owner == session => {
+                        mind.held.push((key, token));
+                    }
+                    (_, Outcome::Refused(_)) => mind.term = None,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    async fn apply(&mut self, ops: Vec<Op>) -> Option<(Vec<Outcome>, Revision)> {
+        let number = self.shared.asked(&self.name, self.group, Call::Apply(ops.clone()));
+        let answer = self.store.apply(&ops).await;
+        match answer {
+            Ok(applied) => {
+                let known = (applied.outcomes.clone(), applied.revision);
+                self.shared.answered(&self.name, number, Answer::Applied(applied));
+                Some(known)
+            }
+            Err(error) => {
+                self.shared.failed(&self.name, number, &error);
+                None
+            }
+        }
+    }
+
+    async fn poll(&mut self, mind: &mut Mind, session: SessionId) {
+        let claim = match mind.term {
+            Some(term) if self.dice.permille(500) => Claim::Lead { term },
+            _ => Claim::Take { stale: None },
+        };
+        let number = self.shared.asked(&self.name, self.group, Call::Take(session));
+        match self.store.poll(session, claim).await {
+            Ok(standing) => {
+                mind.term = standing.leader.filter(|leader| leader.session == session).map(|leader| leader.term);
+                self.shared.answered(&self.name, number, Answer::Standing);
+            }
+            Err(error) => self.shared.failed(&self.name, number, &error),
+        }
+    }
+
+    async fn renew(&mut self, mind: &mut Mind, session: SessionId) {
+        let number = self.shared.asked(&self.name, self.group, Call::Renew(session));
+        match self.store.renew(session).await {
+            Ok(_) => self.shared.answered(&self.name, number, Answer::Beat),
+            Err(StoreError::SessionEnded) => {
+                mind.session = None;
+                self.shared.answered(&self.name, number, Answer::Ended);
+            }
+            Err(error) => self.shared.failed(&self.name, number, &error),
+        }
+    }
+
+    async fn scan(&mut self, mind: &mut Mind) -> bool {
+        let number = self.shared.asked(&self.name, self.group, Call::Scan);
+        match self.store.scan(None).await {
+            Ok(page) => {
+                mind.revision = page.revision;
+                self.shared.answered(&self.name, number, Answer::Page(Box::new(page.clone())));
+                mind.page = Some(page);
+                true
+            }
+            Err(error) => {
+                self.shared.failed(&self.name, number, &error);
+                false
+            }
+        }
+    }
+
+    /// After healing: whether a batch is applied, and what it did is read.
+    pub(crate) async fn works(&mut self, round: u64) -> bool {
+        let key = format!("{}/healed/{round}", self.name);
+        let add = Op::Add(Work::new(key).expect("a short key"));
+        self.apply(vec![add]).await.is_some() && self.scan(&mut Mind::default()).await
+    }
+}

@@ -1,0 +1,255 @@
+//! A disk that loses in a crash what was not synced: all of it, some of it, or nothing, and parts of a single write.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    io::{self, Cursor, Read, Seek, SeekFrom, Write},
+    sync::Arc,
+};
+
+use divider_raft::ground;
+use divider_sim::dice::Dice;
+use parking_lot::Mutex;
+use redb::StorageBackend;
+
+/// What a power failure writes whole or not at all.
+const SECTOR: usize = 512;
+
+/// See the [module](self). Clones are the same disk.
+#[derive(Clone)]
+pub struct Disk(Arc<Mutex<Inner>>);
+
+struct Inner {
+    dice: Dice,
+    /// Counts crashes: whoever opened a file before the last one has nothing to do with the disk any more.
+    life: u64,
+    /// After so many more operations the power fails.
+    fuse: Option<u64>,
+    failed: bool,
+    log: File,
+    mark: Vec<Vec<u8>>,
+    snapshot: Option<Vec<u8>>,
+    syncs: u64,
+}
+
+#[derive(Default)]
+struct File {
+    synced: Vec<u8>,
+    current: Vec<u8>,
+    /// What was done since the last sync.
+    pending: VecDeque<Change>,
+}
+
+enum Change {
+    Write(u64, Vec<u8>),
+    Length(u64),
+}
+
+impl Change {
+    fn make(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write(offset, data) => {
+                let from = *offset as usize;
+                if bytes.len() < from + data.len() {
+                    bytes.resize(from + data.len(), 0);
+                }
+                bytes[from..from + data.len()].copy_from_slice(data);
+            }
+            Self::Length(len) => bytes.resize(*len as usize, 0),
+        }
+    }
+}
+
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Disk").finish_non_exhaustive()
+    }
+}
+
+impl Disk {
+    /// An empty one.
+    pub fn new(dice: Dice) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            dice,
+            life: 0,
+            fuse: None,
+            failed: false,
+            log: File::default(),
+            mark: vec![Vec::new()],
+            snapshot: None,
+            syncs: 0,
+        })))
+    }
+
+    /// The power fails after so many more operations.
+    pub fn fail_after(&self, operations: u64) {
+        self.0.lock().fuse = Some(operations);
+    }
+
+    /// Whether the power has failed.
+    pub fn has_failed(&self) -> bool {
+        self.0.lock().failed
+    }
+
+    /// How often something was synced.
+    pub fn syncs(&self) -> u64 {
+        self.0.lock().syncs
+    }
+
+    /// The power failed: from here on only what is on the disk counts. Says how many operations were lost.
+    pub fn crash(&self) -> u64 {
+        let mut inner = self.0.lock();
+        let Inner { dice, log, mark, .. } = &mut *inner;
+        // Per crash: nothing of it was written, all of it was, or each operation by itself.
+        let kept = dice.pick(&[0, 0, 500, 900, 1000]);
+        let mut lost = 0;
+        for change in log.pending.drain(..) {
+            match change {
+                // A file's length is kept in order with what is written after it.
+                Change::Length(_) if kept > 0 => change.make(&mut log.synced),
+                Change::Write(offset, data) if dice.permille(kept) => {
+                    if kept < 1000 && data.len() > SECTOR && dice.permille(200) {
+                        let sectors = data.len().div_ceil(SECTOR) as u64;
+                        let end = (dice.between(1, sectors) as usize * SECTOR).min(data.len());
+                        Change::Write(offset, data[..end].to_vec()).make(&mut log.synced);
+                    } else {
+                        Change::Write(offset, data).make(&mut log.synced);
+                    }
+                }
+                _ => lost += 1,
+            }
+        }
+        log.current = log.synced.clone();
+        // It is never synced, so any of its versions may be there.
+        let version = dice.below(mark.len() as u64) as usize;
+        *mark = vec![mark.swap_remove(version)];
+        inner.life += 1;
+        inner.fuse = None;
+        inner.failed = false;
+        lost
+    }
+
+    fn open(&self) -> Handle {
+        Handle { disk: self.clone(), life: self.0.lock().life }
+    }
+}
+
+impl ground::Disk for Disk {
+    fn log(&self) -> io::Result<Box<dyn StorageBackend>> {
+        Ok(Box::new(self.open()))
+    }
+
+    fn mark(&self) -> io::Result<Box<dyn ground::Rewritable>> {
+        let bytes = self.0.lock().mark.last().cloned().unwrap_or_default();
+        Ok(Box::new(Mark { handle: self.open(), bytes: Cursor::new(bytes) }))
+    }
+
+    fn snapshot(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.0.lock().snapshot.clone())
+    }
+
+    fn replace_snapshot(&self, bytes: &[u8]) -> io::Result<()> {
+        self.open().touch(true, |inner| inner.snapshot = Some(bytes.to_vec()))
+    }
+}
+
+/// The log's file, as one life of a process has it open.
+#[derive(Debug)]
+struct Handle {
+    disk: Disk,
+    life: u64,
+}
+
+impl Handle {
+    fn touch<T>(&self, changes: bool, what: impl FnOnce(&mut Inner) -> T) -> io::Result<T> {
+        let mut inner = self.disk.0.lock();
+        if inner.life != self.life {
+            return Err(io::Error::other("the process has died"));
+        }
+        if changes && let Some(fuse) = &mut inner.fuse {
+            if *fuse == 0 {
+                inner.failed = true;
+            } else {
+                *fuse -= 1;
+            }
+        }
+        if inner.failed {
+            return Err(io::Error::other("the power has failed"));
+        }
+        Ok(what(&mut inner))
+    }
+}
+
+impl StorageBackend for Handle {
+    fn len(&self) -> io::Result<u64> {
+        self.touch(false, |inner| inner.log.current.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.touch(false, |inner| {
+            let from = offset as usize;
+            let bytes = inner.log.current.get(from..from + out.len());
+            bytes.map(|bytes| out.copy_from_slice(bytes)).ok_or_else(|| io::Error::other("beyond the end"))
+        })?
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.touch(true, |inner| {
+            let change = Change::Length(len);
+            change.make(&mut inner.log.current);
+            inner.log.pending.push_back(change);
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.touch(true, |inner| {
+            inner.syncs += 1;
+            let File { synced, pending, .. } = &mut inner.log;
+            pending.drain(..).for_each(|change| change.make(synced));
+        })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.touch(true, |inner| {
+            let change = Change::Write(offset, data.to_vec());
+            change.make(&mut inner.log.current);
+            inner.log.pending.push_back(change);
+        })
+    }
+}
+
+struct Mark {
+    handle: Handle,
+    bytes: Cursor<Vec<u8>>,
+}
+
+impl Read for Mark {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.bytes.read(buf)
+    }
+}
+
+impl Seek for Mark {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.bytes.seek(to)
+    }
+}
+
+impl Write for Mark {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = self.bytes.write(buf)?;
+        let version = self.bytes.get_ref().clone();
+        self.handle.touch(true, |inner| {
+            // The oldest stays: a disk may take its time.
+            if inner.mark.len() > 16 {
+                inner.mark.remove(1);
+            }
+            inner.mark.push(version);
+        })?;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

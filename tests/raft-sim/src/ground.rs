@@ -1,0 +1,101 @@
+//! What a simulated member stands on: turmoil's wires and time, a [`Disk`], and one thread for everything.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use divider_raft::ground::{self, Listener, LogWriter, Stream};
+use divider_sim::dice::Dice;
+use parking_lot::Mutex;
+use tokio::runtime;
+use turmoil::net::{TcpListener, TcpStream};
+
+use crate::disk::Disk;
+
+/// See the [module](self). One for each host, whatever it goes through.
+#[derive(Debug)]
+pub struct Ground {
+    /// Its disk.
+    pub disk: Disk,
+    dice: Mutex<Dice>,
+    /// Milliseconds that a commit takes at most.
+    pub pace: Arc<AtomicU64>,
+}
+
+impl Ground {
+    /// A new machine.
+    pub fn new(mut dice: Dice) -> Self {
+        Self { disk: Disk::new(dice.split()), dice: Mutex::new(dice), pace: Arc::new(AtomicU64::new(3)) }
+    }
+}
+
+struct Accepts(TcpListener);
+
+#[async_trait]
+impl Listener for Accepts {
+    async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
+        let (stream, from) = self.0.accept().await?;
+        Ok((Stream::Other(Box::new(stream)), from))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+#[async_trait]
+impl ground::Ground for Ground {
+    fn runtime(&self) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
+        Ok((runtime::Handle::current(), None))
+    }
+
+    async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
+        let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0);
+        let any = SocketAddr::from(([0, 0, 0, 0], port));
+        Ok(Box::new(Accepts(TcpListener::bind(any).await?)))
+    }
+
+    async fn connect(&self, address: &str) -> io::Result<Stream> {
+        Ok(Stream::Other(Box::new(TcpStream::connect(address).await?)))
+    }
+
+    async fn look_up(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
+        Ok(Vec::new())
+    }
+
+    fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
+        tokio::spawn(async { work() });
+    }
+
+    fn write_log(&self, mut writer: Box<dyn LogWriter>) -> io::Result<Option<JoinHandle<()>>> {
+        let pace = self.pace.clone();
+        let mut dice = self.dice.lock().split();
+        tokio::spawn(async move {
+            loop {
+                let most = pace.load(Ordering::Relaxed).max(1);
+                tokio::time::sleep(Duration::from_millis(dice.between(1, most))).await;
+                if !writer.turn() {
+                    return;
+                }
+            }
+        });
+        Ok(None)
+    }
+
+    fn draw(&self) -> u128 {
+        let mut dice = self.dice.lock();
+        u128::from(dice.roll()) << 64 | u128::from(dice.roll())
+    }
+
+    fn disk(&self) -> Option<Arc<dyn ground::Disk>> {
+        Some(Arc::new(self.disk.clone()))
+    }
+}

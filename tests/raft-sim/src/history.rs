@@ -1,0 +1,503 @@
+//! What was asked and answered, and whether one ledger could have given all those answers.
+//!
+//! A group's revision rises by one with each batch that changes something, and answers carry it. So the order in which
+//! batches were applied is known, but for those whose callers were never told: they fill the gaps, or were not applied at
+//! all, and the search tries each where it could have been. What else moves a group, the backend itself, is a leadership
+//! that is taken or freed. At each revision everything that was read there must be what the ledger holds.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+use divider_core::{Applied, Key, Ledger, Op, Outcome, Page, Revision, SessionId, State, Token};
+
+/// What was asked.
+#[derive(Clone, Debug)]
+pub enum Call {
+    /// A batch.
+    Apply(Vec<Op>),
+    /// All that the group holds, in one page.
+    Scan,
+    /// Leadership, for a session.
+    Take(SessionId),
+    /// A session's renewal.
+    Renew(SessionId),
+}
+
+/// What was answered.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// Nothing, or that nobody knows.
+    Unknown,
+    /// To a batch.
+    Applied(Applied),
+    /// To a scan.
+    Page(Box<Page>),
+    /// To a poll.
+    Standing,
+    /// The session lives.
+    Beat,
+    /// It has ended.
+    Ended,
+}
+
+/// A call, from when it was made until it was answered.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Of which group.
+    pub group: usize,
+    /// What was asked.
+    pub call: Call,
+    /// When, in an order of all calls and answers.
+    pub from: u64,
+    /// When it was answered; `u64::MAX` where it was not.
+    pub until: u64,
+    /// What was answered.
+    pub answer: Answer,
+}
+
+impl Event {
+    fn revision(&self) -> Option<u64> {
+        match &self.answer {
+            Answer::Applied(applied) => Some(applied.revision.0),
+            Answer::Page(page) => Some(page.revision.0),
+            _ => None,
+        }
+    }
+
+    /// Whether it made a revision. Checkpoints make none.
+    fn changes(&self) -> bool {
+        let (Call::Apply(ops), Answer::Applied(applied)) = (&self.call, &self.answer) else { return false };
+        let shown = |op: &Op| !matches!(op, Op::Checkpoint { .. });
+        let done = |outcome: &Outcome| matches!(outcome, Outcome::Done | Outcome::Granted(_));
+        ops.iter().zip(&applied.outcomes).any(|(op, outcome)| shown(op) && done(outcome))
+    }
+}
+
+/// All calls of a run.
+#[derive(Debug, Default)]
+pub struct History {
+    clock: u64,
+    /// In the order in which they were made.
+    pub events: Vec<Event>,
+}
+
+/// What came of the search.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Revisions that were gone through.
+    pub revisions: u64,
+    /// Groups whose search was given up, because too many answers were missing.
+    pub undecided: u64,
+}
+
+/// Most steps of the search in a group.
+const STEPS: usize = 20_000;
+
+impl History {
+    /// A call is made. The number is for [`answered`](Self::answered).
+    pub fn asked(&mut self, group: usize, call: Call) -> usize {
+        self.clock += 1;
+        self.events.push(Event { group, call, from: self.clock, until: u64::MAX, answer: Answer::Unknown });
+        self.events.len() - 1
+    }
+
+    /// It is answered.
+    pub fn answered(&mut self, number: usize, answer: Answer) {
+        self.clock += 1;
+        if !matches!(answer, Answer::Unknown) {
+            self.events[number].until = self.clock;
+            self.events[number].answer = answer;
+        }
+    }
+
+    /// Looks whether each group's answers are those of a ledger.
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub fn check(&self, groups: usize) -> Result<Verdict, String> {
+        let mut verdict = Verdict::default();
+        for group in 0..groups {
+            let events: Vec<&Event> = self.events.iter().filter(|event| event.group == group).collect();
+            in_time(&events).map_err(|problem| format!("group {group}: {problem}"))?;
+            lives(&events).map_err(|problem| format!("group {group}: {problem}"))?;
+            match Search::new(&events).map_err(|problem| format!("group {group}: {problem}"))?.run() {
+                Ok(Some(revisions)) => verdict.revisions += revisions,
+                Ok(None) => verdict.undecided += 1,
+                Err(problem) => return Err(format!("group {group}: {problem}")),
+            }
+        }
+        Ok(verdict)
+    }
+}
+
+/// Whoever asks after an answer sees all that it saw.
+fn in_time(events: &[&Event]) -> Result<(), String> {
+    let mut moments: Vec<(u64, &Event)> = Vec::new();
+    for event in events {
+        moments.push((event.from, event));
+        if event.until != u64::MAX {
+            moments.push((event.until, event));
+        }
+    }
+    moments.sort_by_key(|(at, _)| *at);
+    let mut seen = 0;
+    let mut at_least = BTreeMap::new();
+    for (at, event) in moments {
+        if at == event.from {
+            at_least.insert(event.from, seen);
+        } else if let Some(revision) = event.revision() {
+            let before = at_least[&event.from];
+            if revision < before || (revision == before && event.changes()) {
+                return Err(format!("revision {before} had been answered before a call that was answered {event:?}"));
+            }
+            seen = seen.max(revision);
+        }
+    }
+    Ok(())
+}
+
+/// A session that was ended is not renewed any more, and no other one is said to have ended.
+fn lives(events: &[&Event]) -> Result<(), String> {
+    let mut ending: BTreeMap<SessionId, (u64, u64)> = BTreeMap::new();
+    for event in events {
+        if let Call::Apply(ops) = &event.call {
+            for op in ops {
+                if let Op::End { session } = op {
+                    let (asked, done) = ending.entry(*session).or_insert((u64::MAX, u64::MAX));
+                    (*asked, *done) = ((*asked).min(event.from), (*done).min(event.until));
+                }
+            }
+        }
+    }
+    for event in events {
+        let Call::Renew(session) = event.call else { continue };
+        let (asked, done) = ending.get(&session).copied().unwrap_or((u64::MAX, u64::MAX));
+        match event.answer {
+            Answer::Beat if done < event.from => {
+                return Err(format!("{session:?} had ended and was renewed: {event:?}"));
+            }
+            Answer::Ended if event.until < asked => {
+                return Err(format!("{session:?} was not ended by anybody: {event:?}"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+struct Search<'a> {
+    /// Batches that changed something, by the revision that they made.
+    known: BTreeMap<u64, &'a Event>,
+    /// What was read, or changed nothing, by revision.
+    seen: BTreeMap<u64, Vec<&'a Event>>,
+    /// Batches without an answer, after which revision they were made, and which one they made at the latest.
+    unknown: Vec<(u64, u64, &'a Event)>,
+    /// Sessions that wanted to lead.
+    leaders: BTreeSet<SessionId>,
+    last: u64,
+}
+
+#[derive(Clone)]
+struct Place {
+    ledger: Ledger,
+    used: BTreeSet<usize>,
+    /// Keys whose token nobody was told.
+    guessed: BTreeSet<Key>,
+}
+
+impl<'a> Search<'a> {
+    fn new(events: &[&'a Event]) -> Result<Self, String> {
+        let mut search = Search {
+            known: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            unknown: Vec::new(),
+            leaders: BTreeSet::new(),
+            last: 0,
+        };
+        for event in events {
+            match (&event.call, event.revision()) {
+                (Call::Take(session), _) => _ = search.leaders.insert(*session),
+                (Call::Apply(_), None) => {
+                    let before = events.iter().filter(|other| other.until < event.from).filter_map(|e| e.revision());
+                    if let Some((after, until)) = window(event, events) {
+                        search.unknown.push((after.max(before.max().unwrap_or(0)), until, event));
+                    }
+                }
+                (_, Some(revision)) => {
+                    search.last = search.last.max(revision);
+                    if !event.changes() {
+                        search.seen.entry(revision).or_default().push(event);
+                    } else if let Some(other) = search.known.insert(revision, event) {
+                        return Err(format!("revision {revision} was made twice: by {other:?} and by {event:?}"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(search)
+    }
+
+    /// How many revisions it went through, or `None` where it was given up.
+    fn run(&self) -> Result<Option<u64>, String> {
+        let mut stack = vec![Place { ledger: Ledger::new(), used: BTreeSet::new(), guessed: BTreeSet::new() }];
+        let mut known = HashSet::new();
+        let mut deepest = (0, "nothing fits".to_owned());
+        let mut steps = 0;
+        'places: while let Some(mut place) = stack.pop() {
+            loop {
+                steps += 1;
+                if steps > STEPS + self.last as usize {
+                    return Ok(None);
+                }
+                let revision = place.ledger.revision().0;
+                if let Some(problem) = self.disagrees(&place) {
+                    if revision >= deepest.0 {
+                        deepest = (revision, problem);
+                    }
+                    continue 'places;
+                }
+                if revision >= self.last {
+                    return Ok(Some(revision));
+                }
+                let Some(event) = self.known.get(&(revision + 1)) else { break };
+                if let Err(problem) = place.answered(event) {
+                    if revision >= deepest.0 {
+                        deepest = (revision, problem);
+                    }
+                    continue 'places;
+                }
+            }
+            if known.insert(place.hash()) {
+                let before = stack.len();
+                self.gap(&place, &mut stack);
+                let revision = place.ledger.revision().0;
+                if stack.len() == before && revision >= deepest.0 {
+                    deepest = (revision, "nobody can have made the next revision".into());
+                }
+            }
+        }
+        Err(format!("no ledger gives these answers: after revision {} of {}: {}", deepest.0, self.last, deepest.1))
+    }
+
+    /// All that may come next where no answer says it.
+    fn gap(&self, place: &Place, stack: &mut Vec<Place>) {
+        let revision = place.ledger.revision().0;
+        let mut offer = |next: Place| {
+            if next.ledger.revision().0 == revision + 1 {
+                stack.push(next);
+            }
+        };
+        let group = place.ledger.group();
+        for session in self.leaders.iter().filter(|session| group.leader != Some(**session)) {
+            let mut next = place.clone();
+            next.ledger.lead(*session, group.term);
+            offer(next);
+        }
+        if let Some(leader) = group.leader {
+            let mut next = place.clone();
+            next.ledger.resign(leader, group.term);
+            offer(next);
+        }
+        for (at, (after, until, event)) in self.unknown.iter().enumerate() {
+            if (*after..*until).contains(&revision)
+                && !place.used.contains(&at)
+                && let Call::Apply(ops) = &event.call
+            {
+                let mut next = place.clone();
+                next.used.insert(at);
+                next.ledger.apply(ops, Token(0));
+                next.guessed.extend(ops.iter().filter_map(granted));
+                offer(next);
+            }
+        }
+    }
+
+    fn disagrees(&self, place: &Place) -> Option<String> {
+        let seen = self.seen.get(&place.ledger.revision().0)?;
+        seen.iter().find_map(|event| match &event.answer {
+            Answer::Page(page) => place.holds(page).err(),
+            _ => place.clone().answered(event).err(),
+        })
+    }
+}
+
+/// Where a batch without an answer can have been applied. What it adds is named once, and whoever ends that has seen it in
+/// a scan: so it was applied between a scan that does not show it and one that does, and not at all where none does.
+fn window(event: &Event, events: &[&Event]) -> Option<(u64, u64)> {
+    let Call::Apply(ops) = &event.call else { return None };
+    let shows = |page: &Page| match &ops[0] {
+        Op::Add(work) => Some(page.keys.iter().any(|view| view.key == work.key)),
+        Op::Join { session, .. } => Some(page.sessions.iter().any(|view| view.session == *session)),
+        _ => None,
+    };
+    let pages = || {
+        events.iter().filter_map(|event| match &event.answer {
+            Answer::Page(page) => shows(page).map(|shown| (page.revision.0, shown)),
+            _ => None,
+        })
+    };
+    if !matches!(ops[0], Op::Add(_) | Op::Join { .. }) {
+        return Some((0, u64::MAX));
+    }
+    let first = pages().filter(|(_, shown)| *shown).map(|(revision, _)| revision).min()?;
+    let last = pages().filter(|(revision, shown)| !shown && *revision < first).map(|(revision, _)| revision).max();
+    Some((last.unwrap_or(0), first))
+}
+
+fn granted(op: &Op) -> Option<Key> {
+    match op {
+        Op::Assign { key, .. } => Some(key.clone()),
+        _ => None,
+    }
+}
+
+impl Place {
+    fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        format!("{:?}", self.ledger.scan(None)).hash(&mut hasher);
+        self.used.hash(&mut hasher);
+        self.ledger.revision().0.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Applies what was answered, and compares.
+    fn answered(&mut self, event: &Event) -> Result<(), String> {
+        let (Call::Apply(ops), Answer::Applied(applied)) = (&event.call, &event.answer) else { return Ok(()) };
+        let first = applied.outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Granted(token) => Some(Token(token.0 - 1)),
+            _ => None,
+        });
+        if first.is_some_and(|first| first < self.ledger.token()) {
+            return Err(format!("a token that is not higher than {:?}: {event:?}", self.ledger.token()));
+        }
+        let effects = self.ledger.apply(ops, first.unwrap_or(Token(0)));
+        ops.iter().filter_map(granted).for_each(|key| _ = self.guessed.remove(&key));
+        if effects.outcomes != applied.outcomes || self.ledger.revision() != applied.revision {
+            let Revision(revision) = self.ledger.revision();
+            return Err(format!("the ledger says {:?} at revision {revision} of {event:?}", effects.outcomes));
+        }
+        Ok(())
+    }
+
+    fn holds(&self, page: &Page) -> Result<(), String> {
+        let mut ours = self.ledger.scan(None).map_err(|error| error.to_string())?;
+        let mut theirs = page.clone();
+        for page in [&mut ours, &mut theirs] {
+            for view in &mut page.keys {
+                if let State::Assigned { token, .. } | State::Stopping { token, .. } = &mut view.state
+                    && self.guessed.contains(&view.key)
+                {
+                    *token = Token(0);
+                }
+            }
+            // Depends on the last token, which not every answer tells.
+            for view in &mut page.sessions {
+                view.ended = view.ended.map(|_| Token(0));
+            }
+        }
+        if ours == theirs {
+            return Ok(());
+        }
+        let only = |a: &Page, b: &Page| {
+            let keys = a.keys.iter().filter(|view| !b.keys.contains(view)).map(|view| format!("{view:?}"));
+            let sessions = a.sessions.iter().filter(|view| !b.sessions.contains(view)).map(|view| format!("{view:?}"));
+            keys.chain(sessions).collect::<Vec<_>>().join(", ")
+        };
+        Err(format!(
+            "a scan at revision {} shows [{}] and {:?} where the ledger has [{}] and {:?}",
+            page.revision.0,
+            only(&theirs, &ours),
+            theirs.group,
+            only(&ours, &theirs),
+            ours.group
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use divider_core::Work;
+
+    use super::*;
+
+    fn add(key: &str) -> Op {
+        Op::Add(Work::new(key).unwrap())
+    }
+
+    /// What a true ledger answers to these batches, and to a scan after each.
+    fn truth(batches: &[Vec<Op>]) -> (History, Ledger) {
+        let (mut history, mut ledger) = (History::default(), Ledger::new());
+        for ops in batches {
+            let number = history.asked(0, Call::Apply(ops.clone()));
+            let outcomes = ledger.apply(ops, Token(0)).outcomes;
+            history.answered(number, Answer::Applied(Applied { outcomes, revision: ledger.revision() }));
+            scan(&mut history, &ledger);
+        }
+        (history, ledger)
+    }
+
+    fn scan(history: &mut History, ledger: &Ledger) {
+        let number = history.asked(0, Call::Scan);
+        history.answered(number, Answer::Page(Box::new(ledger.scan(None).unwrap())));
+    }
+
+    #[test]
+    fn what_a_ledger_says_is_believed() {
+        let (history, _) =
+            truth(&[vec![add("a")], vec![add("b"), add("c")], vec![Op::Remove { key: Key::new("a").unwrap() }]]);
+        assert_eq!(history.check(1), Ok(Verdict { revisions: 3, undecided: 0 }));
+    }
+
+    #[test]
+    fn an_acknowledged_batch_that_is_not_there_any_more_is_noticed() {
+        let (mut history, _) = truth(&[vec![add("a")], vec![add("b")]]);
+        let (_, shorter) = truth(&[vec![add("a")]]);
+        scan(&mut history, &shorter);
+        assert!(history.check(1).unwrap_err().contains("had been answered before"));
+    }
+
+    #[test]
+    fn one_acknowledged_batch_in_the_place_of_another_is_noticed() {
+        let (mut history, _) = truth(&[vec![add("a")], vec![add("b")]]);
+        let (_, other) = truth(&[vec![add("a")], vec![add("c")]]);
+        scan(&mut history, &other);
+        assert!(history.check(1).unwrap_err().contains("no ledger gives these answers"));
+    }
+
+    #[test]
+    fn a_batch_without_an_answer_may_have_been_applied_and_may_not() {
+        for applied in [false, true] {
+            let (mut history, mut ledger) = truth(&[vec![add("a")]]);
+            let number = history.asked(0, Call::Apply(vec![add("b")]));
+            history.answered(number, Answer::Unknown);
+            if applied {
+                ledger.apply(&[add("b")], Token(0));
+            }
+            ledger.apply(&[add("c")], Token(0));
+            let number = history.asked(0, Call::Apply(vec![add("c")]));
+            let outcomes = vec![Outcome::Done];
+            history.answered(number, Answer::Applied(Applied { outcomes, revision: ledger.revision() }));
+            scan(&mut history, &ledger);
+            assert_eq!(history.check(1), Ok(Verdict { revisions: 2 + u64::from(applied), undecided: 0 }));
+            // It was not applied before it was asked.
+            let (mut early, _) = truth(&[vec![add("b")]]);
+            let number = early.asked(0, Call::Apply(vec![add("b")]));
+            early.answered(number, Answer::Unknown);
+            early.events.remove(0);
+            assert!(early.check(1).unwrap_err().contains("nobody can have made the next revision"));
+        }
+    }
+
+    #[test]
+    fn a_session_that_has_ended_is_not_renewed() {
+        let session = SessionId(uuid::Uuid::from_u128(1));
+        let mut history = History::default();
+        let end = history.asked(0, Call::Apply(vec![Op::End { session }]));
+        history.answered(end, Answer::Applied(Applied { outcomes: vec![Outcome::Done], revision: Revision(1) }));
+        let renew = history.asked(0, Call::Renew(session));
+        history.answered(renew, Answer::Beat);
+        assert!(history.check(1).unwrap_err().contains("was renewed"));
+    }
+}

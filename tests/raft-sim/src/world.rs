@@ -1,0 +1,527 @@
+//! One run: three voters and a client, what is done to them, and what is looked at in the end.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use divider_core::{Store, StoreError};
+use divider_raft::RaftStore;
+use divider_sim::{dice::Dice, trace::Trace};
+use parking_lot::Mutex;
+use turmoil::Sim;
+
+use crate::{
+    caller::Caller,
+    ground::Ground,
+    history::{Answer, Call, History, Verdict},
+};
+
+const VOTERS: [&str; 3] = ["a", "b", "c"];
+const CLIENT: &str = "client";
+const HOSTS: [&str; 4] = ["a", "b", "c", "client"];
+const GROUPS: usize = 2;
+const PORT: u16 = 7400;
+/// How long they may take to found a cluster, in milliseconds of simulated time.
+const FOUNDED: u64 = 20_000;
+/// How long after healing every process must be served: links notice after 3.5 s that nothing comes, a dial takes up to
+/// 2 s, and elections follow.
+const HEALED: u64 = 15_000;
+/// How long the replicas may take to hold the same once nothing is asked any more.
+const SAME: u64 = 10_000;
+
+/// What came of a seed.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Of everything that happened, in each millisecond in whatever order: tokio draws the order in which it wakes those who
+    /// wait for the same entry from a source of its own.
+    pub hash: u64,
+    /// The first rule that was broken.
+    pub violation: Option<String>,
+    /// Faults by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// What happened, where that was wanted.
+    pub lines: Option<String>,
+    /// How long it took, in simulated time.
+    pub simulated: Duration,
+    /// Calls that were answered, and calls that were not.
+    pub calls: (u64, u64),
+    /// Milliseconds from healing until all were served.
+    pub healed: u64,
+    /// What the search for a ledger found.
+    pub verdict: Verdict,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Founding,
+    Busy,
+    /// Everybody must be served now.
+    Healed,
+}
+
+/// What hosts and driver share.
+pub(crate) struct Shared {
+    trace: Trace,
+    /// Milliseconds since the beginning.
+    now: AtomicU64,
+    phase: Mutex<Phase>,
+    history: Mutex<History>,
+    /// Of each host that is open.
+    stores: Mutex<BTreeMap<&'static str, RaftStore>>,
+    served: Mutex<BTreeMap<&'static str, u64>>,
+    calls: (AtomicU64, AtomicU64),
+    hash: AtomicU64,
+}
+
+impl Shared {
+    pub(crate) fn is_busy(&self) -> bool {
+        *self.phase.lock() == Phase::Busy
+    }
+
+    fn note(&self, what: &'static str, numbers: &[u64], line: impl FnOnce() -> String) {
+        let now = self.now.load(Ordering::Relaxed);
+        let mix = |hash: u64, number: u64| (hash.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.hash
+            .fetch_add(numbers.iter().fold(mix(now, text(what)), |hash, number| mix(hash, *number)), Ordering::Relaxed);
+        self.trace.note(now * 1_000_000, what, numbers, line);
+    }
+
+    pub(crate) fn asked(&self, who: &str, group: usize, call: Call) -> usize {
+        let number = self.history.lock().asked(group, call.clone());
+        self.note("asks", &[text(who), text(&format!("{call:?}"))], || format!("{number} {who} in {group}: {call:?}"));
+        number
+    }
+
+    pub(crate) fn answered(&self, who: &str, number: usize, answer: Answer) {
+        self.calls.0.fetch_add(1, Ordering::Relaxed);
+        let said = match &answer {
+            Answer::Applied(applied) => format!("{:?} at {}", applied.outcomes, applied.revision.0),
+            Answer::Page(page) => format!("{} keys at {}, {:?}", page.keys.len(), page.revision.0, page.group),
+            other => format!("{other:?}"),
+        };
+        self.note("answer", &[text(who), text(&said)], || format!("{number} {who}: {said}"));
+        self.history.lock().answered(number, answer);
+    }
+
+    pub(crate) fn failed(&self, who: &str, number: usize, error: &StoreError) {
+        self.calls.1.fetch_add(1, Ordering::Relaxed);
+        self.note("fails", &[text(who)], || format!("{number} {who}: {error}"));
+        self.history.lock().answered(number, Answer::Unknown);
+    }
+}
+
+fn text(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// What a process runs, from its start.
+async fn process(name: &'static str, shared: Arc<Shared>, ground: Arc<Ground>, mut dice: Dice, plan: Plan) {
+    let life = dice.roll();
+    let store = store(name, &ground, &plan);
+    loop {
+        match store.open().await {
+            Ok(()) => break,
+            Err(error @ StoreError::Misconfigured(_)) if !ground.disk.has_failed() => {
+                shared.trace.broken(format!("{name} does not open what it wrote itself: {error}"));
+                return std::future::pending().await;
+            }
+            Err(error) => shared.note("opens", &[], || format!("{name}: {error}")),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    shared.note("open", &[], || name.to_owned());
+    shared.stores.lock().insert(name, store.clone());
+    let caller = |at: usize, dice: Dice, of: &str| Caller {
+        name: format!("{name}{at}{of}-{:04x}", life & 0xffff),
+        group: at % GROUPS,
+        store: store.group(format!("/group/{}/", at % GROUPS)).expect("a short name"),
+        dice,
+        shared: shared.clone(),
+    };
+    while *shared.phase.lock() == Phase::Founding {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for at in 0..plan.callers {
+        tokio::spawn(caller(at, dice.split(), "").run());
+    }
+    while shared.is_busy() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for at in 0..GROUPS {
+        let mut caller = caller(at, dice.split(), "z");
+        for round in 0.. {
+            if caller.works(round).await {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    shared.served.lock().insert(name, shared.now.load(Ordering::Relaxed));
+    std::future::pending().await
+}
+
+fn store(name: &'static str, ground: &Arc<Ground>, plan: &Plan) -> RaftStore {
+    let seeds: Vec<String> = VOTERS.iter().map(|voter| format!("{voter}:{PORT}")).collect();
+    let builder = RaftStore::builder("/group/0/").expect("a short name").plaintext().seeds(&seeds);
+    let builder = if name == CLIENT {
+        builder.client(&seeds)
+    } else {
+        let builder = builder.name(name).expect("a short name").listen(format!("0.0.0.0:{PORT}"));
+        builder.in_memory().configure(|config| config.advertise = Some(format!("{name}:{PORT}")))
+    };
+    let patience = VOTERS.iter().position(|voter| *voter == name).map_or(300, |at| plan.elections[at]);
+    let builder = builder.configure(|config| {
+        config.ground = ground.clone();
+        config.voters = 3;
+        config.snapshot_every = plan.snapshot_every;
+        // openraft draws from this range by a source of its own. The range of one number is what is drawn here, so that
+        // lease and timeout together are within what they are in production.
+        config.election = (Duration::from_millis(patience), Duration::from_millis(patience + 1));
+    });
+    builder.build().expect("the configuration is right")
+}
+
+/// What is drawn for the whole run.
+#[derive(Clone, Copy)]
+struct Plan {
+    callers: usize,
+    elections: [u64; 3],
+    snapshot_every: u64,
+    latency: (u64, u64),
+    /// Milliseconds of faults.
+    busy: u64,
+    /// Milliseconds between two faults, at most.
+    pause: u64,
+    /// Milliseconds that a commit takes at most.
+    disk: u64,
+    /// Which kinds of faults there are.
+    kinds: u64,
+}
+
+impl Plan {
+    fn draw(dice: &mut Dice) -> Self {
+        let elections = [0; 3].map(|_| dice.between(300, 499));
+        let low = dice.between(0, 3);
+        Self {
+            callers: dice.between(2, 4) as usize,
+            elections,
+            snapshot_every: dice.pick(&[100, 100, 300, 20_000]),
+            latency: (low, low + dice.pick(&[1, 5, 20])),
+            busy: dice.between(3_000, 8_000),
+            pause: dice.pick(&[200, 600, 1500]),
+            disk: dice.pick(&[3, 3, 8, 40]),
+            kinds: dice.roll() | dice.roll(),
+        }
+    }
+}
+
+/// A link between two hosts that is not as it should be.
+#[derive(Clone, Copy)]
+enum Broken {
+    Both,
+    OneWay,
+    Held,
+    Slow,
+}
+
+struct Driver<'a> {
+    sim: Sim<'a>,
+    shared: Arc<Shared>,
+    grounds: BTreeMap<&'static str, Arc<Ground>>,
+    dice: Dice,
+    plan: Plan,
+    /// Links by from and to, and when each is mended.
+    links: BTreeMap<(&'static str, &'static str), (Broken, u64)>,
+    /// Hosts that are down, when they come back, and whether they were cut off as well.
+    down: BTreeMap<&'static str, u64>,
+    stalled: BTreeMap<&'static str, u64>,
+    /// All crash as soon as more calls than this have been answered.
+    trap: Option<u64>,
+}
+
+/// Runs a seed. `lines` says whether what happens is to be written down.
+pub fn run(seed: u64, lines: bool) -> Report {
+    let trace = Trace::new(lines);
+    let shared = Arc::new(Shared {
+        trace: trace.clone(),
+        now: AtomicU64::new(0),
+        phase: Mutex::new(Phase::Founding),
+        history: Mutex::default(),
+        stores: Mutex::default(),
+        served: Mutex::default(),
+        calls: Default::default(),
+        hash: AtomicU64::new(0),
+    });
+    let mut report = Report::default();
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drive(seed, &shared, &mut report))) {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        trace.broken(format!("panicked: {}", text.unwrap_or_default()));
+    }
+    report.simulated = Duration::from_millis(shared.now.load(Ordering::Relaxed));
+    report.calls = (shared.calls.0.load(Ordering::Relaxed), shared.calls.1.load(Ordering::Relaxed));
+    (_, report.faults, report.violation, report.lines) = trace.end();
+    report.hash = shared.hash.load(Ordering::Relaxed);
+    report
+}
+
+fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
+    let mut dice = Dice(seed);
+    let plan = Plan::draw(&mut dice);
+    let ms = Duration::from_millis;
+    let sim = turmoil::Builder::new()
+        .rng_seed(dice.roll())
+        .simulation_duration(Duration::from_secs(3600))
+        .tick_duration(ms(1))
+        .min_message_latency(ms(plan.latency.0))
+        .max_message_latency(ms(plan.latency.1))
+        .tcp_capacity(4096)
+        .build();
+    let grounds: BTreeMap<_, _> = HOSTS.iter().map(|host| (*host, Arc::new(Ground::new(dice.split())))).collect();
+    let (links, down, stalled) = Default::default();
+    let mut driver = Driver { sim, shared: shared.clone(), grounds, dice, plan, links, down, stalled, trap: None };
+    driver.grounds.values().for_each(|ground| ground.pace.store(plan.disk, Ordering::Relaxed));
+    for name in HOSTS {
+        let (shared, ground) = (shared.clone(), driver.grounds[name].clone());
+        let lives = Mutex::new(driver.dice.split());
+        driver.sim.host(name, move || {
+            let (shared, ground, dice) = (shared.clone(), ground.clone(), lives.lock().split());
+            async move {
+                process(name, shared, ground, dice, plan).await;
+                Ok(())
+            }
+        });
+    }
+    let broken = |rule: String| shared.trace.broken(rule);
+
+    if !driver.until(FOUNDED, |driver| driver.shared.stores.lock().len() == HOSTS.len()) {
+        return broken(format!("no cluster within {FOUNDED} ms"));
+    }
+    *shared.phase.lock() = Phase::Busy;
+    shared.note("busy", &[], || format!("{} callers each", plan.callers));
+    let end = driver.now() + plan.busy;
+    let mut next = driver.now();
+    while driver.now() < end && !shared.trace.is_broken() {
+        if driver.now() >= next {
+            driver.fault();
+            next = driver.now() + driver.dice.between(1, plan.pause);
+        }
+        driver.step();
+    }
+
+    driver.heal();
+    *shared.phase.lock() = Phase::Healed;
+    let healed = driver.now();
+    if !driver.until(HEALED, |driver| driver.shared.served.lock().len() == HOSTS.len()) {
+        let served: Vec<_> = shared.served.lock().keys().copied().collect();
+        return broken(format!("{HEALED} ms after healing only {served:?} were served"));
+    }
+    report.healed = driver.now() - healed;
+    if !driver.until(SAME, Driver::are_the_same) {
+        return broken(format!("{SAME} ms after the last call the replicas are not the same"));
+    }
+    if let Some(leader) =
+        VOTERS.iter().find(|voter| shared.stores.lock().get(*voter).is_some_and(RaftStore::leads_raft))
+    {
+        shared.note("leads", &[text(leader)], || (*leader).to_owned());
+    }
+    match shared.history.lock().check(GROUPS) {
+        Ok(verdict) => report.verdict = verdict,
+        Err(problem) => broken(problem),
+    }
+    shared.stores.lock().clear();
+}
+
+impl Driver<'_> {
+    fn now(&self) -> u64 {
+        self.shared.now.load(Ordering::Relaxed)
+    }
+
+    /// Whether it came true in time.
+    fn until(&mut self, limit: u64, mut done: impl FnMut(&Self) -> bool) -> bool {
+        let end = self.now() + limit;
+        while self.now() < end && !self.shared.trace.is_broken() {
+            if done(self) {
+                return true;
+            }
+            self.step();
+        }
+        self.shared.trace.is_broken()
+    }
+
+    fn step(&mut self) {
+        if let Err(error) = self.sim.step() {
+            self.shared.trace.broken(format!("a host ended: {error}"));
+        }
+        let now = self.shared.now.fetch_add(1, Ordering::Relaxed) + 1;
+        let failed: Vec<_> = VOTERS.iter().copied().filter(|host| self.grounds[host].disk.has_failed()).collect();
+        for host in failed {
+            self.shared.trace.fault("crash in a commit");
+            self.crash(host);
+        }
+        if self.trap.is_some_and(|calls| self.shared.calls.0.load(Ordering::Relaxed) > calls) {
+            self.trap = None;
+            self.power_off(&VOTERS, "crash of all after an answer");
+        }
+        let back: Vec<_> = self.down.iter().filter(|(_, at)| **at <= now).map(|(host, _)| *host).collect();
+        back.into_iter().for_each(|host| self.restart(host));
+        let mended: Vec<_> = self.links.iter().filter(|(_, (_, at))| *at <= now).map(|(link, _)| *link).collect();
+        mended.into_iter().for_each(|link| self.mend(link));
+        let rested: Vec<_> = self.stalled.iter().filter(|(_, at)| **at <= now).map(|(host, _)| *host).collect();
+        rested.into_iter().for_each(|host| self.rest(host));
+    }
+
+    fn are_the_same(&self) -> bool {
+        let stores = self.shared.stores.lock();
+        let mut replicas = VOTERS.iter().map(|voter| stores.get(voter).and_then(RaftStore::replica));
+        let first = replicas.next().flatten();
+        first.is_some() && replicas.all(|replica| replica == first)
+    }
+
+    fn fault(&mut self) {
+        let kind = self.dice.below(12);
+        if self.plan.kinds >> kind & 1 == 0 {
+            return;
+        }
+        let host = self.dice.pick(&VOTERS);
+        let leader = {
+            let stores = self.shared.stores.lock();
+            VOTERS.iter().copied().find(|voter| stores.get(voter).is_some_and(RaftStore::leads_raft))
+        };
+        let long = self.dice.pick(&[30, 300, 2000, 4000]);
+        let until = self.now() + self.dice.between(1, long);
+        match kind {
+            0 => self.power_off(&[host], "crash"),
+            1 => self.power_off(leader.as_slice(), "crash of the leader"),
+            2 if self.dice.permille(500) => self.trap = Some(self.shared.calls.0.load(Ordering::Relaxed)),
+            2 => self.power_off(&VOTERS, "crash of all"),
+            3 => {
+                let other = self.dice.pick(&VOTERS);
+                self.power_off(&[host, other], "crash of two");
+            }
+            4 => {
+                let fuse = self.dice.between(0, 40);
+                self.shared.note("fuse", &[text(host), fuse], || format!("{host} after {fuse}"));
+                self.grounds[host].disk.fail_after(fuse);
+            }
+            5 => self.cut_off(host, Broken::Both, until, "cut off"),
+            6 => self.cut_off(leader.unwrap_or(host), Broken::Both, until, "leader cut off"),
+            7 => {
+                let from = self.dice.pick(&HOSTS);
+                let to = self.dice.pick(&HOSTS);
+                let how = self.dice.pick(&[Broken::Both, Broken::OneWay]);
+                self.cut((from, to), how, until, "link cut");
+            }
+            8 => {
+                let deaf = self.dice.permille(500);
+                let host = leader.unwrap_or(host);
+                for other in HOSTS.iter().copied().filter(|other| *other != host) {
+                    let link = if deaf { (other, host) } else { (host, other) };
+                    self.cut(link, Broken::OneWay, until, if deaf { "deaf" } else { "mute" });
+                }
+            }
+            9 => self.cut_off(host, Broken::Held, until, "messages held"),
+            10 => {
+                let (from, to) = (self.dice.pick(&HOSTS), self.dice.pick(&HOSTS));
+                self.cut((from, to), Broken::Slow, until, "slow link");
+            }
+            _ => {
+                let most = self.dice.pick(&[50, 300, 1500]);
+                self.shared.trace.fault("slow disk");
+                self.shared.note("disk", &[text(host), most], || format!("{host}: up to {most} ms"));
+                self.grounds[host].pace.store(most, Ordering::Relaxed);
+                self.stalled.insert(host, until);
+            }
+        }
+    }
+
+    fn power_off(&mut self, hosts: &[&'static str], kind: &'static str) {
+        let hosts: Vec<_> = hosts.iter().copied().filter(|host| !self.down.contains_key(host)).collect();
+        if !hosts.is_empty() {
+            self.shared.trace.fault(kind);
+        }
+        hosts.into_iter().for_each(|host| self.crash(host));
+    }
+
+    fn crash(&mut self, host: &'static str) {
+        if self.down.contains_key(host) {
+            return;
+        }
+        let lost = self.grounds[host].disk.crash();
+        self.shared.note("crash", &[text(host), lost], || format!("{host}, {lost} writes lost"));
+        let store = self.shared.stores.lock().remove(host);
+        self.sim.crash(host);
+        drop(store);
+        self.shared.served.lock().remove(host);
+        let long = self.dice.pick(&[1, 200, 2000, 4000]);
+        let back = self.now() + self.dice.between(1, long);
+        self.down.insert(host, back);
+    }
+
+    fn restart(&mut self, host: &'static str) {
+        self.down.remove(host);
+        self.shared.note("restart", &[text(host)], || host.to_owned());
+        self.sim.bounce(host);
+    }
+
+    fn cut_off(&mut self, host: &'static str, how: Broken, until: u64, kind: &'static str) {
+        for other in HOSTS.iter().copied().filter(|other| *other != host) {
+            self.cut((host, other), how, until, kind);
+        }
+    }
+
+    fn cut(&mut self, (from, to): (&'static str, &'static str), how: Broken, until: u64, kind: &'static str) {
+        // One thing at a time for a pair.
+        if from == to || self.links.contains_key(&(from, to)) || self.links.contains_key(&(to, from)) {
+            return;
+        }
+        self.shared.trace.fault(kind);
+        self.shared.note("cut", &[text(from), text(to), until], || format!("{from} {to} until {until} ms: {kind}"));
+        match how {
+            Broken::Both => self.sim.partition(from, to),
+            Broken::OneWay => self.sim.partition_oneway(from, to),
+            Broken::Held => self.sim.hold(from, to),
+            Broken::Slow => {
+                let latency = self.dice.between(30, 400);
+                self.sim.set_link_latency(from, to, Duration::from_millis(latency));
+            }
+        }
+        self.links.insert((from, to), (how, until));
+    }
+
+    fn mend(&mut self, (from, to): (&'static str, &'static str)) {
+        let Some((how, _)) = self.links.remove(&(from, to)) else { return };
+        self.shared.note("mended", &[text(from), text(to)], || format!("{from} {to}"));
+        match how {
+            Broken::Both => self.sim.repair(from, to),
+            Broken::OneWay => self.sim.repair_oneway(from, to),
+            Broken::Held => self.sim.release(from, to),
+            Broken::Slow => self.sim.set_link_latency(from, to, Duration::from_millis(self.plan.latency.1)),
+        }
+    }
+
+    fn rest(&mut self, host: &'static str) {
+        self.stalled.remove(host);
+        self.grounds[host].pace.store(self.plan.disk, Ordering::Relaxed);
+    }
+
+    fn heal(&mut self) {
+        self.shared.note("heal", &[], String::new);
+        self.trap = None;
+        let links: Vec<_> = self.links.keys().copied().collect();
+        links.into_iter().for_each(|link| self.mend(link));
+        let stalled: Vec<_> = self.stalled.keys().copied().collect();
+        stalled.into_iter().for_each(|host| self.rest(host));
+        self.grounds.values().for_each(|ground| ground.disk.fail_after(u64::MAX));
+        let failed: Vec<_> = VOTERS.iter().copied().filter(|host| self.grounds[host].disk.has_failed()).collect();
+        failed.into_iter().for_each(|host| self.crash(host));
+        let down: Vec<_> = self.down.keys().copied().collect();
+        down.into_iter().for_each(|host| self.restart(host));
+    }
+}

@@ -1,0 +1,78 @@
+//! A short share of the simulation with every run of the tests. `raft-simulate` runs more, and `SEED=7` replays one with
+//! its log:
+//!
+//! ```text
+//! SEED=7 cargo run --release -p divider-raft-sim
+//! cargo run --release -p divider-raft-sim -- --seconds 600
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// Beginning here, so that it is not the seeds of the long runs over again.
+const FIRST: u64 = 1_000_000_000;
+/// Each of these is some seven seconds of a cluster's life.
+const SEEDS: u64 = if cfg!(debug_assertions) { 24 } else { 200 };
+
+/// Faults of which a share this short must have met some.
+const KINDS: [&str; 14] = [
+    "crash",
+    "crash in a commit",
+    "crash of all",
+    "crash of all after an answer",
+    "crash of the leader",
+    "crash of two",
+    "cut off",
+    "deaf",
+    "leader cut off",
+    "link cut",
+    "messages held",
+    "mute",
+    "slow disk",
+    "slow link",
+];
+
+#[test]
+fn no_acknowledged_word_is_lost_and_all_answers_are_those_of_one_ledger() {
+    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
+        let report = divider_raft_sim::run(seed, true);
+        println!("{}", report.lines.unwrap_or_default());
+        assert_eq!(report.violation, None, "seed {seed}");
+        return;
+    }
+    let next = AtomicU64::new(FIRST);
+    let sum: Mutex<(BTreeMap<&str, u64>, u64, u64)> = Mutex::default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= FIRST + SEEDS {
+                        return;
+                    }
+                    let report = divider_raft_sim::run(seed, false);
+                    if let Some(violation) = report.violation {
+                        panic!("replay with SEED={seed}: {violation}");
+                    }
+                    let mut sum = sum.lock().unwrap();
+                    for (kind, count) in report.faults {
+                        *sum.0.entry(kind).or_default() += count;
+                    }
+                    sum.1 += report.verdict.revisions;
+                    sum.2 += report.verdict.undecided;
+                }
+            });
+        }
+    });
+    let (faults, revisions, undecided) = sum.into_inner().unwrap();
+    let missing: Vec<_> = KINDS.iter().filter(|kind| !faults.contains_key(*kind)).collect();
+    assert!(missing.is_empty(), "faults that never came up: {missing:?}");
+    assert!(revisions > SEEDS * 50, "only {revisions} revisions were compared");
+    assert!(undecided * 20 <= SEEDS, "{undecided} groups of {SEEDS} seeds were not decided");
+}
