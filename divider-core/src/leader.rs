@@ -24,7 +24,7 @@ pub use marks::Marks;
 
 use crate::{
     Batch, Beat, Change, GroupView, Instant, Key, KeyView, NodeConfig, Op, Outcome, Page, Refusal, Revision, SessionId,
-    SessionView, Term, Token,
+    SessionView, Term, Token, pace,
     planner::{KeyIx, NodeIx, Planner},
 };
 use board::{Board, Standing};
@@ -81,6 +81,11 @@ pub struct Leader {
     waiting: BTreeMap<SessionId, (SessionView, Instant)>,
     /// Keys that await an op other than an assignment, or another look.
     chores: Vec<Chore>,
+    /// Keys that are to move for the sake of balance, and are still to be revoked: part by part.
+    moves: Vec<KeyIx>,
+    /// How many are revoked at a time, and until when those of the last part are waited for.
+    part: usize,
+    part_until: Option<Instant>,
     /// Keys whose last op was refused or got no answer; they are looked at again when the picture has caught up.
     refused: Vec<KeyIx>,
     /// Of these, the ones that were refused twice running: they wait for the next tick.
@@ -91,13 +96,11 @@ pub struct Leader {
     catch_up_to: Revision,
     /// Room that is used again from one proposal to the next.
     assignments: Vec<(KeyIx, NodeIx)>,
-    moves: Vec<KeyIx>,
     settled: Vec<NodeIx>,
 }
 
 #[derive(Debug)]
 enum Chore {
-    Revoke(KeyIx),
     Force(KeyIx),
     Settle(SessionId),
 }
@@ -160,12 +163,14 @@ impl Leader {
             planner,
             waiting: BTreeMap::new(),
             chores: Vec::new(),
+            moves: Vec::new(),
+            part: 0,
+            part_until: None,
             refused: Vec::new(),
             stubborn: BTreeSet::new(),
             unsettled: Vec::new(),
             catch_up_to: Revision(0),
             assignments: Vec::new(),
-            moves: Vec::new(),
             settled: Vec::new(),
             config,
         }
@@ -364,7 +369,7 @@ impl Leader {
     /// When something is due that no event announces. `None` where nothing is.
     pub fn next_wake(&self, now: Now) -> Option<Duration> {
         let waiting = self.waiting.values().map(|(_, until)| *until).min();
-        let mono = [self.watches.next_deadline(), self.hold_until(), waiting];
+        let mono = [self.watches.next_deadline(), self.hold_until(), waiting, self.next_part(now.mono)];
         let due = self.board.due_ms().map(|ms| Duration::from_millis(ms.saturating_sub(now.unix_ms)));
         mono.into_iter().flatten().map(|at| at.since(now.mono)).chain(due).min()
     }
@@ -392,7 +397,7 @@ impl Leader {
             self.assign(&mut proposal, max, now);
         }
         if proposal.ops.len() < max {
-            self.do_chores(&mut proposal, max);
+            self.do_chores(&mut proposal, max, now.mono);
         }
         proposal
     }
@@ -408,11 +413,13 @@ impl Leader {
         }
     }
 
-    fn do_chores(&mut self, proposal: &mut Proposal, max: usize) {
+    fn do_chores(&mut self, proposal: &mut Proposal, max: usize, now: Instant) {
         if !self.group.hold {
-            self.moves.clear();
+            let before = self.moves.len();
             self.planner.moves(&mut self.moves);
-            self.chores.extend(self.moves.iter().copied().map(Chore::Revoke));
+            if self.moves.len() > before {
+                self.part = pace::part(self.moves.len());
+            }
         }
         self.settled.clear();
         self.planner.take_settled(&mut self.settled);
@@ -426,17 +433,43 @@ impl Leader {
         for chore in self.chores.drain(..take) {
             match chore {
                 Chore::Settle(session) => proposal.push(Op::Settle { term, session }, Subject::Session(session)),
-                Chore::Revoke(k) | Chore::Force(k) => {
+                Chore::Force(k) => {
                     let Some((key, token)) = self.board.ownership(k) else { continue };
-                    let subject = Subject::Key(k, key.clone());
-                    let op = match chore {
-                        Chore::Revoke(_) => Op::Revoke { term, key, token },
-                        _ => Op::Force { term, key, token },
-                    };
-                    proposal.push(op, subject);
+                    proposal.push(Op::Force { term, key: key.clone(), token }, Subject::Key(k, key));
                 }
             }
         }
+        self.revoke(proposal, max, now);
+    }
+
+    /// Takes keys from their owners for the sake of balance, part by part: the fewer are stopped, freed and given out
+    /// together, the shorter is each without an owner.
+    fn revoke(&mut self, proposal: &mut Proposal, max: usize, now: Instant) {
+        let take = self.part.min(max.saturating_sub(proposal.ops.len())).min(self.moves.len());
+        if take == 0 || self.group.hold || self.next_part(now).is_some() {
+            return;
+        }
+        self.part_until = Some(now + pace::PATIENCE);
+        let term = self.term;
+        let (mut seen, mut asked) = (0, 0);
+        while asked < take
+            && let Some(&k) = self.moves.get(seen)
+        {
+            seen += 1;
+            // It may have changed hands, or its number have gone to another key, while it waited for its turn.
+            if let Some((key, token)) = self.board.ownership(k).filter(|_| self.planner.is_to_move(k)) {
+                proposal.push(Op::Revoke { term, key: key.clone(), token }, Subject::Key(k, key));
+                asked += 1;
+            }
+        }
+        self.moves.drain(..seen);
+    }
+
+    /// From when on more keys may be revoked, where that is later than at once: most of the last part are not at their
+    /// next owners yet.
+    fn next_part(&self, now: Instant) -> Option<Instant> {
+        let under_way = self.planner.counters().in_flight.saturating_sub(self.moves.len());
+        self.part_until.filter(|until| *until > now && !self.moves.is_empty() && under_way > self.part / 2)
     }
 
     fn assign(&mut self, proposal: &mut Proposal, max: usize, now: Now) {

@@ -37,6 +37,7 @@ pub mod member;
 mod memory;
 mod node;
 mod op;
+mod pace;
 pub mod planner;
 mod record;
 mod source;

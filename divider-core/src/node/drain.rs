@@ -6,34 +6,26 @@ use std::{
 };
 
 use super::shared::Shared;
-use crate::{Key, Revision, StopReason, Token};
+use crate::{Key, Revision, StopReason, Token, pace};
 
-/// The fewest keys that are asked to stop at a time, and into how many parts a large number of them is divided.
-const WAVE: usize = 32;
-const WAVES: usize = 32;
-/// How long a part is waited for before the next one follows. Work that takes longer to stop stops side by side.
-const PATIENCE: Duration = Duration::from_millis(20);
 /// How often to look whether a part has been confirmed.
 const LOOK: Duration = Duration::from_millis(1);
 /// How long a leader that leaves waits until what it held is given out.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-/// Asks everything that runs to stop. The store knows of the flush, so nothing new can come.
-///
-/// Part by part: a key that is stopped waits for a batch to free it and for another to give it out, so the fewer keys are
-/// in a batch, the shorter is each without an owner; while the next part is being stopped, the leader gives out the last.
+/// Asks everything that runs to stop, part by part. The store knows of the flush, so nothing new can come.
 pub(crate) async fn stop_all(shared: Arc<Shared>) {
     let running: Vec<(Key, Token)> = shared.with(|member| member.running()).into_iter().collect();
     let mut left = running.len();
-    for wave in running.chunks(WAVE.max(running.len() / WAVES)) {
-        left -= wave.len();
+    for part in running.chunks(pace::part(running.len())) {
+        left -= part.len();
         shared.with(|member| {
-            for (key, token) in wave {
+            for (key, token) in part {
                 member.told_to_stop(key, *token, StopReason::Flushed);
             }
         });
         let mut waited = Duration::ZERO;
-        while left > 0 && waited < PATIENCE && shared.with(|member| member.held()) > left {
+        while left > 0 && waited < pace::PATIENCE && shared.with(|member| member.held()) > left {
             if shared.has_ended() {
                 return;
             }

@@ -58,6 +58,11 @@ impl Planner {
         }
     }
 
+    /// Whether [`moves`](Self::moves) has named the key, and its owner still has it.
+    pub(crate) fn is_to_move(&self, k: KeyIx) -> bool {
+        self.known(k.0).is_some_and(|key| key.in_flight && key.state == State::Owned)
+    }
+
     /// Keys by where they stand.
     pub fn counters(&self) -> Counters {
         Counters {
