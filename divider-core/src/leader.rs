@@ -419,6 +419,8 @@ impl Leader {
             self.planner.moves(&mut self.moves);
             if self.moves.len() > before {
                 self.part = pace::part(self.moves.len());
+                // One owner after the other: what one node confirms, it confirms in one batch.
+                self.moves.sort_by_key(|k| self.planner.owner(*k));
             }
         }
         self.settled.clear();
