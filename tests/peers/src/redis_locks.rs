@@ -62,12 +62,18 @@ impl LocksNode for Node {
             if room == 0 {
                 break;
             }
+            let locks: Vec<String> = some.iter().map(lock).collect();
+            let owners: Vec<Option<String>> = self.connection.mget(locks).await.unwrap();
+            let free: Vec<_> = some.iter().zip(owners).filter(|(_, owner)| owner.is_none()).take(room).collect();
+            if free.is_empty() {
+                continue;
+            }
             let mut pipe = redis::pipe();
-            for key in some.iter().take(room) {
+            for (key, _) in &free {
                 pipe.cmd("SET").arg(lock(key)).arg(&self.name).arg("NX").arg("PX").arg(lease);
             }
             let got: Vec<Option<String>> = pipe.query_async(&mut self.connection).await.unwrap();
-            taken.extend(some.iter().zip(got).filter(|(_, got)| got.is_some()).map(|(key, _)| key.clone()));
+            taken.extend(free.iter().zip(got).filter(|(_, got)| got.is_some()).map(|((key, _), _)| (*key).clone()));
         }
         taken
     }
