@@ -486,6 +486,25 @@ fn moves_for_balance_are_paced() {
 }
 
 #[test]
+fn keys_move_for_balance_part_by_part_and_slow_stops_hold_the_next_part_up_for_20_ms_at_most() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    group.add(&refs(&names(400)));
+    let b = group.session("b", 1000, None);
+    let stopping = |group: &Group| group.ledger.stats().stopping;
+    let first = stopping(&group);
+    assert!((16..=32).contains(&first), "{first} keys were asked to stop at once");
+    group.pass(10, &[a, b]);
+    assert_eq!(stopping(&group), first, "nothing was confirmed, and 20 ms have not passed");
+    group.pass(11, &[a, b]);
+    let second = stopping(&group);
+    assert!((first + 1..=2 * 32).contains(&second), "{second} keys are stopping");
+    // Whoever stops at once is not held up.
+    group.confirm_all(&[a]);
+    assert_eq!((group.held(a), group.held(b)), (200, 200));
+}
+
+#[test]
 fn a_gap_in_the_feed_is_noticed() {
     let mut group = Group::new(config());
     let first = group.ledger.apply(&[Op::Add(Work::new("a").unwrap())], Token(0)).batch.unwrap();
