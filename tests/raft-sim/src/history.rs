@@ -373,7 +373,9 @@ impl Place {
             return Err(format!("a token that is not higher than {:?}: {event:?}", self.ledger.token()));
         }
         let effects = self.ledger.apply(ops, first.unwrap_or(Token(0)));
-        ops.iter().filter_map(granted).for_each(|key| _ = self.guessed.remove(&key));
+        // A refused grant tells nothing of the token that the key has.
+        let told = ops.iter().zip(&applied.outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Granted(_)));
+        told.filter_map(|(op, _)| granted(op)).for_each(|key| _ = self.guessed.remove(&key));
         if effects.outcomes != applied.outcomes || self.ledger.revision() != applied.revision {
             let Revision(revision) = self.ledger.revision();
             return Err(format!("the ledger says {:?} at revision {revision} of {event:?}", effects.outcomes));
