@@ -3,7 +3,7 @@
 //! Where nothing is on its way a request goes at once; while entries are on their way, what comes in gathers for the
 //! next. So a lone caller waits for no timer, and a crowd shares the price of an entry.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{mem, sync::Arc};
 
 use divider_core::{Op, Outcome, limits};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -19,8 +19,6 @@ use crate::{
 const AT_ONCE: usize = 4;
 /// Most requests in an entry.
 const MOST: usize = 4096;
-/// How long an expiry may be undecided before its session may be renewed again.
-const FOREVER: Duration = Duration::from_secs(3600);
 
 /// To the task that makes entries. Clones feed the same task; it ends with the last of them.
 #[derive(Clone, Debug)]
@@ -127,11 +125,17 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, mut batch:
     }
     let steps = batch.iter().map(|request| request.step.clone()).collect();
     let command = Command(Arc::new(Body::V1 { reign, steps }));
-    // The entry may still be decided long after its callers have given up; until then the doomed stay doomed.
-    let decided = tokio::time::timeout(FOREVER, raft.propose(command)).await;
+    // The entry may still be decided long after its callers have given up; until then the doomed stay doomed. Not beyond the
+    // term: where a snapshot takes the place of a log that was never decided, Raft forgets who waits, and the places here
+    // would be taken for good. In a later term nobody counts a renewal before this entry is applied or lost.
+    let decided = tokio::select! {
+        biased;
+        decided = raft.propose(command) => Some(decided),
+        () = raft.outlived(view.term) => None,
+    };
     spare(machine, reign, doomed);
     match decided {
-        Ok(Ok(reply)) => {
+        Some(Ok(reply)) => {
             let answers = reply.0.into_iter().zip(refused);
             for (request, (mut done, refused)) in batch.into_iter().zip(answers) {
                 if let Done::Applied(applied) = &mut done
@@ -146,9 +150,10 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, mut batch:
             }
         }
         // An entry that was written before the leader changed may be decided by the next one.
-        Ok(Err(Refused::NotLeader)) => answer(batch, &Fault::Unknown("the leader has changed meanwhile".into())),
-        Ok(Err(Refused::Unavailable(problem))) => answer(batch, &Fault::Unknown(problem)),
-        Err(_) => answer(batch, &Fault::Unknown("not decided in time".into())),
+        None | Some(Err(Refused::NotLeader)) => {
+            answer(batch, &Fault::Unknown("the leader has changed meanwhile".into()));
+        }
+        Some(Err(Refused::Unavailable(problem))) => answer(batch, &Fault::Unknown(problem)),
     }
 }
 

@@ -200,6 +200,13 @@ impl Raft {
         }
     }
 
+    /// Waits until this member knows of a later term.
+    pub(crate) async fn outlived(&self, term: u64) {
+        let mut metrics = self.raft.server_metrics();
+        // An error means that Raft has stopped, which ends the term as well.
+        let _ = metrics.wait_for(|metrics| metrics.vote.leader_id.term > term).await;
+    }
+
     /// Has an entry decided. A caller that gives up waiting does not know whether it was.
     pub(crate) async fn propose(&self, command: Command) -> Result<Reply, Refused> {
         match self.raft.client_write(command).await {
