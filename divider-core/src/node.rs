@@ -185,7 +185,17 @@ impl Node {
 
     /// Whether this node leads its group at the moment, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        !self.shared().has_ended() && self.shared().leading.lock().is_some()
+        !self.shared().has_ended() && self.shared().leading.borrow().is_some()
+    }
+
+    /// Waits until [`is_leader`](Self::is_leader) is not `leads`: until this node begins to lead, or leads no more. A node that
+    /// has ended never leads again.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn leadership_changed(&self, leads: bool) {
+        // The sender lives as long as `self`.
+        let _ = self.shared().leading.subscribe().wait_for(|leading| leading.is_some() != leads).await;
     }
 
     fn shared(&self) -> &Shared {
@@ -401,7 +411,7 @@ impl Divider for Node {
         if !acting {
             drain::last_word(shared).await;
         }
-        let leading = *shared.leading.lock();
+        let leading = *shared.leading.borrow();
         shared.shut_down();
         if let Some(session) = session {
             let farewell = async {

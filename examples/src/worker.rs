@@ -32,8 +32,6 @@ use printer::Printer;
 
 /// How long to wait before a store that could not be reached is tried again.
 const RETRY: Duration = Duration::from_millis(200);
-/// How often the node looks whether it leads.
-const LEADERSHIP: Duration = Duration::from_millis(20);
 
 /// What the tasks share.
 struct Worker {
@@ -156,14 +154,9 @@ impl Worker {
     }
 
     async fn watch_leadership(self: Arc<Self>) {
-        let mut leads = false;
-        loop {
-            let now = self.node.is_leader();
-            if now != leads {
-                leads = now;
-                self.say(if now { Kind::Leading } else { Kind::Following }, |_| {});
-            }
-            sleep(LEADERSHIP).await;
+        for kind in [Kind::Leading, Kind::Following].into_iter().cycle() {
+            self.node.leadership_changed(kind == Kind::Following).await;
+            self.say(kind, |_| {});
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) async fn stop_all(shared: Arc<Shared>) {
 pub(crate) async fn last_word(shared: &Shared) {
     let freed = Revision(shared.applied.load(Ordering::Relaxed));
     let mut rested = shared.rested.subscribe();
-    if shared.leading.lock().is_some() {
+    if shared.leading.borrow().is_some() {
         // Best effort: otherwise the next leader does it.
         let _ = tokio::time::timeout(LAST_WORD, rested.wait_for(|rested| rested.is_none_or(|at| at >= freed))).await;
     }

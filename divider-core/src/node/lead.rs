@@ -112,7 +112,7 @@ impl Seen {
 
 async fn lead(shared: &Arc<Shared>, session: SessionId, term: Term, deposed: Option<Deposed>) {
     tracing::info!(target: target::LEADER, node = %shared.config.node, %session, %term, "leads");
-    *shared.leading.lock() = Some(term);
+    shared.leading.send_replace(Some(term));
     shared.rested.send_replace(Some(Revision(0)));
     shared.observer.leading(true);
     let _guard = Leading(shared);
@@ -137,7 +137,7 @@ struct Leading<'a>(&'a Shared);
 
 impl Drop for Leading<'_> {
     fn drop(&mut self) {
-        *self.0.leading.lock() = None;
+        self.0.leading.send_replace(None);
         self.0.rested.send_replace(None);
         self.0.observer.leading(false);
     }

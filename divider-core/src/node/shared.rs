@@ -44,7 +44,7 @@ pub(crate) struct Shared {
     /// True once the node has been cancelled or dropped. All tasks end then.
     pub(crate) ended: watch::Sender<bool>,
     /// The term in which this node leads.
-    pub(crate) leading: Mutex<Option<Term>>,
+    pub(crate) leading: watch::Sender<Option<Term>>,
     /// Up to which revision this node, leading, has found nothing more to do. `None` while it does not lead.
     pub(crate) rested: watch::Sender<Option<Revision>>,
     /// Revision of the last batch that this node's own ops have come to.
@@ -90,7 +90,7 @@ impl Shared {
             resync: Notify::new(),
             leader_gone: Notify::new(),
             ended: watch::Sender::new(false),
-            leading: Mutex::new(None),
+            leading: watch::Sender::new(None),
             rested: watch::Sender::new(None),
             applied: AtomicU64::new(0),
             marks: Mutex::new(Marks::new(back)),
