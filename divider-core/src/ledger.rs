@@ -16,19 +16,18 @@
 //! that never goes back, so that they go on rising even where the store has forgotten its past.
 
 mod apply;
+mod keys;
 mod session;
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    mem,
-};
+use std::collections::{BTreeMap, VecDeque};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Applied, Batch, Change, Cursor, GroupView, Holding, Holdings, Key, KeyView, Message, Notice, Op, Page, Record,
     Revision, SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, limits,
 };
+use keys::Keys;
 use session::Session;
 
 /// Keys in one [`Ledger::scan`] page.
@@ -36,14 +35,12 @@ const PAGE: usize = 4096;
 
 /// The authority of one group. See the [module](self) for the idea, and `ALGORITHM.md` for the argument.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(remote = "Self")]
 pub struct Ledger {
     revision: Revision,
     /// The last token that was issued.
     token: Token,
     group: GroupView,
-    /// Boxed because a tree's nodes are half empty where keys come in order, and a record is large.
-    keys: BTreeMap<Key, Box<Record>>,
+    keys: Keys,
     sessions: BTreeMap<SessionId, Session>,
     quarantined: u64,
     /// The newest batches, for readers that fell behind; see [`limits::CHANGE_LOG`].
@@ -146,7 +143,7 @@ impl Ledger {
 
     /// One record, as it is stored: an owner that has ended may still stand in it.
     pub fn record(&self, key: &Key) -> Option<&Record> {
-        self.keys.get(key).map(|record| &**record)
+        self.keys.get(key)
     }
 
     /// All sessions, the ended ones that still have keys in their name included.
@@ -167,7 +164,7 @@ impl Ledger {
         let Some(s) = self.sessions.get(&session).filter(|s| s.is_alive()) else {
             return Err(StoreError::SessionEnded);
         };
-        let holdings = s.keys.iter().filter_map(|key| self.record(key)).filter_map(holding).collect();
+        let holdings = s.keys.iter().filter_map(|place| self.keys.at(*place)).filter_map(holding).collect();
         Ok(Holdings { seq: s.seq, holdings })
     }
 
@@ -184,21 +181,22 @@ impl Ledger {
         Some(self.log.iter().skip(skip).cloned().collect())
     }
 
-    /// See [`Store::scan`](crate::Store::scan). The cursor is the last key of the page before.
+    /// See [`Store::scan`](crate::Store::scan). The cursor is the place at which the next page begins.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] where the cursor is not one that this returned.
     pub fn scan(&self, cursor: Option<&Cursor>) -> Result<Page, StoreError> {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let after = match cursor {
-            Some(Cursor(bytes)) => Some(Key::from_bytes(bytes).map_err(|e| StoreError::Corrupt(e.to_string()))?),
-            None => None,
+        let from = match cursor {
+            Some(Cursor(bytes)) => match bytes.as_slice().try_into() {
+                Ok(bytes) => u32::from_be_bytes(bytes),
+                Err(_) => return Err(StoreError::Corrupt("a cursor that is no place".into())),
+            },
+            None => 0,
         };
-        let from = after.as_ref().map_or(Unbounded, Excluded);
-        let keys: Vec<KeyView> =
-            self.keys.range::<Key, _>((from, Unbounded)).take(PAGE).map(|(_, record)| record.view.clone()).collect();
-        let next = keys.last().filter(|_| keys.len() == PAGE).map(|v| Cursor(v.key.as_str().as_bytes().to_vec()));
-        let sessions = if after.is_none() { self.sessions().cloned().collect() } else { Vec::new() };
+        let mut rest = self.keys.from(from);
+        let keys = rest.by_ref().take(PAGE).map(|(_, record)| record.view.clone()).collect();
+        let next = rest.next().map(|(place, _)| Cursor(place.to_be_bytes().to_vec()));
+        let sessions = if cursor.is_none() { self.sessions().cloned().collect() } else { Vec::new() };
         Ok(Page { revision: self.revision, group: self.group, sessions, keys, next })
     }
 
@@ -223,8 +221,8 @@ impl Ledger {
         if self.quarantined == 0 {
             return Vec::new();
         }
-        let quarantined = self.keys.values().filter(|record| record.view.state == State::Quarantined);
-        quarantined.take(limit).map(|record| record.view.key.clone()).collect()
+        let quarantined = self.keys.from(0).filter(|(_, record)| record.view.state == State::Quarantined);
+        quarantined.take(limit).map(|(_, record)| record.view.key.clone()).collect()
     }
 
     /// Runs `work`, and gives its changes one revision and its notices one message each.
@@ -253,16 +251,6 @@ impl Ledger {
         Message { seq, notices }
     }
 
-    /// Lets the tree, the record and the owner's set have one name between them again. The stored form spells it out for
-    /// each, and a replica that has read it would keep three copies for good.
-    fn share_names(&mut self) {
-        self.keys = mem::take(&mut self.keys).into_values().map(|record| (record.view.key.clone(), record)).collect();
-        for session in self.sessions.values_mut() {
-            let shared = |key| self.keys.get_key_value(&key).map_or(key, |(key, _)| key.clone());
-            session.keys = mem::take(&mut session.keys).into_iter().map(shared).collect();
-        }
-    }
-
     fn remember(&mut self, batch: Batch) {
         self.logged += batch.changes.len() as u64;
         self.log.push_back(batch);
@@ -271,21 +259,6 @@ impl Ledger {
                 self.logged -= oldest.changes.len() as u64;
             }
         }
-    }
-}
-
-impl Serialize for Ledger {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // The derived one.
-        Ledger::serialize(self, serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Ledger {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut ledger = Ledger::deserialize(deserializer)?;
-        ledger.share_names();
-        Ok(ledger)
     }
 }
 

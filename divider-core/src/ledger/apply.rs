@@ -1,6 +1,6 @@
 //! The rules, one function for each kind of op.
 
-use super::{Session, Tx, holding};
+use super::{Session, Tx, holding, keys::Place};
 use crate::{
     Blob, Change, GroupView, Key, Notice, Op, Outcome, Record, Refusal, Revision, SessionId, SessionView, State,
     StopReason, Term, Token, Work, limits,
@@ -101,8 +101,9 @@ impl Tx<'_> {
 
     fn add(&mut self, work: &Work) -> Decision {
         let Some(record) = self.ledger.keys.get_mut(&work.key) else {
-            self.ledger.keys.insert(work.key.clone(), Box::new(Record::new(work.clone())));
-            self.changed(&work.key);
+            let record = Record::new(work.clone());
+            self.changes.push(Change::Key(record.view.clone()));
+            self.ledger.keys.insert(record);
             return Ok(Outcome::Done);
         };
         let view = &mut record.view;
@@ -361,31 +362,33 @@ impl Tx<'_> {
 
     /// Puts a key into a state, keeps the sessions' and the group's counts right, and says so.
     fn set_state(&mut self, key: &Key, state: State) {
-        let Some(record) = self.ledger.keys.get_mut(key) else { return };
+        let Some(place) = self.ledger.keys.place(key) else { return };
+        let Some(record) = self.ledger.keys.at_mut(place) else { return };
         let before = std::mem::replace(&mut record.view.state, state);
-        self.recount(key, before, Some(state));
-        self.changed(key);
+        self.changes.push(Change::Key(record.view.clone()));
+        self.recount(place, before, Some(state));
         self.let_go(before, Some(state));
     }
 
     fn delete(&mut self, key: &Key) {
-        let Some(record) = self.ledger.keys.remove(key) else { return };
-        self.recount(key, record.view.state, None);
+        let Some(place) = self.ledger.keys.place(key) else { return };
+        let Some(record) = self.ledger.keys.remove(place) else { return };
+        self.recount(place, record.view.state, None);
         self.changes.push(Change::KeyGone(key.clone()));
         self.let_go(record.view.state, None);
     }
 
-    fn recount(&mut self, key: &Key, before: State, after: Option<State>) {
+    fn recount(&mut self, place: Place, before: State, after: Option<State>) {
         self.ledger.quarantined -= u64::from(before == State::Quarantined);
         self.ledger.quarantined += u64::from(after == Some(State::Quarantined));
         if let Some(s) = before.owner().and_then(|(session, _)| self.ledger.sessions.get_mut(&session)) {
-            s.keys.remove(key);
+            s.keys.remove(&place);
             s.stopping -= u64::from(matches!(before, State::Stopping { .. }));
         }
         if let Some(state) = after
             && let Some(s) = state.owner().and_then(|(session, _)| self.ledger.sessions.get_mut(&session))
         {
-            s.keys.insert(key.clone());
+            s.keys.insert(place);
             s.stopping += u64::from(matches!(state, State::Stopping { .. }));
         }
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Key, SessionView};
+use super::keys::Place;
+use crate::SessionView;
 
 /// A session that lives, or has ended with keys still in its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +16,7 @@ pub(super) struct Session {
     /// Number of the last alteration of its affinity.
     pub(super) altered: u64,
     /// All keys in its name.
-    pub(super) keys: BTreeSet<Key>,
+    pub(super) keys: BTreeSet<Place>,
     /// How many of them it has been asked to stop.
     pub(super) stopping: u64,
 }

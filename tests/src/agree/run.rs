@@ -437,9 +437,9 @@ impl<'a> Run<'a> {
         let reads = join4(store.stats(), store.quarantined(1000), store.quarantined(1), store.records(&self.keys));
         let (stats, quarantined, some, records) = reads.await;
         same("stats", &good("stats", stats)?, &self.ledger.stats())?;
-        let mut quarantined = good("a list", quarantined)?;
-        quarantined.sort();
-        same("quarantined", &quarantined, &self.ledger.quarantined(1000))?;
+        let all = |keys: Vec<Key>| keys.into_iter().collect::<BTreeSet<_>>();
+        let quarantined = all(good("a list", quarantined)?);
+        same("quarantined", &quarantined, &all(self.ledger.quarantined(1000)))?;
         same("some of the quarantined", &good("a list", some)?.len(), &quarantined.len().min(1))?;
         let expected = self.keys.iter().map(|key| self.ledger.record(key).cloned()).collect();
         same("records", &good("records", records)?, &expected)
@@ -447,8 +447,10 @@ impl<'a> Run<'a> {
 
     async fn compare_holdings(&self, session: SessionId) -> Result<(), String> {
         match (self.store.holdings(session).await, self.ledger.holdings(session)) {
-            (Ok(mut held), Ok(expected)) => {
-                held.holdings.sort_by(|a, b| a.key.cmp(&b.key));
+            (Ok(mut held), Ok(mut expected)) => {
+                for held in [&mut held, &mut expected] {
+                    held.holdings.sort_by(|a, b| a.key.cmp(&b.key));
+                }
                 same("holdings", &held, &expected)
             }
             (Err(StoreError::SessionEnded), Err(_)) => Ok(()),
