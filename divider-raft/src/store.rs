@@ -235,8 +235,10 @@ impl RaftStore {
     /// # Errors
     /// [`StoreError`] where a client cannot reach the cluster.
     pub async fn owner_of(&self, key: &Key) -> Result<Option<Owner>, StoreError> {
-        let running = self.running()?;
-        if let Some(member) = &running.router.member {
+        // Asked of every request that is routed, so the handle's own count of users is left alone.
+        if let Some(member) = self.cluster.running.read().as_ref().and_then(|running| running.router.member.as_ref())
+            && !self.closed.load(Ordering::Relaxed)
+        {
             return Ok(member.machine.with(&self.group, |ledger| crate::member::owner(ledger, key)));
         }
         match self.read(Query::Owners(vec![key.clone()])).await? {

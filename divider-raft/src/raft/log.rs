@@ -67,7 +67,7 @@ const MARK: &str = "log.mark";
 /// Format of what is in the tables.
 const VERSION: u8 = 1;
 /// The newest entries are kept in memory up to this many bytes.
-const CACHE_BYTES: usize = 32 << 20;
+const CACHE_BYTES: usize = 4 << 20;
 /// What redb may keep of the file in memory: little is ever read again.
 const PAGES_BYTES: usize = 16 << 20;
 /// Most bytes that one read gives to a sender, unless a single entry is larger.
