@@ -337,6 +337,14 @@ impl Leader {
         self.watches.beats(beats, now.mono);
     }
 
+    /// Takes in how long sessions have been silent before this leader watched them, which was read just before `now` and
+    /// after their beats.
+    pub fn silences(&mut self, silences: &[(SessionId, Duration)], now: Now) {
+        for (session, silent) in silences {
+            self.watches.silent_since(*session, now.mono - *silent);
+        }
+    }
+
     /// Takes in which sessions' connections the store has seen end, which was read just before `now`.
     pub fn gone(&mut self, gone: &[SessionId], now: Now) {
         self.watches.gone(gone, now.mono);

@@ -18,7 +18,7 @@
 //! - A new *lineage* (a store that may have forgotten something) ends every session and sets
 //!   [`GroupView::hold`] before anything else is applied.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::Stream;
@@ -91,6 +91,17 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// Only those of the connection.
     async fn gone(&self) -> Result<Vec<SessionId>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Living sessions of which the store can tell how long, at least, no renewal that counts was sent, and the join neither.
+    /// Asked for once by each new leader, whose own watches begin only then; with [`beats`](Self::beats) read before, since
+    /// a session that is renewed in between is not named. A store that cannot tell, as most cannot without a clock, knows
+    /// of none.
+    ///
+    /// # Errors
+    /// Only those of the connection.
+    async fn silences(&self) -> Result<Vec<(SessionId, Duration)>, StoreError> {
         Ok(Vec::new())
     }
 

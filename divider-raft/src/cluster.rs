@@ -14,7 +14,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use parking_lot::{Mutex, RwLock};
-use tokio::{runtime, sync::watch, task::JoinSet, time::Instant};
+use tokio::{
+    runtime,
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::Instant,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -27,7 +32,7 @@ use crate::{
     propose::Proposer,
     raft::{Identity, Log, Machine, Peer, Raft, Receiving, Refused, Snapshots},
     router::Router,
-    seeds, server,
+    seeds, server, succession,
     wire::{Answer, Call, Request, Status},
 };
 
@@ -147,6 +152,7 @@ impl Running {
             receiving: Receiving::default(),
             locals: Mutex::default(),
             place,
+            leader_left: Notify::new(),
         });
         if let Some(listener) = listener {
             tracing::info!(target: TARGET, member = %member.me, "listens");
@@ -155,6 +161,7 @@ impl Running {
         let router = Arc::new(Router::new(config, Some(member.clone()), links));
         tasks.spawn(settle(member.clone(), router.clone(), joining));
         tasks.spawn(watch_leadership(member.clone()));
+        tasks.spawn(succession::watch(member.clone()));
         tasks.spawn(keep_house(member));
         Ok((router, tasks, joined))
     }

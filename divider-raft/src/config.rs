@@ -22,7 +22,7 @@ use crate::{
 /// | `seeds`, `seed_names` | none |
 /// | `security` | unset: must be chosen where `listen` or seeds are |
 /// | `heartbeat` | 100 ms |
-/// | `election` | 200 to 400 ms, after a leader's own lease of 400 ms |
+/// | `election` | 250 to 300 ms, after a leader's own lease of 300 ms |
 /// | `call_time_limit` | 1 s |
 /// | `open_time_limit` | 10 s |
 /// | `snapshot_every` | 20,000 entries |
@@ -55,7 +55,8 @@ pub struct RaftConfig {
     /// How often a leader makes itself heard; 10 ms to 10 s.
     pub heartbeat: Duration,
     /// A follower that has not heard of the leader for the second and then for a random time between both stands for
-    /// election. At least twice the heartbeat.
+    /// election. At least twice the heartbeat. Where a leader's process has died, and its machine says so by refusing
+    /// connections, the second alone is waited for.
     pub election: (Duration, Duration),
     /// How long a call to the store may take; choose it well below the lease.
     pub call_time_limit: Duration,
@@ -112,7 +113,7 @@ impl Default for RaftConfig {
             seed_names: Vec::new(),
             security: Security::Unset,
             heartbeat: Duration::from_millis(100),
-            election: (Duration::from_millis(200), Duration::from_millis(400)),
+            election: (Duration::from_millis(250), Duration::from_millis(300)),
             call_time_limit: Duration::from_secs(1),
             open_time_limit: Duration::from_secs(10),
             snapshot_every: 20_000,

@@ -3,7 +3,7 @@
 //! A program of a later version must read them as they are: what fails here breaks rolling upgrades. New variants are
 //! recorded by running the test with `DIVIDER_RECORD=1`, which only ever adds lines.
 
-use std::{collections::BTreeMap, fmt::Debug, fmt::Write as _, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt::Debug, fmt::Write as _, path::Path, sync::Arc, time::Duration};
 
 use divider_core::{
     Applied, Batch, Beat, Blob, Change, Claim, Cursor, Group, GroupView, Hint, Holding, Holdings, Key, KeyView, Ledger,
@@ -372,6 +372,7 @@ fn calls(book: &mut Book) {
         Call::Leave { id: 1 },
         Call::Promote { id: 2 },
         Call::Replace { old: 3, new: 4 },
+        Call::Silences { group: group.clone() },
     ];
     book.values("call", &calls.into_iter().map(Request::Call).collect::<Vec<_>>());
     let topics = [Topic::Session(session), Topic::Group];
@@ -419,6 +420,7 @@ fn answers(book: &mut Book) {
         Answer::Keys(vec![key()]),
         Answer::Status(status),
         Answer::Owners(vec![Some(owner), None]),
+        Answer::Silences(vec![(session(), Duration::from_millis(300))]),
     ];
     book.values("answer", &answers);
     book.values("hint", &hints());
@@ -444,7 +446,7 @@ fn raft_calls(book: &mut Book) {
         RaftAnswer::Append(AppendEntriesResponse::PartialSuccess(Some(log_id()))),
         RaftAnswer::Append(AppendEntriesResponse::Conflict),
         RaftAnswer::Append(AppendEntriesResponse::HigherVote(vote)),
-        RaftAnswer::Vote(VoteResponse { vote, vote_granted: true, last_log_id: Some(log_id()) }),
+        RaftAnswer::Vote(VoteResponse { vote, vote_granted: true, last_log_id: Some(log_id()) }, 300),
         RaftAnswer::Taken,
         RaftAnswer::Installed(vote),
         RaftAnswer::Failed("f".into()),

@@ -35,6 +35,7 @@ mod seeds;
 mod server;
 mod store;
 mod subscribe;
+mod succession;
 #[cfg(feature = "tls")]
 mod tls;
 mod url;

@@ -11,7 +11,10 @@ use divider_core::{
     Batch, Change, Claim, Group, Key, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
 };
 use parking_lot::{Mutex, RwLock};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
 use uuid::Uuid;
 
 use crate::{
@@ -48,6 +51,8 @@ pub(crate) struct Member {
     /// Sessions of this process, and when they were last heard of, whoever led then.
     pub(crate) locals: Mutex<HashMap<SessionId, Instant>>,
     pub(crate) place: Place,
+    /// Told when a connection of the leader has ended.
+    pub(crate) leader_left: Notify,
 }
 
 impl Member {
@@ -136,11 +141,14 @@ impl Member {
                 resigned.map(|_| Answer::Done)
             }
             Call::Beats { group } => {
-                let alive: Vec<SessionId> = self.machine.with(&group, |ledger| {
-                    ledger.sessions().filter(|view| view.ended.is_none()).map(|view| view.session).collect()
-                });
                 let beat = |session| (session, self.machine.reign.beat(view.term, &group, session));
-                Ok(Answer::Beats(alive.into_iter().map(beat).collect()))
+                Ok(Answer::Beats(self.alive(&group).into_iter().map(beat).collect()))
+            }
+            Call::Silences { group } => {
+                let before = self.raft.silence_before(view.term);
+                let unheard = self.machine.reign.unheard(view.term, &group, self.alive(&group));
+                let silent = |before: Duration| unheard.into_iter().map(|session| (session, before)).collect();
+                Ok(Answer::Silences(before.map_or_else(Vec::new, silent)))
             }
             Call::Confirm => self.confirmer.confirm().await.map(Answer::Index),
             Call::Read { group, query } => {
@@ -157,6 +165,14 @@ impl Member {
             Err(Fault::NotLeader(None)) => Err(self.not_leader(&self.raft.view())),
             answer => answer,
         }
+    }
+
+    /// The living sessions of a group.
+    fn alive(&self, group: &Group) -> Vec<SessionId> {
+        let alive = |ledger: &Ledger| {
+            ledger.sessions().filter(|view| view.ended.is_none()).map(|view| view.session).collect()
+        };
+        self.machine.with(group, alive)
     }
 
     fn not_leader(&self, view: &View) -> Fault {

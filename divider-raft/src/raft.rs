@@ -3,6 +3,7 @@
 mod log;
 mod network;
 mod quorum;
+mod silence;
 mod snapshot;
 mod state;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::{
 
 use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy, error::ClientWriteError, error::RaftError};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 pub(crate) use log::{Identity, Log};
 #[cfg(any(test, feature = "fuzzing"))]
@@ -111,6 +113,7 @@ pub(crate) struct Raft {
     id: u64,
     log: Log,
     quorum: quorum::Quorum,
+    silence: silence::Silence,
     /// Set when it begins to hand over: nothing new is to be decided here.
     ending: Arc<AtomicBool>,
 }
@@ -147,12 +150,19 @@ impl Raft {
         };
         let settings = settings.validate().map_err(|error| Refused::Unavailable(error.to_string()))?;
         let quorum = quorum::Quorum::default();
-        let network = network::Network::new(links, log.clone(), quorum.clone(), config.ground.clone());
+        let silence = silence::Silence::default();
+        let network = network::Network {
+            links,
+            log: log.clone(),
+            quorum: quorum.clone(),
+            silence: silence.clone(),
+            ground: config.ground.clone(),
+        };
         let machine = MachineHandle { machine, log: log.clone() };
         let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.metrics(), config.election.1.mul_f64(1.5)));
-        Ok(Self { raft, id, log, quorum, ending: Arc::default() })
+        Ok(Self { raft, id, log, quorum, silence, ending: Arc::default() })
     }
 
     pub(crate) fn is_ending(&self) -> bool {
@@ -209,6 +219,7 @@ impl Raft {
 
     /// Has an entry decided. A caller that gives up waiting does not know whether it was.
     pub(crate) async fn propose(&self, command: Command) -> Result<Reply, Refused> {
+        self.silence.breaks();
         match self.raft.client_write(command).await {
             Ok(response) => Ok(response.data),
             Err(error) => Err(error.into()),
@@ -218,12 +229,28 @@ impl Raft {
     /// Confirms with a quorum that this member leads *now*, and returns the index up to which a reader must have applied
     /// to see everything that was acknowledged before the call.
     pub(crate) async fn confirm(&self) -> Result<u64, Refused> {
+        self.silence.breaks();
         match self.raft.get_read_log_id().await {
             // What is not on this disk yet has been acknowledged to nobody, so nobody has to wait for it.
             Ok((read, _)) => Ok(read.map_or(0, |read| self.log.durable_until(read).unwrap_or(read).index)),
             Err(error) if error.forward_to_leader().is_some() => Err(Refused::NotLeader),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// When this member last heard of a leader, or led.
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.silence.last()
+    }
+
+    /// Stands for election, unless it leads. Only fails where Raft has stopped.
+    pub(crate) async fn stand(&self) -> bool {
+        self.raft.trigger().elect().await.is_ok()
+    }
+
+    /// For how long, at least, no renewal that any leader before this one counted was sent. `None` where that is not known.
+    pub(crate) fn silence_before(&self, term: u64) -> Option<Duration> {
+        self.silence.before(term)
     }
 
     pub(crate) async fn is_initialized(&self) -> bool {

@@ -141,6 +141,19 @@ impl Reign {
         inner.beat(group, session)
     }
 
+    /// Which of these sessions have been renewed by nobody in this reign, and have not joined in it: none where another one
+    /// has begun.
+    pub(crate) fn unheard(&self, term: u64, group: &Group, mut sessions: Vec<SessionId>) -> Vec<SessionId> {
+        let mut inner = self.inner.lock();
+        inner.enter(term);
+        let beats = inner.groups.get(group);
+        let heard = |session: &SessionId| {
+            beats.is_some_and(|beats| beats.beats.contains_key(session) || beats.joined.contains(session))
+        };
+        sessions.retain(|session| inner.term == term && !heard(session));
+        sessions
+    }
+
     /// The term whose beats are kept here, at least `term`.
     pub(crate) fn enter(&self, term: u64) -> u64 {
         let mut inner = self.inner.lock();

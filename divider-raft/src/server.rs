@@ -11,6 +11,7 @@ use tokio::{
 use crate::{
     ground::{Listener, Stream},
     member::Member,
+    succession::Presence,
     wire::{self, Answer, Fault, Frame, Hello, Request, Welcome},
 };
 
@@ -66,6 +67,7 @@ async fn serve(stream: Stream, member: &Arc<Member>, newcomers: &Semaphore) -> i
     };
     let late = |_| io::Error::other("no handshake in time");
     let (stream, hello) = tokio::time::timeout(HANDSHAKE, handshake).await.map_err(late)??;
+    let _presence = hello.from.as_ref().map(|from| Presence::new(member, from.id));
     let (reading, mut writing) = tokio::io::split(stream);
     let (outbox, mut frames) = mpsc::channel::<Vec<u8>>(256);
     let mut tasks = JoinSet::new();

@@ -456,6 +456,13 @@ impl Store for RaftStore {
         }
     }
 
+    async fn silences(&self) -> Result<Vec<(SessionId, Duration)>, StoreError> {
+        match self.call(Call::Silences { group: self.group.clone() }, Class::Beats, true).await? {
+            Answer::Silences(silences) => Ok(silences),
+            _ => Err(unexpected()),
+        }
+    }
+
     async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
         match self.read(Query::Holdings(session)).await? {
             Answer::Holdings(holdings) => Ok(holdings),

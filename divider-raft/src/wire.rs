@@ -8,7 +8,7 @@
 //!
 //! Variants and fields are only ever appended; recorded bytes of the first version are kept as fixtures.
 
-use std::io;
+use std::{io, time::Duration};
 
 use divider_core::{
     Applied, Batch, Beat, Claim, Cursor, Group, Hint, Holdings, Key, NodeId, Op, Page, Record, Revision, SessionId,
@@ -197,6 +197,11 @@ pub(crate) enum Call {
         /// Who takes its place.
         new: u64,
     },
+    /// See [`Store::silences`](divider_core::Store::silences).
+    Silences {
+        /// Which group.
+        group: Group,
+    },
 }
 
 /// What can be read of a group.
@@ -254,6 +259,8 @@ pub(crate) enum Answer {
     Status(Status),
     /// Of a read.
     Owners(Vec<Option<Owner>>),
+    /// Which sessions have been silent for how long.
+    Silences(Vec<(SessionId, Duration)>),
 }
 
 /// Who owns a key.

@@ -252,6 +252,10 @@ impl<S: Store> Store for FaultyStore<S> {
         self.call(Call::Beats, self.store.gone()).await
     }
 
+    async fn silences(&self) -> Result<Vec<(SessionId, Duration)>, StoreError> {
+        self.call(Call::Beats, self.store.silences()).await
+    }
+
     async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
         self.call(Call::Holdings, self.store.holdings(session)).await
     }

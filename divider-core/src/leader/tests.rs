@@ -288,6 +288,23 @@ fn a_new_leader_starts_every_watch_afresh_but_the_old_leaders_own() {
 }
 
 #[test]
+fn a_silence_that_the_store_knows_of_counts_for_a_new_leader() {
+    let mut group = Group::new(config());
+    let [a, b, c] = ["a", "b", "c"].map(|name| group.session(name, 1000, None));
+    group.depose(config(), None);
+    let ms = |ms: u32| Duration::from_millis(ms.into());
+    group.leader.silences(&[(a, ms(LEASE_MS - 100)), (b, ms(LEASE_MS - 100))], group.now);
+    group.pass(99, &[]);
+    assert!(group.ledger.is_alive(a), "its lease is not over yet");
+    group.beats.renew(b);
+    group.leader.beats(&[(a, Beat(0)), (b, Beat(1)), (c, Beat(0))], group.now);
+    group.pass(1, &[]);
+    assert!(!group.ledger.is_alive(a), "a lease after it was last heard of, whoever led then");
+    assert!(group.ledger.is_alive(b), "it has been renewed since");
+    assert!(group.ledger.is_alive(c), "the store knows nothing of it");
+}
+
+#[test]
 fn grants_are_held_back_for_a_lease_in_a_new_lineage() {
     let mut group = Group::new(config());
     let effects = group.ledger.new_lineage();

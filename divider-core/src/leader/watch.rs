@@ -1,7 +1,7 @@
 //! Who has been silent for how long, on this node's own clock.
 //!
-//! A watch starts when this leader first sees a session, not when the session last renewed: the leader cannot know that.
-//! So a lease is always granted in full, and never cut short by the clock of another machine.
+//! A watch starts when this leader first sees a session, not when the session last renewed: the leader cannot know that,
+//! unless the store can tell that it was silent before. So a lease is always granted in full, and never cut short.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -67,6 +67,13 @@ impl Watches {
             {
                 *watch = Watch::new(*beat, now, watch.lease);
             }
+        }
+    }
+
+    /// The store knows that the beat which is watched has stood still for longer than it was watched.
+    pub(super) fn silent_since(&mut self, session: SessionId, since: Instant) {
+        if let Some(watch) = self.watches.get_mut(&session) {
+            watch.since = watch.since.min(since);
         }
     }
 

@@ -235,6 +235,9 @@ impl Reign<'_> {
         self.catch_up().await?;
         self.leader.loaded();
         self.beats().await;
+        if let Ok(silences) = self.shared.observer.call("silences", self.shared.store.silences()).await {
+            self.leader.silences(&silences, self.shared.now());
+        }
         tracing::info!(
             target: target::LEADER, node = %self.shared.config.node, counts = ?self.leader.counts(),
             took = ?self.shared.clock.now().since(began), "knows the group"

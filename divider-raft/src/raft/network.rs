@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
-use super::{Log, LogId, Machine, Peer, Raft, SnapshotMeta, Types, Vote, quorum::Quorum, snapshot};
+use super::{Log, LogId, Machine, Peer, Raft, SnapshotMeta, Types, Vote, quorum::Quorum, silence::Silence, snapshot};
 use crate::{
     ground::Ground,
     link::{Class, LinkError, Links, Target},
@@ -74,8 +74,8 @@ pub(crate) enum RaftRequest {
 pub(crate) enum RaftAnswer {
     /// Of an append.
     Append(AppendEntriesResponse<u64>),
-    /// Of a vote.
-    Vote(VoteResponse<u64>),
+    /// Of a vote, and how many milliseconds ago the voter last took part in an earlier leadership.
+    Vote(VoteResponse<u64>, u64),
     /// Of a snapshot's beginning, of its chunks, and of a leader that ends.
     Taken,
     /// Of a snapshot's end: the receiver's vote.
@@ -101,7 +101,7 @@ impl Clone for RaftAnswer {
             Self::Append(AppendEntriesResponse::HigherVote(vote)) => {
                 Self::Append(AppendEntriesResponse::HigherVote(*vote))
             }
-            Self::Vote(vote) => Self::Vote(vote.clone()),
+            Self::Vote(vote, ago) => Self::Vote(vote.clone(), *ago),
             Self::Taken => Self::Taken,
             Self::Installed(vote) => Self::Installed(*vote),
             Self::Failed(problem) => Self::Failed(problem.clone()),
@@ -125,6 +125,7 @@ impl Raft {
         let failed = |error: &dyn std::fmt::Display| RaftAnswer::Failed(error.to_string());
         match request {
             RaftRequest::Append(request) => {
+                self.silence.breaks();
                 let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
                 let answer = match self.raft.append_entries(request).await {
                     Ok(answer) => answer,
@@ -141,12 +142,11 @@ impl Raft {
                     Err(error) => failed(&error),
                 }
             }
-            RaftRequest::TakeOver => match self.raft.trigger().elect().await {
-                Ok(()) => RaftAnswer::Taken,
-                Err(error) => failed(&error),
-            },
+            RaftRequest::TakeOver if self.stand().await => RaftAnswer::Taken,
+            RaftRequest::TakeOver => failed(&"Raft has stopped"),
             RaftRequest::Vote(request) => match self.raft.vote(request).await {
-                Ok(answer) => RaftAnswer::Vote(answer),
+                // Less than a millisecond is not told: a silence must not look longer than it is.
+                Ok(answer) => RaftAnswer::Vote(answer, self.silence.last().elapsed().as_millis() as u64),
                 Err(error) => failed(&error),
             },
             RaftRequest::SnapshotBegin { stream, vote, meta } => match machine.receive() {
@@ -221,37 +221,28 @@ impl Raft {
 }
 
 /// Makes a [`Line`] to each member.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Network {
-    links: Arc<Links>,
-    log: Log,
-    quorum: Quorum,
-    ground: Arc<dyn Ground>,
-}
-
-impl Network {
-    pub(super) fn new(links: Arc<Links>, log: Log, quorum: Quorum, ground: Arc<dyn Ground>) -> Self {
-        Self { links, log, quorum, ground }
-    }
+    pub(super) links: Arc<Links>,
+    pub(super) log: Log,
+    pub(super) quorum: Quorum,
+    pub(super) silence: Silence,
+    pub(super) ground: Arc<dyn Ground>,
 }
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Line;
 
     async fn new_client(&mut self, _: u64, peer: &Peer) -> Line {
-        let (links, log, quorum) = (self.links.clone(), self.log.clone(), self.quorum.clone());
-        Line { links, target: Target::member(peer), log, quorum, ground: self.ground.clone(), sent: None }
+        Line { network: self.clone(), target: Target::member(peer), sent: None }
     }
 }
 
 /// Raft's calls to one member.
 #[derive(Debug)]
 pub(super) struct Line {
-    links: Arc<Links>,
+    network: Network,
     target: Target,
-    log: Log,
-    quorum: Quorum,
-    ground: Arc<dyn Ground>,
     /// Entries that are on their way, perhaps for longer than openraft waits.
     sent: Option<Sent>,
 }
@@ -266,12 +257,12 @@ struct Sent {
 
 impl Line {
     async fn call(&self, class: Class, request: RaftRequest, limit: Duration) -> Result<RaftAnswer, LinkError> {
-        raft_answer(self.links.call(&self.target, class, &Request::Raft(request), limit).await?)
+        raft_answer(self.network.links.call(&self.target, class, &Request::Raft(request), limit).await?)
     }
 
     /// Sends entries or a heartbeat, and goes on to wait for the answer when the caller does not any more.
     fn append(&self, request: AppendEntriesRequest<Types>) -> JoinHandle<Result<RaftAnswer, LinkError>> {
-        let (links, target, quorum) = (self.links.clone(), self.target.clone(), self.quorum.clone());
+        let (links, quorum, target) = (self.network.links.clone(), self.network.quorum.clone(), self.target.clone());
         tokio::spawn(async move {
             let request = Request::Raft(RaftRequest::Append(request));
             let answer = raft_answer(links.call(&target, Class::Raft, &request, APPEND).await?)?;
@@ -338,16 +329,16 @@ impl RaftNetwork<Types> for Line {
         mut request: AppendEntriesRequest<Types>,
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
-        if self.quorum.is_silent() {
+        if self.network.quorum.is_silent() {
             return Err(rpc(LinkError::NotSent("no quorum answers, so this leader is silent".into())));
         }
         if let Some(commit) = request.leader_commit {
             if request.entries.is_empty() {
                 // Most often this disk is about as fast as the others', and followers should not have to wait for the next
                 // heartbeat to hear of it. What comes of it is seen below.
-                let _ = tokio::time::timeout(DISK, self.log.durable(commit.index)).await;
+                let _ = tokio::time::timeout(DISK, self.network.log.durable(commit.index)).await;
             }
-            request.leader_commit = self.log.durable_until(commit);
+            request.leader_commit = self.network.log.durable_until(commit);
         }
         let answer =
             if request.entries.is_empty() { ended(self.append(request).await) } else { self.send(request).await };
@@ -358,8 +349,15 @@ impl RaftNetwork<Types> for Line {
     }
 
     async fn vote(&mut self, request: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, CallError> {
+        let term = request.vote.leader_id().term;
+        self.network.silence.stands(term);
         match self.call(Class::Raft, RaftRequest::Vote(request), option.hard_ttl()).await.map_err(rpc)? {
-            RaftAnswer::Vote(answer) => Ok(answer),
+            RaftAnswer::Vote(answer, ago) => {
+                if answer.vote_granted {
+                    self.network.silence.voted(term, Duration::from_millis(ago));
+                }
+                Ok(answer)
+            }
             _ => Err(unexpected()),
         }
     }
@@ -378,7 +376,7 @@ impl RaftNetwork<Types> for Line {
                 LinkError::NotSent(_) => StreamingError::Unreachable(Unreachable::new(&error)),
                 _ => StreamingError::Network(NetworkError::new(&error)),
             };
-            let stream = (self.ground.draw() >> 64) as u64;
+            let stream = (self.network.ground.draw() >> 64) as u64;
             let begin = RaftRequest::SnapshotBegin { stream, vote, meta: snapshot.meta };
             self.call(Class::Bulk, begin, limit).await.map_err(lost)?;
             let mut content = snapshot::chunks(&snapshot.snapshot).map_err(io)?;

@@ -1,0 +1,103 @@
+//! Since when no earlier leader can have counted a renewal.
+//!
+//! # Why a new leader may know
+//! A renewal counts once the leader has confirmed its leadership with a quorum after the renewal had come in. So whoever
+//! takes part in that has heard of that leader after the renewal was sent: by an append, or by leading itself. An election
+//! is won with the votes of a quorum, each of them says how long ago its voter last took part, and nobody takes part in an
+//! older term after it has voted. As two quorums have a member in common, nothing that any earlier leader counted was sent
+//! after the latest of these moments; nor was a join that the new leader's log has from an earlier one.
+//!
+//! So the new leader need not give every session a whole lease from its election on: those that it has not heard of itself
+//! have been silent since that moment at least. Without that, a dead node's keys would wait for an election and a lease.
+//!
+//! Times are told as how long ago they were, on clocks that may stand still in suspend: both can only make a silence look
+//! shorter.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// What a member knows of it. Clones look at the same.
+#[derive(Clone, Debug)]
+pub(super) struct Silence(Arc<Mutex<Known>>);
+
+#[derive(Debug)]
+struct Known {
+    /// When this member last took part in somebody's leadership, its own included. It may have until it started.
+    last: Instant,
+    /// The latest such moment among those who voted for this member, and in which term.
+    votes: Option<(u64, Instant)>,
+}
+
+impl Default for Silence {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Known { last: Instant::now(), votes: None })))
+    }
+}
+
+impl Silence {
+    /// This member is about to take part: said before, so that no vote that is asked for in between leaves it out.
+    pub(super) fn breaks(&self) {
+        self.0.lock().last = Instant::now();
+    }
+
+    /// When this member last took part.
+    pub(super) fn last(&self) -> Instant {
+        self.0.lock().last
+    }
+
+    /// This member stands for election in `term`, and has voted for itself.
+    pub(super) fn stands(&self, term: u64) {
+        let mut known = self.0.lock();
+        let last = known.last;
+        known.vote(term, last);
+    }
+
+    /// Somebody votes for this member in `term` who last took part so long ago.
+    pub(super) fn voted(&self, term: u64, ago: Duration) {
+        let now = Instant::now();
+        self.0.lock().vote(term, now.checked_sub(ago).unwrap_or(now));
+    }
+
+    /// How long there has been silence at least, for the leader of `term`. `None` where it leads without having asked for
+    /// votes: there is nobody else.
+    pub(super) fn before(&self, term: u64) -> Option<Duration> {
+        self.0.lock().votes.filter(|(of, _)| *of == term).map(|(_, last)| last.elapsed())
+    }
+}
+
+impl Known {
+    fn vote(&mut self, term: u64, last: Instant) {
+        self.votes = match self.votes {
+            Some((of, _)) if of > term => return,
+            Some((of, known)) if of == term => Some((term, known.max(last))),
+            _ => Some((term, last)),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_lasts_since_the_latest_moment_of_all_who_voted() {
+        let silence = Silence::default();
+        let ms = Duration::from_millis;
+        assert_eq!(silence.before(1), None);
+        tokio::time::advance(ms(1000)).await;
+        silence.stands(3);
+        silence.voted(3, ms(200));
+        silence.voted(3, ms(700));
+        assert_eq!(silence.before(3), Some(ms(200)));
+        // It leads now, and takes part in that: what was before stays.
+        tokio::time::advance(ms(50)).await;
+        silence.breaks();
+        assert_eq!(silence.before(3), Some(ms(250)));
+        assert_eq!((silence.before(2), silence.before(4)), (None, None));
+        silence.stands(4);
+        silence.voted(3, ms(0));
+        assert_eq!(silence.before(4), Some(ms(0)), "it led itself until it stood again");
+    }
+}
