@@ -10,7 +10,14 @@
 //! Only the first of the list may found a cluster, and only once *all* others have said that they have none. So two can
 //! never be founded side by side, also not when the first one's disk was wiped.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use divider_core::StoreError;
 use parking_lot::{Mutex, RwLock};
@@ -166,16 +173,26 @@ impl Running {
         Ok((router, tasks, joined))
     }
 
-    /// Waits until this process has a leader to turn to.
+    /// Waits until this process has a leader to turn to, and has applied what was decided before that: a node hears of its
+    /// keys from its own replica, so what it were given until that has caught up would run nowhere.
     pub(crate) async fn ready(&self) -> Result<(), StoreError> {
         let limit = self.router.config.open_time_limit;
         let mut joined = self.joined.clone();
         let router = self.router.clone();
+        let led = Arc::new(AtomicBool::new(false));
+        let leads = led.clone();
         let ready = self.handle.spawn(async move {
             // The sender lives until it has said so.
             let _ = joined.wait_for(Result::is_ok).await;
-            while router.call(Call::Confirm, Class::Calls, true).await.is_err() {
+            let index = loop {
+                if let Ok(Answer::Index(index)) = router.call(Call::Confirm, Class::Calls, true).await {
+                    break index;
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            if let Some(member) = &router.member {
+                leads.store(true, Ordering::Relaxed);
+                member.machine.reached(index).await;
             }
         });
         let stop = ready.abort_handle();
@@ -185,6 +202,9 @@ impl Running {
             Err(_) => {
                 stop.abort();
                 let why = match &*self.joined.borrow() {
+                    Ok(()) if led.load(Ordering::Relaxed) => {
+                        "this member has not caught up with the leader yet: try again, it goes on meanwhile".into()
+                    }
                     Ok(()) => {
                         "no leader is known yet: are enough voters running, and can they reach each other?".into()
                     }
