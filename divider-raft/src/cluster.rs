@@ -37,7 +37,7 @@ use crate::{
     link::{Class, Dialer, Links, Target},
     member::Member,
     propose::Proposer,
-    raft::{Identity, Log, Machine, Peer, Raft, Receiving, Refused, Snapshots},
+    raft::{Identity, Log, Machine, Peer, Raft, Receiving, Refused, Snapshots, View},
     router::Router,
     seeds, server, succession,
     wire::{Answer, Call, Request, Status},
@@ -463,46 +463,52 @@ async fn watch_leadership(member: Arc<Member>) {
 async fn keep_house(member: Arc<Member>) {
     let mut heard: HashMap<u64, Instant> = HashMap::new();
     loop {
-        tokio::time::sleep(ROUND).await;
+        let changed = member.raft.changes();
         let view = member.raft.view();
-        if !view.leads {
+        let waiting = view.members.values().any(|(peer, votes)| peer.wants_vote && !votes);
+        if view.leads && (waiting || member.config.replace_dead_after.is_some()) {
+            look_after(&member, &view, &mut heard).await;
+            tokio::time::sleep(ROUND).await;
+        } else {
             heard.clear();
-            continue;
+            changed.await;
         }
-        let last = member.raft.last_log_index();
-        let replicated = member.raft.replicated().unwrap_or_default();
-        let near = |id: &u64| replicated.get(id).copied().flatten().is_some_and(|index| index + NEAR >= last);
-        let voters: Vec<u64> = view.members.iter().filter(|(_, (_, votes))| *votes).map(|(id, _)| *id).collect();
-        let learners = view.members.iter().filter(|(id, (_, votes))| !votes && near(id));
-        let mut candidates = learners.map(|(id, (peer, _))| (*id, peer.wants_vote)).collect::<Vec<_>>();
-        let room = member.config.voters.saturating_sub(voters.len());
-        let promoted: Vec<u64> = candidates.iter().filter(|(_, wants)| *wants).map(|(id, _)| *id).take(room).collect();
-        if !promoted.is_empty() {
-            let all = voters.iter().chain(&promoted).copied().collect();
-            if member.raft.set_voters(all).await.is_ok() {
-                tracing::info!(target: TARGET, ?promoted, "vote from now on");
-            }
-            continue;
+    }
+}
+
+async fn look_after(member: &Arc<Member>, view: &View, heard: &mut HashMap<u64, Instant>) {
+    let last = member.raft.last_log_index();
+    let replicated = member.raft.replicated().unwrap_or_default();
+    let near = |id: &u64| replicated.get(id).copied().flatten().is_some_and(|index| index + NEAR >= last);
+    let voters: Vec<u64> = view.members.iter().filter(|(_, (_, votes))| *votes).map(|(id, _)| *id).collect();
+    let learners = view.members.iter().filter(|(id, (_, votes))| !votes && near(id));
+    let mut candidates = learners.map(|(id, (peer, _))| (*id, peer.wants_vote)).collect::<Vec<_>>();
+    let room = member.config.voters.saturating_sub(voters.len());
+    let promoted: Vec<u64> = candidates.iter().filter(|(_, wants)| *wants).map(|(id, _)| *id).take(room).collect();
+    if !promoted.is_empty() {
+        let all = voters.iter().chain(&promoted).copied().collect();
+        if member.raft.set_voters(all).await.is_ok() {
+            tracing::info!(target: TARGET, ?promoted, "vote from now on");
         }
-        let Some(limit) = member.config.replace_dead_after else { continue };
-        look_around(&member, &view, &mut heard).await;
-        let now = Instant::now();
-        let dead = voters
-            .iter()
-            .find(|id| **id != member.me.id && now.duration_since(*heard.entry(**id).or_insert(now)) >= limit);
-        candidates.sort_by_key(|(_, wants)| !wants);
-        if let (Some(dead), Some((new, _))) = (dead, candidates.first()) {
-            let call = Call::Replace { old: *dead, new: *new };
-            match member.call(call, true).await {
-                Ok(_) => tracing::warn!(target: TARGET, dead, new, "replaced a dead voter"),
-                Err(fault) => tracing::warn!(target: TARGET, dead, ?fault, "could not replace a dead voter yet"),
-            }
+        return;
+    }
+    let Some(limit) = member.config.replace_dead_after else { return };
+    look_around(member, view, heard).await;
+    let now = Instant::now();
+    let dead =
+        voters.iter().find(|id| **id != member.me.id && now.duration_since(*heard.entry(**id).or_insert(now)) >= limit);
+    candidates.sort_by_key(|(_, wants)| !wants);
+    if let (Some(dead), Some((new, _))) = (dead, candidates.first()) {
+        let call = Call::Replace { old: *dead, new: *new };
+        match member.call(call, true).await {
+            Ok(_) => tracing::warn!(target: TARGET, dead, new, "replaced a dead voter"),
+            Err(fault) => tracing::warn!(target: TARGET, dead, ?fault, "could not replace a dead voter yet"),
         }
     }
 }
 
 /// Asks the voters for a sign of life.
-async fn look_around(member: &Arc<Member>, view: &crate::raft::View, heard: &mut HashMap<u64, Instant>) {
+async fn look_around(member: &Arc<Member>, view: &View, heard: &mut HashMap<u64, Instant>) {
     let mut asking = JoinSet::new();
     for (id, (peer, votes)) in &view.members {
         if *votes && *id != member.me.id {

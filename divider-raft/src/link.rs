@@ -37,8 +37,10 @@ use crate::{
 const DIAL: Duration = Duration::from_secs(2);
 /// After a dial that failed, others fail at once for this long.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
-/// How often a quiet link is asked for a sign of life.
+/// A link on which nothing has been heard for this long is asked for a sign of life.
 const PING: Duration = Duration::from_secs(1);
+/// And one on which nothing has been sent for this long gives one: the other side ends it after 10 s.
+const QUIET: Duration = Duration::from_secs(3);
 /// A link from which nothing came for this long is dead.
 const SILENCE: Duration = Duration::from_millis(3500);
 /// Frames that wait to be sent.
@@ -404,14 +406,20 @@ async fn write(
 ) -> io::Result<()> {
     let mut pings = tokio::time::interval(PING);
     let mut batch = Vec::new();
+    let mut sent = 0;
     loop {
         batch.clear();
         tokio::select! {
             // However much there is to send, silence is noticed.
             biased;
             _ = pings.tick() => {
-                if millis(born).saturating_sub(heard.load(Ordering::Relaxed)) > millis_of(SILENCE) {
+                let now = millis(born);
+                let silent = now.saturating_sub(heard.load(Ordering::Relaxed));
+                if silent > millis_of(SILENCE) {
                     return Err(io::Error::other("nothing was heard for too long"));
+                }
+                if silent < millis_of(PING) && now.saturating_sub(sent) < millis_of(QUIET) {
+                    continue;
                 }
                 batch.extend(Frame::Ping.to_bytes()?);
             }
@@ -426,6 +434,7 @@ async fn write(
         {
             batch.extend(frame);
         }
+        sent = millis(born);
         // A peer that takes nothing in is as good as one that says nothing.
         match tokio::time::timeout(SILENCE, async {
             writing.write_all(&batch).await?;

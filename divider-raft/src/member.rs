@@ -31,6 +31,8 @@ use crate::{
 
 /// About how many bytes of changes go into one answer.
 const CHANGES_BYTES: usize = 1 << 20;
+/// A renewal may wait for others for this part of the lease: a tenth of the time between two.
+const RENEWAL: u32 = 40;
 /// A session of this process that was not heard of for this long is none any more.
 const LOCAL: Duration = Duration::from_secs(10);
 
@@ -169,9 +171,8 @@ impl Member {
 
     /// The living sessions of a group.
     fn alive(&self, group: &Group) -> Vec<SessionId> {
-        let alive = |ledger: &Ledger| {
-            ledger.sessions().filter(|view| view.ended.is_none()).map(|view| view.session).collect()
-        };
+        let alive =
+            |ledger: &Ledger| ledger.sessions().filter(|view| view.ended.is_none()).map(|view| view.session).collect();
         self.machine.with(group, alive)
     }
 
@@ -216,7 +217,9 @@ impl Member {
             }
         };
         // Only a leader that still led after the renewal had come in may count it: another one may be expiring sessions.
-        let index = self.confirmer.confirm().await?;
+        let lease = self.machine.with(group, |ledger| ledger.session(session).map_or(0, |view| view.lease_ms));
+        let patience = Duration::from_millis(lease.into()) / RENEWAL;
+        let index = self.confirmer.confirm_within(patience).await?;
         self.machine.reached(index).await;
         if self.machine.with(group, |ledger| ledger.is_alive(session)) {
             Ok(Answer::Beat(beat))

@@ -161,7 +161,7 @@ impl Raft {
         let machine = MachineHandle { machine, log: log.clone() };
         let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
-        tokio::spawn(quorum.clone().watch(raft.metrics(), config.election.1.mul_f64(1.5)));
+        tokio::spawn(quorum.clone().watch(raft.server_metrics(), config.election.1.mul_f64(1.5)));
         Ok(Self { raft, id, log, quorum, silence, ending: Arc::default() })
     }
 

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use openraft::{RaftMetrics, ServerState};
+use openraft::{ServerState, metrics::RaftServerMetrics};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
@@ -53,7 +53,7 @@ impl Quorum {
     }
 
     /// Looks after it until Raft ends. `patience` is how long a leader goes on without answers.
-    pub(super) async fn watch(self, metrics: watch::Receiver<RaftMetrics<u64, Peer>>, patience: Duration) {
+    pub(super) async fn watch(self, mut metrics: watch::Receiver<RaftServerMetrics<u64, Peer>>, patience: Duration) {
         let mut since = Instant::now();
         while metrics.has_changed().is_ok() {
             let (leads, me, voters) = {
@@ -61,15 +61,20 @@ impl Quorum {
                 let voters = metrics.membership_config.membership().get_joint_config().clone();
                 (metrics.state == ServerState::Leader, metrics.id, voters)
             };
-            if leads {
-                since = since.max(self.last_quorum(me, &voters).unwrap_or(since));
-            } else {
+            if !leads {
+                self.0.lost.store(false, Ordering::Relaxed);
+                self.0.silent.store(false, Ordering::Relaxed);
+                // An error means that Raft has stopped.
+                let _ = metrics.wait_for(|metrics| metrics.state == ServerState::Leader).await;
                 since = Instant::now();
+                continue;
             }
+            since = since.max(self.last_quorum(me, &voters).unwrap_or(since));
             let unheard = since.elapsed();
             self.0.lost.store(unheard >= patience, Ordering::Relaxed);
             self.0.silent.store(hushed(unheard, patience), Ordering::Relaxed);
-            tokio::time::sleep(patience / 10).await;
+            // Where nothing is heard, somebody may be at any moment.
+            tokio::time::sleep(patience.saturating_sub(unheard).max(patience / 10)).await;
         }
     }
 
