@@ -202,6 +202,7 @@ impl Net {
     /// What the server does with a request, and what has to be looked at after it.
     fn serve<T>(&self, pid: Pid, what: &'static str, serve: impl FnOnce(&mut Server) -> T) -> T {
         let mut server = self.server.lock();
+        server.now = self.exec.now();
         let answer = serve(&mut server);
         let revision = server.ledger().revision().0;
         let disagreement = server.disagreement.take();
@@ -325,6 +326,10 @@ impl Store for Line {
 
     async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
         self.net.call(self.pid, "beats", |server| server.beats()).await
+    }
+
+    async fn silences(&self) -> Result<Vec<(SessionId, Duration)>, StoreError> {
+        self.net.call(self.pid, "silences", |server| server.silences()).await
     }
 
     async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {

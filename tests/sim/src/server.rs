@@ -1,7 +1,10 @@
 //! The store of a simulation: the real [`Ledger`], in a server that can fail, forget and begin a new lineage; and beside it
 //! a second, much simpler book of who owns what, which every answer of the ledger must agree with.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use divider_core::{
     Applied, Batch, Beat, Beats, Claim, Cursor, Effects, Hint, Holdings, Key, Ledger, Op, Outcome, Page, Refusal,
@@ -44,6 +47,12 @@ pub struct Server {
     pub disagreement: Option<String>,
     /// Grants so far.
     pub grants: u64,
+    /// What time it is, in nanoseconds.
+    pub now: u64,
+    /// Whether it tells new leaders for how long it has not heard of each session, as a store with a clock of its own does.
+    pub tells_silences: bool,
+    /// When each living session joined or was renewed last.
+    heard: BTreeMap<SessionId, u64>,
 }
 
 /// Who owns what, by the outcomes of the ops alone.
@@ -184,6 +193,9 @@ impl Server {
             .collect();
         for (op, outcome) in ops.iter().zip(&outcomes) {
             self.grants += u64::from(matches!(outcome, Outcome::Granted(_)));
+            if let (Op::Join { session, .. }, Outcome::Done) = (op, outcome) {
+                self.heard.insert(*session, self.now);
+            }
             if let Err(rule) = self.book.write(op, outcome) {
                 self.disagree(rule, op);
             }
@@ -193,6 +205,7 @@ impl Server {
         }
         let ledger = &self.ledger;
         self.beats.retain(|session| ledger.is_alive(session));
+        self.heard.retain(|session, _| ledger.is_alive(*session));
         self.subscribers.retain(|_, topic| match topic {
             Topic::Session(session) => ledger.is_alive(*session),
             Topic::Group => true,
@@ -208,6 +221,7 @@ impl Server {
         if !self.ledger.is_alive(session) {
             return Err(StoreError::SessionEnded);
         }
+        self.heard.insert(session, self.now);
         Ok(self.beats.renew(session))
     }
 
@@ -266,6 +280,12 @@ impl Server {
     pub fn beats(&self) -> Vec<(SessionId, Beat)> {
         let alive = self.ledger.sessions().filter(|view| view.ended.is_none());
         alive.map(|view| (view.session, self.beats.get(view.session))).collect()
+    }
+
+    /// See [`divider_core::Store::silences`].
+    pub fn silences(&self) -> Vec<(SessionId, Duration)> {
+        let silent = |(session, at): (&SessionId, &u64)| (*session, Duration::from_nanos(self.now - at));
+        if self.tells_silences { self.heard.iter().map(silent).collect() } else { Vec::new() }
     }
 
     /// See [`divider_core::Store::holdings`].
@@ -335,6 +355,7 @@ impl Server {
         self.tell(effects);
         self.cut_feeds();
         self.beats = Beats::default();
+        self.heard.clear();
         self.leader_beat = Beat(0);
         self.book.alive.clear();
         self.book.owners = self.owners();

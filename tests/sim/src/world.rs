@@ -195,6 +195,7 @@ async fn simulate(seed: u64, lines: bool) -> Report {
     trace.note(0, "plan", &[], || format!("{plan:?}"));
     let exec = Exec::new(dice.split());
     let net = Net::new(&exec, &trace, dice.split(), plan.weather.clone(), plan.call_limit);
+    net.server.lock().tells_silences = dice.permille(500);
     let common = Arc::new(Common {
         exec: exec.clone(),
         trace: trace.clone(),
