@@ -138,7 +138,8 @@ async fn process(name: &'static str, shared: Arc<Shared>, ground: Arc<Ground>, m
     shared.note("open", &[], || name.to_owned());
     shared.stores.lock().insert(name, store.clone());
     let caller = |at: usize, dice: Dice, of: &str| Caller {
-        name: format!("{name}{at}{of}-{:04x}", life & 0xffff),
+        // The checker trusts that no two lives of a process name the same key.
+        name: format!("{name}{at}{of}-{life:016x}"),
         group: at % GROUPS,
         store: store.group(format!("/group/{}/", at % GROUPS)).expect("a short name"),
         dice,
