@@ -640,7 +640,7 @@ mod tests {
             ledger.apply(&asked[second], Token(0));
             apply(&mut history, &mut ledger, &[join(session(4), 0)], 0, true);
             ledger.apply(&asked[2], Token(0));
-            numbers.map(|number| history.answered(number, Answer::Unknown));
+            numbers.into_iter().for_each(|number| history.answered(number, Answer::Unknown));
             let outcomes = apply(&mut history, &mut ledger, &[join(session(4), 3)], 0, true);
             assert_eq!(outcomes == [Outcome::Done], ended_first);
             scan(&mut history, &ledger);

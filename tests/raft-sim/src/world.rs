@@ -20,6 +20,7 @@ use crate::{
     caller::Caller,
     ground::Ground,
     history::{Answer, Call, History, Verdict},
+    panics,
 };
 
 const VOTERS: [&str; 3] = ["a", "b", "c"];
@@ -260,10 +261,10 @@ pub fn run(seed: u64, lines: bool) -> Report {
         hash: AtomicU64::new(0),
     });
     let mut report = Report::default();
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drive(seed, &shared, &mut report))) {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        trace.broken(format!("panicked: {}", text.unwrap_or_default()));
+    panics::listen();
+    let done = catch_unwind(AssertUnwindSafe(|| drive(seed, &shared, &mut report)));
+    if let Some(panic) = panics::heard().or_else(|| done.is_err().then(|| "somewhere".to_owned())) {
+        trace.broken(panic);
     }
     report.simulated = Duration::from_millis(shared.now.load(Ordering::Relaxed));
     report.calls = (shared.calls.0.load(Ordering::Relaxed), shared.calls.1.load(Ordering::Relaxed));
