@@ -10,7 +10,9 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-use divider_core::{Applied, Key, Ledger, Op, Outcome, Page, Revision, SessionId, State, Token};
+use divider_core::{
+    Applied, Change, Effects, GroupView, Key, Ledger, Op, Outcome, Page, Revision, SessionId, State, Token,
+};
 
 /// What was asked.
 #[derive(Clone, Debug)]
@@ -194,17 +196,24 @@ struct Search<'a> {
     seen: BTreeMap<u64, Vec<&'a Event>>,
     /// Batches without an answer, after which revision they were made, and which one they made at the latest.
     unknown: Vec<(u64, u64, &'a Event)>,
-    /// Sessions that wanted to lead.
-    leaders: BTreeSet<SessionId>,
+    /// Sessions that wanted to lead, and after which revision they first asked.
+    leaders: BTreeMap<SessionId, u64>,
+    /// Who leads, where a scan shows it.
+    shown: BTreeMap<u64, GroupView>,
     last: u64,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 struct Place {
     ledger: Ledger,
     used: BTreeSet<usize>,
-    /// Keys whose token nobody was told.
-    guessed: BTreeSet<Key>,
+    /// Keys whose grant nobody was told, so that the ledger here has a token that is at most the true one; and the true
+    /// one, once a scan has shown it.
+    guessed: BTreeMap<Key, Option<Token>>,
+    /// When a session last ended, which decides about joins.
+    ended: u64,
+    /// Whether something else than an addition was tried since the last revision of which anything is known.
+    past_adding: bool,
 }
 
 impl<'a> Search<'a> {
@@ -213,20 +222,28 @@ impl<'a> Search<'a> {
             known: BTreeMap::new(),
             seen: BTreeMap::new(),
             unknown: Vec::new(),
-            leaders: BTreeSet::new(),
+            leaders: BTreeMap::new(),
+            shown: BTreeMap::new(),
             last: 0,
+        };
+        let before = |event: &Event| {
+            let before = events.iter().filter(|other| other.until < event.from).filter_map(|other| other.revision());
+            before.max().unwrap_or(0)
         };
         for event in events {
             match (&event.call, event.revision()) {
-                (Call::Take(session), _) => _ = search.leaders.insert(*session),
+                // Calls are in the order in which they were made, so the first one counts.
+                (Call::Take(session), _) => _ = search.leaders.entry(*session).or_insert_with(|| before(event)),
                 (Call::Apply(_), None) => {
-                    let before = events.iter().filter(|other| other.until < event.from).filter_map(|e| e.revision());
                     if let Some((after, until)) = window(event, events) {
-                        search.unknown.push((after.max(before.max().unwrap_or(0)), until, event));
+                        search.unknown.push((after.max(before(event)), until, event));
                     }
                 }
                 (_, Some(revision)) => {
                     search.last = search.last.max(revision);
+                    if let Answer::Page(page) = &event.answer {
+                        search.shown.insert(revision, page.group);
+                    }
                     if !event.changes() {
                         search.seen.entry(revision).or_default().push(event);
                     } else if let Some(other) = search.known.insert(revision, event) {
@@ -241,7 +258,7 @@ impl<'a> Search<'a> {
 
     /// How many revisions it went through, or `None` where it was given up.
     fn run(&self) -> Result<Option<u64>, String> {
-        let mut stack = vec![Place { ledger: Ledger::new(), used: BTreeSet::new(), guessed: BTreeSet::new() }];
+        let mut stack = vec![Place::default()];
         let mut known = HashSet::new();
         let mut deepest = (0, "nothing fits".to_owned());
         let mut steps = 0;
@@ -252,7 +269,7 @@ impl<'a> Search<'a> {
                     return Ok(None);
                 }
                 let revision = place.ledger.revision().0;
-                if let Some(problem) = self.disagrees(&place) {
+                if let Err(problem) = self.agrees(&mut place) {
                     if revision >= deepest.0 {
                         deepest = (revision, problem);
                     }
@@ -261,7 +278,11 @@ impl<'a> Search<'a> {
                 if revision >= self.last {
                     return Ok(Some(revision));
                 }
+                if self.seen.contains_key(&revision) {
+                    place.past_adding = false;
+                }
                 let Some(event) = self.known.get(&(revision + 1)) else { break };
+                place.past_adding = false;
                 if let Err(problem) = place.answered(event) {
                     if revision >= deepest.0 {
                         deepest = (revision, problem);
@@ -282,43 +303,55 @@ impl<'a> Search<'a> {
     }
 
     /// All that may come next where no answer says it.
+    ///
+    /// An addition in its [`window`] changes nothing for anybody else, and between two revisions of which something is known
+    /// nobody sees what comes first. So there additions are tried before all else, and whichever must be there first before
+    /// other ones: every order that gives the answers is as good as one of those.
     fn gap(&self, place: &Place, stack: &mut Vec<Place>) {
         let revision = place.ledger.revision().0;
+        let group = place.ledger.group();
+        let shown = self.shown.range(revision + 1..).next().map(|(_, shown)| shown);
         let mut offer = |next: Place| {
-            if next.ledger.revision().0 == revision + 1 {
+            if next.ledger.revision().0 == revision + 1
+                && shown.is_none_or(|shown| leads_to(next.ledger.group(), *shown))
+            {
                 stack.push(next);
             }
         };
-        let group = place.ledger.group();
-        for session in self.leaders.iter().filter(|session| group.leader != Some(**session)) {
-            let mut next = place.clone();
+        let asked = |(session, after): &(&SessionId, &u64)| group.leader != Some(**session) && **after <= revision;
+        for (session, _) in self.leaders.iter().filter(asked) {
+            let mut next = Place { past_adding: true, ..place.clone() };
             next.ledger.lead(*session, group.term);
             offer(next);
         }
         if let Some(leader) = group.leader {
-            let mut next = place.clone();
+            let mut next = Place { past_adding: true, ..place.clone() };
             next.ledger.resign(leader, group.term);
             offer(next);
         }
-        for (at, (after, until, event)) in self.unknown.iter().enumerate() {
-            if (*after..*until).contains(&revision)
-                && !place.used.contains(&at)
-                && let Call::Apply(ops) = &event.call
-            {
-                let mut next = place.clone();
+        let open = |(at, (after, until, _)): &(usize, &(u64, u64, &Event))| {
+            (*after..*until).contains(&revision) && !place.used.contains(at)
+        };
+        let (adding, others): (Vec<_>, Vec<_>) =
+            self.unknown.iter().enumerate().filter(open).partition(|(_, (_, _, event))| adds(event));
+        let adding = adding.into_iter().min_by_key(|(_, (_, until, _))| *until).filter(|_| !place.past_adding);
+        for (at, (_, _, event)) in others.into_iter().chain(adding) {
+            if let Call::Apply(ops) = &event.call {
+                let mut next = Place { past_adding: !adds(event), ..place.clone() };
                 next.used.insert(at);
-                next.ledger.apply(ops, Token(0));
-                next.guessed.extend(ops.iter().filter_map(granted));
+                let effects = next.apply(ops, Token(0));
+                next.guessed.extend(granted(ops, &effects.outcomes).map(|key| (key.clone(), None)));
                 offer(next);
             }
         }
     }
 
-    fn disagrees(&self, place: &Place) -> Option<String> {
-        let seen = self.seen.get(&place.ledger.revision().0)?;
-        seen.iter().find_map(|event| match &event.answer {
-            Answer::Page(page) => place.holds(page).err(),
-            _ => place.clone().answered(event).err(),
+    /// Whether what was read at this revision is what is there.
+    fn agrees(&self, place: &mut Place) -> Result<(), String> {
+        let seen = self.seen.get(&place.ledger.revision().0);
+        seen.into_iter().flatten().try_for_each(|event| match &event.answer {
+            Answer::Page(page) => place.holds(page),
+            _ => place.clone().answered(event),
         })
     }
 }
@@ -346,20 +379,61 @@ fn window(event: &Event, events: &[&Event]) -> Option<(u64, u64)> {
     Some((last.unwrap_or(0), first))
 }
 
-fn granted(op: &Op) -> Option<Key> {
-    match op {
-        Op::Assign { key, .. } => Some(key.clone()),
+fn adds(event: &Event) -> bool {
+    matches!(&event.call, Call::Apply(ops) if matches!(ops[0], Op::Add(_)))
+}
+
+/// Whether that can become what a later scan shows: terms rise, and whoever has lost a term does not get it back.
+fn leads_to(group: GroupView, shown: GroupView) -> bool {
+    group.term < shown.term || group.term == shown.term && (shown.leader.is_none() || group.leader == shown.leader)
+}
+
+/// The keys that were granted. A refused grant tells nothing of the token that the key has.
+fn granted<'a>(ops: &'a [Op], outcomes: &'a [Outcome]) -> impl Iterator<Item = &'a Key> {
+    ops.iter().zip(outcomes).filter_map(|(op, outcome)| match (op, outcome) {
+        (Op::Assign { key, .. }, Outcome::Granted(_)) => Some(key),
         _ => None,
-    }
+    })
 }
 
 impl Place {
+    /// Of all that later answers can depend on, or two places would be taken for one that do not go on alike.
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        format!("{:?}", self.ledger.scan(None)).hash(&mut hasher);
+        format!("{:?}", self.page()).hash(&mut hasher);
+        self.ledger.token().0.hash(&mut hasher);
+        (self.ended, self.past_adding).hash(&mut hasher);
+        format!("{:?}", self.guessed).hash(&mut hasher);
         self.used.hash(&mut hasher);
-        self.ledger.revision().0.hash(&mut hasher);
         hasher.finish()
+    }
+
+    /// What a scan would show, but for tokens that were guessed.
+    fn page(&self) -> Result<Page, String> {
+        let page = self.ledger.scan(None).map_err(|error| error.to_string())?;
+        Ok(self.comparable(page))
+    }
+
+    fn comparable(&self, mut page: Page) -> Page {
+        // Their order is that of the places in which the ledger keeps them, and those are more than a scan shows.
+        page.keys.sort_by(|one, other| one.key.cmp(&other.key));
+        for view in &mut page.keys {
+            if let State::Assigned { token, .. } | State::Stopping { token, .. } = &mut view.state
+                && self.guessed.contains_key(&view.key)
+            {
+                *token = Token(0);
+            }
+        }
+        page
+    }
+
+    fn apply(&mut self, ops: &[Op], floor: Token) -> Effects {
+        let effects = self.ledger.apply(ops, floor);
+        let ends = |change: &Change| matches!(change, Change::Session(view) if view.ended.is_some());
+        if effects.batch.as_ref().is_some_and(|batch| batch.changes.iter().any(ends)) {
+            self.ended = self.ledger.revision().0;
+        }
+        effects
     }
 
     /// Applies what was answered, and compares.
@@ -372,10 +446,8 @@ impl Place {
         if first.is_some_and(|first| first < self.ledger.token()) {
             return Err(format!("a token that is not higher than {:?}: {event:?}", self.ledger.token()));
         }
-        let effects = self.ledger.apply(ops, first.unwrap_or(Token(0)));
-        // A refused grant tells nothing of the token that the key has.
-        let told = ops.iter().zip(&applied.outcomes).filter(|(_, outcome)| matches!(outcome, Outcome::Granted(_)));
-        told.filter_map(|(op, _)| granted(op)).for_each(|key| _ = self.guessed.remove(&key));
+        let effects = self.apply(ops, first.unwrap_or(Token(0)));
+        granted(ops, &applied.outcomes).for_each(|key| _ = self.guessed.remove(key));
         if effects.outcomes != applied.outcomes || self.ledger.revision() != applied.revision {
             let Revision(revision) = self.ledger.revision();
             return Err(format!("the ledger says {:?} at revision {revision} of {event:?}", effects.outcomes));
@@ -383,24 +455,11 @@ impl Place {
         Ok(())
     }
 
-    fn holds(&self, page: &Page) -> Result<(), String> {
-        let mut ours = self.ledger.scan(None).map_err(|error| error.to_string())?;
-        let mut theirs = page.clone();
-        for page in [&mut ours, &mut theirs] {
-            for view in &mut page.keys {
-                if let State::Assigned { token, .. } | State::Stopping { token, .. } = &mut view.state
-                    && self.guessed.contains(&view.key)
-                {
-                    *token = Token(0);
-                }
-            }
-            // Depends on the last token, which not every answer tells.
-            for view in &mut page.sessions {
-                view.ended = view.ended.map(|_| Token(0));
-            }
-        }
+    /// Compares what a scan showed, and learns tokens from it.
+    fn holds(&mut self, page: &Page) -> Result<(), String> {
+        let (ours, theirs) = (self.page()?, self.comparable(page.clone()));
         if ours == theirs {
-            return Ok(());
+            return page.keys.iter().try_for_each(|view| self.learn(&view.key, view.state));
         }
         let only = |a: &Page, b: &Page| {
             let keys = a.keys.iter().filter(|view| !b.keys.contains(view)).map(|view| format!("{view:?}"));
@@ -415,6 +474,20 @@ impl Place {
             only(&ours, &theirs),
             ours.group
         ))
+    }
+
+    /// A scan showed a key: where its token was guessed, it is known from here on.
+    fn learn(&mut self, key: &Key, shown: State) -> Result<(), String> {
+        let (Some(known), Some((_, token))) = (self.guessed.get_mut(key), shown.owner()) else { return Ok(()) };
+        let ours = self.ledger.record(key).and_then(|record| record.view.state.owner());
+        let least = known.or(ours.map(|(_, token)| token)).unwrap_or_default();
+        if token < least || known.is_some_and(|known| known != token) {
+            return Err(format!("{key:?} is shown with {token:?} where {least:?} was shown or is the least"));
+        }
+        *known = Some(token);
+        // Whatever is granted later has a higher one.
+        self.ledger.apply(&[], token);
+        Ok(())
     }
 }
 
@@ -432,12 +505,36 @@ mod tests {
     fn truth(batches: &[Vec<Op>]) -> (History, Ledger) {
         let (mut history, mut ledger) = (History::default(), Ledger::new());
         for ops in batches {
-            let number = history.asked(0, Call::Apply(ops.clone()));
-            let outcomes = ledger.apply(ops, Token(0)).outcomes;
-            history.answered(number, Answer::Applied(Applied { outcomes, revision: ledger.revision() }));
+            apply(&mut history, &mut ledger, ops, 0, true);
             scan(&mut history, &ledger);
         }
         (history, ledger)
+    }
+
+    /// A batch is applied as the entry of this index, and its caller is told or is not.
+    fn apply(history: &mut History, ledger: &mut Ledger, ops: &[Op], index: u64, told: bool) -> Vec<Outcome> {
+        let number = history.asked(0, Call::Apply(ops.to_vec()));
+        let outcomes = ledger.apply(ops, Token(index)).outcomes;
+        let applied = Applied { outcomes: outcomes.clone(), revision: ledger.revision() };
+        history.answered(number, if told { Answer::Applied(applied) } else { Answer::Unknown });
+        outcomes
+    }
+
+    fn join(session: SessionId, seen: u64) -> Op {
+        let node = divider_core::NodeId::new("node").unwrap();
+        Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 3_600_000, seen: Revision(seen) }
+    }
+
+    /// Two keys, and a session that leads.
+    fn led() -> (History, Ledger, impl Fn(&str) -> Op) {
+        let session = SessionId(uuid::Uuid::from_u128(1));
+        let (mut history, mut ledger) = truth(&[vec![join(session, 0)], vec![add("a"), add("b")]]);
+        let number = history.asked(0, Call::Take(session));
+        let (term, _) = ledger.lead(session, divider_core::Term(0));
+        history.answered(number, Answer::Standing);
+        scan(&mut history, &ledger);
+        let assign = move |key: &str| Op::Assign { term: term.unwrap(), key: Key::new(key).unwrap(), session };
+        (history, ledger, assign)
     }
 
     fn scan(history: &mut History, ledger: &Ledger) {
@@ -489,6 +586,61 @@ mod tests {
             early.answered(number, Answer::Unknown);
             early.events.remove(0);
             assert!(early.check(1).unwrap_err().contains("nobody can have made the next revision"));
+        }
+    }
+
+    /// Seeds 5910 and 6265: the checker took the token for known, since a batch with an answer had named the key.
+    #[test]
+    fn a_refused_grant_tells_nothing_of_the_token_that_the_key_was_granted_under() {
+        let (mut history, mut ledger, assign) = led();
+        apply(&mut history, &mut ledger, &[assign("a")], 20, false);
+        let outcomes = apply(&mut history, &mut ledger, &[assign("a"), assign("b")], 24, true);
+        assert!(matches!(outcomes[..], [Outcome::Refused(_), Outcome::Granted(Token(25))]));
+        scan(&mut history, &ledger);
+        assert_eq!(history.check(1), Ok(Verdict { revisions: 5, undecided: 0 }));
+    }
+
+    #[test]
+    fn a_token_that_only_scans_show_is_the_same_in_each_and_is_not_granted_again() {
+        for (shown, next, can_be) in [(21, 25, true), (22, 25, false), (21, 21, false)] {
+            let (mut history, mut ledger, assign) = led();
+            let mut other = ledger.clone();
+            apply(&mut history, &mut ledger, &[assign("a")], 20, false);
+            scan(&mut history, &ledger);
+            // Another replica's turn.
+            other.apply(&[assign("a")], Token(shown - 1));
+            scan(&mut history, &other);
+            let number = history.asked(0, Call::Apply(vec![assign("b")]));
+            let (outcomes, revision) = (vec![Outcome::Granted(Token(next))], Revision(ledger.revision().0 + 1));
+            history.answered(number, Answer::Applied(Applied { outcomes, revision }));
+            match history.check(1) {
+                Ok(verdict) => assert!(can_be && verdict == Verdict { revisions: 5, undecided: 0 }, "{verdict:?}"),
+                Err(problem) => assert!(!can_be && problem.contains("no ledger gives these answers"), "{problem}"),
+            }
+        }
+    }
+
+    /// Both orders of what nobody was told of lead to the same scan, but not to the same answer to a join.
+    #[test]
+    fn orders_that_differ_only_in_when_a_session_ended_are_both_tried() {
+        let session = |number| SessionId(uuid::Uuid::from_u128(number));
+        let end = |number| Op::End { session: session(number) };
+        for ended_first in [false, true] {
+            let (mut history, mut ledger) = truth(&[vec![join(session(1), 0), join(session(2), 0)], vec![end(1)]]);
+            let asked: [Vec<Op>; 3] = [vec![end(2)], vec![add("a")], vec![add("b")]];
+            let numbers = asked.clone().map(|ops| history.asked(0, Call::Apply(ops)));
+            let [first, second] = if ended_first { [0, 1] } else { [1, 0] };
+            ledger.apply(&asked[first], Token(0));
+            // Refused, so it says which revision there is and nothing else.
+            apply(&mut history, &mut ledger, &[join(session(4), 0)], 0, true);
+            ledger.apply(&asked[second], Token(0));
+            apply(&mut history, &mut ledger, &[join(session(4), 0)], 0, true);
+            ledger.apply(&asked[2], Token(0));
+            numbers.into_iter().for_each(|number| history.answered(number, Answer::Unknown));
+            let outcomes = apply(&mut history, &mut ledger, &[join(session(4), 3)], 0, true);
+            assert_eq!(outcomes == [Outcome::Done], ended_first);
+            scan(&mut history, &ledger);
+            assert_eq!(history.check(1), Ok(Verdict { revisions: 5 + u64::from(ended_first), undecided: 0 }));
         }
     }
 

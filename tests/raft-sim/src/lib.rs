@@ -15,6 +15,7 @@ pub mod caller;
 pub mod disk;
 pub mod ground;
 pub mod history;
+mod panics;
 pub mod world;
 
 pub use world::{Report, run};

@@ -20,6 +20,7 @@ use crate::{
     caller::Caller,
     ground::Ground,
     history::{Answer, Call, History, Verdict},
+    panics,
 };
 
 const VOTERS: [&str; 3] = ["a", "b", "c"];
@@ -138,7 +139,8 @@ async fn process(name: &'static str, shared: Arc<Shared>, ground: Arc<Ground>, m
     shared.note("open", &[], || name.to_owned());
     shared.stores.lock().insert(name, store.clone());
     let caller = |at: usize, dice: Dice, of: &str| Caller {
-        name: format!("{name}{at}{of}-{:04x}", life & 0xffff),
+        // The checker trusts that no two lives of a process name the same key.
+        name: format!("{name}{at}{of}-{life:016x}"),
         group: at % GROUPS,
         store: store.group(format!("/group/{}/", at % GROUPS)).expect("a short name"),
         dice,
@@ -259,10 +261,10 @@ pub fn run(seed: u64, lines: bool) -> Report {
         hash: AtomicU64::new(0),
     });
     let mut report = Report::default();
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drive(seed, &shared, &mut report))) {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        trace.broken(format!("panicked: {}", text.unwrap_or_default()));
+    panics::listen();
+    let done = catch_unwind(AssertUnwindSafe(|| drive(seed, &shared, &mut report)));
+    if let Some(panic) = panics::heard().or_else(|| done.is_err().then(|| "somewhere".to_owned())) {
+        trace.broken(panic);
     }
     report.simulated = Duration::from_millis(shared.now.load(Ordering::Relaxed));
     report.calls = (shared.calls.0.load(Ordering::Relaxed), shared.calls.1.load(Ordering::Relaxed));

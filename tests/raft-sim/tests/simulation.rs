@@ -75,7 +75,7 @@ fn no_acknowledged_word_is_lost_and_all_answers_are_those_of_one_ledger() {
     println!("{faults:?}, {revisions} revisions, {undecided} undecided");
     assert!(missing.len() <= 4, "faults that never came up: {missing:?}");
     assert!(revisions > SEEDS * 50, "only {revisions} revisions were compared");
-    assert!(undecided * 20 <= SEEDS, "{undecided} groups of {SEEDS} seeds were not decided");
+    assert!(undecided * 100 <= SEEDS, "{undecided} groups of {SEEDS} seeds were not decided");
 }
 
 /// Three cuts and a crash in which a leader loses its last entries to a snapshot: Raft never says what became of them.

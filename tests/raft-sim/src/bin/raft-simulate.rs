@@ -1,5 +1,6 @@
-//! Runs many seeds: `raft-simulate --seeds 1000 [--from 0] [--seconds 60] [--threads 2] [--violations 10]`, or one with its
-//! log: `SEED=7 raft-simulate`. Ends with 1 where a rule was broken.
+//! Runs many seeds: `raft-simulate --seeds 1000 [--from 0] [--seconds 60] [--threads 2] [--violations 10] [--keep]`, or one
+//! with its log: `SEED=7 raft-simulate`. Ends with 1 where a rule was broken. Since not every replay is exact, `--keep` writes
+//! the log of each such seed into the working directory while it is there.
 
 use std::{
     collections::BTreeMap,
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     let threads = option("--threads").unwrap_or(cores);
     let most = option("--violations").unwrap_or(10);
     let hashes = std::env::args().any(|arg| arg == "--hashes");
+    let keep = std::env::args().any(|arg| arg == "--keep");
     let began = Instant::now();
     let next = AtomicU64::new(from);
     let stop = AtomicBool::new(false);
@@ -68,7 +70,7 @@ fn main() -> ExitCode {
                     if seed - from >= seeds {
                         return;
                     }
-                    let report = divider_raft_sim::run(seed, false);
+                    let report = divider_raft_sim::run(seed, keep);
                     let mut sum = sum.lock();
                     if hashes {
                         println!("seed {seed} hash {:016x}", report.hash);
@@ -83,8 +85,14 @@ fn main() -> ExitCode {
                     for (kind, count) in report.faults {
                         *sum.faults.entry(kind).or_default() += count;
                     }
+                    if report.verdict.undecided > 0 {
+                        println!("seed {seed}: {} groups undecided", report.verdict.undecided);
+                    }
                     if let Some(violation) = report.violation {
                         println!("seed {seed}: {violation}");
+                        if let Some(lines) = report.lines {
+                            std::fs::write(format!("raft-seed-{seed}.txt"), lines).expect("the directory is writable");
+                        }
                         sum.violations.push(seed);
                         if sum.violations.len() as u64 >= most {
                             stop.store(true, Ordering::Relaxed);
