@@ -1,9 +1,9 @@
 //! The programs that use the store: what they ask next is drawn, what they are told is written down.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use divider_core::{
-    Claim, Key, NodeId, Op, Outcome, Page, Revision, SessionId, State, Store, StoreError, Term, Token, Work,
+    Beat, Claim, Key, NodeId, Op, Outcome, Page, Revision, SessionId, State, Store, StoreError, Term, Token, Work,
 };
 use divider_raft::RaftStore;
 use divider_sim::dice::Dice;
@@ -23,6 +23,8 @@ pub(crate) struct Caller {
     /// Which group, and the store of that.
     pub(crate) group: usize,
     pub(crate) store: RaftStore,
+    /// Of its sessions, in milliseconds.
+    pub(crate) lease: u64,
     pub(crate) dice: Dice,
     pub(crate) shared: Arc<Shared>,
 }
@@ -36,6 +38,9 @@ struct Mind {
     added: u64,
     held: Vec<(Key, Token)>,
     page: Option<Page>,
+    /// The term in which it watches beats, and since when which one stands still.
+    watching: Option<Term>,
+    watches: BTreeMap<SessionId, (Beat, u64)>,
 }
 
 impl Caller {
@@ -47,6 +52,8 @@ impl Caller {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             match mind.session {
                 None => self.join(&mut mind).await,
+                // Its node would fence itself.
+                Some(session) if self.shared.believes_until(session) <= self.shared.now() => mind.session = None,
                 Some(session) => self.act(&mut mind, session).await,
             }
         }
@@ -55,10 +62,13 @@ impl Caller {
     async fn join(&mut self, mind: &mut Mind) {
         let session = SessionId(Uuid::from_u64_pair(self.dice.roll(), self.dice.roll()));
         let node = NodeId::new(&self.name).expect("a short name");
-        let join = Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 3_600_000, seen: mind.revision };
+        let lease_ms = self.lease as u32;
+        let join = Op::Join { session, node, affinity: 1, capacity: None, lease_ms, seen: mind.revision };
+        let sent = self.shared.now();
         if let Some((outcomes, revision)) = self.apply(vec![join]).await {
             mind.revision = revision;
             if outcomes == [Outcome::Done] {
+                self.shared.believes(session, sent + self.lease);
                 *mind = Mind { session: Some(session), added: mind.added, revision, ..Mind::default() };
             }
         }
@@ -104,7 +114,46 @@ impl Caller {
                 self.renew(mind, session).await;
                 mind.session = None;
             }
+            86..92 if mind.term.is_some() => self.watch(mind, session).await,
             _ => _ = self.scan(mind).await,
+        }
+    }
+
+    /// Expires a session that has been silent for its lease, as the leader of a group does it.
+    async fn watch(&mut self, mind: &mut Mind, session: SessionId) {
+        let (Some(term), Ok(beats)) = (mind.term, self.store.beats().await) else { return };
+        let now = self.shared.now();
+        if mind.watching != Some(term) {
+            mind.watches.clear();
+        }
+        mind.watches.retain(|session, _| beats.iter().any(|(beats, _)| beats == session));
+        for (session, beat) in beats {
+            let watch = mind.watches.entry(session).or_insert((beat, now));
+            if watch.0 != beat {
+                *watch = (beat, now);
+            }
+        }
+        if mind.watching != Some(term)
+            && let Ok(silences) = self.store.silences().await
+        {
+            let now = self.shared.now();
+            for (session, silent) in silences {
+                if let Some((_, since)) = mind.watches.get_mut(&session) {
+                    *since = now.saturating_sub(silent.as_millis() as u64).min(*since);
+                }
+            }
+            mind.watching = Some(term);
+        }
+        let now = self.shared.now();
+        let silent = |(of, (_, since)): &(&SessionId, &(Beat, u64))| **of != session && since + self.lease <= now;
+        if let Some((silent, (beat, _))) = mind.watches.iter().find(silent) {
+            let (silent, beat) = (*silent, *beat);
+            let expire = Op::Expire { term, session: silent, beat, healthy_below: Token(0) };
+            if let Some((outcomes, _)) = self.apply(vec![expire]).await
+                && outcomes == [Outcome::Done]
+            {
+                self.shared.expired(silent, now);
+            }
         }
     }
 
@@ -173,8 +222,15 @@ impl Caller {
 
     async fn renew(&mut self, mind: &mut Mind, session: SessionId) {
         let number = self.shared.asked(&self.name, self.group, Call::Renew(session));
+        let sent = self.shared.now();
         match self.store.renew(session).await {
-            Ok(_) => self.shared.answered(&self.name, number, Answer::Beat),
+            Ok(_) => {
+                // An answer that comes after the deadline does not revive the lease.
+                if self.shared.now() < self.shared.believes_until(session) {
+                    self.shared.believes(session, sent + self.lease);
+                }
+                self.shared.answered(&self.name, number, Answer::Beat);
+            }
             Err(StoreError::SessionEnded) => {
                 mind.session = None;
                 self.shared.answered(&self.name, number, Answer::Ended);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use divider_core::{
-    Applied, Change, Effects, GroupView, Key, Ledger, Op, Outcome, Page, Revision, SessionId, State, Token,
+    Applied, Change, Effects, GroupView, Key, Ledger, Op, Outcome, Page, Refusal, Revision, SessionId, State, Token,
 };
 
 /// What was asked.
@@ -166,7 +166,9 @@ fn lives(events: &[&Event]) -> Result<(), String> {
     for event in events {
         if let Call::Apply(ops) = &event.call {
             for op in ops {
-                if let Op::End { session } = op {
+                if let Op::End { session } | Op::Expire { session, .. } = op
+                    && !is_spared(event)
+                {
                     let (asked, done) = ending.entry(*session).or_insert((u64::MAX, u64::MAX));
                     (*asked, *done) = ((*asked).min(event.from), (*done).min(event.until));
                 }
@@ -187,6 +189,12 @@ fn lives(events: &[&Event]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether an expiry was refused. Each goes in a batch of its own.
+fn is_spared(event: &Event) -> bool {
+    let (Call::Apply(ops), Answer::Applied(applied)) = (&event.call, &event.answer) else { return false };
+    matches!((&ops[0], applied.outcomes[0]), (Op::Expire { .. }, Outcome::Refused(_)))
 }
 
 struct Search<'a> {
@@ -439,6 +447,10 @@ impl Place {
     /// Applies what was answered, and compares.
     fn answered(&mut self, event: &Event) -> Result<(), String> {
         let (Call::Apply(ops), Answer::Applied(applied)) = (&event.call, &event.answer) else { return Ok(()) };
+        if applied.outcomes == [Outcome::Refused(Refusal::StillBeating)] {
+            // The ledger knows no beats.
+            return Ok(());
+        }
         let first = applied.outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Granted(token) => Some(Token(token.0 - 1)),
             _ => None,

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Store, StoreError};
+use divider_core::{SessionId, Store, StoreError};
 use divider_raft::RaftStore;
 use divider_sim::{dice::Dice, trace::Trace};
 use parking_lot::Mutex;
@@ -54,6 +54,8 @@ pub struct Report {
     pub calls: (u64, u64),
     /// Milliseconds from healing until all were served.
     pub healed: u64,
+    /// Sessions that were expired.
+    pub expiries: u64,
     /// What the search for a ledger found.
     pub verdict: Verdict,
 }
@@ -78,11 +80,42 @@ pub(crate) struct Shared {
     served: Mutex<BTreeMap<&'static str, u64>>,
     calls: (AtomicU64, AtomicU64),
     hash: AtomicU64,
+    /// Until when each session's node believes in it.
+    beliefs: Mutex<BTreeMap<SessionId, u64>>,
+    /// Sessions that were expired, and when that was asked for.
+    expired: Mutex<Vec<(SessionId, u64)>>,
 }
 
 impl Shared {
     pub(crate) fn is_busy(&self) -> bool {
         *self.phase.lock() == Phase::Busy
+    }
+
+    /// Milliseconds since the beginning.
+    pub(crate) fn now(&self) -> u64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn believes(&self, session: SessionId, until: u64) {
+        self.beliefs.lock().insert(session, until);
+    }
+
+    pub(crate) fn believes_until(&self, session: SessionId) -> u64 {
+        self.beliefs.lock().get(&session).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn expired(&self, session: SessionId, asked: u64) {
+        self.note("expired", &[session.0.as_u64_pair().0], || format!("{session} at {asked}"));
+        self.expired.lock().push((session, asked));
+    }
+
+    /// Nobody is expired who may still believe: neither then, nor by an answer that comes later.
+    fn premature(&self) -> Option<String> {
+        let beliefs = self.beliefs.lock();
+        let expired = self.expired.lock();
+        let premature = |(session, asked): &&(SessionId, u64)| beliefs.get(session).is_some_and(|until| until > asked);
+        let (session, asked) = expired.iter().find(premature)?;
+        Some(format!("{session} was expired at {asked} and believed in itself until {}", beliefs[session]))
     }
 
     fn note(&self, what: &'static str, numbers: &[u64], line: impl FnOnce() -> String) {
@@ -143,6 +176,7 @@ async fn process(name: &'static str, shared: Arc<Shared>, ground: Arc<Ground>, m
         name: format!("{name}{at}{of}-{life:016x}"),
         group: at % GROUPS,
         store: store.group(format!("/group/{}/", at % GROUPS)).expect("a short name"),
+        lease: plan.lease,
         dice,
         shared: shared.clone(),
     };
@@ -204,6 +238,8 @@ struct Plan {
     disk: u64,
     /// Which kinds of faults there are.
     kinds: u64,
+    /// Of the callers' sessions, in milliseconds.
+    lease: u64,
 }
 
 impl Plan {
@@ -219,6 +255,7 @@ impl Plan {
             pause: dice.pick(&[200, 600, 1500]),
             disk: dice.pick(&[3, 3, 8, 40]),
             kinds: dice.roll() | dice.roll(),
+            lease: dice.pick(&[800, 1500, 3_600_000]),
         }
     }
 }
@@ -259,6 +296,8 @@ pub fn run(seed: u64, lines: bool) -> Report {
         served: Mutex::default(),
         calls: Default::default(),
         hash: AtomicU64::new(0),
+        beliefs: Mutex::default(),
+        expired: Mutex::default(),
     });
     let mut report = Report::default();
     panics::listen();
@@ -333,6 +372,10 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
     {
         shared.note("leads", &[text(leader)], || (*leader).to_owned());
     }
+    if let Some(premature) = shared.premature() {
+        return broken(premature);
+    }
+    report.expiries = shared.expired.lock().len() as u64;
     match shared.history.lock().check(GROUPS) {
         Ok(verdict) => report.verdict = verdict,
         Err(problem) => broken(problem),

@@ -46,7 +46,7 @@ fn no_acknowledged_word_is_lost_and_all_answers_are_those_of_one_ledger() {
         return;
     }
     let next = AtomicU64::new(FIRST);
-    let sum: Mutex<(BTreeMap<&str, u64>, u64, u64)> = Mutex::default();
+    let sum: Mutex<(BTreeMap<&str, u64>, u64, u64, u64)> = Mutex::default();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..cores {
@@ -66,15 +66,17 @@ fn no_acknowledged_word_is_lost_and_all_answers_are_those_of_one_ledger() {
                     }
                     sum.1 += report.verdict.revisions;
                     sum.2 += report.verdict.undecided;
+                    sum.3 += report.expiries;
                 }
             });
         }
     });
-    let (faults, revisions, undecided) = sum.into_inner().unwrap();
+    let (faults, revisions, undecided, expiries) = sum.into_inner().unwrap();
     let missing: Vec<_> = KINDS.iter().filter(|kind| !faults.contains_key(*kind)).collect();
-    println!("{faults:?}, {revisions} revisions, {undecided} undecided");
+    println!("{faults:?}, {revisions} revisions, {undecided} undecided, {expiries} expiries");
     assert!(missing.len() <= 4, "faults that never came up: {missing:?}");
     assert!(revisions > SEEDS * 50, "only {revisions} revisions were compared");
+    assert!(expiries >= SEEDS / 4, "only {expiries} sessions were expired");
     assert!(undecided * 100 <= SEEDS, "{undecided} groups of {SEEDS} seeds were not decided");
 }
 

@@ -19,6 +19,7 @@ struct Sum {
     calls: (u64, u64),
     revisions: u64,
     undecided: u64,
+    expiries: u64,
     healed: u64,
     violations: Vec<u64>,
 }
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
                     sum.calls.1 += report.calls.1;
                     sum.revisions += report.verdict.revisions;
                     sum.undecided += report.verdict.undecided;
+                    sum.expiries += report.expiries;
                     sum.healed = sum.healed.max(report.healed);
                     for (kind, count) in report.faults {
                         *sum.faults.entry(kind).or_default() += count;
@@ -109,11 +111,12 @@ fn main() -> ExitCode {
         println!("  {count:>10}  {kind}");
     }
     println!(
-        "{} calls answered and {} not, {} revisions compared, {} groups undecided, served within {} ms, {:.2} h simulated",
+        "{} calls answered and {} not, {} revisions compared, {} groups undecided, {} sessions expired, served within {} ms, {:.2} h simulated",
         sum.calls.0,
         sum.calls.1,
         sum.revisions,
         sum.undecided,
+        sum.expiries,
         sum.healed,
         sum.simulated.as_secs_f64() / 3600.0
     );
