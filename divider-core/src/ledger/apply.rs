@@ -143,8 +143,7 @@ impl Tx<'_> {
 
     fn retry(&mut self, key: &Key) -> Decision {
         let Standing::Quarantined = self.standing(key)? else { return Err(Refusal::NotQuarantined) };
-        self.edit(key, |entry| entry.fates = 0);
-        self.set_state(key, State::Pending);
+        self.change_key(key, State::Pending, |entry| entry.fates = 0);
         Ok(Outcome::Done)
     }
 
@@ -198,7 +197,7 @@ impl Tx<'_> {
             self.delete(key);
             return Ok(Outcome::Done);
         }
-        self.edit(key, |entry| {
+        self.change_key(key, State::Pending, |entry| {
             if started {
                 entry.fates <<= 1;
             } else {
@@ -209,7 +208,6 @@ impl Tx<'_> {
                 entry.edit_rare(|rare| rare.avoid = Some(session));
             }
         });
-        self.set_state(key, State::Pending);
         Ok(Outcome::Done)
     }
 
@@ -217,21 +215,23 @@ impl Tx<'_> {
         if self.owned(session, key, token)?.is_some() {
             return Ok(Outcome::Unchanged);
         }
-        self.edit(key, |entry| {
+        let reason = StopReason::Rebalanced;
+        self.change_key(key, State::Stopping { session, token, reason }, |entry| {
             entry.edit_rare(|rare| {
                 rare.avoid = Some(session);
                 rare.not_before_ms = rare.not_before_ms.max(not_before_ms);
             });
         });
-        self.set_state(key, State::Stopping { session, token, reason: StopReason::Rebalanced });
-        self.stop(session, key.clone(), token, StopReason::Rebalanced);
+        self.stop(session, key.clone(), token, reason);
         Ok(Outcome::Done)
     }
 
     fn checkpoint(&mut self, session: SessionId, key: &Key, token: Token, bytes: &Blob) -> Decision {
         self.owned(session, key, token)?;
         // Nobody but the next owner reads a checkpoint, and it gets it with its grant: so this is no change of the group.
-        self.edit(key, |entry| entry.edit_rare(|rare| rare.checkpoint = bytes.clone()));
+        if let Some(entry) = self.ledger.keys.get_mut(key) {
+            entry.edit_rare(|rare| rare.checkpoint = bytes.clone());
+        }
         Ok(Outcome::Done)
     }
 
@@ -249,12 +249,11 @@ impl Tx<'_> {
         }
         let token = Token(self.ledger.token.0 + 1);
         self.ledger.token = token;
-        self.edit(key, |entry| {
+        self.change_key(key, State::Assigned { session, token }, |entry| {
             entry.attempts = entry.attempts.saturating_add(1);
             entry.edit_rare(|rare| rare.avoid = None);
             settle_blame(&mut entry.fates, blame);
         });
-        self.set_state(key, State::Assigned { session, token });
         if let Some(holding) = self.ledger.keys.get(key).and_then(holding) {
             self.notify(session, Notice::Granted(holding));
         }
@@ -304,8 +303,7 @@ impl Tx<'_> {
 
     fn quarantine(&mut self, key: &Key) -> Decision {
         let Standing::Free { blame } = self.standing(key)? else { return Err(Refusal::NotFree) };
-        self.edit(key, |entry| settle_blame(&mut entry.fates, blame));
-        self.set_state(key, State::Quarantined);
+        self.change_key(key, State::Quarantined, |entry| settle_blame(&mut entry.fates, blame));
         Ok(Outcome::Done)
     }
 
@@ -357,17 +355,16 @@ impl Tx<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Changes an entry without saying so.
-    fn edit(&mut self, key: &Key, change: impl FnOnce(&mut Entry)) {
-        if let Some(entry) = self.ledger.keys.get_mut(key) {
-            change(entry);
-        }
-    }
-
     /// Puts a key into a state, keeps the sessions' and the group's counts right, and says so.
     fn set_state(&mut self, key: &Key, state: State) {
+        self.change_key(key, state, |_| {});
+    }
+
+    /// As [`set_state`](Self::set_state), with a change of what else there is of the key.
+    fn change_key(&mut self, key: &Key, state: State, change: impl FnOnce(&mut Entry)) {
         let Some(place) = self.ledger.keys.place(key) else { return };
         let Some(entry) = self.ledger.keys.at_mut(place) else { return };
+        change(entry);
         let before = std::mem::replace(&mut entry.state, state);
         self.changes.push(Change::Key(entry.view()));
         self.recount(place, before, Some(state));
