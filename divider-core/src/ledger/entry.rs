@@ -57,3 +57,37 @@ impl From<Record> for Entry {
         entry
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{StopReason, Token, Work};
+
+    #[test]
+    fn an_entry_is_small_and_gives_back_the_whole_record() {
+        assert_eq!(size_of::<Option<Entry>>(), 72, "there may be a million");
+        let plain = Record::new(Work::new("k").unwrap().weight(2).priority(-3));
+        let session = SessionId::fresh();
+        let rich = Record {
+            view: KeyView {
+                not_before_ms: 4,
+                attempts: 5,
+                fates: 6,
+                avoid: Some(session),
+                state: State::Stopping { session, token: Token(7), reason: StopReason::Removed },
+                ..plain.view.clone()
+            },
+            payload: Blob::from(*b"p"),
+            checkpoint: Blob::from(*b"c"),
+        };
+        for record in [&plain, &rich] {
+            let entry = Entry::from(record.clone());
+            assert_eq!((entry.record(), entry.view()), (record.clone(), record.view.clone()));
+        }
+        let mut entry = Entry::from(plain.clone());
+        entry.edit_rare(|rare| rare.checkpoint = Blob::from(*b"c"));
+        assert_ne!(entry, Entry::from(plain.clone()));
+        entry.edit_rare(|rare| rare.checkpoint = Blob::default());
+        assert_eq!(entry, Entry::from(plain), "equal records, however they came to be so, are equal entries");
+    }
+}

@@ -76,7 +76,7 @@ impl Keys {
 
     /// All entries from this place on, in the order of their places.
     pub(super) fn from(&self, place: Place) -> impl Iterator<Item = (Place, &Entry)> {
-        (place..).zip(self.places.from(place)).filter_map(|(place, entry)| Some((place, entry?)))
+        self.places.from(place).zip(place..).filter_map(|(entry, place)| Some((place, entry?)))
     }
 
     /// Puts in an entry whose key is not there yet.

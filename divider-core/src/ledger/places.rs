@@ -5,14 +5,14 @@ use super::entry::Entry;
 /// Where an entry is.
 pub(super) type Place = u32;
 
-/// How many places there are in a chunk.
-const CHUNK: usize = 1024;
+/// How many places there are in a chunk. Few in tests, so that those go beyond the first one.
+const CHUNK: usize = if cfg!(test) { 8 } else { 1024 };
 
-/// A row of places, of which the last one is never empty.
+/// A row of places, of which the last one is never empty once a change is done.
 ///
-/// In chunks, for growing must not move a million entries while everybody waits; and not each in a box, which would cost a
-/// pointer and the allocator's own bytes for every key. So the memory of empty places that are followed by others is
-/// kept, for the keys to come.
+/// It is in chunks, for growing must not move a million entries while everybody waits; and the entries are in no boxes,
+/// which would cost a pointer and the allocator's own bytes for each. Chunks are dropped from the end only: a place that becomes
+/// empty before others keeps its memory for the next key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Places(
     /// All are full but the last.
@@ -37,7 +37,9 @@ impl Places {
     /// What is at each place from this one on.
     pub(super) fn from(&self, place: Place) -> impl Iterator<Item = Option<&Entry>> {
         let place = place as usize;
-        self.0.iter().skip(place / CHUNK).flatten().skip(place % CHUNK).map(Option::as_ref)
+        let mut chunks = self.0.get(place / CHUNK..).unwrap_or_default().iter();
+        let first = chunks.next().and_then(|chunk| chunk.get(place % CHUNK..)).unwrap_or_default();
+        first.iter().chain(chunks.flatten()).map(Option::as_ref)
     }
 
     /// Adds a place at the end.
