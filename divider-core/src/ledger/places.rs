@@ -11,8 +11,8 @@ const CHUNK: usize = if cfg!(test) { 8 } else { 1024 };
 /// A row of places, of which the last one is never empty once a change is done.
 ///
 /// It is in chunks, for growing must not move a million entries while everybody waits; and the entries are in no boxes,
-/// which would cost a pointer and the allocator's own bytes for each. Chunks are dropped from the end only: a place that becomes
-/// empty before others keeps its memory for the next key.
+/// which would cost a pointer and the allocator's own bytes for each. Chunks are dropped from the end only: a place that
+/// becomes empty before others keeps its memory for the next key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Places(
     /// All are full but the last.
