@@ -1,8 +1,9 @@
 //! Names and numbers: each is a type of its own, so that a term is never taken for a token.
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use triomphe::Arc;
 use uuid::Uuid;
 
 use crate::{InvalidInput, limits};
@@ -24,8 +25,9 @@ fn checked(what: &'static str, text: &str, limit: usize) -> Result<(), InvalidIn
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $limit:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+        #[serde(try_from = "String")]
+        // Without the second count that the standard library's has, which is 8 bytes for each of a million names.
         pub struct $name(Arc<str>);
 
         impl $name {
@@ -99,6 +101,13 @@ macro_rules! name {
             type Err = InvalidInput;
             fn from_str(text: &str) -> Result<Self, InvalidInput> {
                 Self::new(text)
+            }
+        }
+
+        // Not by way of a string of its own: a snapshot writes a million of them.
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
 

@@ -16,7 +16,9 @@
 //! that never goes back, so that they go on rising even where the store has forgotten its past.
 
 mod apply;
+mod entry;
 mod keys;
+mod places;
 mod session;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,9 +26,10 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Applied, Batch, Change, Cursor, GroupView, Holding, Holdings, Key, KeyView, Message, Notice, Op, Page, Record,
-    Revision, SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, limits,
+    Applied, Batch, Change, Cursor, GroupView, Holding, Holdings, Key, Message, Notice, Op, Page, Record, Revision,
+    SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, limits,
 };
+use entry::{Entry, Rare};
 use keys::Keys;
 use session::Session;
 
@@ -142,8 +145,8 @@ impl Ledger {
     }
 
     /// One record, as it is stored: an owner that has ended may still stand in it.
-    pub fn record(&self, key: &Key) -> Option<&Record> {
-        self.keys.get(key)
+    pub fn record(&self, key: &Key) -> Option<Record> {
+        self.keys.get(key).map(Entry::record)
     }
 
     /// All sessions, the ended ones that still have keys in their name included.
@@ -194,7 +197,7 @@ impl Ledger {
             None => 0,
         };
         let mut rest = self.keys.from(from);
-        let keys = rest.by_ref().take(PAGE).map(|(_, record)| record.view.clone()).collect();
+        let keys = rest.by_ref().take(PAGE).map(|(_, entry)| entry.view()).collect();
         let next = rest.next().map(|(place, _)| Cursor(place.to_be_bytes().to_vec()));
         let sessions = if cursor.is_none() { self.sessions().cloned().collect() } else { Vec::new() };
         Ok(Page { revision: self.revision, group: self.group, sessions, keys, next })
@@ -221,8 +224,8 @@ impl Ledger {
         if self.quarantined == 0 {
             return Vec::new();
         }
-        let quarantined = self.keys.from(0).filter(|(_, record)| record.view.state == State::Quarantined);
-        quarantined.take(limit).map(|(_, record)| record.view.key.clone()).collect()
+        let quarantined = self.keys.from(0).filter(|(_, entry)| entry.state == State::Quarantined);
+        quarantined.take(limit).map(|(_, entry)| entry.key.clone()).collect()
     }
 
     /// Runs `work`, and gives its changes one revision and its notices one message each.
@@ -269,24 +272,16 @@ impl Effects {
     }
 }
 
-/// What the owner of a record is handed. `None` where nobody owns it.
-fn holding(record: &Record) -> Option<Holding> {
-    let KeyView { key, weight, priority, attempts, state, .. } = &record.view;
+/// What the owner of a key is handed. `None` where nobody owns it.
+fn holding(entry: &Entry) -> Option<Holding> {
+    let Entry { weight, priority, attempts, state, .. } = *entry;
     let (_, token) = state.owner()?;
     let stopping = match state {
-        State::Stopping { reason, .. } => Some(*reason),
+        State::Stopping { reason, .. } => Some(reason),
         _ => None,
     };
-    Some(Holding {
-        key: key.clone(),
-        token,
-        attempts: *attempts,
-        weight: *weight,
-        priority: *priority,
-        payload: record.payload.clone(),
-        checkpoint: record.checkpoint.clone(),
-        stopping,
-    })
+    let Rare { payload, checkpoint, .. } = entry.rare();
+    Some(Holding { key: entry.key.clone(), token, attempts, weight, priority, payload, checkpoint, stopping })
 }
 
 /// A batch that is being applied.

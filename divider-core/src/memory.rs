@@ -225,7 +225,7 @@ impl Store for MemoryStore {
 
     async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
         let inner = self.inner()?;
-        Ok(keys.iter().map(|key| inner.ledger.record(key).cloned()).collect())
+        Ok(keys.iter().map(|key| inner.ledger.record(key)).collect())
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {

@@ -336,7 +336,7 @@ impl Member {
             Query::Holdings(session) => ledger.holdings(session).map(Answer::Holdings).map_err(failed),
             Query::Changes(since) => Ok(Answer::Changes(ledger.changes(since).map(some))),
             Query::Scan(cursor) => ledger.scan(cursor.as_ref()).map(Answer::Page).map_err(failed),
-            Query::Records(keys) => Ok(Answer::Records(keys.iter().map(|key| ledger.record(key).cloned()).collect())),
+            Query::Records(keys) => Ok(Answer::Records(keys.iter().map(|key| ledger.record(key)).collect())),
             Query::Stats => Ok(Answer::Stats(ledger.stats())),
             Query::Quarantined(limit) => {
                 Ok(Answer::Keys(ledger.quarantined(usize::try_from(limit).unwrap_or(usize::MAX))))

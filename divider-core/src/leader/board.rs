@@ -25,6 +25,8 @@ pub(super) struct Board {
     /// Random for each board, so that nobody can choose keys that meet in one bucket.
     hasher: DefaultHashBuilder,
     keys: Vec<Option<Entry>>,
+    /// What few keys have, of those that are marked so.
+    rare: HashMap<KeyIx, Rare>,
     slots: HashMap<SessionId, u32>,
     sessions: Vec<Option<Slot>>,
     /// Which session a planner's node is.
@@ -45,14 +47,28 @@ pub(super) struct Board {
 struct Entry {
     key: Key,
     token: Token,
-    not_before_ms: u64,
-    fates: u32,
-    /// Slots of sessions, or [`NOBODY`].
+    /// Slot of a session, or [`NOBODY`].
     owner: u32,
-    avoid: u32,
     kind: Kind,
     /// Its last op was refused.
     refused: bool,
+    /// There is more of it in [`Board::rare`].
+    rare: bool,
+}
+
+/// What few keys have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rare {
+    not_before_ms: u64,
+    fates: u32,
+    /// Slot of a session, or [`NOBODY`].
+    avoid: u32,
+}
+
+impl Default for Rare {
+    fn default() -> Self {
+        Self { not_before_ms: 0, fates: 0, avoid: NOBODY }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,8 +196,16 @@ impl Board {
             keys.resize_with(len, || None);
             self.registered += 1;
         }
-        let entry = Entry { key, token, not_before_ms, fates, owner, avoid, kind, refused: false };
-        if let Some(old) = self.keys[at].replace(entry) {
+        let rare = Rare { not_before_ms, fates, avoid };
+        let is_rare = rare != Rare::default();
+        let entry = Entry { key, token, owner, kind, refused: false, rare: is_rare };
+        let old = self.keys[at].replace(entry);
+        if is_rare {
+            self.rare.insert(k, rare);
+        } else if old.as_ref().is_some_and(|old| old.rare) {
+            self.rare.remove(&k);
+        }
+        if let Some(old) = old {
             self.quarantined -= usize::from(old.kind == Kind::Quarantined);
             planner.set_key(k, weight, priority);
             if kind == Kind::Assigned && old.token != token {
@@ -219,6 +243,7 @@ impl Board {
         let entry = self.keys[k.0 as usize].take()?;
         self.quarantined -= usize::from(entry.kind == Kind::Quarantined);
         self.registered -= 1;
+        self.rare.remove(&k);
         self.removing.remove(&k);
         self.stops.remove(&k);
         Some(k)
@@ -230,6 +255,10 @@ impl Board {
 
     fn entry(&self, k: KeyIx) -> Option<&Entry> {
         self.keys.get(k.0 as usize)?.as_ref()
+    }
+
+    fn rare(&self, k: KeyIx, entry: &Entry) -> Rare {
+        if entry.rare { self.rare.get(&k).copied().unwrap_or_default() } else { Rare::default() }
     }
 
     pub(super) fn key(&self, k: KeyIx) -> Option<Key> {
@@ -250,7 +279,10 @@ impl Board {
         }
         match self.node(entry.owner) {
             Some(node) => Standing::Owned { node, stopping: entry.kind != Kind::Assigned },
-            None => Standing::Free { avoid: self.node(entry.avoid), due_ms: entry.not_before_ms },
+            None => {
+                let rare = self.rare(k, entry);
+                Standing::Free { avoid: self.node(rare.avoid), due_ms: rare.not_before_ms }
+            }
         }
     }
 
@@ -268,16 +300,16 @@ impl Board {
     pub(super) fn deaths(&self, k: KeyIx, of: u32) -> u32 {
         let Some(entry) = self.entry(k) else { return 0 };
         let ended = self.sessions.get(entry.owner as usize).and_then(Option::as_ref).and_then(|slot| slot.view.ended);
-        let fates = match ended {
-            Some(healthy_below) => entry.fates << 1 | u32::from(entry.token >= healthy_below),
-            None => entry.fates,
-        };
+        let mut fates = self.rare(k, entry).fates;
+        if let Some(healthy_below) = ended {
+            fates = fates << 1 | u32::from(entry.token >= healthy_below);
+        }
         (fates & u32::MAX.unbounded_shr(32 - of)).count_ones()
     }
 
     /// When the key is due, if that is later than now.
     pub(super) fn due_after(&self, k: KeyIx, now_ms: u64) -> Option<u64> {
-        self.entry(k).map(|entry| entry.not_before_ms).filter(|due| *due > now_ms)
+        self.entry(k).map(|entry| self.rare(k, entry).not_before_ms).filter(|due| *due > now_ms)
     }
 
     pub(super) fn schedule(&mut self, k: KeyIx, due_ms: u64) {

@@ -1,6 +1,6 @@
 //! The rules, one function for each kind of op.
 
-use super::{Session, Tx, holding, keys::Place};
+use super::{Session, Tx, entry::Entry, holding, places::Place};
 use crate::{
     Blob, Change, GroupView, Key, Notice, Op, Outcome, Record, Refusal, Revision, SessionId, SessionView, State,
     StopReason, Term, Token, Work, limits,
@@ -100,26 +100,30 @@ impl Tx<'_> {
     }
 
     fn add(&mut self, work: &Work) -> Decision {
-        let Some(record) = self.ledger.keys.get_mut(&work.key) else {
-            let record = Record::new(work.clone());
-            self.changes.push(Change::Key(record.view.clone()));
-            self.ledger.keys.insert(record);
+        let Some(entry) = self.ledger.keys.get_mut(&work.key) else {
+            let entry = Entry::from(Record::new(work.clone()));
+            self.changes.push(Change::Key(entry.view()));
+            self.ledger.keys.insert(entry);
             return Ok(Outcome::Done);
         };
-        let view = &mut record.view;
-        let wanted_again = matches!(view.state, State::Stopping { reason: StopReason::Removed, .. });
-        let same = (view.weight, view.priority, view.not_before_ms) == (work.weight, work.priority, work.not_before_ms)
-            && record.payload == work.payload;
+        let rare = entry.rare();
+        let wanted_again = matches!(entry.state, State::Stopping { reason: StopReason::Removed, .. });
+        let same = (entry.weight, entry.priority) == (work.weight, work.priority)
+            && (rare.not_before_ms, &rare.payload) == (work.not_before_ms, &work.payload);
         if same && !wanted_again {
             return Ok(Outcome::Unchanged);
         }
-        (view.weight, view.priority, view.not_before_ms) = (work.weight, work.priority, work.not_before_ms);
-        record.payload = work.payload.clone();
-        if let State::Stopping { reason, .. } = &mut view.state {
+        (entry.weight, entry.priority) = (work.weight, work.priority);
+        entry.edit_rare(|rare| {
+            rare.not_before_ms = work.not_before_ms;
+            rare.payload = work.payload.clone();
+        });
+        if let State::Stopping { reason, .. } = &mut entry.state {
             // The stop has been asked for and goes on; but the key stays.
             *reason = StopReason::Rebalanced;
         }
-        self.changed(&work.key);
+        let view = entry.view();
+        self.changes.push(Change::Key(view));
         Ok(Outcome::Done)
     }
 
@@ -139,8 +143,7 @@ impl Tx<'_> {
 
     fn retry(&mut self, key: &Key) -> Decision {
         let Standing::Quarantined = self.standing(key)? else { return Err(Refusal::NotQuarantined) };
-        self.edit(key, |record| record.view.fates = 0);
-        self.set_state(key, State::Pending);
+        self.change_key(key, State::Pending, |entry| entry.fates = 0);
         Ok(Outcome::Done)
     }
 
@@ -194,19 +197,17 @@ impl Tx<'_> {
             self.delete(key);
             return Ok(Outcome::Done);
         }
-        self.edit(key, |record| {
-            let view = &mut record.view;
+        self.change_key(key, State::Pending, |entry| {
             if started {
-                view.fates <<= 1;
+                entry.fates <<= 1;
             } else {
-                view.attempts = view.attempts.saturating_sub(1);
+                entry.attempts = entry.attempts.saturating_sub(1);
             }
             if stopping.is_none() {
                 // The owner let go unasked, so it should not get the key right back.
-                view.avoid = Some(session);
+                entry.edit_rare(|rare| rare.avoid = Some(session));
             }
         });
-        self.set_state(key, State::Pending);
         Ok(Outcome::Done)
     }
 
@@ -214,19 +215,23 @@ impl Tx<'_> {
         if self.owned(session, key, token)?.is_some() {
             return Ok(Outcome::Unchanged);
         }
-        self.edit(key, |record| {
-            record.view.avoid = Some(session);
-            record.view.not_before_ms = record.view.not_before_ms.max(not_before_ms);
+        let reason = StopReason::Rebalanced;
+        self.change_key(key, State::Stopping { session, token, reason }, |entry| {
+            entry.edit_rare(|rare| {
+                rare.avoid = Some(session);
+                rare.not_before_ms = rare.not_before_ms.max(not_before_ms);
+            });
         });
-        self.set_state(key, State::Stopping { session, token, reason: StopReason::Rebalanced });
-        self.stop(session, key.clone(), token, StopReason::Rebalanced);
+        self.stop(session, key.clone(), token, reason);
         Ok(Outcome::Done)
     }
 
     fn checkpoint(&mut self, session: SessionId, key: &Key, token: Token, bytes: &Blob) -> Decision {
         self.owned(session, key, token)?;
         // Nobody but the next owner reads a checkpoint, and it gets it with its grant: so this is no change of the group.
-        self.edit(key, |record| record.checkpoint = bytes.clone());
+        if let Some(entry) = self.ledger.keys.get_mut(key) {
+            entry.edit_rare(|rare| rare.checkpoint = bytes.clone());
+        }
         Ok(Outcome::Done)
     }
 
@@ -244,14 +249,12 @@ impl Tx<'_> {
         }
         let token = Token(self.ledger.token.0 + 1);
         self.ledger.token = token;
-        self.edit(key, |record| {
-            let view = &mut record.view;
-            view.attempts = view.attempts.saturating_add(1);
-            view.avoid = None;
-            settle_blame(&mut view.fates, blame);
+        self.change_key(key, State::Assigned { session, token }, |entry| {
+            entry.attempts = entry.attempts.saturating_add(1);
+            entry.edit_rare(|rare| rare.avoid = None);
+            settle_blame(&mut entry.fates, blame);
         });
-        self.set_state(key, State::Assigned { session, token });
-        if let Some(holding) = self.ledger.record(key).and_then(holding) {
+        if let Some(holding) = self.ledger.keys.get(key).and_then(holding) {
             self.notify(session, Notice::Granted(holding));
         }
         Ok(Outcome::Granted(token))
@@ -294,14 +297,13 @@ impl Tx<'_> {
     }
 
     fn was_removing(&self, key: &Key, token: Token) -> bool {
-        let state = self.ledger.keys.get(key).map(|record| record.view.state);
+        let state = self.ledger.keys.get(key).map(|entry| entry.state);
         matches!(state, Some(State::Stopping { token: held, reason: StopReason::Removed, .. }) if held == token)
     }
 
     fn quarantine(&mut self, key: &Key) -> Decision {
         let Standing::Free { blame } = self.standing(key)? else { return Err(Refusal::NotFree) };
-        self.edit(key, |record| settle_blame(&mut record.view.fates, blame));
-        self.set_state(key, State::Quarantined);
+        self.change_key(key, State::Quarantined, |entry| settle_blame(&mut entry.fates, blame));
         Ok(Outcome::Done)
     }
 
@@ -325,8 +327,8 @@ impl Tx<'_> {
     }
 
     fn standing(&self, key: &Key) -> Result<Standing, Refusal> {
-        let record = self.ledger.keys.get(key).ok_or(Refusal::UnknownKey)?;
-        let (session, token, stopping) = match record.view.state {
+        let entry = self.ledger.keys.get(key).ok_or(Refusal::UnknownKey)?;
+        let (session, token, stopping) = match entry.state {
             State::Pending => return Ok(Standing::Free { blame: None }),
             State::Quarantined => return Ok(Standing::Quarantined),
             State::Assigned { session, token } => (session, token, None),
@@ -353,29 +355,28 @@ impl Tx<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Changes a record without saying so.
-    fn edit(&mut self, key: &Key, change: impl FnOnce(&mut Record)) {
-        if let Some(record) = self.ledger.keys.get_mut(key) {
-            change(record);
-        }
-    }
-
     /// Puts a key into a state, keeps the sessions' and the group's counts right, and says so.
     fn set_state(&mut self, key: &Key, state: State) {
+        self.change_key(key, state, |_| {});
+    }
+
+    /// As [`set_state`](Self::set_state), with a change of what else there is of the key.
+    fn change_key(&mut self, key: &Key, state: State, change: impl FnOnce(&mut Entry)) {
         let Some(place) = self.ledger.keys.place(key) else { return };
-        let Some(record) = self.ledger.keys.at_mut(place) else { return };
-        let before = std::mem::replace(&mut record.view.state, state);
-        self.changes.push(Change::Key(record.view.clone()));
+        let Some(entry) = self.ledger.keys.at_mut(place) else { return };
+        change(entry);
+        let before = std::mem::replace(&mut entry.state, state);
+        self.changes.push(Change::Key(entry.view()));
         self.recount(place, before, Some(state));
         self.let_go(before, Some(state));
     }
 
     fn delete(&mut self, key: &Key) {
         let Some(place) = self.ledger.keys.place(key) else { return };
-        let Some(record) = self.ledger.keys.remove(place) else { return };
-        self.recount(place, record.view.state, None);
+        let Some(entry) = self.ledger.keys.remove(place) else { return };
+        self.recount(place, entry.state, None);
         self.changes.push(Change::KeyGone(key.clone()));
-        self.let_go(record.view.state, None);
+        self.let_go(entry.state, None);
     }
 
     fn recount(&mut self, place: Place, before: State, after: Option<State>) {
@@ -400,12 +401,6 @@ impl Tx<'_> {
             && after.and_then(owner) != Some(session)
         {
             self.forget_if_empty(session);
-        }
-    }
-
-    fn changed(&mut self, key: &Key) {
-        if let Some(record) = self.ledger.keys.get(key) {
-            self.changes.push(Change::Key(record.view.clone()));
         }
     }
 }

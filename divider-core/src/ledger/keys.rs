@@ -5,21 +5,25 @@
 //! many there are. The lowest free place is filled first and free places at the end are dropped, so that the places
 //! follow from what happened alone: replicas agree on them, and the records say all there is to store.
 
-use std::{collections::BTreeSet, hash::BuildHasher};
+use std::{collections::BTreeSet, fmt, hash::BuildHasher};
 
 use hashbrown::{DefaultHashBuilder, HashTable};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{Error, SeqAccess, Visitor},
+    ser::SerializeSeq,
+};
 
+use super::{
+    entry::Entry,
+    places::{Place, Places},
+};
 use crate::{Key, Record};
-
-/// Where a record is.
-pub(super) type Place = u32;
 
 /// All records, by name and by place.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Keys {
-    /// Boxed, for growing must not move a million records while everybody waits.
-    places: Vec<Option<Box<Record>>>,
+    places: Places,
     /// All places that hold nothing.
     free: BTreeSet<Place>,
     names: HashTable<Name>,
@@ -49,72 +53,66 @@ impl Keys {
     /// Where a key is.
     pub(super) fn place(&self, key: &Key) -> Option<Place> {
         let hash = self.hash(key);
-        let same = |name: &Name| name.hash == hash && self.at(name.place).is_some_and(|record| record.view.key == *key);
+        let same = |name: &Name| name.hash == hash && self.at(name.place).is_some_and(|entry| entry.key == *key);
         self.names.find(Name::spread(hash), same).map(|name| name.place)
     }
 
-    pub(super) fn get(&self, key: &Key) -> Option<&Record> {
+    pub(super) fn get(&self, key: &Key) -> Option<&Entry> {
         self.at(self.place(key)?)
     }
 
-    pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Record> {
+    pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Entry> {
         let place = self.place(key)?;
         self.at_mut(place)
     }
 
-    pub(super) fn at(&self, place: Place) -> Option<&Record> {
-        self.places.get(place as usize)?.as_deref()
+    pub(super) fn at(&self, place: Place) -> Option<&Entry> {
+        self.places.get(place)
     }
 
-    pub(super) fn at_mut(&mut self, place: Place) -> Option<&mut Record> {
-        self.places.get_mut(place as usize)?.as_deref_mut()
+    pub(super) fn at_mut(&mut self, place: Place) -> Option<&mut Entry> {
+        self.places.get_mut(place)
     }
 
-    /// All records from this place on, in the order of their places.
-    pub(super) fn from(&self, place: Place) -> impl Iterator<Item = (Place, &Record)> {
-        let rest = self.places.get(place as usize..).unwrap_or_default();
-        (place..).zip(rest).filter_map(|(place, record)| Some((place, record.as_deref()?)))
+    /// All entries from this place on, in the order of their places.
+    pub(super) fn from(&self, place: Place) -> impl Iterator<Item = (Place, &Entry)> {
+        self.places.from(place).zip(place..).filter_map(|(entry, place)| Some((place, entry?)))
     }
 
-    /// Puts in a record whose key is not there yet.
-    pub(super) fn insert(&mut self, record: Record) {
-        debug_assert!(self.place(&record.view.key).is_none());
-        let record = Some(Box::new(record));
+    /// Puts in an entry whose key is not there yet.
+    pub(super) fn insert(&mut self, entry: Entry) {
+        debug_assert!(self.place(&entry.key).is_none());
         let place = match self.free.pop_first() {
             Some(place) => {
-                self.places[place as usize] = record;
+                self.places.put(place, entry);
                 place
             }
-            None => {
-                self.places.push(record);
-                self.places.len() as Place - 1
-            }
+            None => self.places.push(Some(entry)),
         };
         self.name(place);
     }
 
-    pub(super) fn remove(&mut self, place: Place) -> Option<Box<Record>> {
-        let record = self.places.get_mut(place as usize)?.take()?;
-        let hash = self.hash(&record.view.key);
+    pub(super) fn remove(&mut self, place: Place) -> Option<Entry> {
+        let entry = self.places.take(place)?;
+        let hash = self.hash(&entry.key);
         if let Ok(name) = self.names.find_entry(Name::spread(hash), |name| name.place == place) {
             name.remove();
         }
         self.free.insert(place);
-        while let Some(None) = self.places.last() {
-            self.places.pop();
-            self.free.remove(&(self.places.len() as Place));
+        while let Some(place) = self.places.pop_empty() {
+            self.free.remove(&place);
         }
-        Some(record)
+        Some(entry)
     }
 
     fn hash(&self, key: &Key) -> u32 {
         self.hasher.hash_one(key.as_str()) as u32
     }
 
-    /// Makes the record at a place be found by its name.
+    /// Makes the entry at a place be found by its name.
     fn name(&mut self, place: Place) {
-        if let Some(record) = self.at(place) {
-            let name = Name { place, hash: self.hash(&record.view.key) };
+        if let Some(entry) = self.at(place) {
+            let name = Name { place, hash: self.hash(&entry.key) };
             self.names.insert_unique(Name::spread(name.hash), name, |name| Name::spread(name.hash));
         }
     }
@@ -129,28 +127,48 @@ impl PartialEq for Keys {
 
 impl Eq for Keys {}
 
+/// As a row of what is at each place, a whole [`Record`] or nothing.
 impl Serialize for Keys {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.places.serialize(serializer)
+        let mut row = serializer.serialize_seq(Some(self.places.len()))?;
+        for entry in self.places.from(0) {
+            row.serialize_element(&entry.map(Entry::record))?;
+        }
+        row.end()
     }
 }
 
 impl<'de> Deserialize<'de> for Keys {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut keys = Self { places: Deserialize::deserialize(deserializer)?, ..Self::default() };
-        for place in 0..keys.places.len() as Place {
-            match keys.at(place) {
-                None => _ = keys.free.insert(place),
-                Some(record) if keys.place(&record.view.key).is_some() => {
-                    return Err(D::Error::custom(format!("the key {:?} is there twice", record.view.key.as_str())));
+        struct Row;
+        impl<'de> Visitor<'de> for Row {
+            type Value = Keys;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a row of records")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> Result<Keys, A::Error> {
+                let mut keys = Keys::default();
+                let mut last_is_empty = false;
+                while let Some(record) = row.next_element::<Option<Record>>()? {
+                    last_is_empty = record.is_none();
+                    if let Some(Record { view, .. }) = &record
+                        && keys.place(&view.key).is_some()
+                    {
+                        return Err(A::Error::custom(format!("the key {:?} is there twice", view.key.as_str())));
+                    }
+                    let place = keys.places.push(record.map(Entry::from));
+                    if last_is_empty {
+                        keys.free.insert(place);
+                    }
+                    keys.name(place);
                 }
-                Some(_) => keys.name(place),
+                if last_is_empty {
+                    return Err(A::Error::custom("the last place is empty"));
+                }
+                Ok(keys)
             }
         }
-        if let Some(None) = keys.places.last() {
-            return Err(D::Error::custom("the last place is empty"));
-        }
-        Ok(keys)
+        deserializer.deserialize_seq(Row)
     }
 }
 
@@ -183,8 +201,8 @@ mod tests {
                 let key = key(number);
                 for keys in [Some(&mut keys), copy.as_mut()].into_iter().flatten() {
                     match keys.place(&key) {
-                        None if wanted => keys.insert(Record::new(Work::from(key.clone()))),
-                        Some(place) if !wanted => prop_assert_eq!(&keys.remove(place).unwrap().view.key, &key),
+                        None if wanted => keys.insert(Record::new(Work::from(key.clone())).into()),
+                        Some(place) if !wanted => prop_assert_eq!(&keys.remove(place).unwrap().key, &key),
                         _ => {}
                     }
                 }
@@ -196,7 +214,7 @@ mod tests {
                 prop_assert_eq!(keys.len(), expected.len());
                 for (key, place) in &expected {
                     prop_assert_eq!(keys.place(key), Some(*place));
-                    prop_assert_eq!(&keys.get(key).unwrap().view.key, key);
+                    prop_assert_eq!(&keys.get(key).unwrap().key, key);
                 }
                 let all: Vec<Place> = keys.from(0).map(|(place, _)| place).collect();
                 prop_assert!(all.is_sorted() && all.len() == expected.len());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::keys::Place;
+use super::places::Place;
 use crate::SessionView;
 
 /// A session that lives, or has ended with keys still in its name.

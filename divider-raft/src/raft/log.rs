@@ -56,6 +56,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Entry, LogId, StorageError, Types, Vote};
 use crate::{
+    command::{Body, Step},
     error::DataError,
     ground::{LogWriter, Place, Rewritable},
 };
@@ -66,10 +67,11 @@ const FILE: &str = "log.redb";
 const MARK: &str = "log.mark";
 /// Format of what is in the tables.
 const VERSION: u8 = 1;
-/// The newest entries are kept in memory up to this many bytes.
+/// The newest entries are kept in memory up to this many bytes of it, which has room for all that are on their way to the
+/// followers and the machine.
 const CACHE_BYTES: usize = 4 << 20;
 /// What redb may keep of the file in memory: little is ever read again.
-const PAGES_BYTES: usize = 16 << 20;
+const PAGES_BYTES: usize = 4 << 20;
 /// Most bytes that one read gives to a sender, unless a single entry is larger.
 const READ_BYTES: usize = 1 << 20;
 /// Most bytes in one commit, unless a single write is larger.
@@ -106,7 +108,8 @@ struct Shared {
 struct Cache {
     /// The newest entries, without gaps up to the last one: at least all that are not on disk yet.
     entries: BTreeMap<u64, Held>,
-    bytes: usize,
+    /// Bytes of memory that they take, about.
+    memory: usize,
     last: Option<LogId>,
     purged: Option<LogId>,
     vote: Option<Vote>,
@@ -118,7 +121,10 @@ struct Cache {
 
 struct Held {
     entry: Entry,
+    /// In the log.
     bytes: usize,
+    /// In memory, about: several times as much where its ops are small.
+    memory: usize,
     /// Number of the append that it came with; zero if it was there at the start.
     append: u64,
 }
@@ -483,23 +489,30 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
 impl Cache {
     fn insert(&mut self, entry: Entry, bytes: usize, append: u64) {
         self.last = Some(entry.log_id);
-        self.bytes += bytes;
-        if let Some(old) = self.entries.insert(entry.log_id.index, Held { entry, bytes, append }) {
-            self.bytes -= old.bytes;
+        let memory = match &entry.payload {
+            EntryPayload::Normal(command) => {
+                let Body::V1 { steps, .. } = &*command.0;
+                steps.iter().map(Step::bytes).sum()
+            }
+            EntryPayload::Blank | EntryPayload::Membership(_) => bytes,
+        };
+        self.memory += memory;
+        if let Some(old) = self.entries.insert(entry.log_id.index, Held { entry, bytes, memory, append }) {
+            self.memory -= old.memory;
         }
     }
 
     /// Makes room, but not of what came with an append after `written`.
     fn evict(&mut self, written: u64) {
-        while self.bytes > CACHE_BYTES
+        while self.memory > CACHE_BYTES
             && let Some(first) = self.entries.first_entry().filter(|first| first.get().append <= written)
         {
-            self.bytes -= first.remove().bytes;
+            self.memory -= first.remove().memory;
         }
     }
 
     fn recount(&mut self) {
-        self.bytes = self.entries.values().map(|held| held.bytes).sum();
+        self.memory = self.entries.values().map(|held| held.memory).sum();
     }
 }
 

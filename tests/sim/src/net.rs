@@ -346,7 +346,7 @@ impl Store for Line {
 
     async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
         let keys = keys.to_vec();
-        let serve = move |server: &mut Server| keys.iter().map(|key| server.ledger().record(key).cloned()).collect();
+        let serve = move |server: &mut Server| keys.iter().map(|key| server.ledger().record(key)).collect();
         self.net.call(self.pid, "records", serve).await
     }
 

@@ -441,7 +441,7 @@ impl<'a> Run<'a> {
         let quarantined = all(good("a list", quarantined)?);
         same("quarantined", &quarantined, &all(self.ledger.quarantined(1000)))?;
         same("some of the quarantined", &good("a list", some)?.len(), &quarantined.len().min(1))?;
-        let expected = self.keys.iter().map(|key| self.ledger.record(key).cloned()).collect();
+        let expected = self.keys.iter().map(|key| self.ledger.record(key)).collect();
         same("records", &good("records", records)?, &expected)
     }
 
