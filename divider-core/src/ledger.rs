@@ -149,6 +149,12 @@ impl Ledger {
         self.keys.get(key).map(Entry::record)
     }
 
+    /// The living session that owns a key, and under which token.
+    pub fn owner(&self, key: &Key) -> Option<(&SessionView, Token)> {
+        let (session, token) = self.keys.get(key)?.state.owner()?;
+        self.session(session).filter(|view| view.ended.is_none()).map(|view| (view, token))
+    }
+
     /// All sessions, the ended ones that still have keys in their name included.
     pub fn sessions(&self) -> impl Iterator<Item = &SessionView> {
         self.sessions.values().map(|s| &s.view)

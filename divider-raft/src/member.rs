@@ -396,9 +396,8 @@ impl Member {
 
 /// The living owner of a key.
 pub(crate) fn owner(ledger: &Ledger, key: &Key) -> Option<Owner> {
-    let (session, token) = ledger.record(key)?.view.state.owner()?;
-    let view = ledger.session(session)?;
-    view.ended.is_none().then(|| Owner { node: view.node.clone(), session, token })
+    let (view, token) = ledger.owner(key)?;
+    Some(Owner { node: view.node.clone(), session: view.session, token })
 }
 
 fn changing(refused: Refused) -> Fault {
