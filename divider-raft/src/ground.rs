@@ -26,11 +26,11 @@ pub use crate::security::Connection;
 /// in a crash, and repeat all of it from a seed.
 #[async_trait]
 pub trait Ground: fmt::Debug + Send + Sync + 'static {
-    /// Runs the member's tasks: on a runtime of its own, which is given as well, or on the caller's.
+    /// Runs the process's tasks: on a runtime of its own with so many threads, which is given as well, or on the caller's.
     ///
     /// # Errors
     /// Where that cannot be had.
-    fn runtime(&self) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)>;
+    fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)>;
 
     /// Listens.
     async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>>;
@@ -125,9 +125,9 @@ pub(crate) struct ThisMachine;
 
 #[async_trait]
 impl Ground for ThisMachine {
-    fn runtime(&self) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
-        let runtime =
-            runtime::Builder::new_multi_thread().worker_threads(2).thread_name("divider-raft").enable_all().build()?;
+    fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
+        let mut builder = runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(threads).thread_name("divider-raft").enable_all().build()?;
         Ok((runtime.handle().clone(), Some(runtime)))
     }
 

@@ -31,8 +31,8 @@ use crate::{
 
 /// About how many bytes of changes go into one answer.
 const CHANGES_BYTES: usize = 1 << 20;
-/// A renewal may wait for others for this part of the lease: a tenth of the time between two.
-const RENEWAL: u32 = 40;
+/// A renewal may wait for others for this part of the lease: a fifth of the time between two.
+const RENEWAL: u32 = 20;
 /// A session of this process that was not heard of for this long is none any more.
 const LOCAL: Duration = Duration::from_secs(10);
 

@@ -53,7 +53,7 @@ impl Listener for Accepts {
 
 #[async_trait]
 impl ground::Ground for Ground {
-    fn runtime(&self) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
+    fn runtime(&self, _: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
         Ok((runtime::Handle::current(), None))
     }
 
