@@ -54,11 +54,18 @@ struct Taker {
     load: u64,
     /// How many more keys it could be given.
     room: u64,
+    /// What it is to be given before the others, in the unit that is divided.
+    due: u64,
     /// What it lacks, in the unit that is divided.
     lacks: u64,
 }
 
 impl Taker {
+    /// Room for units beyond those that are due, if units are keys; else nobody knows how many keys they will be.
+    fn room(&self, units_are_keys: bool) -> u64 {
+        if units_are_keys { self.room - self.due } else { u64::MAX }
+    }
+
     /// Takes keys that weigh so much together.
     fn take(&mut self, keys: u64, weight: u64) {
         self.room -= keys;
@@ -115,10 +122,20 @@ impl Planner {
                 affinity: node.affinity,
                 load: if unit == 1 { node.load } else { node.load / unit },
                 room: node.room().into(),
+                due: 0,
                 lacks: 0,
             })
             .collect();
-        fill(&mut takers, weight / unit, equal, &mut self.remainders);
+        let mut units = weight / unit;
+        if !self.newcomers.is_empty() {
+            self.refresh_quotas();
+            units -= self.serve_newcomers(&mut takers, units, unit, equal);
+        }
+        fill(&mut takers, units, equal, &mut self.remainders);
+        for taker in &mut takers {
+            taker.load -= taker.due;
+            taker.lacks += taker.due;
+        }
         let end = if equal { deal_equal(&mut takers, pairs, ranked) } else { deal_mixed(&mut takers, pairs, ranked) };
         for taker in &takers {
             let node = &mut self.nodes[taker.node as usize];
@@ -127,6 +144,24 @@ impl Planner {
         }
         self.settle_many(&pairs[..end]);
         end
+    }
+
+    /// What newcomers lack of their quotas is theirs first: what they are given now need not be pulled from others later. Counts
+    /// it as if they had it, in proportion where there is not enough for all, and returns how much it is.
+    fn serve_newcomers(&self, takers: &mut [Taker], units: u64, unit: u64, equal: bool) -> u64 {
+        for taker in takers.iter_mut().filter(|taker| self.nodes[taker.node as usize].newcomer) {
+            taker.due = (self.lacks(taker.node) / unit).min(taker.room(equal));
+        }
+        let all: u64 = takers.iter().map(|taker| taker.due).sum();
+        let served = all.min(units);
+        let (mut passed, mut given) = (0, 0);
+        for taker in takers.iter_mut().filter(|taker| taker.due > 0) {
+            passed += taker.due;
+            taker.due = (u128::from(passed) * u128::from(served) / u128::from(all)) as u64 - given;
+            taker.load += taker.due;
+            given += taker.due;
+        }
+        served
     }
 
     /// Makes the proposals so: the same as one at a time, with the sums and the ranking brought up to date once. The
@@ -175,9 +210,7 @@ fn fill(takers: &mut [Taker], units: u64, counts_room: bool, scratch: &mut Remai
     while units > 0 && !shares.is_empty() {
         let total = units + shares.iter().map(|share| share.load).sum::<u64>();
         divide(total, &mut shares, scratch);
-        let room = |share: &Share| {
-            if counts_room { takers[share.node as usize].room } else { u64::MAX }
-        };
+        let room = |share: &Share| takers[share.node as usize].room(counts_room);
         let (mut over, mut cut) = (0u64, 0u64);
         for share in &shares {
             over += share.load.saturating_sub(share.quota);
@@ -193,10 +226,11 @@ fn fill(takers: &mut [Taker], units: u64, counts_room: bool, scratch: &mut Remai
             if over >= cut {
                 return share.load <= share.quota;
             }
-            let fits = share.quota.saturating_sub(share.load) <= taker.room;
+            let room = taker.room(counts_room);
+            let fits = share.quota.saturating_sub(share.load) <= room;
             if !fits {
-                taker.lacks = taker.room;
-                given += taker.room;
+                taker.lacks = room;
+                given += room;
             }
             fits
         });
