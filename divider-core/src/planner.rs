@@ -32,9 +32,9 @@
 //! # Costs
 //!
 //! A key costs 28 bytes (up to twice that while a vector has just grown). A fact costs O(1), a new key O(log nodes), a
-//! leave O(keys of the leaver), a plan for many keys O(keys + nodes). The quotas are divided anew, O(nodes), only by a
-//! [`moves`](Planner::moves) that has a newcomer to serve or runs under [`Balance::Continuous`], after something that
-//! changes them.
+//! leave O(keys of the leaver), a plan for many keys O(keys + nodes). The quotas are divided anew, O(nodes), only
+//! while there is a newcomer to serve or under [`Balance::Continuous`], after something that changes them: by
+//! [`moves`](Planner::moves), and by [`assignments`](Planner::assignments) for newcomers.
 
 mod assign;
 mod board;

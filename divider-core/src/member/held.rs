@@ -121,6 +121,17 @@ impl HeldKeys {
         self.current.find(hash(token), |(of, name)| *of == token && name == key).is_some()
     }
 
+    /// What is kept beside the keys, against the keys.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let current = |held: &&Held| held.is_current();
+        assert_eq!(self.current.len(), self.iter().filter(current).count());
+        assert!(self.iter().filter(current).all(|held| self.is_current(&held.holding.key, held.holding.token)));
+        if let Some(shown) = &self.shown {
+            assert_eq!(**shown, self.iter().filter_map(Held::view).collect::<Vec<_>>());
+        }
+    }
+
     pub(super) fn shown(&mut self) -> Arc<[Assigned]> {
         let keys = &self.keys;
         self.shown.get_or_insert_with(|| keys.values().filter_map(Held::view).collect()).clone()
