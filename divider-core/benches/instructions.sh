@@ -12,16 +12,16 @@ cd "$(dirname "$0")/../.."
 
 recorded_with='1.95.0 x86_64'
 declare -A recorded=(
-  [full]=4254719
-  [full-uneven]=4335649
-  [full-mixed]=8226916
-  [join]=202499
-  [join-uneven]=197476
-  [leave]=299744
-  [leave-uneven]=371037
-  [replace-two]=115819
-  [one-key]=2280
-  [one-key-uneven]=2349
+  [full]=4163055
+  [full-uneven]=4244480
+  [full-mixed]=6952437
+  [join]=207433
+  [join-uneven]=202641
+  [leave]=298267
+  [leave-uneven]=370220
+  [replace-two]=106351
+  [one-key]=2279
+  [one-key-uneven]=2348
 )
 
 command -v valgrind >/dev/null || { echo 'valgrind is missing: nothing was counted (apt-get install valgrind)' >&2; exit 2; }

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -93,8 +94,9 @@ pub trait Divider: Send + Sync + 'static {
     /// bytes may or may not have been kept.
     async fn checkpoint(&self, key: &Key, token: Token, bytes: Blob) -> Result<(), Error>;
 
-    /// What this node holds now, from memory, in no particular order.
-    fn assigned(&self) -> Vec<Assigned>;
+    /// What this node holds now, from memory, in no particular order. The list is as of the call and shared among callers:
+    /// it is made anew, O(keys held), only when something has changed since the last call.
+    fn assigned(&self) -> Arc<[Assigned]>;
 
     /// Whether this node may act on the key now: it was started under this token, the stop is not confirmed, and the
     /// lease has not run out. Local: no I/O, no waiting.

@@ -15,12 +15,16 @@
 //! When the session is lost, whatever was running goes to `lost`: it is told with reason `Lost` before any new start, and
 //! the key is not started here again before the program has confirmed.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod held;
 
-// Its hasher (foldhash) costs a third of the standard one, and a program asks on every step whether a key is current. It
-// starts from random numbers that differ from process to process and from map to map, so whoever chooses keys cannot
-// make them meet in one bucket without reading this process's memory.
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
 use hashbrown::HashMap;
+
+use held::{Held, HeldKeys, Phase};
 
 use crate::{
     Assigned, Assignment, Error, Event, Holding, Holdings, Key, Message, Notice, Op, SessionId, Stop, StopReason, Token,
@@ -35,7 +39,7 @@ pub struct Member {
     /// Takes no new work: a flush has begun.
     draining: bool,
     affinity: u32,
-    held: HashMap<Key, Held>,
+    held: HeldKeys,
     /// Keys of lost sessions whose stop the program has not confirmed.
     lost: HashMap<Key, Lost>,
     /// Unread events, in the order in which they came about.
@@ -47,26 +51,6 @@ pub struct Member {
     /// While the truth is being read: keys that were let go in the meantime, which it may still contain.
     let_go: Option<HashMap<Key, Token>>,
     outbox: Vec<Op>,
-}
-
-#[derive(Debug)]
-struct Held {
-    holding: Holding,
-    phase: Phase,
-    /// A `complete` is on its way, so a truth without the key is no surprise.
-    completing: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// The start waits to be read, at this place.
-    Queued(u64),
-    /// The start waits for the confirmation of a `Lost` stop of the same key.
-    HeldBack,
-    Running,
-    StopQueued(u64, StopReason),
-    Stopping(StopReason),
-    Confirming,
 }
 
 #[derive(Debug)]
@@ -153,7 +137,7 @@ impl Member {
         self.let_go = None;
         self.outbox.clear();
         // Here and below: in order, so that the same history is told in the same way again.
-        for (key, held) in BTreeMap::from_iter(self.held.drain()) {
+        for (key, held) in self.held.take() {
             self.mourn(key, &held);
         }
         had
@@ -218,7 +202,7 @@ impl Member {
         }
         self.seq = truth.seq;
         let mut missing: BTreeMap<Key, Token> =
-            self.held.iter().map(|(key, held)| (key.clone(), held.holding.token)).collect();
+            self.held.iter().map(|held| (held.holding.key.clone(), held.holding.token)).collect();
         for holding in truth.holdings {
             if let_go.get(&holding.key).is_some_and(|token| *token >= holding.token) {
                 continue;
@@ -254,7 +238,7 @@ impl Member {
         }
         let key = holding.key.clone();
         let phase = if self.lost.contains_key(&key) { Phase::HeldBack } else { self.queue_start(key.clone()) };
-        self.held.insert(key.clone(), Held { holding, phase, completing: false });
+        self.held.insert(Held { holding, phase, completing: false });
         if self.draining || self.affinity == 0 {
             self.decline(&key);
         }
@@ -268,25 +252,25 @@ impl Member {
 
     /// Gives back a key whose start the program has not read.
     fn decline(&mut self, key: &Key) {
-        let (Some(held), Some(session)) = (self.held.get_mut(key), self.session) else { return };
+        let (Some(held), Some(session)) = (self.held.get(key), self.session) else { return };
         match held.phase {
             Phase::Queued(place) => drop(self.starts.remove(&place)),
             Phase::HeldBack => {}
             _ => return,
         }
-        held.phase = Phase::Confirming;
         let token = held.holding.token;
+        self.held.change(key, |held| held.phase = Phase::Confirming);
         self.outbox.push(Op::Confirm { session, key: key.clone(), token, started: false });
     }
 
     /// A key is to be stopped: the program hears of it, if it had been told to start it.
     pub fn told_to_stop(&mut self, key: &Key, token: Token, reason: StopReason) {
-        let Some(held) = self.held.get_mut(key).filter(|held| held.holding.token == token) else { return };
+        let Some(held) = self.held.get(key).filter(|held| held.holding.token == token) else { return };
         match held.phase {
             Phase::Queued(_) | Phase::HeldBack => self.decline(key),
             Phase::Running => {
                 self.next += 1;
-                held.phase = Phase::StopQueued(self.next, reason);
+                self.held.change(key, |held| held.phase = Phase::StopQueued(self.next, reason));
                 self.stops.insert(self.next, key.clone());
             }
             Phase::StopQueued(..) | Phase::Stopping(_) | Phase::Confirming => {}
@@ -322,8 +306,8 @@ impl Member {
         }
         loop {
             let (_, key) = self.starts.pop_first()?;
-            if let Some(held) = self.held.get_mut(&key) {
-                held.phase = Phase::Running;
+            self.held.change(&key, |held| held.phase = Phase::Running);
+            if let Some(held) = self.held.get(&key) {
                 return Some(held.holding.clone().into());
             }
             debug_assert!(false, "a queued start belongs to a held key");
@@ -341,12 +325,13 @@ impl Member {
                 self.lost_unread -= 1;
                 return Some(Stop::new(key, lost.token, StopReason::Lost));
             }
-            if let Some(held) = self.held.get_mut(&key)
+            if let Some(held) = self.held.get(&key)
                 && let Phase::StopQueued(at, reason) = held.phase
                 && at == place
             {
-                held.phase = Phase::Stopping(reason);
-                return Some(Stop::new(key, held.holding.token, reason));
+                let token = held.holding.token;
+                self.held.change(&key, |held| held.phase = Phase::Stopping(reason));
+                return Some(Stop::new(key, token, reason));
             }
             debug_assert!(false, "a queued stop belongs to a held or lost key");
         }
@@ -381,7 +366,7 @@ impl Member {
         if !matches!(held.phase, Phase::Stopping(_)) {
             return Err(Error::NotStopping { key: key.clone() });
         }
-        held.phase = Phase::Confirming;
+        self.held.change(key, |held| held.phase = Phase::Confirming);
         Ok(Confirmation::Send(Op::Confirm { session, key: key.clone(), token, started: true }))
     }
 
@@ -393,9 +378,7 @@ impl Member {
         }
         if self.held.get(key).is_some_and(|held| held.phase == Phase::HeldBack) {
             let phase = self.queue_start(key.clone());
-            if let Some(held) = self.held.get_mut(key) {
-                held.phase = phase;
-            }
+            self.held.change(key, |held| held.phase = phase);
         }
     }
 
@@ -403,7 +386,7 @@ impl Member {
     ///
     /// # Errors
     /// [`Error::StaleToken`], [`Error::UnknownKey`], [`Error::Lost`]; nothing has changed.
-    pub fn acting(&mut self, key: &Key, token: Token) -> Result<SessionId, Error> {
+    pub fn acting(&self, key: &Key, token: Token) -> Result<SessionId, Error> {
         if self.lost.get(key).is_some_and(|lost| lost.token == token) {
             return Err(Error::Lost { key: key.clone() });
         }
@@ -420,16 +403,14 @@ impl Member {
     /// As `acting`.
     pub fn completing(&mut self, key: &Key, token: Token) -> Result<SessionId, Error> {
         let session = self.acting(key, token)?;
-        if let Some(held) = self.held.get_mut(key) {
-            held.completing = true;
-        }
+        self.held.change(key, |held| held.completing = true);
         Ok(session)
     }
 
     /// The completion was refused: the key is as it was.
     pub fn not_completed(&mut self, key: &Key, token: Token) {
-        if let Some(held) = self.held.get_mut(key).filter(|held| held.holding.token == token) {
-            held.completing = false;
+        if self.held.get(key).is_some_and(|held| held.holding.token == token) {
+            self.held.change(key, |held| held.completing = false);
         }
         if let Some(lost) = self.lost.get_mut(key).filter(|lost| lost.token == token && lost.completing) {
             self.next += 1;
@@ -470,9 +451,9 @@ impl Member {
         }
     }
 
-    fn current(&mut self, key: &Key, token: Token) -> Result<(SessionId, &mut Held), Error> {
+    fn current(&self, key: &Key, token: Token) -> Result<(SessionId, &Held), Error> {
         let stale = || Error::StaleToken { key: key.clone(), given: token };
-        match (self.held.get_mut(key), self.session) {
+        match (self.held.get(key), self.session) {
             (Some(held), Some(session)) if held.holding.token == token => Ok((session, held)),
             (Some(_), _) => Err(stale()),
             (None, _) if self.lost.contains_key(key) => Err(stale()),
@@ -482,12 +463,7 @@ impl Member {
 
     /// Whether the program may act on the key, as far as this node knows; the lease is for the caller to check.
     pub fn is_current(&self, key: &Key, token: Token) -> bool {
-        self.held.get(key).is_some_and(|held| {
-            // A completion that is on its way may have taken effect already.
-            held.holding.token == token
-                && !held.completing
-                && matches!(held.phase, Phase::Running | Phase::StopQueued(..) | Phase::Stopping(_))
-        })
+        self.held.is_current(key, token)
     }
 
     /// A flush begins: no start is read any more, and unread ones go back.
@@ -498,8 +474,8 @@ impl Member {
 
     /// What runs and has not been asked to stop, in order.
     pub fn running(&self) -> BTreeMap<Key, Token> {
-        let running = self.held.iter().filter(|(_, held)| held.phase == Phase::Running);
-        running.map(|(key, held)| (key.clone(), held.holding.token)).collect()
+        let running = self.held.iter().filter(|held| held.phase == Phase::Running);
+        running.map(|held| (held.holding.key.clone(), held.holding.token)).collect()
     }
 
     /// The store has acknowledged an affinity. At 0, unread starts go back.
@@ -512,32 +488,25 @@ impl Member {
 
     fn decline_unread(&mut self) {
         let unread = |held: &Held| matches!(held.phase, Phase::Queued(_) | Phase::HeldBack);
-        let unread = self.held.iter().filter(|(_, held)| unread(held));
-        let keys: BTreeSet<Key> = unread.map(|(key, _)| key.clone()).collect();
+        let unread = self.held.iter().filter(|held| unread(held));
+        let keys: BTreeSet<Key> = unread.map(|held| held.holding.key.clone()).collect();
         for key in keys {
             self.decline(&key);
         }
     }
 
-    /// What it holds, without what it is giving back unread.
-    pub fn assigned(&self) -> Vec<Assigned> {
-        let view = |held: &Held| {
-            let (started, stopping) = match held.phase {
-                Phase::Queued(_) | Phase::HeldBack => (false, None),
-                Phase::Running => (true, None),
-                Phase::StopQueued(_, reason) | Phase::Stopping(reason) => (true, Some(reason)),
-                Phase::Confirming => return None,
-            };
-            Some(Assigned::new(held.holding.key.clone(), held.holding.token, started, stopping))
-        };
-        self.held.values().filter_map(view).collect()
+    /// What it holds, without what it is giving back unread. O(1) when nothing has changed since the last call.
+    pub fn assigned(&mut self) -> Arc<[Assigned]> {
+        self.held.shown()
     }
 
     /// What the program has still to confirm or to give back: all that it holds, and what it has lost.
-    pub fn unconfirmed(&self) -> Vec<Assigned> {
+    pub fn unconfirmed(&mut self) -> Vec<Assigned> {
+        let mut all = self.assigned().to_vec();
         let lost = self.lost.iter().filter(|(_, lost)| !lost.completing);
         let lost = lost.map(|(key, lost)| Assigned::new(key.clone(), lost.token, true, Some(StopReason::Lost)));
-        self.assigned().into_iter().chain(lost).collect()
+        all.extend(lost);
+        all
     }
 
     /// What is to be applied because of what happened: confirmations of starts that were never read.

@@ -346,7 +346,7 @@ impl Divider for Node {
         self.act(key, token, check, op, |key, token| Then::Checkpointed { key, token }).await
     }
 
-    fn assigned(&self) -> Vec<Assigned> {
+    fn assigned(&self) -> Arc<[Assigned]> {
         self.shared().with(|member| member.assigned())
     }
 

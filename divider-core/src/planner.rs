@@ -15,12 +15,16 @@
 //! win over what it proposed, so it can be wrong about the store for a moment without harm.
 //!
 //! - **Quota.** A node's share of the total weight is in proportion to its affinity, made whole by the method of largest
-//!   remainder; ties go to whoever holds more, which saves a move. When all weights are equal the unit is a key.
+//!   remainder; ties go to whoever holds more, which saves a move, and to newcomers last. When all weights are equal the
+//!   unit is a key.
 //! - **New keys** go to the node with the lowest load per affinity, by a rule that keeps every node within one key of its
 //!   share while keys come one at a time; many at once fill the deficits exactly.
 //! - **A leave** frees the leaver's keys and touches no other.
 //! - **A join** entitles the newcomer to its quota, which it takes from the nodes most above theirs, one at a time: the
 //!   least number of moves that can balance equal keys. Once it has it, it is *settled* and nothing moves any more.
+//! - **Leaves and joins at once**: keys without an owner go to newcomers first, up to their quotas, and only what is missing
+//!   then is taken from others. So with equal keys there are as many moves as keys without an owner, or as keys that the
+//!   newcomers lack of their quotas, whichever is more; no plan that gives newcomers their quotas does with fewer.
 //! - **Draining** (not accepting) is a matter of the node: it gives its keys up by itself, the planner only sends it none.
 //!
 //! It is pure: no clock, no I/O, no strings, no randomness and no hash tables. The same calls give the same answers.
@@ -28,9 +32,9 @@
 //! # Costs
 //!
 //! A key costs 28 bytes (up to twice that while a vector has just grown). A fact costs O(1), a new key O(log nodes), a
-//! leave O(keys of the leaver), a plan for many keys O(keys + nodes). The quotas are divided anew, O(nodes), only by a
-//! [`moves`](Planner::moves) that has a newcomer to serve or runs under [`Balance::Continuous`], after something that
-//! changes them.
+//! leave O(keys of the leaver), a plan for many keys O(keys + nodes). The quotas are divided anew, O(nodes), only
+//! while there is a newcomer to serve or under [`Balance::Continuous`], after something that changes them: by
+//! [`moves`](Planner::moves), and by [`assignments`](Planner::assignments) for newcomers.
 
 mod assign;
 mod board;

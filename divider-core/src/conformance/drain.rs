@@ -25,12 +25,12 @@ pub async fn a_flush_stops_every_key_and_returns_when_all_are_confirmed<B: Backe
         first.confirm(&stop.key, stop.token).await;
     }
     let flushed = soon("the flush", flush).await.unwrap().unwrap();
-    assert_eq!((flushed.unconfirmed, first.assigned()), (Vec::new(), Vec::new()));
+    assert_eq!((flushed.unconfirmed, first.assigned().len()), (Vec::new(), 0));
     trial.until("they run elsewhere", async || second.count() == 3).await;
     // Nothing comes any more, though it is still there.
     second.add((0..10).map(|i| format!("new {i}"))).await;
     trial.until("the other takes all", async || second.count() == 13).await;
-    assert_eq!((first.start_at_hand(), first.assigned()), (None, Vec::new()));
+    assert_eq!((first.start_at_hand(), first.assigned().len()), (None, 0));
     first.add(&["by hand"]).await;
     trial.until("a drained node may still declare work", async || second.count() == 14).await;
 }

@@ -27,7 +27,7 @@ pub async fn groups_whose_names_share_a_prefix_are_apart<B: Backend>(trial: Tria
     }
     // What happens to a key in one happens in no other.
     let (trial, mut first) = seats.remove(0);
-    first.remove_work(first.assigned().into_iter().map(|held| held.key).collect()).await.unwrap();
+    first.remove_work(first.assigned().iter().map(|held| held.key.clone()).collect()).await.unwrap();
     for _ in 0..3 {
         first.stop_and_confirm().await;
     }

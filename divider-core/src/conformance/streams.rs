@@ -27,7 +27,7 @@ pub async fn an_unread_start_is_held_but_not_current<B: Backend>(trial: Trial<B>
     let mut seat = trial.node(|_| {}).await;
     seat.add(&["a"]).await;
     trial.until("the key is here", async || seat.assigned().len() == 1).await;
-    let held = seat.assigned().remove(0);
+    let held = seat.assigned()[0].clone();
     assert!(!held.started && held.stopping.is_none());
     assert!(!seat.is_current(&held.key, held.token));
     let start = seat.start().await;

@@ -464,7 +464,10 @@ impl World {
     }
 
     /// S3: whatever the member believes that it may act on is its own in the ledger.
-    fn check(&self) {
+    fn check(&mut self) {
+        self.member.held.check();
+        // From here to the next change it is kept.
+        self.member.assigned();
         for (key, token) in &self.running {
             if self.member.is_current(key, *token) {
                 let completing =

@@ -11,10 +11,11 @@ impl Planner {
     ///
     /// Each pick is *proposed* from then on, counted in its node's load and room, until a fact about the key says
     /// otherwise. Highest priority first, then first come, first served. A key that was on the move goes to the target
-    /// of its move if that still takes work and has room; any other goes where the load per affinity is lowest.
+    /// of its move if that still takes work and has room; others go to newcomers, up to their quotas, and then where the
+    /// load per affinity is lowest.
     ///
-    /// O(1) when no node has room, however many keys wait. Few keys cost O(log nodes) each; many cost O(keys + nodes)
-    /// together, and fill the deficits against the exact quotas.
+    /// O(1) when no node has room, however many keys wait. Few keys cost O(log nodes) each; many, or any while there are
+    /// newcomers, cost O(keys + nodes) together, and fill the deficits against the exact quotas.
     pub fn assignments(&mut self, max: usize, out: &mut Vec<(KeyIx, NodeIx)>) {
         let room = usize::try_from(self.open.room).unwrap_or(usize::MAX);
         let count = max.min(self.count(State::Ready)).min(room);
@@ -22,7 +23,8 @@ impl Planner {
             return;
         }
         // Each key taken from the queue finds a place: there is room for all of them, and no node with room refuses any.
-        if count >= FEW && count * 4 >= self.open.nodes as usize {
+        // Where newcomers are to be served first, the quotas are to be divided in any case.
+        if !self.newcomers.is_empty() || count >= FEW && count * 4 >= self.open.nodes as usize {
             return self.assign_many(count, out);
         }
         let mut batch = std::mem::take(&mut self.batch);

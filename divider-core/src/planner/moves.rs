@@ -70,7 +70,7 @@ impl Planner {
         }
     }
 
-    fn refresh_quotas(&mut self) {
+    pub(super) fn refresh_quotas(&mut self) {
         if self.quota_epoch == self.epoch {
             return;
         }
@@ -86,7 +86,7 @@ impl Planner {
         self.quota_epoch = self.epoch;
     }
 
-    fn lacks(&self, n: u32) -> u64 {
+    pub(super) fn lacks(&self, n: u32) -> u64 {
         self.quotas[n as usize].saturating_sub(self.nodes[n as usize].load)
     }
 

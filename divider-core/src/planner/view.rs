@@ -139,5 +139,8 @@ impl Planner {
 }
 
 fn share(node: u32, of: &Node, load: u64) -> Share {
-    Share { node, affinity: of.affinity, load, quota: 0 }
+    // A tie between a newcomer and another is no reason to move a key, whichever of them has more by now. More than any load
+    // is what the others are put ahead by.
+    let ahead = if of.newcomer { 0 } else { 1 << 63 };
+    Share { node, affinity: of.affinity, load: load + ahead, quota: 0 }
 }

@@ -124,7 +124,7 @@ impl Worker {
     }
 
     fn assigned(&self) {
-        let mut assigned = self.node.assigned();
+        let mut assigned = self.node.assigned().to_vec();
         assigned.sort_by(|a, b| a.key.cmp(&b.key));
         self.say(Kind::Assigned, |line| {
             line.count = Some(assigned.len() as u64);
