@@ -8,8 +8,6 @@ use crate::{postgres::PostgresServer, raft::Voters, redis::RedisServer};
 pub trait Backend: Send + Sized + 'static {
     /// How it is called in figures.
     const NAME: &'static str;
-    /// How much longer than a lease it may take until the keys of a node that led run elsewhere.
-    const ELECTION: Duration = Duration::ZERO;
     /// Median and 99th percentile from an add to the start that are still usual on a busy machine.
     const LATENCY: (Duration, Duration);
 
@@ -234,7 +232,6 @@ impl Server for PostgresServer {
 /// The first three nodes are voters, each with its disk; the others are clients of them.
 impl Backend for Voters {
     const NAME: &'static str = "raft";
-    const ELECTION: Duration = Duration::from_millis(1400);
     const LATENCY: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(100));
 
     fn start() -> Self {

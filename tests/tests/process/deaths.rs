@@ -43,9 +43,7 @@ pub(crate) fn kill<B: Backend>(lease: Duration, keys: usize, bound: Duration, ar
         });
         bed.fleet.wait_all_run(keys, Duration::from_secs(10));
     }
-    for (who, times, bound) in
-        [("leader", &mut of_leaders, bound + B::ELECTION), ("node that does not lead", &mut of_others, bound)]
-    {
+    for (who, times) in [("leader", &mut of_leaders), ("node that does not lead", &mut of_others)] {
         figure(
             &format!("{}: kill -9 of a {who} to start elsewhere, lease {lease:?}, {}", B::NAME, args.join(" ")),
             times,

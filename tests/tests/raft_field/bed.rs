@@ -11,7 +11,7 @@ use divider_tests::{
 };
 
 /// A leader's own lease in Raft, the longest time after it, and one more round where two stood at once.
-pub(crate) const ELECTION: Duration = Duration::from_millis(1400);
+pub(crate) const ELECTION: Duration = Duration::from_millis(1300);
 /// What may be added to a lease.
 pub(crate) const SLACK: Duration = Duration::from_millis(500);
 /// How long something may take that has no bound of its own.

@@ -99,6 +99,24 @@ async fn nothing_acknowledged_is_lost_when_each_member_dies_in_turn() {
     assert!(acknowledged.len() > 100);
 }
 
+/// A node on a member hears of its keys from the replica beside it, so what it were given before would run nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_starts_again_is_open_when_its_replica_has_caught_up() {
+    let mut cluster = Cluster::start(3).await;
+    for round in 0..3 {
+        let leader = cluster.leader().await;
+        let late = (leader + 1) % 3;
+        cluster.kill(late);
+        for at in 0..50 {
+            insist(|| async { cluster.store(leader).apply(&[add(format!("{round}/{at}"))]).await }).await;
+        }
+        let (decided, _) = cluster.store(leader).replica().unwrap();
+        cluster.restart(late).await;
+        let (applied, _) = cluster.store(late).replica().unwrap();
+        assert!(applied >= decided, "it is open at entry {applied} of {decided}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn all_die_at_once_and_nothing_acknowledged_is_gone() {
     let mut cluster = Cluster::start(3).await;

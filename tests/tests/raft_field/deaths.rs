@@ -53,7 +53,8 @@ fn voters_are_killed_one_after_the_other_and_keys_run_elsewhere_in_time() {
     println!("figure: {round} voters killed in turn in {seconds} s, {keys} keys");
     figure("kill -9 of the leader to start elsewhere, lease 3 s", &mut of_leader);
     figure("kill -9 of another voter to start elsewhere, lease 3 s", &mut of_others);
-    assert!(quantile(&mut of_leader, 1.0) <= bed.fleet.allowing(LEASE + ELECTION + SLACK));
+    // An election costs nothing beside the lease: whoever wins it knows how long the others have been silent.
+    assert!(quantile(&mut of_leader, 1.0) <= bed.fleet.allowing(LEASE + SLACK));
     assert!(quantile(&mut of_others, 1.0) <= bed.fleet.allowing(LEASE + SLACK));
 }
 
