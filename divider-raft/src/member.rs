@@ -31,8 +31,10 @@ use crate::{
 
 /// About how many bytes of changes go into one answer.
 const CHANGES_BYTES: usize = 1 << 20;
-/// A renewal may wait for others for this part of the lease: a fifth of the time between two.
+/// A renewal may wait for others for this part of the lease, a fifth of the time between two,
 const RENEWAL: u32 = 20;
+/// and for no longer than this: a call has a time limit of its own, however long the lease.
+const RENEWAL_MOST: Duration = Duration::from_millis(150);
 /// A session of this process that was not heard of for this long is none any more.
 const LOCAL: Duration = Duration::from_secs(10);
 
@@ -218,7 +220,7 @@ impl Member {
         };
         // Only a leader that still led after the renewal had come in may count it: another one may be expiring sessions.
         let lease = self.machine.with(group, |ledger| ledger.session(session).map_or(0, |view| view.lease_ms));
-        let patience = Duration::from_millis(lease.into()) / RENEWAL;
+        let patience = (Duration::from_millis(lease.into()) / RENEWAL).min(RENEWAL_MOST);
         let index = self.confirmer.confirm_within(patience).await?;
         self.machine.reached(index).await;
         if self.machine.with(group, |ledger| ledger.is_alive(session)) {
