@@ -8,6 +8,8 @@ use crate::{postgres::PostgresServer, raft::Voters, redis::RedisServer};
 pub trait Backend: Send + Sized + 'static {
     /// How it is called in figures.
     const NAME: &'static str;
+    /// How long it may take until somebody leads again, where a leader's machine or network has failed.
+    const ELECTION: Duration = Duration::ZERO;
     /// Median and 99th percentile from an add to the start that are still usual on a busy machine.
     const LATENCY: (Duration, Duration);
 
@@ -232,6 +234,7 @@ impl Server for PostgresServer {
 /// The first three nodes are voters, each with its disk; the others are clients of them.
 impl Backend for Voters {
     const NAME: &'static str = "raft";
+    const ELECTION: Duration = Duration::from_millis(1300);
     const LATENCY: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(100));
 
     fn start() -> Self {
