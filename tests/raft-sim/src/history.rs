@@ -364,8 +364,9 @@ impl<'a> Search<'a> {
     }
 }
 
-/// Where a batch without an answer can have been applied. What it adds is named once, and whoever ends that has seen it in
-/// a scan: so it was applied between a scan that does not show it and one that does, and not at all where none does.
+/// Where a batch without an answer can have been applied. What it adds is named once, and whoever ends that has seen it: in
+/// a scan, or, where a session is expired, among the beats. So it was applied between a scan that does not show it and one
+/// that does, and before an expiry of it; and not at all where there is neither.
 fn window(event: &Event, events: &[&Event]) -> Option<(u64, u64)> {
     let Call::Apply(ops) = &event.call else { return None };
     let shows = |page: &Page| match &ops[0] {
@@ -382,7 +383,18 @@ fn window(event: &Event, events: &[&Event]) -> Option<(u64, u64)> {
     if !matches!(ops[0], Op::Add(_) | Op::Join { .. }) {
         return Some((0, u64::MAX));
     }
-    let first = pages().filter(|(_, shown)| *shown).map(|(revision, _)| revision).min()?;
+    let expiries = events.iter().filter(|event| match (&event.call, &ops[0]) {
+        (Call::Apply(others), Op::Join { session, .. }) => {
+            matches!(&others[0], Op::Expire { session: expired, .. } if expired == session)
+        }
+        _ => false,
+    });
+    // Nobody knows when one without an answer was decided.
+    let expiries = expiries.map(|event| event.revision().unwrap_or(u64::MAX));
+    let first = pages().filter(|(_, shown)| *shown).map(|(revision, _)| revision).chain(expiries).min()?;
+    if first == u64::MAX {
+        return Some((0, first));
+    }
     let last = pages().filter(|(revision, shown)| !shown && *revision < first).map(|(revision, _)| revision).max();
     Some((last.unwrap_or(0), first))
 }
@@ -654,6 +666,30 @@ mod tests {
             scan(&mut history, &ledger);
             assert_eq!(history.check(1), Ok(Verdict { revisions: 5 + u64::from(ended_first), undecided: 0 }));
         }
+    }
+
+    #[test]
+    fn a_join_that_nobody_was_told_of_is_known_by_the_expiry_of_its_session() {
+        let session = SessionId(uuid::Uuid::from_u128(1));
+        let leader = SessionId(uuid::Uuid::from_u128(2));
+        let join = |session| Op::Join {
+            session,
+            node: divider_core::NodeId::new("n").unwrap(),
+            affinity: 1,
+            capacity: None,
+            lease_ms: 800,
+            seen: Revision(0),
+        };
+        let (mut history, mut ledger) = (History::default(), Ledger::new());
+        apply(&mut history, &mut ledger, &[join(leader)], 1, true);
+        apply(&mut history, &mut ledger, &[join(session)], 2, false);
+        let number = history.asked(0, Call::Take(leader));
+        let (term, _) = ledger.lead(leader, Default::default());
+        history.answered(number, Answer::Standing);
+        let expire = Op::Expire { term: term.unwrap(), session, beat: divider_core::Beat(0), healthy_below: Token(0) };
+        assert_eq!(apply(&mut history, &mut ledger, &[expire], 3, true), [Outcome::Done]);
+        scan(&mut history, &ledger);
+        assert_eq!(history.check(1), Ok(Verdict { revisions: ledger.revision().0, undecided: 0 }));
     }
 
     #[test]
