@@ -10,14 +10,7 @@
 //! Only the first of the list may found a cluster, and only once *all* others have said that they have none. So two can
 //! never be founded side by side, also not when the first one's disk was wiped.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use parking_lot::{Mutex, RwLock};
@@ -181,8 +174,6 @@ impl Running {
         let limit = self.router.config.open_time_limit;
         let mut joined = self.joined.clone();
         let router = self.router.clone();
-        let led = Arc::new(AtomicBool::new(false));
-        let leads = led.clone();
         let ready = self.handle.spawn(async move {
             // The sender lives until it has said so.
             let _ = joined.wait_for(Result::is_ok).await;
@@ -193,7 +184,6 @@ impl Running {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             };
             if let Some(member) = &router.member {
-                leads.store(true, Ordering::Relaxed);
                 member.machine.reached(index).await;
             }
         });
@@ -204,11 +194,10 @@ impl Running {
             Err(_) => {
                 stop.abort();
                 let why = match &*self.joined.borrow() {
-                    Ok(()) if led.load(Ordering::Relaxed) => {
-                        "this member has not caught up with the leader yet: try again, it goes on meanwhile".into()
-                    }
                     Ok(()) => {
-                        "no leader is known yet: are enough voters running, and can they reach each other?".into()
+                        "no leader is known yet (are enough voters running, and can they reach each other?), or this \
+                               member has not caught up with it: that goes on, so try again"
+                            .into()
                     }
                     Err(problem) => format!("not in the cluster yet: {problem}"),
                 };
