@@ -150,6 +150,7 @@ impl Ledger {
     }
 
     /// The living session that owns a key, and under which token.
+    #[inline]
     pub fn owner(&self, key: &Key) -> Option<(&SessionView, Token)> {
         let (session, token) = self.keys.get(key)?.state.owner()?;
         self.session(session).filter(|view| view.ended.is_none()).map(|view| (view, token))
@@ -161,6 +162,7 @@ impl Ledger {
     }
 
     /// One session, also where it has ended and still has keys in its name.
+    #[inline]
     pub fn session(&self, session: SessionId) -> Option<&SessionView> {
         self.sessions.get(&session).map(|s| &s.view)
     }

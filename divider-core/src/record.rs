@@ -211,6 +211,7 @@ pub enum State {
 
 impl State {
     /// Owner and token, where there is an owner.
+    #[inline]
     pub fn owner(&self) -> Option<(SessionId, Token)> {
         match *self {
             Self::Assigned { session, token } | Self::Stopping { session, token, .. } => Some((session, token)),

@@ -2,12 +2,11 @@
 //!
 //! `cargo bench -p divider-raft --bench owner_of`
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use divider_core::{Divider, Key, Node, Work};
 use divider_raft::RaftStore;
-use futures_util::FutureExt;
 use tokio::runtime::{Builder, Runtime};
 
 /// A member whose node has started so many keys, in the order in which they came.
@@ -31,21 +30,26 @@ fn owner_of(c: &mut Criterion) {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     for count in [10, 10_000, 1_000_000] {
         let (store, node, keys) = member(&runtime, count);
-        // A member never waits.
-        let owner =
-            |key| store.owner_of(key).now_or_never().expect("at once").expect("it is open").expect("it is owned");
         let expected = node.session().expect("it lives");
-        // A step that meets every key once before any twice, and is no neighbour in memory.
-        let mut at = 0;
-        c.bench_function(&format!("owner_of, {count} keys"), |b| {
-            b.iter(|| {
-                at = (at + 7_919) % count;
-                assert_eq!(owner(&keys[at]).session, expected);
+        let mut measure = |name: String, step: usize| {
+            let mut at = count / 2;
+            c.bench_function(&name, |b| {
+                b.iter_custom(|times| {
+                    runtime.block_on(async {
+                        let begin = Instant::now();
+                        for _ in 0..times {
+                            at = (at + step) % count;
+                            let owner = store.owner_of(&keys[at]).await.expect("it is open").expect("it is owned");
+                            assert_eq!(owner.session, expected);
+                        }
+                        begin.elapsed()
+                    })
+                });
             });
-        });
-        c.bench_function(&format!("owner_of, the same of {count} keys"), |b| {
-            b.iter(|| assert_eq!(owner(&keys[count / 2]).session, expected));
-        });
+        };
+        // A step that meets every key once before any twice, and is no neighbour in memory.
+        measure(format!("owner_of, {count} keys"), 7_919);
+        measure(format!("owner_of, the same of {count} keys"), 0);
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use divider_core::{
-    Batch, Change, Claim, Group, Key, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
+    Batch, Change, Claim, Group, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio::{
@@ -24,9 +24,9 @@ use crate::{
     ground::Place,
     link::Links,
     propose::Proposer,
-    raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, Receiving, Refused, View},
+    raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, Receiving, Refused, View, owner},
     security::Proof,
-    wire::{Answer, Call, Fault, Hello, Owner, Query, Request, Status},
+    wire::{Answer, Call, Fault, Hello, Query, Request, Status},
 };
 
 /// About how many bytes of changes go into one answer.
@@ -394,12 +394,6 @@ impl Member {
         }
         Ok(Answer::Done)
     }
-}
-
-/// The living owner of a key.
-pub(crate) fn owner(ledger: &Ledger, key: &Key) -> Option<Owner> {
-    let (view, token) = ledger.owner(key)?;
-    Some(Owner { node: view.node.clone(), session: view.session, token })
 }
 
 fn changing(refused: Refused) -> Fault {

@@ -31,7 +31,7 @@ pub(crate) use snapshot::{SnapshotData, Snapshots};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};
 use state::MachineHandle;
-pub(crate) use state::{Machine, lives};
+pub(crate) use state::{Machine, lives, owner};
 
 use crate::{
     command::{Command, Reply},

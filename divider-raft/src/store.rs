@@ -4,7 +4,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,7 +22,7 @@ use crate::{
     cluster::Running,
     config::{Data, RaftConfig, Role},
     link::Class,
-    raft::Peer,
+    raft::{Machine, Peer},
     router::Router,
     security::Security,
     wire::{Answer, Call, Owner, Query, Status},
@@ -61,6 +61,8 @@ pub struct RaftStore {
     group: Group,
     /// Set by `close`, for this handle alone.
     closed: AtomicBool,
+    /// A member's own copy, once this handle has been asked of it: what runs stays the same while a handle is open.
+    copy: OnceLock<Arc<Machine>>,
 }
 
 /// What all handles share.
@@ -187,7 +189,8 @@ impl RaftStoreBuilder {
             running: RwLock::default(),
             open: AtomicUsize::new(1),
         };
-        Ok(RaftStore { cluster: Arc::new(cluster), group: self.group, closed: AtomicBool::new(false) })
+        let closed = AtomicBool::new(false);
+        Ok(RaftStore { cluster: Arc::new(cluster), group: self.group, closed, copy: OnceLock::new() })
     }
 }
 
@@ -235,13 +238,11 @@ impl RaftStore {
     /// # Errors
     /// [`StoreError`] where a client cannot reach the cluster.
     pub async fn owner_of(&self, key: &Key) -> Result<Option<Owner>, StoreError> {
-        // Asked of every request that is routed, so the handle's own count of users is left alone.
-        if let Some(member) = self.cluster.running.read().as_ref().and_then(|running| running.router.member.as_ref())
-            && !self.closed.load(Ordering::Relaxed)
-        {
-            return Ok(member.machine.with(&self.group, |ledger| crate::member::owner(ledger, key)));
+        if let Some(copy) = self.copy() {
+            return Ok(copy.owner(&self.group, key));
         }
-        match self.read(Query::Owners(vec![key.clone()])).await? {
+        // In a box, so that whoever is answered at once carries no room for a question to others around.
+        match Box::pin(self.read(Query::Owners(vec![key.clone()]))).await? {
             Answer::Owners(mut owners) => Ok(owners.pop().flatten()),
             _ => Err(unexpected()),
         }
@@ -327,7 +328,20 @@ impl RaftStore {
         if !closed {
             self.cluster.open.fetch_add(1, Ordering::Relaxed);
         }
-        Self { cluster: self.cluster.clone(), group, closed: AtomicBool::new(closed) }
+        Self { cluster: self.cluster.clone(), group, closed: AtomicBool::new(closed), copy: OnceLock::new() }
+    }
+
+    /// A member's own copy. Asked of every request that is routed, so counts that all threads share are left alone.
+    #[inline]
+    fn copy(&self) -> Option<&Machine> {
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        if let Some(copy) = self.copy.get() {
+            return Some(copy);
+        }
+        let machine = self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.clone();
+        Some(self.copy.get_or_init(|| machine))
     }
 
     fn running(&self) -> Result<Arc<Running>, StoreError> {

@@ -51,12 +51,14 @@ impl Keys {
     }
 
     /// Where a key is.
+    #[inline]
     pub(super) fn place(&self, key: &Key) -> Option<Place> {
         let hash = self.hash(key);
         let same = |name: &Name| name.hash == hash && self.at(name.place).is_some_and(|entry| entry.key == *key);
         self.names.find(Name::spread(hash), same).map(|name| name.place)
     }
 
+    #[inline]
     pub(super) fn get(&self, key: &Key) -> Option<&Entry> {
         self.at(self.place(key)?)
     }
@@ -66,6 +68,7 @@ impl Keys {
         self.at_mut(place)
     }
 
+    #[inline]
     pub(super) fn at(&self, place: Place) -> Option<&Entry> {
         self.places.get(place)
     }
@@ -105,6 +108,7 @@ impl Keys {
         Some(entry)
     }
 
+    #[inline]
     fn hash(&self, key: &Key) -> u32 {
         self.hasher.hash_one(key.as_str()) as u32
     }

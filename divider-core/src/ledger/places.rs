@@ -25,6 +25,7 @@ impl Places {
         self.0.last().map_or(0, |last| (self.0.len() - 1) * CHUNK + last.len())
     }
 
+    #[inline]
     pub(super) fn get(&self, place: Place) -> Option<&Entry> {
         let place = place as usize;
         self.0.get(place / CHUNK)?.get(place % CHUNK)?.as_ref()

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use divider_core::{Applied, Group, Ledger, Op, Outcome, Refusal, Revision, SessionId, Term, Token};
+use divider_core::{Applied, Group, Key, Ledger, Op, Outcome, Refusal, Revision, SessionId, Term, Token};
 use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot, StorageIOError, storage::RaftStateMachine};
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -20,6 +20,7 @@ use crate::{
     ground::Place,
     reign::Reign,
     subscribe::Subscribers,
+    wire::Owner,
 };
 
 /// The ledgers, and what goes with them on this member.
@@ -63,6 +64,12 @@ impl Machine {
             Some(ledger) => look(ledger),
             None => look(&Ledger::new()),
         }
+    }
+
+    /// Who owns a key, as far as this member has come.
+    #[inline]
+    pub(crate) fn owner(&self, group: &Group, key: &Key) -> Option<Owner> {
+        owner(self.state.read().groups.get(group)?, key)
     }
 
     /// Who leads which group.
@@ -143,6 +150,13 @@ impl Machine {
         self.applied.send_replace(index);
         replies
     }
+}
+
+/// The living owner of a key.
+#[inline]
+pub(crate) fn owner(ledger: &Ledger, key: &Key) -> Option<Owner> {
+    let (view, token) = ledger.owner(key)?;
+    Some(Owner { node: view.node.clone(), session: view.session, token })
 }
 
 impl Step {
