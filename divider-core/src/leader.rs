@@ -339,9 +339,9 @@ impl Leader {
 
     /// Takes in how long sessions have been silent before this leader watched them, which was read just before `now` and
     /// after their beats.
-    pub fn silences(&mut self, silences: &[(SessionId, Duration)], now: Now) {
-        for (session, silent) in silences {
-            self.watches.silent_since(*session, now.mono - *silent);
+    pub fn silences(&mut self, silences: &[(SessionId, Beat, Duration)], now: Now) {
+        for (session, beat, silent) in silences {
+            self.watches.silent_since(*session, *beat, now.mono - *silent);
         }
     }
 

@@ -94,14 +94,14 @@ pub trait Store: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
-    /// Living sessions of which the store can tell how long, at least, no renewal that counts was sent, and the join neither.
-    /// Asked for once by each new leader, whose own watches begin only then; with [`beats`](Self::beats) read before, since
-    /// a session that is renewed in between is not named. A store that cannot tell, as most cannot without a clock, knows
-    /// of none.
+    /// Living sessions of which the store can tell how long, at least, nothing was sent that counts before this beat: no
+    /// renewal, and no join. Asked for once by each new leader, whose own watches begin only then, after it has read
+    /// [`beats`](Self::beats). It is told with the beat, since whoever answers may not be the one who told the beats, and may
+    /// not know of later ones. A store that cannot tell, as most cannot without a clock, knows of none.
     ///
     /// # Errors
     /// Only those of the connection.
-    async fn silences(&self) -> Result<Vec<(SessionId, Duration)>, StoreError> {
+    async fn silences(&self) -> Result<Vec<(SessionId, Beat, Duration)>, StoreError> {
         Ok(Vec::new())
     }
 

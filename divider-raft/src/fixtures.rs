@@ -420,7 +420,7 @@ fn answers(book: &mut Book) {
         Answer::Keys(vec![key()]),
         Answer::Status(status),
         Answer::Owners(vec![Some(owner), None]),
-        Answer::Silences(vec![(session(), Duration::from_millis(300))]),
+        Answer::Silences(vec![(session(), Beat(1 << 33), Duration::from_millis(300))]),
     ];
     book.values("answer", &answers);
     book.values("hint", &hints());

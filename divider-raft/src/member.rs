@@ -151,7 +151,8 @@ impl Member {
             Call::Silences { group } => {
                 let before = self.raft.silence_before(view.term);
                 let unheard = self.machine.reign.unheard(view.term, &group, self.alive(&group));
-                let silent = |before: Duration| unheard.into_iter().map(|session| (session, before)).collect();
+                let silent =
+                    |before: Duration| unheard.into_iter().map(|(session, beat)| (session, beat, before)).collect();
                 Ok(Answer::Silences(before.map_or_else(Vec::new, silent)))
             }
             Call::Confirm => self.confirmer.confirm().await.map(Answer::Index),

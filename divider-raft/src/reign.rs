@@ -141,9 +141,9 @@ impl Reign {
         inner.beat(group, session)
     }
 
-    /// Which of these sessions have been renewed by nobody in this reign, and have not joined in it: none where another one
-    /// has begun.
-    pub(crate) fn unheard(&self, term: u64, group: &Group, mut sessions: Vec<SessionId>) -> Vec<SessionId> {
+    /// Which of these sessions have been renewed by nobody in this reign, and have not joined in it, with the beat at which
+    /// they all stand: none where another reign has begun.
+    pub(crate) fn unheard(&self, term: u64, group: &Group, mut sessions: Vec<SessionId>) -> Vec<(SessionId, Beat)> {
         let mut inner = self.inner.lock();
         inner.enter(term);
         let beats = inner.groups.get(group);
@@ -151,7 +151,8 @@ impl Reign {
             beats.is_some_and(|beats| beats.beats.contains_key(session) || beats.joined.contains(session))
         };
         sessions.retain(|session| inner.term == term && !heard(session));
-        sessions
+        let beat = Beat(inner.base());
+        sessions.into_iter().map(|session| (session, beat)).collect()
     }
 
     /// The term whose beats are kept here, at least `term`.

@@ -470,7 +470,7 @@ impl Store for RaftStore {
         }
     }
 
-    async fn silences(&self) -> Result<Vec<(SessionId, Duration)>, StoreError> {
+    async fn silences(&self) -> Result<Vec<(SessionId, Beat, Duration)>, StoreError> {
         match self.call(Call::Silences { group: self.group.clone() }, Class::Beats, true).await? {
             Answer::Silences(silences) => Ok(silences),
             _ => Err(unexpected()),

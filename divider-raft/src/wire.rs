@@ -259,8 +259,8 @@ pub(crate) enum Answer {
     Status(Status),
     /// Of a read.
     Owners(Vec<Option<Owner>>),
-    /// Which sessions have been silent for how long.
-    Silences(Vec<(SessionId, Duration)>),
+    /// Which sessions have been silent before which beats, and for how long.
+    Silences(Vec<(SessionId, Beat, Duration)>),
 }
 
 /// Who owns a key.

@@ -252,7 +252,7 @@ impl<S: Store> Store for FaultyStore<S> {
         self.call(Call::Beats, self.store.gone()).await
     }
 
-    async fn silences(&self) -> Result<Vec<(SessionId, Duration)>, StoreError> {
+    async fn silences(&self) -> Result<Vec<(SessionId, Beat, Duration)>, StoreError> {
         self.call(Call::Beats, self.store.silences()).await
     }
 

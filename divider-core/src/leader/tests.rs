@@ -293,7 +293,7 @@ fn a_silence_that_the_store_knows_of_counts_for_a_new_leader() {
     let [a, b, c] = ["a", "b", "c"].map(|name| group.session(name, 1000, None));
     group.depose(config(), None);
     let ms = |ms: u32| Duration::from_millis(ms.into());
-    group.leader.silences(&[(a, ms(LEASE_MS - 100)), (b, ms(LEASE_MS - 100))], group.now);
+    group.leader.silences(&[(a, Beat(0), ms(LEASE_MS - 100)), (b, Beat(0), ms(LEASE_MS - 100))], group.now);
     group.pass(99, &[]);
     assert!(group.ledger.is_alive(a), "its lease is not over yet");
     group.beats.renew(b);
@@ -302,6 +302,21 @@ fn a_silence_that_the_store_knows_of_counts_for_a_new_leader() {
     assert!(!group.ledger.is_alive(a), "a lease after it was last heard of, whoever led then");
     assert!(group.ledger.is_alive(b), "it has been renewed since");
     assert!(group.ledger.is_alive(c), "the store knows nothing of it");
+}
+
+/// A member of the store that no longer leads, and does not know, tells silences that newer ones have broken.
+#[test]
+fn a_silence_before_another_beat_says_nothing_of_the_one_that_is_watched() {
+    let mut group = Group::new(config());
+    let [a] = ["a"].map(|name| group.session(name, 1000, None));
+    group.beats.renew(a);
+    group.depose(config(), None);
+    group.leader.beats(&[(a, Beat(1))], group.now);
+    group.leader.silences(&[(a, Beat(0), Duration::from_millis(LEASE_MS.into()))], group.now);
+    group.pass(LEASE_MS - 1, &[]);
+    assert!(group.ledger.is_alive(a), "its lease may not be over");
+    group.pass(1, &[]);
+    assert!(!group.ledger.is_alive(a));
 }
 
 #[test]

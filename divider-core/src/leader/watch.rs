@@ -70,9 +70,9 @@ impl Watches {
         }
     }
 
-    /// The store knows that the beat which is watched has stood still for longer than it was watched.
-    pub(super) fn silent_since(&mut self, session: SessionId, since: Instant) {
-        if let Some(watch) = self.watches.get_mut(&session) {
+    /// The store knows that this beat has stood still for longer than it was watched, if it is the one that is watched.
+    pub(super) fn silent_since(&mut self, session: SessionId, beat: Beat, since: Instant) {
+        if let Some(watch) = self.watches.get_mut(&session).filter(|watch| watch.beat == beat) {
             watch.since = watch.since.min(since);
         }
     }

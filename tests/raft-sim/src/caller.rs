@@ -51,10 +51,23 @@ impl Caller {
             let pause = self.dice.between(1, 40);
             tokio::time::sleep(Duration::from_millis(pause)).await;
             match mind.session {
+                _ if self.shared.is_quiet() => self.rest(&mut mind).await,
                 None => self.join(&mut mind).await,
                 // Its node would fence itself.
                 Some(session) if self.shared.believes_until(session) <= self.shared.now() => mind.session = None,
                 Some(session) => self.act(&mut mind, session).await,
+            }
+        }
+    }
+
+    /// While nothing is to be written.
+    async fn rest(&mut self, mind: &mut Mind) {
+        match mind.session {
+            Some(session) if self.dice.permille(500) => self.renew(mind, session).await,
+            _ => {
+                if let Ok(silences) = self.store.silences().await {
+                    self.shared.silent(&silences);
+                }
             }
         }
     }
@@ -69,6 +82,7 @@ impl Caller {
             mind.revision = revision;
             if outcomes == [Outcome::Done] {
                 self.shared.believes(session, sent + self.lease);
+                self.shared.counted(session, Beat(0), sent);
                 *mind = Mind { session: Some(session), added: mind.added, revision, ..Mind::default() };
             }
         }
@@ -137,8 +151,9 @@ impl Caller {
             && let Ok(silences) = self.store.silences().await
         {
             let now = self.shared.now();
-            for (session, silent) in silences {
-                if let Some((_, since)) = mind.watches.get_mut(&session) {
+            self.shared.silent(&silences);
+            for (session, beat, silent) in silences {
+                if let Some((_, since)) = mind.watches.get_mut(&session).filter(|watch| watch.0 == beat) {
                     *since = now.saturating_sub(silent.as_millis() as u64).min(*since);
                 }
             }
@@ -224,7 +239,8 @@ impl Caller {
         let number = self.shared.asked(&self.name, self.group, Call::Renew(session));
         let sent = self.shared.now();
         match self.store.renew(session).await {
-            Ok(_) => {
+            Ok(beat) => {
+                self.shared.counted(session, beat, sent);
                 // An answer that comes after the deadline does not revive the lease.
                 if self.shared.now() < self.shared.believes_until(session) {
                     self.shared.believes(session, sent + self.lease);

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{SessionId, Store, StoreError};
+use divider_core::{Beat, SessionId, Store, StoreError};
 use divider_raft::RaftStore;
 use divider_sim::{dice::Dice, trace::Trace};
 use parking_lot::Mutex;
@@ -35,6 +35,11 @@ const FOUNDED: u64 = 20_000;
 const HEALED: u64 = 15_000;
 /// How long the replicas may take to hold the same once nothing is asked any more.
 const SAME: u64 = 10_000;
+
+/// Milliseconds that a moment may seem to differ by: hosts and driver count their steps for themselves.
+const ROUNDED: u64 = 2;
+/// In one of so many seeds, there is a quiet time after the faults.
+const QUIET: u64 = 4;
 
 /// What came of a seed.
 #[derive(Debug, Default)]
@@ -64,6 +69,8 @@ pub struct Report {
 enum Phase {
     Founding,
     Busy,
+    /// Nobody asks for anything that is written.
+    Quiet,
     /// Everybody must be served now.
     Healed,
 }
@@ -80,6 +87,10 @@ pub(crate) struct Shared {
     served: Mutex<BTreeMap<&'static str, u64>>,
     calls: (AtomicU64, AtomicU64),
     hash: AtomicU64,
+    /// Renewals and joins that counted: of which session, at which beat, and when they were sent.
+    counted: Mutex<Vec<(SessionId, Beat, u64)>>,
+    /// Before which beat a session was said to be silent, and since when.
+    silences: Mutex<Vec<(SessionId, Beat, u64)>>,
     /// Until when each session's node believes in it.
     beliefs: Mutex<BTreeMap<SessionId, u64>>,
     /// Sessions that were expired, and when that was asked for.
@@ -88,12 +99,41 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn is_busy(&self) -> bool {
-        *self.phase.lock() == Phase::Busy
+        matches!(*self.phase.lock(), Phase::Busy | Phase::Quiet)
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        *self.phase.lock() == Phase::Quiet
     }
 
     /// Milliseconds since the beginning.
     pub(crate) fn now(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
+    }
+
+    /// A renewal was counted, or a join, whose beat is 0.
+    pub(crate) fn counted(&self, session: SessionId, beat: Beat, sent: u64) {
+        self.counted.lock().push((session, beat, sent));
+    }
+
+    /// Notes silences that the store tells of at this moment.
+    pub(crate) fn silent(&self, silences: &[(SessionId, Beat, Duration)]) {
+        let now = self.now();
+        let since = |silent: &Duration| now.saturating_sub(silent.as_millis() as u64);
+        self.silences.lock().extend(silences.iter().map(|(session, beat, silent)| (*session, *beat, since(silent))));
+    }
+
+    /// Nothing that counted before a beat was sent in a silence before it, whoever counted it.
+    fn broken_silence(&self) -> Option<String> {
+        let mut counted: BTreeMap<SessionId, Vec<(Beat, u64)>> = BTreeMap::new();
+        for (session, beat, sent) in self.counted.lock().iter() {
+            counted.entry(*session).or_default().push((*beat, *sent));
+        }
+        self.silences.lock().iter().find_map(|(session, told, since)| {
+            let breaks = |(beat, sent): &&(Beat, u64)| beat < told && *sent > since + ROUNDED;
+            let (beat, sent) = counted.get(session)?.iter().find(breaks)?;
+            Some(format!("{session} was said to be silent since {since} before {told:?}, and {beat:?} was sent at {sent}"))
+        })
     }
 
     pub(crate) fn believes(&self, session: SessionId, until: u64) {
@@ -296,6 +336,8 @@ pub fn run(seed: u64, lines: bool) -> Report {
         served: Mutex::default(),
         calls: Default::default(),
         hash: AtomicU64::new(0),
+        counted: Mutex::default(),
+        silences: Mutex::default(),
         beliefs: Mutex::default(),
         expired: Mutex::default(),
     });
@@ -356,6 +398,9 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
         driver.step();
     }
 
+    if seed % QUIET == 1 {
+        driver.quiet();
+    }
     driver.heal();
     *shared.phase.lock() = Phase::Healed;
     let healed = driver.now();
@@ -372,8 +417,8 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
     {
         shared.note("leads", &[text(leader)], || (*leader).to_owned());
     }
-    if let Some(premature) = shared.premature() {
-        return broken(premature);
+    if let Some(problem) = shared.broken_silence().or_else(|| shared.premature()) {
+        return broken(problem);
     }
     report.expiries = shared.expired.lock().len() as u64;
     match shared.history.lock().check(GROUPS) {
@@ -429,16 +474,47 @@ impl Driver<'_> {
         first.is_some() && replicas.all(|replica| replica == first)
     }
 
+    fn leader(&self) -> Option<&'static str> {
+        let stores = self.shared.stores.lock();
+        VOTERS.iter().copied().find(|voter| stores.get(voter).is_some_and(RaftStore::leads_raft))
+    }
+
+    /// While nothing is written, a voter that has heard nothing of the leader for long has the whole log, and so may be
+    /// elected by one that has. Sessions are renewed all the time.
+    fn quiet(&mut self) {
+        self.heal();
+        for _ in 0..3 {
+            self.until(HEALED, |driver| driver.shared.stores.lock().len() == HOSTS.len() && driver.leader().is_some());
+            *self.shared.phase.lock() = Phase::Quiet;
+            // What was asked for before may still be under way.
+            self.pass(500);
+            let others = |leader| VOTERS.iter().copied().filter(move |voter| *voter != leader).collect::<Vec<_>>();
+            if let Some(leader) = self.leader() {
+                let late = self.dice.pick(&others(leader));
+                let (long, absent) = (self.dice.between(200, 3000), self.dice.between(1500, 3000));
+                self.cut((leader, late), Broken::Both, self.now() + long + absent, "a voter that hears no leader");
+                self.pass(long);
+                self.power_off(&[leader], "crash of the leader");
+                self.down.entry(leader).and_modify(|back| *back += absent);
+                self.pass(absent);
+            }
+            *self.shared.phase.lock() = Phase::Busy;
+            self.heal();
+            self.pass(1000);
+        }
+    }
+
+    fn pass(&mut self, long: u64) {
+        self.until(long, |_| false);
+    }
+
     fn fault(&mut self) {
         let kind = self.dice.below(12);
         if self.plan.kinds >> kind & 1 == 0 {
             return;
         }
         let host = self.dice.pick(&VOTERS);
-        let leader = {
-            let stores = self.shared.stores.lock();
-            VOTERS.iter().copied().find(|voter| stores.get(voter).is_some_and(RaftStore::leads_raft))
-        };
+        let leader = self.leader();
         let long = self.dice.pick(&[30, 300, 2000, 4000]);
         let until = self.now() + self.dice.between(1, long);
         match kind {

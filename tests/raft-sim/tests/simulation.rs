@@ -20,7 +20,8 @@ const FIRST: u64 = 1_000_000_000;
 const SEEDS: u64 = if cfg!(debug_assertions) { 16 } else { 200 };
 
 /// Faults of which a share this short must have met most.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
+    "a voter that hears no leader",
     "crash",
     "crash in a commit",
     "crash of all",

@@ -328,7 +328,7 @@ impl Store for Line {
         self.net.call(self.pid, "beats", |server| server.beats()).await
     }
 
-    async fn silences(&self) -> Result<Vec<(SessionId, Duration)>, StoreError> {
+    async fn silences(&self) -> Result<Vec<(SessionId, Beat, Duration)>, StoreError> {
         self.net.call(self.pid, "silences", |server| server.silences()).await
     }
 

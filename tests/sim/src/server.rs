@@ -283,8 +283,10 @@ impl Server {
     }
 
     /// See [`divider_core::Store::silences`].
-    pub fn silences(&self) -> Vec<(SessionId, Duration)> {
-        let silent = |(session, at): (&SessionId, &u64)| (*session, Duration::from_nanos(self.now - at));
+    pub fn silences(&self) -> Vec<(SessionId, Beat, Duration)> {
+        let silent = |(session, at): (&SessionId, &u64)| {
+            (*session, self.beats.get(*session), Duration::from_nanos(self.now - at))
+        };
         if self.tells_silences { self.heard.iter().map(silent).collect() } else { Vec::new() }
     }
 
