@@ -279,6 +279,7 @@ fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError>
         let problem = "the log goes on from a snapshot that is not there".to_owned();
         return Err(DataError::Corrupt { path: directory.unwrap_or_default(), problem });
     }
+    log.snapshot_is_kept(Ok(machine.snapshot_index().unwrap_or(0)));
     Ok(Opened { log, identity, machine })
 }
 

@@ -313,7 +313,7 @@ fn a_silence_before_another_beat_says_nothing_of_the_one_that_is_watched() {
     group.depose(config(), None);
     group.leader.beats(&[(a, Beat(1))], group.now);
     group.leader.silences(&[(a, Beat(0), Duration::from_millis(LEASE_MS.into()))], group.now);
-    group.pass(LEASE_MS - 1, &[]);
+    group.pass(u64::from(LEASE_MS) - 1, &[]);
     assert!(group.ledger.is_alive(a), "its lease may not be over");
     group.pass(1, &[]);
     assert!(!group.ledger.is_alive(a));

@@ -101,6 +101,8 @@ struct Shared {
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Number of the last append that is on disk, or why none will be any more. Told by the writing thread.
     written: watch::Receiver<Result<u64, String>>,
+    /// Index of the last entry in the snapshot that is on disk, or why none will be any more.
+    snapshot: watch::Sender<Result<u64, String>>,
 }
 
 /// What is known without the disk.
@@ -275,6 +277,7 @@ impl Log {
             writes: Mutex::new(Some(writes)),
             thread: Mutex::new(thread),
             written,
+            snapshot: watch::Sender::new(Ok(0)),
         };
         Ok((Self(Arc::new(shared)), identity))
     }
@@ -288,6 +291,18 @@ impl Log {
     /// Index of the last entry that was purged: the machine must know everything up to there from a snapshot.
     pub(crate) fn purged(&self) -> Option<u64> {
         self.0.cache.read().purged.map(|log| log.index)
+    }
+
+    /// There is a snapshot on disk with everything up to this entry, or there will be none.
+    pub(crate) fn snapshot_is_kept(&self, upto: Result<u64, String>) {
+        self.0.snapshot.send_if_modified(|kept| {
+            // A failure is more than any index.
+            let more = *kept < upto;
+            if more {
+                *kept = upto;
+            }
+            more
+        });
     }
 
     /// Waits until the entry at `index`, and so all before it, is on disk. Cancel safe.
@@ -779,6 +794,14 @@ impl RaftLogStorage<Types> for Log {
     async fn purge(&mut self, log: LogId) -> Result<(), StorageError> {
         let failed = |error: io::Error| failed(ErrorSubject::Logs, ErrorVerb::Delete, &error);
         let value = seal(b"purged", &log).map_err(failed)?;
+        // openraft asks for this while a snapshot that was received is still being written. A crash in between would leave
+        // neither the entries nor the snapshot.
+        let mut snapshot = self.0.snapshot.subscribe();
+        let kept = snapshot.wait_for(|kept| kept.as_ref().map_or(true, |upto| *upto >= log.index)).await;
+        if let Ok(Err(problem)) = kept.as_deref() {
+            return Err(failed(io::Error::other(problem.clone())));
+        }
+        drop(kept);
         // Not waited for: a purge that is lost in a crash leaves what the snapshot has anyway.
         self.send(Write::Purge { to: log.index, value }).map_err(failed)?;
         let mut cache = self.0.cache.write();

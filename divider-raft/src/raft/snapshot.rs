@@ -76,6 +76,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(SnapshotMeta, BTreeMap<Group, Ledg
 pub(crate) struct Snapshots {
     place: Place,
     current: Mutex<Option<(SnapshotMeta, SnapshotData)>>,
+    /// Held while one is being written: one may be received while another one is being made.
+    writing: Mutex<()>,
 }
 
 impl Snapshots {
@@ -99,7 +101,7 @@ impl Snapshots {
             current = Some((meta.clone(), SnapshotData::File(path)));
             loaded = Some((meta, groups));
         }
-        Ok((Self { place, current: Mutex::new(current) }, loaded))
+        Ok((Self { place, current: Mutex::new(current), writing: Mutex::default() }, loaded))
     }
 
     pub(crate) fn place(&self) -> &Place {
@@ -110,8 +112,13 @@ impl Snapshots {
         self.current.lock().clone()
     }
 
-    /// Puts a whole, checked snapshot in the place of the one before. Blocks on the disk.
-    pub(crate) fn replace(&self, meta: SnapshotMeta, bytes: Vec<u8>) -> io::Result<SnapshotData> {
+    /// Puts a whole, checked snapshot in the place of the one before, and says which one is there now: a newer one stays,
+    /// since the log may have been purged up to it. Blocks on the disk.
+    pub(crate) fn replace(&self, meta: SnapshotMeta, bytes: Vec<u8>) -> io::Result<(SnapshotMeta, SnapshotData)> {
+        let _writing = self.writing.lock();
+        if let Some(newer) = self.current().filter(|(known, _)| known.last_log_id > meta.last_log_id) {
+            return Ok(newer);
+        }
         let data = match &self.place.directory {
             None => {
                 self.place.ground.disk().map_or(Ok(()), |disk| disk.replace_snapshot(&bytes))?;
@@ -123,8 +130,8 @@ impl Snapshots {
                 SnapshotData::File(path)
             }
         };
-        *self.current.lock() = Some((meta, data.clone()));
-        Ok(data)
+        *self.current.lock() = Some((meta.clone(), data.clone()));
+        Ok((meta, data))
     }
 
     /// Somewhere to gather the chunks of a snapshot that is being received.

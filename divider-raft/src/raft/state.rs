@@ -257,7 +257,13 @@ impl RaftStateMachine<Types> for MachineHandle {
             Ok(())
         };
         let done = self.machine.place().blocking(install).await;
-        done.map_err(|error| storage(&error))?.map_err(|error| storage(&error))
+        let done = done.map_err(std::io::Error::other).flatten();
+        // Whoever purges waits for it.
+        self.log.snapshot_is_kept(match &done {
+            Ok(()) => Ok(self.machine.snapshot_index().unwrap_or(0)),
+            Err(error) => Err(error.to_string()),
+        });
+        done.map_err(|error| storage(&error))
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
@@ -268,7 +274,7 @@ impl RaftStateMachine<Types> for MachineHandle {
 
 impl RaftSnapshotBuilder<Types> for MachineHandle {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
-        let machine = self.machine.clone();
+        let (machine, log) = (self.machine.clone(), self.log.clone());
         let build = move || -> std::io::Result<Snapshot<Types>> {
             // Entries wait while the ledgers are written into memory; the disk is waited for without them.
             let (meta, bytes) = {
@@ -281,7 +287,8 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
                 let bytes = snapshot::encode(&meta, &state.groups)?;
                 (meta, bytes)
             };
-            let data = machine.snapshots.replace(meta.clone(), bytes)?;
+            let (meta, data) = machine.snapshots.replace(meta, bytes)?;
+            log.snapshot_is_kept(Ok(meta.last_log_id.map_or(0, |log| log.index)));
             Ok(Snapshot { meta, snapshot: Box::new(data) })
         };
         let done = self.machine.place().blocking(build).await;

@@ -2,6 +2,7 @@
 
 use std::{
     path::Path,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use divider_core::{NodeId, Op, Revision, SessionId, Store, Work};
+use futures_util::FutureExt;
 use openraft::{
     RaftLogReader,
     storage::{RaftLogStorage, RaftLogStorageExt},
@@ -43,6 +45,8 @@ async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
         let (log, _) = Log::open(&directory.clone().into(), identity).unwrap();
         let (snapshots, loaded) = Snapshots::open(directory.into()).unwrap();
         let machine = Machine::new(snapshots, loaded);
+        // The suite purges where there is no snapshot.
+        log.snapshot_is_kept(Ok(u64::MAX));
         (log.clone(), MachineHandle { machine, log })
     })
     .await
@@ -116,6 +120,26 @@ fn look(directory: &Path) -> Result<Found, DataError> {
     Ok(found)
 }
 
+/// openraft asks for a purge while the snapshot is still being written.
+#[tokio::test]
+async fn nothing_is_purged_before_the_snapshot_that_has_it_is_on_the_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut log, _) = Log::open(&directory.path().into(), identity).unwrap();
+    log.blocking_append((1..=20).map(entry)).await.unwrap();
+    log.snapshot_is_kept(Ok(9));
+    let mut purging = log.clone();
+    let mut purge = pin!(purging.purge(entry(10).log_id));
+    assert!(purge.as_mut().now_or_never().is_none(), "the snapshot lacks an entry");
+    assert_eq!(log.purged(), None);
+    log.snapshot_is_kept(Ok(10));
+    purge.await.unwrap();
+    assert_eq!(log.purged(), Some(10));
+    log.snapshot_is_kept(Err("the disk is full".into()));
+    log.purge(entry(11).log_id).await.unwrap_err();
+    assert_eq!(log.purged(), Some(10));
+    log.close();
+}
+
 /// Writes a log as a member would, and copies its file as it stands after each acknowledgement.
 fn written(directory: &Path, copy: &Path) -> Found {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -125,6 +149,7 @@ fn written(directory: &Path, copy: &Path) -> Found {
         for batch in 0..40 {
             log.blocking_append((1 + batch * 10..=10 + batch * 10).map(entry)).await.unwrap();
         }
+        log.snapshot_is_kept(Ok(100));
         log.purge(LogId::new(openraft::CommittedLeaderId::new(1, 1), 100)).await.unwrap();
         log.truncate(entry(395).log_id).await.unwrap();
         log.blocking_append((395..=420).map(entry)).await.unwrap();

@@ -39,7 +39,7 @@ const SAME: u64 = 10_000;
 /// Milliseconds that a moment may seem to differ by: hosts and driver count their steps for themselves.
 const ROUNDED: u64 = 2;
 /// In one of so many seeds, there is a quiet time after the faults.
-const QUIET: u64 = 4;
+const QUIET: u64 = 8;
 
 /// What came of a seed.
 #[derive(Debug, Default)]
@@ -132,7 +132,9 @@ impl Shared {
         self.silences.lock().iter().find_map(|(session, told, since)| {
             let breaks = |(beat, sent): &&(Beat, u64)| beat < told && *sent > since + ROUNDED;
             let (beat, sent) = counted.get(session)?.iter().find(breaks)?;
-            Some(format!("{session} was said to be silent since {since} before {told:?}, and {beat:?} was sent at {sent}"))
+            Some(format!(
+                "{session} was said to be silent since {since} before {told:?}, and {beat:?} was sent at {sent}"
+            ))
         })
     }
 
@@ -483,7 +485,7 @@ impl Driver<'_> {
     /// elected by one that has. Sessions are renewed all the time.
     fn quiet(&mut self) {
         self.heal();
-        for _ in 0..3 {
+        for _ in 0..2 {
             self.until(HEALED, |driver| driver.shared.stores.lock().len() == HOSTS.len() && driver.leader().is_some());
             *self.shared.phase.lock() = Phase::Quiet;
             // What was asked for before may still be under way.

@@ -81,6 +81,12 @@ fn no_acknowledged_word_is_lost_and_all_answers_are_those_of_one_ledger() {
     assert!(undecided * 100 <= SEEDS, "{undecided} groups of {SEEDS} seeds were not decided");
 }
 
+/// Raft asks for the log to be purged before a snapshot that was received has been written.
+#[test]
+fn a_member_that_crashes_while_it_takes_in_a_snapshot_starts_again() {
+    assert_eq!(divider_raft_sim::run(30367, false).violation, None);
+}
+
 /// Three cuts and a crash in which a leader loses its last entries to a snapshot: Raft never says what became of them.
 /// Not every run of the seed comes to that, so it is run several times.
 #[test]
