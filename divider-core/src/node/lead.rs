@@ -219,8 +219,10 @@ impl Reign<'_> {
             cursor = page.next.clone();
             if cursor.is_some() {
                 coming = scan(cursor.clone());
-                // Sends the request: the store reads the next page while this one is taken in.
+                // Sends the request: the store reads the next page while this one is taken in. Where another task does the
+                // sending, it may only run on this thread, so it is let go first.
                 _ = coming.as_mut().now_or_never();
+                tokio::task::yield_now().await;
             }
             self.leader.page(page, now, first);
             first = false;

@@ -120,6 +120,23 @@ fn look(directory: &Path) -> Result<Found, DataError> {
     Ok(found)
 }
 
+/// One may be received while another one is being made.
+#[test]
+fn an_older_snapshot_does_not_take_the_place_of_a_newer_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let snapshot = |index| {
+        let meta = super::SnapshotMeta { last_log_id: Some(entry(index).log_id), ..Default::default() };
+        (meta.clone(), super::snapshot::encode(&meta, &Default::default()).unwrap())
+    };
+    let (snapshots, _) = Snapshots::open(directory.path().into()).unwrap();
+    for (index, kept) in [(20, 20), (15, 20), (21, 21)] {
+        let (meta, bytes) = snapshot(index);
+        assert_eq!(snapshots.replace(meta, bytes).unwrap().0.last_log_id, Some(entry(kept).log_id));
+        let (_, loaded) = Snapshots::open(directory.path().into()).unwrap();
+        assert_eq!(loaded.unwrap().0.last_log_id, Some(entry(kept).log_id));
+    }
+}
+
 /// openraft asks for a purge while the snapshot is still being written.
 #[tokio::test]
 async fn nothing_is_purged_before_the_snapshot_that_has_it_is_on_the_disk() {

@@ -21,6 +21,9 @@ const NODES: usize = 10;
 const KEYS: usize = 1_000_000;
 const CASE: &str = "10 nodes, 1,000,000 keys";
 const IDLE: Duration = Duration::from_secs(20);
+/// How long what a burst leaves to be done takes. PostgreSQL's processes tell of their transactions up to ten seconds after
+/// they have become idle.
+const SETTLED: Duration = Duration::from_secs(12);
 
 /// What nothing costs, in a second.
 struct Idle {
@@ -31,8 +34,7 @@ struct Idle {
 }
 
 fn idle<B: Backend>(bed: &Bed<B>, ids: &[ProcessId]) -> Idle {
-    // What a burst leaves to be done.
-    std::thread::sleep(Duration::from_secs(3));
+    std::thread::sleep(SETTLED);
     let cpu = |id: &ProcessId| bed.fleet.usage(*id).cpu;
     let (asked, before, began) = (bed.store.asked(), ids.iter().map(cpu).collect::<Vec<_>>(), Instant::now());
     std::thread::sleep(IDLE);
