@@ -181,6 +181,8 @@ impl Fleet {
     /// Where it does not within the time, with what it was and how things stand.
     pub fn wait(&self, what: &str, limit: Duration, holds: impl Fn(&Self, &Said) -> bool) {
         if !self.within(limit, holds) {
+            // A rule that was broken says more than what did not come of it.
+            self.check();
             panic!("waited {limit:?} in vain for {what}; {}", self.standing());
         }
     }
