@@ -174,6 +174,7 @@ checks! {
     }
     feed {
         the_feed_and_a_scan_come_to_the_same,
+        a_scan_that_changes_overtake_is_exact_at_its_last_page,
         group_hints_carry_the_feed_or_show_a_gap,
         a_session_hears_of_every_grant_and_stop_in_order,
         a_session_hears_of_its_end,

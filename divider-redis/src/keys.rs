@@ -26,6 +26,11 @@ impl Names {
         Self { prefix, keys }
     }
 
+    /// What `HSCAN` of all keys begins with.
+    pub(crate) fn views(&self) -> &str {
+        &self.keys[1]
+    }
+
     /// Where the messages to a session are published.
     pub(crate) fn session_channel(&self, session: SessionId) -> String {
         format!("{}:s:{session}", self.prefix)

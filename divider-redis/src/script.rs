@@ -1,4 +1,5 @@
-//! The scripts: everything that Divider asks of Redis is one call of one of them.
+//! The scripts: everything that Divider asks of Redis is one call of one of them, but for the pages of a scan after the
+//! first one.
 //!
 //! A script runs alone on the server, so each call is atomic and sees the group as of one moment. Only the text's hash
 //! is sent; a server that does not know it (it was started again, or somebody flushed its scripts) says so without

@@ -1,4 +1,4 @@
-//! The [`Store`] itself: one script call for each of its methods.
+//! The [`Store`] itself: one script call for each of its methods, and for further pages of a scan the command itself before it.
 
 use std::{fmt, sync::Arc};
 
@@ -7,7 +7,7 @@ use divider_core::{
     Applied, Batch, Beat, Claim, Cursor, Group, GroupView, HintStream, Holdings, Key, Op, Page, Record, Revision,
     SessionId, Sighting, Standing, Stats, Store, StoreError, Term, Token, Topic,
 };
-use redis::Value;
+use redis::{Cmd, RedisError, RedisResult, Value};
 
 use crate::{
     RedisBuilder, RedisConfig, codec,
@@ -74,18 +74,27 @@ impl RedisStore {
 
     /// Runs a script, by its hash if the server knows it.
     async fn run(&self, over: &Commands, script: &Script, args: &[&[u8]], repeat: Repeat) -> Result<Reply, StoreError> {
-        self.closed.check()?;
         let keys = &self.names.keys;
-        let answer = match over.ask(script.by_hash(keys, args), repeat).await? {
-            Err(error) if unknown_script(&error) => over.ask(script.by_text(keys, args), repeat).await?,
+        let answer = match self.ask(over, script.by_hash(keys, args), repeat).await? {
+            Err(error) if unknown_script(&error) => self.ask(over, script.by_text(keys, args), repeat).await?,
             answer => answer,
         };
-        answer.map(Reply).map_err(|error| match elsewhere(&error) && !self.target.is_cluster() {
+        answer.map(Reply).map_err(|error| self.error(error))
+    }
+
+    async fn ask(&self, over: &Commands, cmd: Cmd, repeat: Repeat) -> Result<RedisResult<Value>, StoreError> {
+        self.closed.check()?;
+        over.ask(cmd, repeat).await
+    }
+
+    /// What an answer of the server's means.
+    fn error(&self, error: RedisError) -> StoreError {
+        match elsewhere(&error) && !self.target.is_cluster() {
             true => StoreError::Misconfigured(format!(
                 "this server is part of a Redis Cluster ({error}); use the Cargo feature `cluster` and RedisStore::cluster"
             )),
             false => store_error(error),
-        })
+        }
     }
 
     /// Runs the script that changes. A batch is never sent twice: its outcomes would be others the second time.
@@ -204,6 +213,7 @@ impl Store for RedisStore {
                 session,
                 beat: Beat(leader_beat.number()?),
                 session_beat: session_beat.number().ok().map(Beat),
+                watched: false,
             }),
             None => None,
         };
@@ -240,12 +250,22 @@ impl Store for RedisStore {
     }
 
     async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
-        let (first, at) = cursor.map_or((&b"1"[..], b"0".to_vec()), |Cursor(at)| (b"0", at));
-        if !at.iter().all(u8::is_ascii_digit) {
-            return Err(codec::corrupt("a cursor of this store"));
-        }
-        let reply = self.read(&[b"scan", &at, PAGE.to_string().as_bytes(), first]).await?;
-        let [revision, term, leader, hold, next, sessions, keys] = reply.fields()?;
+        let limit = PAGE.to_string();
+        let (head, sessions, page) = match cursor {
+            None => {
+                let [head, sessions, page] = self.read(&[b"scan", limit.as_bytes()]).await?.fields()?;
+                (head, sessions.array()?, page)
+            }
+            Some(Cursor(at)) if at.iter().all(u8::is_ascii_digit) => {
+                let mut scan = redis::cmd("HSCAN");
+                scan.arg(self.names.views()).arg(at).arg("COUNT").arg(limit);
+                let page = self.ask(&self.commands, scan, Repeat::Idempotent).await?.map_err(|e| self.error(e))?;
+                // After the keys, so that none of them is newer than the revision that the page is said to have.
+                (self.read(&[b"group"]).await?, Vec::new(), Reply(page))
+            }
+            Some(_) => return Err(codec::corrupt("a cursor of this store")),
+        };
+        let ([revision, term, leader, hold], [next, keys]) = (head.fields()?, page.fields()?);
         let group = GroupView {
             term: Term(term.number()?),
             leader: codec::maybe_session(leader.slice()?)?,
@@ -256,7 +276,7 @@ impl Store for RedisStore {
         Ok(Page {
             revision: Revision(revision.number()?),
             group,
-            sessions: sessions.array()?.chunks_exact(2).map(session).collect::<Result<_, _>>()?,
+            sessions: sessions.chunks_exact(2).map(session).collect::<Result<_, _>>()?,
             keys: keys.array()?.chunks_exact(2).map(key).collect::<Result<_, _>>()?,
             next: Some(next.bytes()?).filter(|at| at != b"0").map(Cursor),
         })

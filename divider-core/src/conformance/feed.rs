@@ -29,6 +29,21 @@ impl Picture {
         (picture, first.revision)
     }
 
+    /// Takes in all batches after one revision, up to another.
+    async fn follow<S: Store>(&mut self, clerk: &Clerk<S>, since: Revision, until: Revision) {
+        let mut at = since;
+        while at < until {
+            let batches = clerk.store.changes(at).await.unwrap().expect("recent changes are kept");
+            assert!(!batches.is_empty(), "at least one batch, if there is any");
+            for batch in batches.into_iter().filter(|batch| batch.revision <= until) {
+                assert_eq!(batch.revision.0, at.0 + 1, "revisions rise by one");
+                assert!(!batch.changes.is_empty());
+                at = batch.revision;
+                self.apply(batch);
+            }
+        }
+    }
+
     fn apply(&mut self, batch: Batch) {
         for change in batch.changes {
             match change {
@@ -73,21 +88,66 @@ pub async fn the_feed_and_a_scan_come_to_the_same<B: Backend>(trial: Trial<B>) {
     let other = Clerk::join(&trial).await;
     let (mut picture, start) = Picture::read(&clerk).await;
     let changed = stir(&clerk, &other).await;
-    let mut at = start;
-    while at.0 < start.0 + changed {
-        let batches = clerk.store.changes(at).await.unwrap().expect("recent changes are kept");
-        assert!(!batches.is_empty(), "at least one batch, if there is any");
-        for batch in batches {
-            assert_eq!(batch.revision.0, at.0 + 1, "revisions rise by one");
-            assert!(!batch.changes.is_empty());
-            at = batch.revision;
-            picture.apply(batch);
-        }
-    }
+    picture.follow(&clerk, start, Revision(start.0 + changed)).await;
     let (truth, end) = Picture::read(&clerk).await;
-    assert_eq!((&picture, at), (&truth, end));
+    assert_eq!((&picture, start.0 + changed), (&truth, end.0));
     assert_eq!(clerk.store.changes(end).await.unwrap(), Some(Vec::new()));
     assert_eq!(clerk.store.changes(Revision(end.0 + 1)).await.unwrap(), None, "not in the past");
+}
+
+pub async fn a_scan_that_changes_overtake_is_exact_at_its_last_page<B: Backend>(trial: Trial<B>) {
+    const KEYS: usize = 10_000;
+    let clerk = Clerk::leading(&trial).await;
+    let other = Clerk::join(&trial).await;
+    let name = |i: usize| format!("key {i}");
+    let add = |i| Op::Add(Work::new(name(i)).unwrap());
+    for from in (0..KEYS).step_by(crate::limits::MAX_BATCH_OPS) {
+        clerk.apply(&(from..KEYS.min(from + crate::limits::MAX_BATCH_OPS)).map(add).collect::<Vec<_>>()).await;
+    }
+    let (mut expected, start) = Picture::read(&clerk).await;
+
+    let (batches, counted) = tokio::sync::watch::channel(0);
+    let change = async {
+        // All over the group, so that every page has some of it.
+        for round in 0.. {
+            let at = |part: usize| (round * 37 + part * KEYS / 3) % KEYS;
+            let key = |i| Key::new(name(i)).unwrap();
+            let assign = Op::Assign { term: clerk.term, key: key(at(0)), session: other.session };
+            clerk.apply(&[add(KEYS + round), Op::Remove { key: key(at(1)) }, assign, add(at(2))]).await;
+            batches.send_replace(round);
+            // A store in memory answers at once, for ever.
+            tokio::task::yield_now().await;
+        }
+    };
+    let scan = async {
+        let (mut cursor, mut pages) = (None, Vec::new());
+        loop {
+            // At least two batches between two pages, and more while they are read.
+            let (mut counted, before) = (counted.clone(), *counted.borrow());
+            counted.wait_for(|round| *round >= before + 2).await.unwrap();
+            let page = other.store.scan(cursor).await.unwrap();
+            cursor = page.next.clone();
+            pages.push(page);
+            if cursor.is_none() {
+                return pages;
+            }
+        }
+    };
+    let pages = tokio::select! {
+        () = change => unreachable!("it goes on for ever"),
+        pages = soon("a scan", scan) => pages,
+    };
+    let (first, last) = (&pages[0], &pages[pages.len() - 1]);
+    assert!(pages.len() > 1 && first.revision < last.revision);
+    let mut picture = Picture {
+        group: first.group,
+        keys: pages.iter().flat_map(|page| &page.keys).map(|view| (view.key.clone(), view.clone())).collect(),
+        sessions: first.sessions.iter().map(|view| (view.session, view.clone())).collect(),
+    };
+    picture.follow(&clerk, first.revision, last.revision).await;
+    expected.follow(&clerk, start, last.revision).await;
+    // Not with assert_eq, which would print all of both.
+    assert!(picture == expected, "a page was older than the first one's revision, or newer than the last one's");
 }
 
 pub async fn group_hints_carry_the_feed_or_show_a_gap<B: Backend>(trial: Trial<B>) {

@@ -8,6 +8,7 @@ if m[6] ~= '1' then
   return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
 end
 local what, revision = ARGV[1], tonumber(m[2])
+local head = { revision, tonumber(m[3] or 0), m[4] or '', m[5] == '1' and 1 or 0 }
 -- A page of an answer ends at the first record beyond this many bytes of blobs: the server must not be held up.
 local LARGEST_PAGE = 1048576
 -- Fields of a key's view and of a session; see ledger.lua.
@@ -98,9 +99,10 @@ elseif what == 'changes' then
     at = at + 16
   end
   return answer
+elseif what == 'group' then
+  return head
 elseif what == 'scan' then
-  -- ARGV: cursor, keys of a page, '1' for the first page.
-  local page = redis.call('HSCAN', VIEWS, ARGV[2], 'COUNT', ARGV[3])
-  local sessions = ARGV[4] == '1' and redis.call('HGETALL', SESSIONS) or {}
-  return { revision, tonumber(m[3] or 0), m[4] or '', m[5] == '1' and 1 or 0, page[1], sessions, page[2] }
+  -- The first page. ARGV[2]: keys of a page. The others are read by HSCAN itself, then 'group': what passes through a
+  -- script is made into its tables and back, which takes several times as long as the reading.
+  return { head, redis.call('HGETALL', SESSIONS), redis.call('HSCAN', VIEWS, 0, 'COUNT', ARGV[2]) }
 end
