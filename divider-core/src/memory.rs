@@ -127,7 +127,7 @@ impl Inner {
         let group = self.ledger.group();
         let session = group.leader?;
         let session_beat = self.ledger.is_alive(session).then(|| self.beats.get(session));
-        Some(Sighting { term: group.term, session, beat: self.leader_beat, session_beat })
+        Some(Sighting { term: group.term, session, beat: self.leader_beat, session_beat, watched: false })
     }
 }
 

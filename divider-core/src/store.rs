@@ -221,6 +221,9 @@ pub struct Sighting {
     pub beat: Beat,
     /// The beat of the leader's own session, where it lives.
     pub session_beat: Option<Beat>,
+    /// Whether the store frees the leadership by itself and sends [`Hint::LeaderGone`] when the leader's process dies, so
+    /// that the others need not look after it often.
+    pub watched: bool,
 }
 
 /// All that a session holds.

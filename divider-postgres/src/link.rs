@@ -387,6 +387,8 @@ async fn poll(
                 // The lock says by itself when a leader is gone, so a leadership is never renewed.
                 beat: Beat(0),
                 session_beat: leader_beat.map(unsigned).transpose()?.map(Beat),
+                // It is gone in silence.
+                watched: false,
             })
         });
         Ok(Standing {

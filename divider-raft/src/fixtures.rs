@@ -388,7 +388,8 @@ fn answers(book: &mut Book) {
         Fault::Refused("r".into()),
     ];
     book.values("fault", &faults.map(Answer::Fault));
-    let sighting = Sighting { term: TERM, session: session(), beat: Beat(1), session_beat: Some(Beat(2)) };
+    let sighting =
+        Sighting { term: TERM, session: session(), beat: Beat(1), session_beat: Some(Beat(2)), watched: true };
     let page = Page {
         revision: Revision(1),
         group: group_view(),

@@ -22,7 +22,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::{
     io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf},
     sync::{mpsc, oneshot},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use uuid::Uuid;
 
@@ -37,11 +37,11 @@ use crate::{
 const DIAL: Duration = Duration::from_secs(2);
 /// After a dial that failed, others fail at once for this long.
 const DIAL_PAUSE: Duration = Duration::from_millis(50);
-/// A link on which nothing has been heard for this long is asked for a sign of life.
+/// A link on which something was sent and nothing has been heard for this long is asked for a sign of life.
 const PING: Duration = Duration::from_secs(1);
-/// And one on which nothing has been sent for this long gives one: the other side ends it after 10 s.
-const QUIET: Duration = Duration::from_secs(3);
-/// A link from which nothing came for this long is dead.
+/// And one on which nothing has been sent for this long: the other side ends it after 10 s.
+const QUIET: Duration = Duration::from_secs(2);
+/// A link on which something was sent and from which nothing came for this long is dead.
 const SILENCE: Duration = Duration::from_millis(3500);
 /// Frames that wait to be sent.
 const OUTBOX: usize = 256;
@@ -404,21 +404,28 @@ async fn write(
     heard: &AtomicU64,
     born: Instant,
 ) -> io::Result<()> {
-    let mut pings = tokio::time::interval(PING);
+    // The next look at how long there has been silence. Few, for each wakes an idle process: an idle link is looked at when
+    // it must give a sign of life, and any other one `PING` after something was sent.
+    let look = sleep(QUIET);
+    tokio::pin!(look);
     let mut batch = Vec::new();
     let mut sent = 0;
+    // When the first of what was sent since the last look was, if nothing has been heard since.
+    let mut asked: Option<u64> = None;
     loop {
         batch.clear();
         tokio::select! {
             // However much there is to send, silence is noticed.
             biased;
-            _ = pings.tick() => {
+            () = &mut look => {
                 let now = millis(born);
-                let silent = now.saturating_sub(heard.load(Ordering::Relaxed));
-                if silent > millis_of(SILENCE) {
+                asked = asked.filter(|asked| heard.load(Ordering::Relaxed) < *asked);
+                if asked.is_some_and(|asked| now.saturating_sub(asked) > millis_of(SILENCE)) {
                     return Err(io::Error::other("nothing was heard for too long"));
                 }
-                if silent < millis_of(PING) && now.saturating_sub(sent) < millis_of(QUIET) {
+                let quiet = now.saturating_sub(sent);
+                if asked.is_none() && quiet < millis_of(QUIET) {
+                    look.as_mut().reset(born + Duration::from_millis(sent) + QUIET);
                     continue;
                 }
                 batch.extend(Frame::Ping.to_bytes()?);
@@ -435,6 +442,11 @@ async fn write(
             batch.extend(frame);
         }
         sent = millis(born);
+        asked = asked.filter(|asked| heard.load(Ordering::Relaxed) < *asked).or(Some(sent));
+        let soon = Instant::now() + PING;
+        if look.is_elapsed() || soon < look.deadline() {
+            look.as_mut().reset(soon);
+        }
         // A peer that takes nothing in is as good as one that says nothing.
         match tokio::time::timeout(SILENCE, async {
             writing.write_all(&batch).await?;

@@ -31,10 +31,11 @@ use crate::{
 
 /// About how many bytes of changes go into one answer.
 const CHANGES_BYTES: usize = 1 << 20;
-/// A renewal may wait for others for this part of the lease, a fifth of the time between two,
-const RENEWAL: u32 = 20;
-/// and for no longer than this: a call has a time limit of its own, however long the lease.
-const RENEWAL_MOST: Duration = Duration::from_millis(150);
+/// A renewal may wait for others for this part of the lease, a quarter of the time between two,
+const RENEWAL: u32 = 16;
+/// and for no longer than this: a call has a time limit of its own, however long the lease. openraft looks every one and a
+/// half heartbeats whether one is due, so by default this is the longest that the next one can take, and its answers.
+const RENEWAL_MOST: Duration = Duration::from_millis(175);
 /// A session of this process that was not heard of for this long is none any more.
 const LOCAL: Duration = Duration::from_secs(10);
 
@@ -222,8 +223,17 @@ impl Member {
         // Only a leader that still led after the renewal had come in may count it: another one may be expiring sessions.
         let lease = self.machine.with(group, |ledger| ledger.session(session).map_or(0, |view| view.lease_ms));
         let patience = (Duration::from_millis(lease.into()) / RENEWAL).min(RENEWAL_MOST);
-        let index = self.confirmer.confirm_within(patience).await?;
+        let index = match self.machine.entered(term) {
+            // What ends sessions in this term is decided here, and applied before anybody is told of it; an expiry that is on
+            // its way has been waited for.
+            true => self.confirmer.confirm_term(term, patience).await?,
+            false => self.confirmer.confirm().await?,
+        };
         self.machine.reached(index).await;
+        if self.raft.view().term != term {
+            // The beat that was raised is of a reign that is over, and the one that was confirmed may be another.
+            return Err(Fault::Busy("another term has begun".into()));
+        }
         if self.machine.with(group, |ledger| ledger.is_alive(session)) {
             Ok(Answer::Beat(beat))
         } else {
@@ -278,6 +288,8 @@ impl Member {
                 session: leader,
                 beat: leader_beat,
                 session_beat: ledger.is_alive(leader).then(|| reign.beat(view.term, group, leader)),
+                // Its process is this one: when that dies, whoever leads Raft next frees the leadership.
+                watched: reign.hears_local(view.term, group, leader),
             });
             Some(Standing { leader, revision: ledger.revision(), token: ledger.token(), seq })
         });

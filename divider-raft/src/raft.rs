@@ -238,6 +238,20 @@ impl Raft {
         }
     }
 
+    /// Whether it is certain already that this member led in `term` at that moment or later, by what others have answered
+    /// to heartbeats and entries. If so, it takes part in that as in a confirmation.
+    pub(crate) fn led(&self, term: u64, at: Instant) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow();
+        let voters = metrics.membership_config.membership().get_joint_config();
+        self.quorum.led(self.id, term, voters).is_some_and(|led| led >= at) && self.silence.leads(term)
+    }
+
+    /// Waits until another member has answered. One at a time may wait. Cancel safe.
+    pub(crate) async fn answers(&self) {
+        self.quorum.more().await;
+    }
+
     /// When this member last heard of a leader, or led.
     pub(crate) fn last_heard(&self) -> Instant {
         self.silence.last()

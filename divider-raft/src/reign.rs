@@ -232,6 +232,14 @@ impl Reign {
         inner.groups.entry(group.clone()).or_default().local.insert(session, Instant::now());
     }
 
+    /// Whether a session is of this process, and was heard of lately.
+    pub(crate) fn hears_local(&self, term: u64, group: &Group, session: SessionId) -> bool {
+        let mut inner = self.inner.lock();
+        inner.enter(term);
+        let heard = inner.groups.get(group).and_then(|beats| beats.local.get(&session));
+        heard.is_some_and(|at| at.elapsed() < GRACE)
+    }
+
     /// A session of this process gives its leadership up: others may have it at once.
     pub(crate) fn resigned(&self, group: &Group, session: SessionId) {
         if let Some(beats) = self.inner.lock().groups.get_mut(group) {

@@ -47,6 +47,9 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
                 let now = shared.clock.now();
                 let seen = seen.get_or_insert_with(|| Seen::new(leader, now));
                 seen.update(leader, now);
+                if leader.watched {
+                    pause = shared.config.watched_poll_interval();
+                }
                 // The moment at which it would be stale. Past that, it is a store that finds dead leaders by itself.
                 let left = (seen.since + shared.config.lease).since(now);
                 if !left.is_zero() {

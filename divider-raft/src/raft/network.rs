@@ -17,7 +17,7 @@ use openraft::{
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::{Log, LogId, Machine, Peer, Raft, SnapshotMeta, Types, Vote, quorum::Quorum, silence::Silence, snapshot};
 use crate::{
@@ -144,7 +144,7 @@ impl Raft {
             }
             RaftRequest::TakeOver if self.stand().await => RaftAnswer::Taken,
             RaftRequest::TakeOver => failed(&"Raft has stopped"),
-            RaftRequest::Vote(request) => match self.raft.vote(request).await {
+            RaftRequest::Vote(request) => match self.vote(request).await {
                 // Less than a millisecond is not told: a silence must not look longer than it is.
                 Ok(answer) => RaftAnswer::Vote(answer, self.silence.last().elapsed().as_millis() as u64),
                 Err(error) => failed(&error),
@@ -220,6 +220,13 @@ impl Raft {
     }
 }
 
+impl Raft {
+    async fn vote(&self, request: VoteRequest<u64>) -> Result<VoteResponse<u64>, RaftError<u64>> {
+        self.silence.asked(request.vote.leader_id().term);
+        self.raft.vote(request).await
+    }
+}
+
 /// Makes a [`Line`] to each member.
 #[derive(Clone, Debug)]
 pub(super) struct Network {
@@ -263,10 +270,12 @@ impl Line {
     /// Sends entries or a heartbeat, and goes on to wait for the answer when the caller does not any more.
     fn append(&self, request: AppendEntriesRequest<Types>) -> JoinHandle<Result<RaftAnswer, LinkError>> {
         let (links, quorum, target) = (self.network.links.clone(), self.network.quorum.clone(), self.target.clone());
+        let sent = (request.vote.leader_id().term, Instant::now());
         tokio::spawn(async move {
             let request = Request::Raft(RaftRequest::Append(request));
             let answer = raft_answer(links.call(&target, Class::Raft, &request, APPEND).await?)?;
-            target.id.inspect(|id| quorum.heard(*id));
+            let follows = !matches!(answer, RaftAnswer::Append(AppendEntriesResponse::HigherVote(_)));
+            target.id.inspect(|id| quorum.heard(*id, follows.then_some(sent)));
             Ok(answer)
         })
     }

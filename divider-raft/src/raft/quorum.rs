@@ -6,6 +6,10 @@
 //! that nobody else could win one.
 //!
 //! Answers count however late they come: a machine that is slow is no broken network.
+//!
+//! The same answers say until when this member has led for certain: whoever answers an append of a term without a higher one
+//! has not voted in a later election when it does. So where a quorum has answered what was sent after some moment, nobody
+//! else had been elected at that moment. That is what a round of confirmation finds out, without one.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,7 +22,10 @@ use std::{
 
 use openraft::{ServerState, metrics::RaftServerMetrics};
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::Peer;
 
@@ -28,18 +35,42 @@ pub(super) struct Quorum(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// When each member answered last.
-    heard: Mutex<HashMap<u64, Instant>>,
+    heard: Mutex<HashMap<u64, Heard>>,
+    /// Another answer is in.
+    more: Notify,
     /// No quorum has answered for too long.
     lost: AtomicBool,
     /// And now is a time to be silent.
     silent: AtomicBool,
 }
 
+/// What was heard of a member.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    /// When it answered last.
+    last: Instant,
+    /// The newest term whose leader it has followed, and when the latest request that it answered in it was sent.
+    followed: Option<(u64, Instant)>,
+}
+
 impl Quorum {
-    /// A member has answered.
-    pub(super) fn heard(&self, id: u64) {
-        self.0.heard.lock().insert(id, Instant::now());
+    /// A member has answered, as a follower of the leader of a term what was sent at that moment, if so.
+    pub(super) fn heard(&self, id: u64, followed: Option<(u64, Instant)>) {
+        let mut heard = self.0.heard.lock();
+        let last = Instant::now();
+        let before = heard.get(&id).and_then(|heard| heard.followed);
+        heard.insert(id, Heard { last, followed: before.max(followed) });
+        self.0.more.notify_one();
+    }
+
+    /// Waits for another answer. One at a time may wait. Cancel safe.
+    pub(super) async fn more(&self) {
+        self.0.more.notified().await;
+    }
+
+    /// A moment at which this member led for certain in `term`, as late as is known.
+    pub(super) fn led(&self, me: u64, term: u64, voters: &[BTreeSet<u64>]) -> Option<Instant> {
+        self.latest(me, voters, |heard| heard.followed.filter(|(of, _)| *of == term).map(|(_, sent)| sent))
     }
 
     /// Whether this member leads without a quorum: it may have been replaced.
@@ -69,7 +100,7 @@ impl Quorum {
                 since = Instant::now();
                 continue;
             }
-            since = since.max(self.last_quorum(me, &voters).unwrap_or(since));
+            since = since.max(self.latest(me, &voters, |heard| Some(heard.last)).unwrap_or(since));
             let unheard = since.elapsed();
             self.0.lost.store(unheard >= patience, Ordering::Relaxed);
             self.0.silent.store(hushed(unheard, patience), Ordering::Relaxed);
@@ -78,12 +109,17 @@ impl Quorum {
         }
     }
 
-    /// Since when a majority of each of these has answered.
-    fn last_quorum(&self, me: u64, voters: &[BTreeSet<u64>]) -> Option<Instant> {
+    /// The latest moment that a majority of each of these has reached; this member has reached every one.
+    fn latest(
+        &self,
+        me: u64,
+        voters: &[BTreeSet<u64>],
+        reached: impl Fn(&Heard) -> Option<Instant>,
+    ) -> Option<Instant> {
         let heard = self.0.heard.lock();
         let now = Instant::now();
         let of = |voters: &BTreeSet<u64>| {
-            let last = |id: &u64| if *id == me { Some(now) } else { heard.get(id).copied() };
+            let last = |id: &u64| if *id == me { Some(now) } else { heard.get(id).and_then(&reached) };
             let mut times: Vec<_> = voters.iter().map(last).collect();
             times.sort_unstable();
             times.get(times.len().saturating_sub(1) / 2).copied().flatten()
@@ -112,15 +148,34 @@ mod tests {
     fn a_quorum_is_a_majority_of_the_old_voters_and_of_the_new_ones() {
         let quorum = Quorum::default();
         let set = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<_>>();
-        assert!(quorum.last_quorum(1, &[set(&[1])]).is_some());
-        assert!(quorum.last_quorum(1, &[set(&[1, 2, 3])]).is_none());
-        quorum.heard(2);
-        let second = quorum.0.heard.lock()[&2];
-        assert_eq!(quorum.last_quorum(1, &[set(&[1, 2, 3])]), Some(second));
-        assert_eq!(quorum.last_quorum(1, &[set(&[1, 2])]), Some(second));
-        assert!(quorum.last_quorum(1, &[set(&[1, 2, 3, 4])]).is_none());
-        assert!(quorum.last_quorum(1, &[set(&[1, 2, 3]), set(&[1, 4, 5])]).is_none());
-        quorum.heard(4);
-        assert_eq!(quorum.last_quorum(1, &[set(&[1, 2, 3]), set(&[1, 4, 5])]), Some(second));
+        let latest = |voters: &[BTreeSet<u64>]| quorum.latest(1, voters, |heard| Some(heard.last));
+        assert!(latest(&[set(&[1])]).is_some());
+        assert!(latest(&[set(&[1, 2, 3])]).is_none());
+        quorum.heard(2, None);
+        let second = quorum.0.heard.lock()[&2].last;
+        assert_eq!(latest(&[set(&[1, 2, 3])]), Some(second));
+        assert_eq!(latest(&[set(&[1, 2])]), Some(second));
+        assert!(latest(&[set(&[1, 2, 3, 4])]).is_none());
+        assert!(latest(&[set(&[1, 2, 3]), set(&[1, 4, 5])]).is_none());
+        quorum.heard(4, None);
+        assert_eq!(latest(&[set(&[1, 2, 3]), set(&[1, 4, 5])]), Some(second));
+    }
+
+    #[test]
+    fn it_led_when_what_a_quorum_has_answered_was_sent_and_in_that_term_alone() {
+        let quorum = Quorum::default();
+        let voters = [BTreeSet::from([1, 2, 3])];
+        let second = Instant::now();
+        let first = second.checked_sub(Duration::from_millis(5)).unwrap();
+        quorum.heard(2, None);
+        assert_eq!(quorum.led(1, 7, &voters), None, "it answered, and followed somebody else");
+        quorum.heard(2, Some((7, second)));
+        assert_eq!(quorum.led(1, 7, &voters), Some(second));
+        quorum.heard(2, Some((7, first)));
+        assert_eq!(quorum.led(1, 7, &voters), Some(second), "answers may come in another order");
+        assert_eq!((quorum.led(1, 6, &voters), quorum.led(1, 8, &voters)), (None, None));
+        quorum.heard(2, Some((8, first)));
+        quorum.heard(2, Some((7, second)));
+        assert_eq!((quorum.led(1, 7, &voters), quorum.led(1, 8, &voters)), (None, Some(first)));
     }
 }

@@ -10,6 +10,10 @@
 //! So the new leader need not give every session a whole lease from its election on: those that it has not heard of itself
 //! have been silent since that moment at least. Without that, a dead node's keys would wait for an election and a lease.
 //!
+//! A leader may also count a renewal by what is answered anyway, without a round: then it must not have voted in a later
+//! election before that moment, for nobody asks it. Asking and counting are one step here ([`Silence::leads`]), and
+//! whoever asks for its vote is noted before it is given.
+//!
 //! Times are told as how long ago they were, on clocks that may stand still in suspend: both can only make a silence look
 //! shorter.
 
@@ -28,11 +32,13 @@ struct Known {
     last: Instant,
     /// The latest such moment among those who voted for this member, and in which term.
     votes: Option<(u64, Instant)>,
+    /// The newest term in which this member may have voted for anybody.
+    voted: u64,
 }
 
 impl Default for Silence {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Known { last: Instant::now(), votes: None })))
+        Self(Arc::new(Mutex::new(Known { last: Instant::now(), votes: None, voted: 0 })))
     }
 }
 
@@ -40,6 +46,23 @@ impl Silence {
     /// This member is about to take part: said before, so that no vote that is asked for in between leaves it out.
     pub(super) fn breaks(&self) {
         self.0.lock().last = Instant::now();
+    }
+
+    /// This member is about to be asked for its vote: said before, so that it counts no renewal after it has voted.
+    pub(super) fn asked(&self, term: u64) {
+        let mut known = self.0.lock();
+        known.voted = known.voted.max(term);
+    }
+
+    /// This member is about to count a renewal as the leader of `term`: false where it may have voted in a later one, and
+    /// else it takes part.
+    pub(super) fn leads(&self, term: u64) -> bool {
+        let mut known = self.0.lock();
+        let leads = known.voted <= term;
+        if leads {
+            known.last = Instant::now();
+        }
+        leads
     }
 
     /// When this member last took part.
@@ -50,6 +73,7 @@ impl Silence {
     /// This member stands for election in `term`, and has voted for itself.
     pub(super) fn stands(&self, term: u64) {
         let mut known = self.0.lock();
+        known.voted = known.voted.max(term);
         let last = known.last;
         known.vote(term, last);
     }
@@ -99,5 +123,25 @@ mod tests {
         silence.stands(4);
         silence.voted(3, ms(0));
         assert_eq!(silence.before(4), Some(ms(0)), "it led itself until it stood again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_may_have_voted_in_a_later_term_counts_nothing_in_an_earlier_one() {
+        let silence = Silence::default();
+        let later = async || {
+            tokio::time::advance(Duration::from_millis(10)).await;
+            Instant::now()
+        };
+        silence.stands(3);
+        let now = later().await;
+        assert!(silence.leads(3));
+        assert_eq!(silence.last(), now, "it takes part in what it counts");
+        later().await;
+        silence.asked(4);
+        assert!(!silence.leads(3));
+        assert_eq!(silence.last(), now);
+        assert!(silence.leads(4));
+        silence.stands(5);
+        assert!(!silence.leads(4));
     }
 }

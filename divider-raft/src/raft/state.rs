@@ -88,6 +88,11 @@ impl Machine {
         let _ = self.applied.subscribe().wait_for(|applied| *applied >= index).await;
     }
 
+    /// Whether all that was decided before a term has been applied here, and something of that term.
+    pub(crate) fn entered(&self, term: u64) -> bool {
+        self.state.read().applied.is_some_and(|log| log.leader_id.term == term)
+    }
+
     /// What has been applied, for comparison with another member.
     pub(crate) fn encoded(&self) -> Option<(u64, Vec<u8>)> {
         let state = self.state.read();

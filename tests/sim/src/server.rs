@@ -229,7 +229,7 @@ impl Server {
         let group = self.ledger.group();
         let session = group.leader?;
         let session_beat = self.ledger.is_alive(session).then(|| self.beats.get(session));
-        Some(Sighting { term: group.term, session, beat: self.leader_beat, session_beat })
+        Some(Sighting { term: group.term, session, beat: self.leader_beat, session_beat, watched: false })
     }
 
     /// See [`divider_core::Store::poll`].
