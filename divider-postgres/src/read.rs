@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Keys in one page of a scan; the statement says so too.
-const PAGE: i64 = 4096;
+const PAGE: usize = 4096;
 
 /// Batches, or messages, that are read at once; the statements say so too.
 pub(crate) const AT_ONCE: usize = 64;
@@ -196,19 +196,37 @@ impl Inner {
     pub(crate) async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
         let unread = |_| corrupt("a cursor of this store");
         let after = cursor.map(|Cursor(bytes)| String::from_utf8(bytes)).transpose().map_err(unread)?;
-        let row = call!(self, sqlx::query(self.sql.scan.safe()).bind(&*self.group).bind(after), fetch_one)?;
-        let size: i64 = self.get(&row, 6)?;
-        let last: Option<String> = self.get(&row, 7)?;
+        let rows = call!(self, sqlx::query(self.sql.scan.safe()).bind(&*self.group).bind(after), fetch_all)?;
+        let Some((head, runs)) = rows.split_first() else { return Err(corrupt("a group")) };
+        let mut keys = Vec::with_capacity(PAGE);
+        for row in runs {
+            let run = codec::Run {
+                owner: self.get(row, 5)?,
+                stopping: self.get(row, 6)?,
+                quarantined: self.get(row, 7)?,
+                avoid: self.get(row, 8)?,
+                keys: self.get(row, 9)?,
+                tokens: self.get(row, 10)?,
+                weight: (self.get(row, 11)?, self.get(row, 12)?),
+                priority: (self.get(row, 13)?, self.get(row, 14)?),
+                not_before_ms: (self.get(row, 15)?, self.get(row, 16)?),
+                attempts: (self.get(row, 17)?, self.get(row, 18)?),
+                fates: (self.get(row, 19)?, self.get(row, 20)?),
+            };
+            run.views(&mut keys)?;
+        }
+        let last = keys.iter().map(|view| &view.key).max().filter(|_| keys.len() == PAGE);
+        let next = last.map(|key| Cursor(key.as_str().as_bytes().to_vec()));
         Ok(Page {
-            revision: Revision(self.count(&row, 0)?),
+            revision: Revision(self.count(head, 0)?),
             group: GroupView {
-                term: Term(self.count(&row, 1)?),
-                leader: self.get::<Option<Uuid>>(&row, 2)?.map(SessionId),
-                hold: self.get(&row, 3)?,
+                term: Term(self.count(head, 1)?),
+                leader: self.get::<Option<Uuid>>(head, 2)?.map(SessionId),
+                hold: self.get(head, 3)?,
             },
-            sessions: codec::sessions(self.get(&row, 4)?)?,
-            keys: codec::views(self.get(&row, 5)?)?,
-            next: last.filter(|_| size == PAGE).map(|key| Cursor(key.into_bytes())),
+            sessions: codec::sessions(self.get(head, 4)?)?,
+            keys,
+            next,
         })
     }
 

@@ -51,8 +51,16 @@ const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.att
 impl Sql {
     pub(crate) fn new(schema: &str) -> Self {
         let schema = quoted(schema);
-        let text =
-            |sql: &str| Text(sql.replace("$VIEW", &format!("@{VIEW}")).replace('@', &format!("{schema}.")).into());
+        let text = |sql: &str| {
+            let mut sql = sql.replace("$VIEW", &format!("@{VIEW}"));
+            // One number for all of them, or one for each.
+            for column in ["weight", "priority", "not_before_ms", "attempts", "fates"] {
+                let (lowest, highest) = (format!("min(k.{column})"), format!("max(k.{column})"));
+                let each = format!("{lowest}, CASE WHEN {lowest} < {highest} THEN array_agg(k.{column}) END");
+                sql = sql.replace(&format!("$EACH({column})"), &each);
+            }
+            Text(sql.replace('@', &format!("{schema}.")).into())
+        };
         Self {
             version: text("SELECT max(version), pg_is_in_recovery(), current_setting('server_encoding') FROM @schema_version"),
             attach: text("SELECT group_channel, leader_channel, leader_lock, secret FROM @attach($1)"),
@@ -86,19 +94,27 @@ impl Sql {
                      ORDER BY c.revision LIMIT 64
                  ) c ON true WHERE g.name = $1 ORDER BY c.revision",
             ),
+            // A row of the group, then its keys. Making text of each key takes the server longer than reading it, and so does
+            // sending each number: keys with the same owner are lists, and so is what differs among these.
             scan: text(
                 "SELECT g.revision, g.term, g.leader, g.hold,
                         CASE WHEN $2::text IS NULL THEN (
                             SELECT string_agg(@session_json(s), ',' ORDER BY s.session) FROM @sessions s
                             WHERE s.group_id = g.id
                         ) END,
-                        p.keys, p.size, p.last
-                 FROM @groups g LEFT JOIN LATERAL (
-                     SELECT string_agg($VIEW, ',') AS keys, count(*) AS size, max(k.key) AS last FROM (
+                        NULL::uuid, NULL::smallint, NULL::boolean, NULL::uuid, NULL::text[], NULL::bigint[],
+                        NULL::bigint, NULL::bigint[], NULL::integer, NULL::integer[], NULL::bigint, NULL::bigint[],
+                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[]
+                 FROM @groups g WHERE g.name = $1
+                 UNION ALL
+                 SELECT NULL, NULL, NULL, NULL, NULL, p.* FROM @groups g CROSS JOIN LATERAL (
+                     SELECT k.owner, k.stopping, k.quarantined, k.avoid, array_agg(k.key), array_agg(k.token),
+                            $EACH(weight), $EACH(priority), $EACH(not_before_ms), $EACH(attempts), $EACH(fates)
+                     FROM (
                          SELECT * FROM @keys k WHERE k.group_id = g.id AND k.key > coalesce($2, '')
                          ORDER BY k.key LIMIT 4096
-                     ) k
-                 ) p ON true WHERE g.name = $1",
+                     ) k GROUP BY k.owner, k.stopping, k.quarantined, k.avoid
+                 ) p WHERE g.name = $1",
             ),
             records: text(
                 "SELECT n.ix, $VIEW, k.payload, k.checkpoint

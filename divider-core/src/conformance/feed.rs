@@ -100,7 +100,8 @@ pub async fn a_scan_that_changes_overtake_is_exact_at_its_last_page<B: Backend>(
     let clerk = Clerk::leading(&trial).await;
     let other = Clerk::join(&trial).await;
     let name = |i: usize| format!("key {i}");
-    let add = |i| Op::Add(Work::new(name(i)).unwrap());
+    // Some alike and some not.
+    let add = |i: usize| Op::Add(Work::new(name(i)).unwrap().weight(1 + (i / 6000) as u32).priority((i % 3) as i32));
     for from in (0..KEYS).step_by(crate::limits::MAX_BATCH_OPS) {
         clerk.apply(&(from..KEYS.min(from + crate::limits::MAX_BATCH_OPS)).map(add).collect::<Vec<_>>()).await;
     }

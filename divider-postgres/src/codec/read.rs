@@ -103,7 +103,6 @@ pub(crate) struct HoldingRow {
 
 /// What a session holds, from its row.
 pub(crate) fn holding(row: HoldingRow) -> Result<Holding, StoreError> {
-    let small = |n: i64| u32::try_from(n).map_err(|_| corrupt("a number of 32 bits"));
     Ok(Holding {
         key: Key::new(row.key).map_err(|e| StoreError::Corrupt(e.to_string()))?,
         token: Token(super::unsigned(row.token)?),
@@ -122,6 +121,63 @@ fn stop_reason(stopping: i16) -> Option<StopReason> {
         1 => Some(StopReason::Rebalanced),
         _ => Some(StopReason::Removed),
     }
+}
+
+/// A key's state, from its columns.
+fn state(owner: Option<Uuid>, token: Option<u64>, stopping: i16, quarantined: bool) -> State {
+    match (owner.map(SessionId), token.map(Token), stop_reason(stopping)) {
+        _ if quarantined => State::Quarantined,
+        (Some(session), Some(token), None) => State::Assigned { session, token },
+        (Some(session), Some(token), Some(reason)) => State::Stopping { session, token, reason },
+        _ => State::Pending,
+    }
+}
+
+/// A number of all keys, or one for each where they differ.
+pub(crate) type Each<T> = (T, Option<Vec<T>>);
+
+/// Keys of a page that stand in the same way.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) owner: Option<Uuid>,
+    pub(crate) stopping: i16,
+    pub(crate) quarantined: bool,
+    pub(crate) avoid: Option<Uuid>,
+    pub(crate) keys: Vec<String>,
+    pub(crate) tokens: Vec<Option<i64>>,
+    pub(crate) weight: Each<i64>,
+    pub(crate) priority: Each<i32>,
+    pub(crate) not_before_ms: Each<i64>,
+    pub(crate) attempts: Each<i64>,
+    pub(crate) fates: Each<i64>,
+}
+
+impl Run {
+    /// Appends the keys.
+    pub(crate) fn views(self, views: &mut Vec<KeyView>) -> Result<(), StoreError> {
+        fn at<T: Copy>((all, each): &Each<T>, at: usize) -> Result<T, StoreError> {
+            let Some(each) = each else { return Ok(*all) };
+            each.get(at).copied().ok_or_else(|| corrupt("lists of one length"))
+        }
+        for (ix, key) in self.keys.into_iter().enumerate() {
+            let token = self.tokens.get(ix).ok_or_else(|| corrupt("a token for each key"))?;
+            views.push(KeyView {
+                key: Key::new(key).map_err(|e| StoreError::Corrupt(e.to_string()))?,
+                weight: small(at(&self.weight, ix)?)?,
+                priority: at(&self.priority, ix)?,
+                not_before_ms: super::unsigned(at(&self.not_before_ms, ix)?)?,
+                attempts: small(at(&self.attempts, ix)?)?,
+                fates: small(at(&self.fates, ix)?)?,
+                avoid: self.avoid.map(SessionId),
+                state: state(self.owner, token.map(super::unsigned).transpose()?, self.stopping, self.quarantined),
+            });
+        }
+        Ok(())
+    }
+}
+
+fn small(number: i64) -> Result<u32, StoreError> {
+    u32::try_from(number).map_err(|_| corrupt("a number of 32 bits"))
 }
 
 /// Reads `T` from an array that begins with its kind.
@@ -171,16 +227,7 @@ impl Kinds for Change {
                 let (attempts, fates, avoid) = (f.next()?, f.next()?, f.next::<Option<Uuid>>()?.map(SessionId));
                 let (owner, token, stopping): (Option<Uuid>, Option<u64>, i16) = (f.next()?, f.next()?, f.next()?);
                 let quarantined: bool = f.next()?;
-                let state = match (owner, token, stop_reason(stopping)) {
-                    _ if quarantined => State::Quarantined,
-                    (Some(owner), Some(token), None) => {
-                        State::Assigned { session: SessionId(owner), token: Token(token) }
-                    }
-                    (Some(owner), Some(token), Some(reason)) => {
-                        State::Stopping { session: SessionId(owner), token: Token(token), reason }
-                    }
-                    _ => State::Pending,
-                };
+                let state = state(owner, token, stopping, quarantined);
                 Change::Key(KeyView { key, weight, priority, not_before_ms, attempts, fates, avoid, state })
             }
             "K" => Change::KeyGone(f.next()?),
