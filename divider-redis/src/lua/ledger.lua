@@ -169,7 +169,8 @@ local function write_zset(key, dirty)
   local add, gone = {}, {}
   for member, there in pairs(dirty) do
     if there then
-      add[#add + 1] = 0
+      -- As text: a number is made into one with all its digits each time.
+      add[#add + 1] = '0'
       add[#add + 1] = member
     else
       gone[#gone + 1] = member
