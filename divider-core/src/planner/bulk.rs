@@ -14,7 +14,7 @@
 //! above its share and enough to mend it with; and by LPT where it does not, which is so for keys that are heavy beside a
 //! node's share. Keys so light that one more or less is nothing are one run, whatever their power of two.
 
-use std::ops::Range;
+use std::{hint::select_unpredictable, ops::Range};
 
 use super::board::{CLASSES, LISTS, NONE, State, class};
 use super::quota::{Remainders, Share, divide};
@@ -80,10 +80,15 @@ impl Planner {
         let first = out.len();
         let mut apart = Vec::new();
         let mut weight = 0u64;
+        let mut tally = Tally::default();
+        let (_, equal) = self.unit();
         out.reserve(count);
         let ranked = self.queue.take(&self.keys, &mut self.prevs, count, |k, key| {
             if key.target == NONE && key.place == NONE {
                 weight += u64::from(key.weight);
+                if !equal {
+                    tally.count(key.weight);
+                }
                 // What a key weighs stands where its node will: the two are never needed together.
                 out.push((KeyIx(k), NodeIx(key.weight)));
             } else {
@@ -98,7 +103,7 @@ impl Planner {
         for k in bound {
             self.assign_one(k, &mut later);
         }
-        let end = self.deal(&mut out[first..], weight, ranked);
+        let end = self.deal(&mut out[first..], weight, tally, ranked);
         let mut rest: Vec<u32> = out.drain(first + end..).map(|(k, _)| k.0).collect();
         rest.extend(picky);
         out.append(&mut later);
@@ -108,7 +113,7 @@ impl Planner {
     }
 
     /// Puts nodes in the place of the weights of the pairs, and makes it so. Returns how many of them, from the front, were given one.
-    fn deal(&mut self, pairs: &mut [(KeyIx, NodeIx)], weight: u64, ranked: bool) -> usize {
+    fn deal(&mut self, pairs: &mut [(KeyIx, NodeIx)], weight: u64, tally: Tally, ranked: bool) -> usize {
         if pairs.is_empty() {
             return 0;
         }
@@ -136,13 +141,19 @@ impl Planner {
             taker.load -= taker.due;
             taker.lacks += taker.due;
         }
-        let end = if equal { deal_equal(&mut takers, pairs, ranked) } else { deal_mixed(&mut takers, pairs, ranked) };
+        let end = match equal {
+            true => deal_equal(&mut takers, pairs, ranked),
+            false => deal_mixed(&mut takers, pairs, tally, ranked),
+        };
         for taker in &takers {
             let node = &mut self.nodes[taker.node as usize];
             node.load = taker.load * unit;
             node.proposed += (u64::from(node.room()) - taker.room) as u32;
         }
-        self.settle_many(&pairs[..end]);
+        match equal {
+            true => self.settle_many::<false>(&pairs[..end]),
+            false => self.settle_many::<true>(&pairs[..end]),
+        }
         end
     }
 
@@ -166,7 +177,7 @@ impl Planner {
 
     /// Makes the proposals so: the same as one at a time, with the sums and the ranking brought up to date once. The
     /// nodes have their new load already.
-    fn settle_many(&mut self, pairs: &[(KeyIx, NodeIx)]) {
+    fn settle_many<const MIXED: bool>(&mut self, pairs: &[(KeyIx, NodeIx)]) {
         self.epoch += 1;
         self.counts[State::Ready as usize] -= pairs.len();
         self.counts[State::Proposed as usize] += pairs.len();
@@ -182,6 +193,14 @@ impl Planner {
             }
             for &(KeyIx(k), NodeIx(n)) in block {
                 let key = &self.keys[k as usize];
+                if MIXED {
+                    // Nobody can foretell which key is the first of its list, so nothing branches on it.
+                    let is_first = key.next == NONE;
+                    let at = select_unpredictable(is_first, k, key.next);
+                    self.prevs[at as usize] = select_unpredictable(is_first, NONE, k);
+                    self.nodes[n as usize].classes |= 1 << key.list();
+                    continue;
+                }
                 match self.prevs.get_mut(key.next as usize) {
                     Some(prev) => *prev = k,
                     None => self.nodes[n as usize].classes |= 1 << key.list(),
@@ -266,12 +285,12 @@ fn deal_equal(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)], ranked: bool)
 
 /// Returns how many keys were given a node; the others, for which mixed weights and scarce room left none, are moved to the
 /// end.
-fn deal_mixed(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)], ranked: bool) -> usize {
+fn deal_mixed(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)], tally: Tally, ranked: bool) -> usize {
     // A run takes no heed of room, and puts the first keys of the queue on the first nodes.
     let left = if ranked || takers.iter().any(|taker| taker.room < pairs.len() as u64) {
         deal_heaviest_first(takers, pairs, &Vec::from_iter(0..pairs.len() as u32))
     } else {
-        deal_by_class(takers, pairs)
+        deal_by_class(takers, pairs, tally)
     };
     if left > 0 {
         // A stable sort by one bit.
@@ -282,11 +301,11 @@ fn deal_mixed(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)], ranked: bool)
 
 /// Class by class, the heaviest first: in runs where lighter keys can mend what runs leave uneven, by LPT where not.
 /// Returns how many were not given a node.
-fn deal_by_class(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)]) -> usize {
+fn deal_by_class(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)], tally: Tally) -> usize {
     let shares = takers.iter().filter(|taker| taker.lacks > 0).map(|taker| taker.load + taker.lacks);
     let least = shares.min().unwrap_or(0);
     let fine = least / FINE;
-    let (order, classes) = by_class(pairs, fine);
+    let (order, classes) = by_class(pairs, tally, fine);
     let mut lighter: u64 = classes.iter().map(|class| class.weight).sum();
     let few = least < MANY * (lighter / pairs.len() as u64);
     let mut dealt = 0;
@@ -387,6 +406,44 @@ fn deal_heaviest_first(takers: &mut [Taker], pairs: &mut [(KeyIx, NodeIx)], list
     order.len()
 }
 
+/// How many keys there are of each class, the heaviest first, and what they weigh together. It is counted while the keys are
+/// taken from the queue, which waits for memory anyway.
+#[derive(Default)]
+struct Tally {
+    /// Number and weight in one word, for so few keys that both fit: what is written to memory and read again at once costs
+    /// a few nanoseconds.
+    few: [u64; CLASSES],
+    in_few: u32,
+    keys: [u32; CLASSES],
+    weights: [u64; CLASSES],
+}
+
+impl Tally {
+    /// `MAX_WEIGHT` times this is less than 2^32.
+    const FEW: u32 = 1 << 11;
+
+    fn at(weight: u32) -> usize {
+        CLASSES - 1 - class(weight)
+    }
+
+    fn count(&mut self, weight: u32) {
+        self.few[Self::at(weight)] += 1 << 32 | u64::from(weight);
+        self.in_few += 1;
+        if self.in_few == Self::FEW {
+            self.sum_up();
+        }
+    }
+
+    #[inline(never)]
+    fn sum_up(&mut self) {
+        for ((few, keys), weight) in self.few.iter_mut().zip(&mut self.keys).zip(&mut self.weights) {
+            *keys += (*few >> 32) as u32;
+            *weight += std::mem::take(few) & u64::from(u32::MAX);
+        }
+        self.in_few = 0;
+    }
+}
+
 /// The keys from a power of two to the next.
 struct Class {
     unit: u64,
@@ -397,14 +454,10 @@ struct Class {
 
 /// The places of the pairs by class, the heaviest first, within a class in their order. What is lighter than `fine` belongs
 /// to the class of `fine`, which is the last one.
-fn by_class(pairs: &[(KeyIx, NodeIx)], fine: u64) -> (Vec<u32>, Vec<Class>) {
-    let at = |weight: u32| CLASSES - 1 - class(weight);
-    let (mut ends, mut weights) = ([0u32; CLASSES], [0u64; CLASSES]);
-    for &(_, NodeIx(weight)) in pairs {
-        ends[at(weight)] += 1;
-        weights[at(weight)] += u64::from(weight);
-    }
-    let last = at(u32::try_from(fine).unwrap_or(MAX_WEIGHT).clamp(1, MAX_WEIGHT));
+fn by_class(pairs: &[(KeyIx, NodeIx)], mut tally: Tally, fine: u64) -> (Vec<u32>, Vec<Class>) {
+    tally.sum_up();
+    let (mut ends, mut weights) = (tally.keys, tally.weights);
+    let last = Tally::at(u32::try_from(fine).unwrap_or(MAX_WEIGHT).clamp(1, MAX_WEIGHT));
     weights[last] = weights[last..].iter().sum();
     ends[last] = ends[last..].iter().sum();
     let mut start = 0;
@@ -418,10 +471,10 @@ fn by_class(pairs: &[(KeyIx, NodeIx)], fine: u64) -> (Vec<u32>, Vec<Class>) {
     let mut fine = ends[last];
     let mut order = vec![0; pairs.len()];
     for (pos, &(_, NodeIx(weight))) in (0u32..).zip(pairs) {
-        // Without a branch, and with the place for half of all keys in a register: what is written to memory and read again
-        // at once costs a few nanoseconds.
-        let end = &mut ends[at(weight)];
-        let is_fine = at(weight) >= last;
+        // Without a branch, and with the place for half of all keys in a register: see `Tally`.
+        let at = Tally::at(weight);
+        let end = &mut ends[at];
+        let is_fine = at >= last;
         order[if is_fine { fine } else { *end } as usize] = pos;
         fine += u32::from(is_fine);
         *end += u32::from(!is_fine);
