@@ -198,8 +198,9 @@ impl Fleet {
             if Instant::now() > deadline {
                 return false;
             }
-            // Whoever reads what processes say waits during a look, which takes long where there are 100,000 keys.
-            std::thread::sleep(LOOK.max(began.elapsed()));
+            // Whoever reads what processes say waits during a look, which takes long where there are many keys; and what is
+            // measured needs the processor.
+            std::thread::sleep(LOOK.max(began.elapsed() * 4));
         }
     }
 
