@@ -81,7 +81,7 @@ impl Running {
     /// Opens the data, listens, and begins to found or to join.
     pub(crate) async fn start(config: Arc<RaftConfig>) -> Result<Arc<Self>, StoreError> {
         // A client only passes on, and a second thread would be woken for nothing most of the time.
-        let threads = 1;
+        let threads = if config.role == Role::Client { 1 } else { 2 };
         let (handle, runtime) = config.ground.runtime(threads).map_err(StoreError::unavailable)?;
         let runtime = Background(Mutex::new(runtime));
         match handle.spawn(Self::inside(config)).await {
