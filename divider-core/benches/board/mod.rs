@@ -1,8 +1,5 @@
 //! Boards for the planner's benches, and what happens on them.
 
-// Each bench uses its part.
-#![allow(dead_code)]
-
 use std::hint::black_box;
 
 use divider_core::planner::{Balance, KeyIx, MaxInFlight, NodeIx, NodeSpec, Planner};

@@ -144,11 +144,14 @@ impl Raft {
             }
             RaftRequest::TakeOver if self.stand().await => RaftAnswer::Taken,
             RaftRequest::TakeOver => failed(&"Raft has stopped"),
-            RaftRequest::Vote(request) => match self.vote(request).await {
-                // Less than a millisecond is not told: a silence must not look longer than it is.
-                Ok(answer) => RaftAnswer::Vote(answer, self.silence.last().elapsed().as_millis() as u64),
-                Err(error) => failed(&error),
-            },
+            RaftRequest::Vote(request) => {
+                self.silence.asked(request.vote.leader_id().term);
+                match self.raft.vote(request).await {
+                    // Less than a millisecond is not told: a silence must not look longer than it is.
+                    Ok(answer) => RaftAnswer::Vote(answer, self.silence.last().elapsed().as_millis() as u64),
+                    Err(error) => failed(&error),
+                }
+            }
             RaftRequest::SnapshotBegin { stream, vote, meta } => match machine.receive() {
                 Ok(spool) => {
                     let mut receiving = receiving.0.lock();
@@ -217,13 +220,6 @@ impl Raft {
             }
         };
         let _ = tokio::time::timeout(HAND_OVER, hand_over).await;
-    }
-}
-
-impl Raft {
-    async fn vote(&self, request: VoteRequest<u64>) -> Result<VoteResponse<u64>, RaftError<u64>> {
-        self.silence.asked(request.vote.leader_id().term);
-        self.raft.vote(request).await
     }
 }
 
