@@ -204,6 +204,10 @@ pub struct Assignment {
     pub token: Token,
     /// Which attempt this is, from 1.
     pub attempts: u32,
+    /// See [`KeyView::generation`](crate::KeyView::generation).
+    pub generation: u32,
+    /// See [`KeyView::failures`](crate::KeyView::failures).
+    pub failures: u32,
     /// See [`Work::weight`].
     pub weight: u32,
     /// See [`Work::priority`].
@@ -216,8 +220,8 @@ pub struct Assignment {
 
 impl From<Holding> for Assignment {
     fn from(holding: Holding) -> Self {
-        let Holding { key, token, attempts, weight, priority, payload, checkpoint, stopping: _ } = holding;
-        Self { key, token, attempts, weight, priority, payload, checkpoint }
+        let Holding { key, token, attempts, generation, failures, weight, priority, payload, checkpoint, .. } = holding;
+        Self { key, token, attempts, generation, failures, weight, priority, payload, checkpoint }
     }
 }
 

@@ -28,6 +28,7 @@ mod config;
 pub mod conformance;
 mod divider;
 mod error;
+pub mod format;
 mod ids;
 pub mod leader;
 mod lease;
@@ -54,9 +55,12 @@ pub use memory::{Beats, MemoryStore};
 #[doc(hidden)]
 pub use node::{Machine, Task};
 pub use node::{Node, NodeBuilder};
-pub use op::{Applied, Batch, Change, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView};
+pub use op::{
+    Applied, Batch, Blame, Change, Finding, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView,
+    Verdict,
+};
 pub use planner::{Balance, MaxInFlight};
-pub use record::{Blob, KeyView, Record, State, StopReason, Work};
+pub use record::{Aside, Blob, Deaths, Declaration, KeyView, Record, State, StopReason, Text, Work};
 pub use source::{FnSource, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};
 pub use worker::{Job, Next, StopSignal, TaskError, Worker, shutdown_signal};

@@ -62,6 +62,15 @@ struct Lost {
     completing: bool,
 }
 
+/// What the store said of a key's work when it was granted; whoever speaks of the work says of which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Declared {
+    /// See [`Holding::generation`].
+    pub generation: u32,
+    /// See [`Holding::failures`].
+    pub failures: u32,
+}
+
 /// Which events a reader wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
@@ -395,6 +404,14 @@ impl Member {
             Phase::Running | Phase::StopQueued(..) | Phase::Stopping(_) => Ok(session),
             _ => Err(Error::UnknownKey { key: key.clone() }),
         }
+    }
+
+    /// What a held key's work was when it was granted.
+    pub fn declared(&self, key: &Key) -> Declared {
+        self.held.get(key).map_or_else(Declared::default, |held| Declared {
+            generation: held.holding.generation,
+            failures: held.holding.failures,
+        })
     }
 
     /// As [`acting`](Self::acting), for a completion that is about to be sent.

@@ -36,9 +36,9 @@ pub(crate) use observe::target;
 
 use crate::{
     Assigned, Assignment, Blob, Clock, ConfigError, Divider, Error, Event, Events, Flushed, InvalidInput, Key,
-    NodeConfig, Op, Outcome, Record, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock, Token, Work,
-    limits,
-    member::{Confirmation, Member, Queue},
+    NodeConfig, Op, Outcome, Record, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock, Text, Token,
+    Work, limits,
+    member::{Confirmation, Declared, Member, Queue},
     op::affinity_in_range,
 };
 use batcher::{Request, Then};
@@ -234,12 +234,12 @@ impl Node {
         key: &Key,
         token: Token,
         check: impl FnOnce(&mut Member) -> Result<SessionId, Error>,
-        op: impl FnOnce(SessionId, Key) -> Op,
+        op: impl FnOnce(SessionId, Key, Declared) -> Op,
         then: impl FnOnce(Key, Token) -> Then,
     ) -> Result<(), Error> {
         let shared = self.running().await?;
-        let session = shared.with(check)?;
-        shared.submit(vec![op(session, key.clone())], Some(session), then(key.clone(), token)).await.map(drop)
+        let (session, declared) = shared.with(|member| check(member).map(|session| (session, member.declared(key))))?;
+        shared.submit(vec![op(session, key.clone(), declared)], Some(session), then(key.clone(), token)).await.map(drop)
     }
 
     async fn change_affinity(&self, op: impl FnOnce(SessionId, u64) -> Op) -> Result<u32, Error> {
@@ -321,27 +321,24 @@ impl Divider for Node {
     }
 
     async fn give_up(&self, key: &Key, token: Token, backoff: Duration) -> Result<(), Error> {
-        let now = self.shared().clock.unix_ms();
-        let not_before_ms = match backoff {
-            Duration::ZERO => 0,
-            backoff => now
-                .saturating_add(u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX))
-                .min(limits::MAX_NOT_BEFORE_MS),
+        let pause_ms = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX).min(limits::MAX_PAUSE_MS);
+        let op = |session, key, Declared { generation, failures }| {
+            let why = Text::default();
+            Op::GiveUp { session, key, token, generation, pause_ms, failures, why }
         };
-        let op = |session, key| Op::GiveUp { session, key, token, not_before_ms };
         let check = |member: &mut Member| member.acting(key, token);
         self.act(key, token, check, op, |key, token| Then::GaveUp { key, token }).await
     }
 
     async fn complete(&self, key: &Key, token: Token) -> Result<(), Error> {
-        let op = |session, key| Op::Complete { session, key, token };
+        let op = |session, key, Declared { generation, .. }| Op::Complete { session, key, token, generation };
         let check = |member: &mut Member| member.completing(key, token);
         self.act(key, token, check, op, |key, token| Then::Completed { key, token }).await
     }
 
     async fn checkpoint(&self, key: &Key, token: Token, bytes: Blob) -> Result<(), Error> {
         crate::record::size("checkpoint", bytes.len(), limits::MAX_CHECKPOINT_BYTES)?;
-        let op = |session, key| Op::Checkpoint { session, key, token, bytes };
+        let op = |session, key, _| Op::Checkpoint { session, key, token, bytes };
         let check = |member: &mut Member| member.acting(key, token);
         self.act(key, token, check, op, |key, token| Then::Checkpointed { key, token }).await
     }

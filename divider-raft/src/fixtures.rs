@@ -130,19 +130,19 @@ fn ops() -> Vec<Op> {
         Op::Remove { key: key.clone() },
         Op::Retry { key: key.clone() },
         Op::Rebalance,
-        Op::Join { session, node: node(), affinity: 1000, capacity: Some(7), lease_ms: 3000, seen: Revision(1 << 20) },
+        Op::Join { session, node: node(), affinity: 1000, capacity: Some(7), lease_ms: 3000, seen: Revision(1 << 20), reads: divider_core::format::NEWEST },
         Op::SetAffinity { session, number: 2, affinity: 5 },
         Op::AlterAffinity { session, number: 3, delta: -6 },
         Op::Drain { session },
         Op::End { session },
         Op::Confirm { session, key: key.clone(), token, started: true },
         Op::GiveUp { session, key: key.clone(), token, not_before_ms: 9 },
-        Op::Complete { session, key: key.clone(), token },
+        Op::complete(session, key.clone(), token),
         Op::Checkpoint { session, key: key.clone(), token, bytes: Blob::from(*b"bytes") },
         Op::Assign { term, key: key.clone(), session },
         Op::Revoke { term, key: key.clone(), token },
         Op::Force { term, key: key.clone(), token },
-        Op::Expire { term, session, beat: Beat(8), healthy_below: Token::ABOVE_ALL },
+        Op::Expire { term, session, beat: Beat(8), verdict: divider_core::Verdict::NONE },
         Op::Quarantine { term, key },
         Op::Settle { term, session },
         Op::EndHold { term },
@@ -282,7 +282,7 @@ fn ledger() -> Ledger {
     let session = session();
     let other = SessionId(Uuid::from_u128(7));
     let join =
-        |session| Op::Join { session, node: node(), affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0) };
+        |session| Op::Join { session, node: node(), affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0), reads: divider_core::format::NEWEST };
     ledger.apply(&[join(session), join(other), Op::Add(work())], Token(0));
     let (term, _) = ledger.lead(session, Term(0));
     let term = term.unwrap();

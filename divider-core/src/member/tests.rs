@@ -11,6 +11,8 @@ fn key(name: &str) -> Key {
 
 fn holding(name: &str, token: u64) -> Holding {
     Holding {
+        generation: 1,
+        failures: 0,
         key: key(name),
         token: Token(token),
         attempts: 1,
@@ -351,7 +353,7 @@ impl World {
             Step::Expire => {
                 if let Some(session) = self.sent_to {
                     let (term, beat) = (self.term, crate::Beat(0));
-                    self.apply(Op::Expire { term, session, beat, healthy_below: Token(0) });
+                    self.apply(Op::Expire { term, session, beat, verdict: crate::Verdict::young(Token(0)) });
                     // S3: by then its own deadline has passed, so it has fenced itself.
                     self.lose();
                 }
@@ -410,7 +412,7 @@ impl World {
                     return;
                 }
                 if let Ok(session) = self.member.completing(&name(n), token) {
-                    let op = Op::Complete { session, key: name(n), token };
+                    let op = Op::complete(session, name(n), token);
                     let done = self.apply(op.clone());
                     self.answers.push_back((op, done));
                 }
@@ -418,7 +420,7 @@ impl World {
             Step::GiveUp(n) => {
                 let Some(token) = self.running.get(&name(n)).copied() else { return };
                 if let Ok(session) = self.member.acting(&name(n), token) {
-                    self.apply(Op::GiveUp { session, key: name(n), token, not_before_ms: 0 });
+                    self.apply(Op::give_up(session, name(n), token));
                 }
             }
             Step::Answer => match self.answers.pop_front() {
@@ -509,7 +511,15 @@ impl World {
 }
 
 fn join(session: SessionId, affinity: u32, seen: Revision) -> Op {
-    Op::Join { session, node: NodeId::new("n").unwrap(), affinity, capacity: None, lease_ms: 1000, seen }
+    Op::Join {
+        session,
+        node: NodeId::new("n").unwrap(),
+        affinity,
+        capacity: None,
+        lease_ms: 1000,
+        seen,
+        reads: crate::format::NEWEST,
+    }
 }
 
 proptest! {

@@ -37,7 +37,7 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
         let mut pause = shared.config.poll_interval();
         match look(&shared, session, claim).await {
             Err(StoreError::SessionEnded) => return shared.session_ended(session),
-            Err(_) => {}
+            Err(_) => seen.iter_mut().for_each(|seen| seen.unanswered = true),
             Ok(Standing { leader: Some(leader), .. }) if leader.session == session => {
                 let deposed = seen.take().and_then(|seen| seen.deposed());
                 lead(&shared, session, leader.term, deposed).await;
@@ -85,11 +85,13 @@ struct Seen {
     since: Instant,
     /// Since when the beat of the leader's session has.
     session_since: Instant,
+    /// The store failed to answer since: the silence may be its own.
+    unanswered: bool,
 }
 
 impl Seen {
     fn new(leader: Sighting, now: Instant) -> Self {
-        Self { leader, since: now, session_since: now }
+        Self { leader, since: now, session_since: now, unanswered: false }
     }
 
     fn update(&mut self, leader: Sighting, now: Instant) {
@@ -98,6 +100,7 @@ impl Seen {
         }
         if (self.leader.session, self.leader.session_beat) != (leader.session, leader.session_beat) {
             self.session_since = now;
+            self.unanswered = false;
         }
         self.leader = leader;
     }
@@ -109,7 +112,7 @@ impl Seen {
 
     fn deposed(&self) -> Option<Deposed> {
         let beat = self.leader.session_beat?;
-        Some(Deposed { session: self.leader.session, beat, since: self.session_since })
+        Some(Deposed { session: self.leader.session, beat, since: self.session_since, unanswered: self.unanswered })
     }
 }
 
@@ -238,7 +241,7 @@ impl Reign<'_> {
             }
         }
         self.catch_up().await?;
-        self.leader.loaded();
+        self.leader.loaded(self.shared.now());
         self.beats().await;
         if let Ok(silences) = self.shared.observer.call("silences", self.shared.store.silences()).await {
             self.leader.silences(&silences, self.shared.now());

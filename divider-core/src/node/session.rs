@@ -44,6 +44,7 @@ impl Opening {
                 capacity: config.capacity,
                 lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
                 seen: self.seen,
+                reads: config.reads,
             };
             // The end comes second: the join is refused where any session has ended since `seen`.
             let ops: Vec<Op> = [join].into_iter().chain(self.old.map(|session| Op::End { session })).collect();

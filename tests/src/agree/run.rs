@@ -552,7 +552,7 @@ impl<'a> Run<'a> {
             Act::Join { session, node, affinity, capacity, lease_ms, seen } => {
                 let node = NodeId::new(of(&NODES, node)).expect("a valid name");
                 let seen = Revision(around(self.revision().0, seen));
-                Op::Join { session: of(&self.sessions, session), node, affinity, capacity, lease_ms, seen }
+                Op::Join { session: of(&self.sessions, session), node, affinity, capacity, lease_ms, seen, reads: divider_core::format::NEWEST }
             }
             Act::SetAffinity { session, again, affinity } => {
                 Op::SetAffinity { session: self.who(session), number: self.number(again), affinity }
@@ -572,7 +572,7 @@ impl<'a> Run<'a> {
             }
             Act::Complete(grant) => {
                 let (session, key, token) = self.grant(grant);
-                Op::Complete { session, key, token }
+                Op::complete(session, key, token)
             }
             Act::Checkpoint { grant, bytes } => {
                 let (session, key, token) = self.grant(grant);
