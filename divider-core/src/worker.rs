@@ -154,7 +154,7 @@ impl Worker {
         self
     }
 
-    /// How long a key rests after a failure, and when it is not tried any more.
+    /// How long a key rests after a failure.
     #[must_use]
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
@@ -238,9 +238,7 @@ impl Worker {
             error = self.outage() => return Err(error),
             () = self.follow_load() => unreachable!("it is followed for ever"),
         };
-        let flushed = self.drain(&mut run, &mut events, hurry).await?;
-        node.disarm();
-        Ok(flushed)
+        self.drain(&mut run, &mut events, hurry, &mut node).await
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -323,7 +321,7 @@ impl Worker {
     async fn leave(&self, hurry: SecondSignal) -> Result<Flushed, Error> {
         tokio::select! {
             left = self.divider.cancel() => left?,
-            () = hurry => {}
+            () = hurry.come() => {}
         }
         Ok(Flushed::default())
     }
@@ -333,6 +331,7 @@ impl Worker {
         run: &mut Run<F>,
         events: &mut Events<Event>,
         hurry: SecondSignal,
+        node: &mut EndsNode,
     ) -> Result<Flushed, Error>
     where
         F: Fn(Job, StopSignal) -> Fut + Send + Sync + 'static,
@@ -342,12 +341,15 @@ impl Worker {
         let drained = tokio::select! {
             biased;
             drained = self.divider.flush_and_cancel() => Some(drained),
-            () = hurry => None,
+            () = hurry.come() => None,
             // The stream ends while the drain does.
             () = async { work(run, events).await; std::future::pending().await } => None,
         };
         match drained {
-            Some(Ok(flushed)) => Ok(run.completed(flushed)),
+            Some(Ok(flushed)) => {
+                node.disarm();
+                Ok(run.completed(flushed))
+            }
             // Somebody else has ended it.
             Some(Err(Error::Cancelled)) | None => Ok(run.left()),
             Some(Err(error)) => Err(error),

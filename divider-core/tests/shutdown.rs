@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)] // Test support: a panic is the report.
 use std::{sync::Arc, time::Duration};
 
-use divider_core::{Divider, MemoryStore, Next, Node, StoreError, Work, Worker, shutdown_signal};
+use divider_core::{Divider, Error, MemoryStore, Next, Node, StoreError, Work, Worker, shutdown_signal};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::{sync::Mutex, time::timeout};
 
@@ -71,4 +71,12 @@ async fn a_second_signal_gives_up_at_once() {
     send(Signal::TERM);
     let flushed = timeout(PATIENCE, worker).await.expect("the worker gives up").unwrap().unwrap();
     assert_eq!(flushed.unconfirmed.len(), 1, "{flushed:?}");
+    // The node has ended with it, although a handle lives.
+    timeout(PATIENCE, async {
+        while !matches!(node.stats().await, Err(Error::Cancelled)) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
 }

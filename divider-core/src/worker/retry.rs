@@ -7,7 +7,7 @@ use std::{
 
 use crate::ConfigError;
 
-/// What becomes of a key whose task has failed: how long it rests, and when it is not tried any more.
+/// What becomes of a key whose task has failed: how long it rests, and when that is no accident any more.
 ///
 /// | | default |
 /// | --- | --- |
@@ -44,7 +44,8 @@ impl Retry {
         self
     }
 
-    /// After how many failures in a row the key is set aside; at least 1. `u32::MAX`: never.
+    /// After how many failures in a row on this node an error is logged, and the key rests for the longest pause each time;
+    /// at least 1.
     #[must_use]
     pub fn failures(mut self, failures: u32) -> Self {
         self.failures = failures;
@@ -53,7 +54,7 @@ impl Retry {
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if self.failures == 0 {
-            let problem = "sets keys aside after 0 failures; use at least 1".into();
+            let problem = "ends after 0 failures; use at least 1".into();
             return Err(ConfigError { field: "retry", problem });
         }
         self.pause.validate("retry")

@@ -51,19 +51,26 @@ impl Ending {
 
     /// The task has ended because it was asked to, or at least after that.
     async fn hand_back(&mut self, how: &How, reason: StopReason) -> bool {
-        self.common.forget(&self.job.key);
-        let moves = matches!(reason, StopReason::Rebalanced | StopReason::Flushed);
-        if let Some(why) = self.missing(how).filter(|_| moves) {
-            self.common.not_handed_over(NotHandedOver { key: self.job.key.clone(), token: self.job.token, why });
+        let (key, token) = (&self.job.key, self.job.token);
+        self.common.forget(key);
+        if let How::Failed(why) = how {
+            tracing::warn!(target: target::WORKER, %key, %token, why, "the task failed after its stop");
+        }
+        if let Some(why) = self.missing(how, reason) {
+            self.common.not_handed_over(NotHandedOver { key: key.clone(), token, why });
         }
         self.teller.confirm().await
     }
 
     /// What the next owner may miss.
-    fn missing(&self, how: &How) -> Option<String> {
+    fn missing(&self, how: &How, reason: StopReason) -> Option<String> {
         match (self.job.handed_over(), how) {
+            // There is none.
+            _ if reason == StopReason::Removed => None,
             (HandOver::Kept, _) => None,
             (HandOver::Failed(problem), _) => Some(problem),
+            // A task that loses its session cannot leave anything.
+            _ if reason == StopReason::Lost => None,
             (_, How::Failed(problem)) => Some(problem.clone()),
             (_, How::Cancelled) => Some(format!("the task did not end within {:?} of its stop", self.common.grace)),
             (_, How::Returned(_) | How::NeverBegan) => None,

@@ -1,10 +1,6 @@
 //! The signals that end a program.
 
-use std::{
-    fmt,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::{fmt, pin::Pin};
 
 /// Completes on SIGTERM or ctrl-c, with what completes on the next one.
 ///
@@ -33,19 +29,17 @@ impl SecondSignal {
     pub fn when(signal: impl Future<Output = ()> + Send + 'static) -> Self {
         Self(Box::pin(signal))
     }
+
+    /// Waits for it.
+    pub async fn come(self) {
+        self.0.await;
+    }
 }
 
 impl From<()> for SecondSignal {
     /// Never.
     fn from((): ()) -> Self {
         Self::when(std::future::pending())
-    }
-}
-
-impl Future for SecondSignal {
-    type Output = ();
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
     }
 }
 
@@ -68,6 +62,7 @@ impl Signals {
     }
 
     async fn next(&mut self) {
+        use std::task::Poll;
         std::future::poll_fn(|cx| {
             let mut come = self.0.iter_mut().map(|signal| signal.poll_recv(cx));
             if come.any(|signal| signal == Poll::Ready(Some(()))) { Poll::Ready(()) } else { Poll::Pending }
