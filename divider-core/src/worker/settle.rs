@@ -36,11 +36,19 @@ impl Ending {
         if let How::Returned(Next::Complete) = how {
             return self.complete().await;
         }
-        // What the error is stands in the job.
-        let _ = self.job.keep().await;
+        self.keep().await;
         match self.teller.stop.reason() {
             Some(reason) => self.hand_back(&how, reason).await,
             None => self.give_up(how, ran).await,
+        }
+    }
+
+    /// Keeps what is to be handed over. What became of it stands in the job.
+    async fn keep(&mut self) {
+        let kept = async { drop(self.job.keep().await) };
+        tokio::select! {
+            () = kept => {}
+            () = self.teller.stop.lost() => {}
         }
     }
 
@@ -69,6 +77,7 @@ impl Ending {
             _ if reason == StopReason::Removed => None,
             (HandOver::Kept, _) => None,
             (HandOver::Failed(problem), _) => Some(problem),
+            (HandOver::Pending(_), _) => Some("the session was lost before the store had kept it".into()),
             // A task that loses its session cannot leave anything.
             _ if reason == StopReason::Lost => None,
             (_, How::Failed(problem)) => Some(problem.clone()),

@@ -9,7 +9,8 @@ use std::{
 };
 
 use divider_core::{
-    Divider, Error, Flushed, Job, Key, MemoryStore, Next, Node, Op, StopReason, StopSignal, TaskError, Worker, limits,
+    Divider, Error, Flushed, Job, Key, MemoryStore, Next, Node, Op, StopReason, StopSignal, StoreError, TaskError,
+    Worker, limits,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -188,6 +189,54 @@ async fn a_hand_over_that_the_store_never_takes_leaves_the_key_unconfirmed_and_n
     let flushed = flushed.await;
     assert_eq!(flushed.unconfirmed.len(), 1, "{flushed:?}");
     assert_eq!(named(&flushed), [("a", "the store did not keep it in time")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_is_lost_with_the_session_is_named() {
+    let store = Moody::new(&MemoryStore::new());
+    let flushed = drained(
+        store::node(&store),
+        |worker| worker,
+        move |job, mut stop| {
+            let store = store.clone();
+            async move {
+                stop.requested().await;
+                store::is_down(&store);
+                job.hand_over(*b"state").await?;
+                Ok(Next::Release)
+            }
+        },
+    );
+    assert!(matches!(named(&flushed.await)[..], [("a", why)] if why.contains("lost")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_is_being_tried_again_does_not_hold_up_a_lost_session() {
+    let store = Moody::new(&MemoryStore::new());
+    let flushed = drained(
+        store::node(&store),
+        |worker| worker,
+        move |job, mut stop| {
+            let store = store.clone();
+            async move {
+                stop.requested().await;
+                let mut refusals = 0;
+                // Long enough for the pauses to be long.
+                store.mood(move |ops| {
+                    let hands_over = ops.iter().any(|op| matches!(op, Op::Checkpoint { .. }));
+                    refusals += u32::from(hands_over);
+                    match (refusals, hands_over) {
+                        (5.., _) => Some(StoreError::Unavailable { message: "down".into(), source: None }),
+                        (_, true) => Some(StoreError::Misconfigured("no right to".into())),
+                        _ => None,
+                    }
+                });
+                job.hand_over(*b"state").await?;
+                Ok(Next::Release)
+            }
+        },
+    );
+    assert!(matches!(named(&flushed.await)[..], [("a", why)] if why.contains("lost")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
