@@ -47,7 +47,7 @@ mod worker;
 
 pub use clock::{Clock, Instant, SystemClock};
 pub use config::{NodeConfig, Quarantine};
-pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, IntoDivider, NotHandedOver, Stop};
+pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, IntoDivider, NotHandedOver, Release, Stop};
 pub use error::{ConfigError, Error, InvalidInput, StoreError};
 pub use ids::{Beat, Group, Key, NodeId, Revision, SessionId, Term, Token};
 pub use ledger::{Effects, Ledger};

@@ -36,8 +36,8 @@ pub(crate) use observe::target;
 
 use crate::{
     Assigned, Assignment, Blob, Clock, ConfigError, Divider, Error, Event, Events, Flushed, InvalidInput, Key,
-    NodeConfig, Op, Outcome, Record, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock, Text, Token,
-    Work, limits,
+    NodeConfig, Op, Outcome, Record, Release, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock,
+    Text, Token, Work, limits,
     member::{Confirmation, Declared, Member, Queue},
     op::affinity_in_range,
 };
@@ -331,14 +331,22 @@ impl Divider for Node {
         }
     }
 
-    async fn give_up(&self, key: &Key, token: Token, backoff: Duration) -> Result<(), Error> {
-        let pause_ms = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX).min(limits::MAX_PAUSE_MS);
-        let op = |session, key, Declared { generation, failures }| {
-            let why = Text::default();
+    async fn release(&self, key: &Key, token: Token, release: Release) -> Result<(), Error> {
+        let pause_ms = u64::try_from(release.pause.as_millis()).unwrap_or(u64::MAX).min(limits::MAX_PAUSE_MS);
+        let op = |session, key, declared: Declared| {
+            let (failures, why) = release.failed.unwrap_or((declared.failures, String::new()));
+            let (generation, why) = (declared.generation, Text::new(&why));
             Op::GiveUp { session, key, token, generation, pause_ms, failures, why }
         };
         let check = |member: &mut Member| member.acting(key, token);
         self.act(key, token, check, op, |key, token| Then::GaveUp { key, token }).await
+    }
+
+    async fn set_aside(&self, key: &Key, token: Token, why: &str) -> Result<(), Error> {
+        let why = Text::new(why);
+        let op = |session, key, Declared { generation, .. }| Op::SetAside { session, key, token, generation, why };
+        let check = |member: &mut Member| member.completing(key, token);
+        self.act(key, token, check, op, |key, token| Then::Completed { key, token }).await
     }
 
     async fn complete(&self, key: &Key, token: Token) -> Result<(), Error> {
