@@ -57,7 +57,7 @@ pub use node::{Node, NodeBuilder};
 pub use op::{Applied, Batch, Change, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView};
 pub use planner::{Balance, MaxInFlight};
 pub use record::{Blob, KeyView, Record, State, StopReason, Work};
-pub use source::{FnSource, SourceConfig, SourceError, SourceMode, WorkSource};
+pub use source::{FnSource, RemovalLimit, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};
 pub use worker::{Job, Next, StopSignal, TaskError, Worker, shutdown_signal};
 

@@ -38,6 +38,15 @@ impl<T> Stream for Reader<T> {
     }
 }
 
+impl<T> Drop for Reader<T> {
+    fn drop(&mut self) {
+        // What this reader was told to start runs no more, and nobody is left to say so.
+        if std::thread::panicking() {
+            self.handle.shared.collapse("a reader of its events");
+        }
+    }
+}
+
 pub(super) fn events<T: 'static>(handle: &Arc<Handle>, queue: Queue, next: fn(&mut Member) -> Option<T>) -> Events<T> {
     Events::new(Reader { handle: handle.clone(), queue, next })
 }
