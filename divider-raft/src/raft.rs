@@ -1,11 +1,15 @@
 //! openraft, and the only place that names its types: the rest of the crate speaks of members, entries and readings.
 
+mod compare;
 mod log;
 mod network;
 mod quorum;
 mod silence;
 mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 mod state;
+mod sum;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +29,10 @@ use tokio::time::Instant;
 
 pub(crate) use log::{Identity, Log};
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use log::{seal, unseal};
+pub(crate) use log::{Stored, seal, unseal};
 pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
+#[cfg(test)]
+pub(crate) use snapshot::Content;
 pub(crate) use snapshot::{SnapshotData, Snapshots};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};
@@ -152,17 +158,19 @@ impl Raft {
         let quorum = quorum::Quorum::default();
         let silence = silence::Silence::default();
         let network = network::Network {
-            links,
+            links: links.clone(),
             log: log.clone(),
             quorum: quorum.clone(),
             silence: silence.clone(),
             ground: config.ground.clone(),
         };
-        let machine = MachineHandle { machine, log: log.clone() };
-        let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
+        let handle = MachineHandle { machine: machine.clone(), log: log.clone() };
+        let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), handle).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.server_metrics(), config.election.1.mul_f64(1.5)));
-        Ok(Self { raft, id, log, quorum, silence, ending: Arc::default() })
+        let raft = Self { raft, id, log, quorum, silence, ending: Arc::default() };
+        tokio::spawn(raft.clone().compare(machine, links));
+        Ok(raft)
     }
 
     pub(crate) fn is_ending(&self) -> bool {

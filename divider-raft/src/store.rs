@@ -228,6 +228,21 @@ impl RaftStore {
     }
 
     #[cfg(test)]
+    fn member(&self) -> Option<Arc<crate::member::Member>> {
+        self.cluster.running.read().as_ref()?.router.member.clone()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn distort(&self) {
+        self.member().into_iter().for_each(|member| member.machine.distort());
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.member().is_some_and(|member| member.raft.view().stopped)
+    }
+
+    #[cfg(test)]
     pub(crate) fn raft_term(&self) -> Option<u64> {
         Some(self.cluster.running.read().as_ref()?.router.member.as_ref()?.raft.view().term)
     }

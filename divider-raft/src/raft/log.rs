@@ -57,7 +57,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Entry, LogId, StorageError, Types, Vote};
 use crate::{
     command::{Body, Step},
-    error::DataError,
+    error::{DataError, Unreadable},
     ground::{LogWriter, Place, Rewritable},
 };
 
@@ -65,8 +65,8 @@ const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
 const FILE: &str = "log.redb";
 const MARK: &str = "log.mark";
-/// Format of what is in the tables.
-const VERSION: u8 = 1;
+/// The newest format of a value in the tables. Each value is in the oldest one that can say it, and all are read.
+const FORMAT: u8 = 2;
 /// The newest entries are kept in memory up to this many bytes of it, which has room for all that are on their way to the
 /// followers and the machine.
 const CACHE_BYTES: usize = 4 << 20;
@@ -160,10 +160,33 @@ impl fmt::Debug for Log {
     }
 }
 
+/// What is put into the tables, and in which format at least.
+pub(crate) trait Stored: Serialize + DeserializeOwned {
+    /// The oldest format that has a form for this value.
+    fn format(&self) -> u8 {
+        1
+    }
+}
+
+impl Stored for Identity {}
+impl Stored for Vote {}
+impl Stored for LogId {}
+impl Stored for u64 {}
+impl Stored for [u8; 8] {}
+
+impl Stored for Entry {
+    fn format(&self) -> u8 {
+        match &self.payload {
+            EntryPayload::Normal(command) if matches!(*command.0, Body::V2 { .. }) => 2,
+            _ => 1,
+        }
+    }
+}
+
 /// Puts a checksum over the key and the bytes before them.
-pub(crate) fn seal<T: Serialize>(key: &[u8], value: &T) -> io::Result<Vec<u8>> {
+pub(crate) fn seal<T: Stored>(key: &[u8], value: &T) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 8];
-    bytes.push(VERSION);
+    bytes.push(value.format());
     let mut bytes = postcard::to_extend(value, bytes).map_err(io::Error::other)?;
     let sum = checksum(key, &bytes[8..]);
     bytes[..8].copy_from_slice(&sum);
@@ -174,14 +197,14 @@ fn checksum(key: &[u8], bytes: &[u8]) -> [u8; 8] {
     (xxh3_64(bytes) ^ xxh3_64(key).rotate_left(1)).to_le_bytes()
 }
 
-pub(crate) fn unseal<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn unseal<T: Stored>(key: &[u8], bytes: &[u8]) -> Result<T, Unreadable> {
     let (sum, rest) = bytes.split_first_chunk::<8>().ok_or("a value is cut short")?;
     if *sum != checksum(key, rest) {
         return Err("a checksum does not match".into());
     }
     match rest.split_first() {
-        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|error| error.to_string()),
-        Some((version, _)) => Err(format!("it is of format {version}, which this version does not know")),
+        Some((1..=FORMAT, body)) => postcard::from_bytes(body).map_err(|error| error.to_string().into()),
+        Some((newer, _)) => Err(Unreadable::Newer { found: *newer, known: FORMAT }),
         None => Err("a value is cut short".into()),
     }
 }
@@ -227,7 +250,7 @@ impl Log {
         let identity = identity.map_err(corrupt)?;
         let mut cache = Cache::default();
         let found = guarded(|| Ok(load(&database, &mut cache)));
-        found.map_err(corrupt)?.map_err(corrupt)?;
+        found.map_err(corrupt)?.map_err(|unreadable| unreadable.at(&path))?;
         let mark = match (directory, &disk) {
             (Some(directory), _) => Mark::file(&directory.join(MARK)).map(Some),
             (None, Some(disk)) => disk.mark().and_then(Mark::open).map(Some),
@@ -238,7 +261,7 @@ impl Log {
             return Err(corrupt("what it acknowledged last is not in it any more".into()));
         }
         let known = match identity {
-            Some(bytes) => Some(unseal::<Identity>(b"identity", &bytes).map_err(corrupt)?),
+            Some(bytes) => Some(unseal::<Identity>(b"identity", &bytes).map_err(|unreadable| unreadable.at(&path))?),
             None if cache.last.is_some() || cache.vote.is_some() => {
                 return Err(corrupt("it does not say whose it is".into()));
             }
@@ -340,6 +363,11 @@ impl Log {
             // It has panicked at worst, and then there is nothing left to wait for.
             let _ = thread.join();
         }
+    }
+
+    /// Whether nothing is written any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.writes.lock().is_none()
     }
 
     fn send(&self, write: Write) -> io::Result<()> {
@@ -469,7 +497,7 @@ impl StorageBackend for Backend {
 }
 
 /// Reads and checks everything, and keeps the newest entries.
-fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
+fn load(database: &Database, cache: &mut Cache) -> Result<(), Unreadable> {
     let text = |error: redb::Error| error.to_string();
     let read = database.begin_read().map_err(|error| text(error.into()))?;
     let facts = read.open_table(FACTS).map_err(|error| text(error.into()))?;
@@ -480,7 +508,7 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
             "purged" => cache.purged = Some(unseal(b"purged", value.value())?),
             "commit" => cache.commit = unseal(b"commit", value.value())?,
             "identity" => {}
-            other => return Err(format!("it holds a fact called {other:?}, which this version does not know")),
+            other => return Err(format!("it holds a fact called {other:?}, which this version does not know").into()),
         }
     }
     cache.last = cache.purged;
@@ -491,7 +519,7 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
         let index = index.value();
         let entry: Entry = unseal(&index.to_be_bytes(), value.value())?;
         if entry.log_id.index != index || next.is_some_and(|next| next != index) {
-            return Err(format!("entry {index} is not where it should be"));
+            return Err(format!("entry {index} is not where it should be").into());
         }
         next = Some(index + 1);
         cache.last = Some(entry.log_id);
@@ -505,10 +533,7 @@ impl Cache {
     fn insert(&mut self, entry: Entry, bytes: usize, append: u64) {
         self.last = Some(entry.log_id);
         let memory = match &entry.payload {
-            EntryPayload::Normal(command) => {
-                let Body::V1 { steps, .. } = &*command.0;
-                steps.iter().map(Step::bytes).sum()
-            }
+            EntryPayload::Normal(command) => command.0.steps().iter().map(Step::bytes).sum(),
             EntryPayload::Blank | EntryPayload::Membership(_) => bytes,
         };
         self.memory += memory;
