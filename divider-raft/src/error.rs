@@ -101,6 +101,10 @@ impl<T: Into<String>> From<T> for Unreadable {
 
 impl From<DataError> for StoreError {
     fn from(error: DataError) -> Self {
-        Self::Misconfigured(error.to_string())
+        match &error {
+            // It heals without anybody changing the configuration.
+            DataError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Self::unavailable(error),
+            _ => Self::Misconfigured(error.to_string()),
+        }
     }
 }

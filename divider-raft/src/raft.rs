@@ -45,6 +45,9 @@ use crate::{
     link::Links,
 };
 
+/// Most bytes of the log, about, however few entries they are.
+const LOG_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
+
 /// A member as the others know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Peer {
@@ -169,8 +172,39 @@ impl Raft {
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.server_metrics(), config.election.1.mul_f64(1.5)));
         let raft = Self { raft, id, log, quorum, silence, ending: Arc::default() };
+        tokio::spawn(raft.clone().bound_log());
         tokio::spawn(raft.clone().compare(machine, links));
         Ok(raft)
+    }
+
+    /// openraft counts entries, and one may have a megabyte: where the log has too many bytes, a snapshot is made before its
+    /// time, and fewer entries are kept behind it.
+    async fn bound_log(self) {
+        let mut metrics = self.raft.metrics();
+        let bound = async {
+            while let Ok(upto) = self.log.outgrows(LOG_BYTES).await {
+                let (snapshot, applied) = {
+                    let metrics = self.raft.metrics();
+                    let metrics = metrics.borrow();
+                    (metrics.snapshot.map(|log| log.index), metrics.last_applied.map(|log| log.index))
+                };
+                let trigger = self.raft.trigger();
+                let asked = match snapshot {
+                    snapshot if snapshot >= Some(upto) => trigger.purge_log(upto).await,
+                    snapshot if snapshot < applied => trigger.snapshot().await,
+                    _ => Ok(()),
+                };
+                if asked.is_err() {
+                    return;
+                }
+                // Both take their time, and may wait for followers.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            () = bound => {}
+            _ = metrics.wait_for(|metrics| metrics.running_state.is_err()) => {}
+        }
     }
 
     pub(crate) fn is_ending(&self) -> bool {

@@ -238,6 +238,11 @@ impl RaftStore {
     }
 
     #[cfg(test)]
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.member().map_or(0, |member| member.log.bytes())
+    }
+
+    #[cfg(test)]
     pub(crate) fn is_stopped(&self) -> bool {
         self.member().is_some_and(|member| member.raft.view().stopped)
     }

@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc};
 
 use divider_core::{Group, NodeId, Op, Revision, SessionId, Store, Term, Token, Work};
-use openraft::{RaftSnapshotBuilder, storage::RaftStateMachine};
+use openraft::{
+    RaftSnapshotBuilder,
+    storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine},
+};
 use tempfile::TempDir;
 
 use super::{
@@ -263,6 +266,63 @@ async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_wha
     while stores[well].apply(&[Op::Add(Work::new("after").unwrap())]).await.is_err() {
         assert!(std::time::Instant::now() < limit, "the others went on");
     }
+}
+
+/// Nobody waits for a state that is made a second time to be written.
+#[tokio::test]
+async fn a_large_state_that_is_made_a_second_time_is_the_same() {
+    let directory = TempDir::new().unwrap();
+    let (mut log, mut handle) = member(&directory, 0).await;
+    for from in [0, 200, 400] {
+        let entries: Vec<_> = (from..from + 200).map(add).collect();
+        log.blocking_append(entries.clone()).await.unwrap();
+        handle.apply(entries).await.unwrap();
+        assert!(handle.machine.is_large(&log));
+        let (_, again) = handle.machine.again(&log).unwrap().encoded().unwrap();
+        handle.machine.build(&log).unwrap();
+        let built = handle.get_current_snapshot().await.unwrap().unwrap();
+        assert!(built.snapshot.read().unwrap() == again);
+        let content = snapshot::decode(&again).unwrap();
+        let bytes = snapshot::encode(&SnapshotMeta::default(), content.sum, &content.groups).unwrap();
+        assert!(handle.machine.encoded().unwrap().1 == bytes);
+        assert_eq!(content.meta.last_log_id, Some(add(from + 199).log_id));
+        log.purge(add(from + 150).log_id).await.unwrap();
+    }
+    // What the log does not have any more cannot be made again.
+    handle.apply([add(600), add(601)]).await.unwrap();
+    assert!(handle.machine.again(&log).is_none());
+    log.close();
+}
+
+/// Large entries: few, and many bytes.
+#[tokio::test]
+async fn the_log_is_bounded_by_bytes_and_its_file_becomes_smaller() {
+    let directory = TempDir::new().unwrap();
+    let open =
+        || RaftStore::builder("/test/").unwrap().name("alone").unwrap().data_dir(directory.path()).build().unwrap();
+    let store = open();
+    store.open().await.unwrap();
+    let work = |key: u64| Op::Add(Work::new(format!("k{}", key % 20)).unwrap().payload(vec![key as u8; 60_000]));
+    for key in 0..600 {
+        // Other tests of this process hold up all disks for a while.
+        while store.apply(&[work(key)]).await.is_err() {}
+    }
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let file = || std::fs::metadata(directory.path().join("log.redb")).unwrap().len();
+    let bytes = || store.log_bytes();
+    while bytes() > 1 << 20 || file() > 8 << 20 {
+        assert!(std::time::Instant::now() < limit, "{} bytes of entries, {} of the file", bytes(), file());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    println!("36 MB were written; {} bytes of entries are left in {} of the file", bytes(), file());
+    let before = store.replica().unwrap().1;
+    store.close().await;
+    let store = open();
+    store.open().await.unwrap();
+    assert_eq!(store.stats().await.unwrap().registered, 20);
+    let groups = |bytes: &[u8]| snapshot::decode(bytes).unwrap().groups;
+    assert!(groups(&store.replica().unwrap().1) == groups(&before));
+    store.close().await;
 }
 
 /// A content that is read is the one that was written, its number included.

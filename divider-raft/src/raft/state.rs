@@ -31,6 +31,9 @@ use crate::{
     wire::Owner,
 };
 
+/// A state is large from so many bytes of a snapshot or of the log on, or from so many keys on: writing it takes some 10 ms.
+const LARGE: (u64, u64) = if cfg!(test) { (64 << 10, 100) } else { (8 << 20, 20_000) };
+
 /// How long a member waits before it tries again to write a snapshot, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -49,7 +52,7 @@ pub(crate) struct Machine {
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     applied: Option<LogId>,
     membership: Membership,
     groups: BTreeMap<Group, Ledger>,
@@ -111,6 +114,23 @@ impl State {
         self.applied = Some(entry.log_id);
         self.sum = self.sum.map(|sum| self.deeds.end(sum, entry.log_id));
         reply
+    }
+}
+
+impl State {
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+            snapshot_id: self.applied.map_or_else(String::new, |log| log.to_string()),
+        }
+    }
+
+    /// As a snapshot.
+    pub(super) fn encoded(&self) -> std::io::Result<(SnapshotMeta, Vec<u8>)> {
+        let meta = self.meta();
+        let bytes = snapshot::encode(&meta, self.sum, &self.groups)?;
+        Ok((meta, bytes))
     }
 }
 
@@ -265,19 +285,53 @@ impl Machine {
     }
 
     /// Makes a snapshot of all that has been applied. Blocks on the disk.
-    fn build(&self) -> std::io::Result<(SnapshotMeta, SnapshotData)> {
-        // Entries wait while the ledgers are written into memory; the disk is waited for without them.
-        let (meta, bytes) = {
-            let state = self.state.read();
-            let meta = SnapshotMeta {
-                last_log_id: state.applied,
-                last_membership: state.membership.clone(),
-                snapshot_id: state.applied.map_or_else(String::new, |log| log.to_string()),
-            };
-            let bytes = snapshot::encode(&meta, state.sum, &state.groups)?;
-            (meta, bytes)
+    ///
+    /// Entries wait while the ledgers are written into memory, which takes longer than an election where there are a million
+    /// keys. So a large state is made a second time, of the snapshot before and the entries since: nobody waits for that,
+    /// and it is the same, since entries alone decide what it is.
+    pub(crate) fn build(&self, log: &Log) -> std::io::Result<(SnapshotMeta, SnapshotData)> {
+        let again = if self.is_large(log) { self.again(log) } else { None };
+        let (meta, bytes) = match again {
+            Some(state) => state.encoded()?,
+            None => self.state.read().encoded()?,
         };
         self.snapshots.adopt(meta, self.snapshots.write(bytes)?)
+    }
+
+    pub(super) fn is_large(&self, log: &Log) -> bool {
+        let before = self.snapshots.current().map_or(0, |(_, data)| data.len());
+        let keys = |state: &State| state.groups.values().map(|ledger| ledger.stats().registered).sum::<u64>();
+        before.max(log.bytes()) > LARGE.0 || keys(&self.state.read()) > LARGE.1
+    }
+
+    /// The state as it is now, of the snapshot before and the log. `None` where these are no longer there, since another
+    /// snapshot has just been installed, or where something else comes of them.
+    pub(super) fn again(&self, log: &Log) -> Option<State> {
+        let (applied, sum) = {
+            let state = self.state.read();
+            (state.applied?, state.sum)
+        };
+        let before = self.snapshots.current().map(|(_, data)| data.read().map(|bytes| snapshot::decode(&bytes)));
+        let mut state = match before {
+            Some(content) => content.ok()?.ok()?.into(),
+            None => State::default(),
+        };
+        while state.applied < Some(applied) {
+            let next = state.applied.map_or(0, |log| log.index + 1);
+            let entries = log.some(next, applied.index + 1).ok()?;
+            if entries.first()?.log_id.index != next {
+                return None;
+            }
+            entries.into_iter().for_each(|entry| _ = state.apply(entry, |_, _, _, _| {}, &mut Vec::new()));
+        }
+        if state.applied != Some(applied) {
+            return None;
+        }
+        if state.sum != sum {
+            tracing::error!(target: "divider::raft", %applied, "the log and the snapshot before say something else than the replica");
+            return None;
+        }
+        Some(state)
     }
 }
 
@@ -398,8 +452,8 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
         let mut pause = PAUSE.0;
         loop {
-            let machine = self.machine.clone();
-            let built = self.machine.place().blocking(move || machine.build()).await;
+            let (machine, log) = (self.machine.clone(), self.log.clone());
+            let built = self.machine.place().blocking(move || machine.build(&log)).await;
             let error = match built.map_err(std::io::Error::other).flatten() {
                 Ok((meta, data)) => {
                     self.log.snapshot_is_kept(Ok(meta.last_log_id.map_or(0, |log| log.index)));
