@@ -343,6 +343,18 @@ impl RaftStore {
         self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.encoded()
     }
 
+    /// A number over all that this member has applied, at the newest index at which all members note it.
+    #[doc(hidden)]
+    pub fn sum(&self) -> Option<(u64, u64)> {
+        self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.sum()
+    }
+
+    /// As [`sum`](Self::sum), at another index.
+    #[doc(hidden)]
+    pub fn sum_at(&self, index: u64) -> Option<u64> {
+        self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.sum_at(index)
+    }
+
     fn handle(&self, group: Group) -> Self {
         let closed = self.closed.load(Ordering::Relaxed);
         if !closed {

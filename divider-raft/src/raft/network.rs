@@ -459,10 +459,9 @@ impl RaftNetwork<Types> for Line {
         let send = async {
             let limit = option.hard_ttl();
             let io = |error: std::io::Error| StreamingError::Network(NetworkError::new(&error));
-            let lost = |error: LinkError| match error {
-                LinkError::NotSent(_) => StreamingError::Unreachable(Unreachable::new(&error)),
-                _ => StreamingError::Network(NetworkError::new(&error)),
-            };
+            // openraft begins again at once, unless it is told that nobody is there: a receiver whose disk is full would be sent
+            // the same as fast as the network is.
+            let lost = |error: LinkError| StreamingError::Unreachable(Unreachable::new(&error));
             let stream = (self.network.ground.draw() >> 64) as u64;
             let begin = RaftRequest::SnapshotBegin { stream, vote, meta: snapshot.meta };
             self.call(Class::Bulk, begin, limit).await.map_err(lost)?;

@@ -8,7 +8,7 @@
 //! Members with one history have one number at each index, whichever way they came by it.
 //!
 //! The number is made of what every version of the program says in the same bytes: counters and outcomes, no records.
-//! A snapshot of a version that kept no number brings none; whoever started from it takes the leader's on trust, once.
+//! A snapshot of the first format brings none: whoever starts from it is not compared until it takes in a newer one.
 
 use std::collections::VecDeque;
 

@@ -33,7 +33,7 @@ struct Inner {
     /// Of snapshots: what is on the disk, and what was written.
     files: Vec<[Vec<u8>; 2]>,
     full: Full,
-    /// Something was refused for want of space.
+    /// The log was refused space.
     refused: bool,
     syncs: u64,
 }
@@ -95,7 +95,7 @@ impl Inner {
     }
 
     fn space(&mut self, full: bool) -> io::Result<()> {
-        self.refused |= full;
+        self.refused |= full && self.full == Full::ForAll;
         if full { Err(io::Error::from(io::ErrorKind::StorageFull)) } else { Ok(()) }
     }
 
@@ -106,7 +106,7 @@ impl Inner {
             current.clone_from(synced);
         }
         synced.clone_from(current);
-        for [synced, current] in files {
+        for [synced, current] in files.iter_mut().filter(|[synced, current]| synced != current) {
             if dice.permille(500) {
                 current.truncate(dice.below(current.len() as u64 + 1) as usize);
             } else {
@@ -134,11 +134,12 @@ impl Disk {
         self.0.lock().fuse = Some(operations);
     }
 
-    /// From here on there is no space, or there is again. Says whether something was refused for want of it before.
+    /// From here on there is no space, or there is again. Then it says whether the log was refused any meanwhile, which stops
+    /// the process.
     pub fn fill(&self, full: Full) -> bool {
         let mut inner = self.0.lock();
         inner.full = full;
-        std::mem::take(&mut inner.refused)
+        full == Full::No && std::mem::take(&mut inner.refused)
     }
 
     /// Another disk is in its place, an empty one. The process has died.
@@ -216,6 +217,10 @@ impl ground::Files for Handle {
     fn create(&self, name: &str) -> io::Result<Box<dyn ground::StoredFile>> {
         let at = self.touch(true, |inner| {
             inner.space(inner.full != Full::No)?;
+            if let Some(at) = inner.names[1].get(name).copied() {
+                inner.files[at][1].clear();
+                return Ok(at);
+            }
             inner.files.push(Default::default());
             let at = inner.files.len() - 1;
             inner.names[1].insert(name.to_owned(), at);
