@@ -150,7 +150,7 @@ impl Receiving {
     /// Takes the place of an older stream, but of none of a newer leader.
     fn begin(&self, stream: Stream) -> Result<(), String> {
         let mut receiving = self.0.lock();
-        if let Some(other) = receiving.as_ref().filter(|other| !(stream.vote >= other.vote)) {
+        if let Some(other) = receiving.as_ref().filter(|other| is_older(&stream.vote, &other.vote)) {
             return Err(format!("a newer leader, {}, sends a snapshot", other.vote));
         }
         *receiving = Some(stream);
@@ -166,6 +166,11 @@ impl Receiving {
     fn end(&self, id: u64) -> Result<Stream, String> {
         Ok(self.0.lock().take_if(|stream| stream.id == id).ok_or(OTHER)?)
     }
+}
+
+/// Votes of one term for two members come after neither.
+fn is_older(vote: &Vote, known: &Vote) -> bool {
+    vote.partial_cmp(known).is_none_or(std::cmp::Ordering::is_lt)
 }
 
 const OTHER: &str = "another snapshot has begun";
@@ -218,7 +223,7 @@ impl Raft {
             }
             RaftRequest::SnapshotBegin { stream, vote, meta } => {
                 let known = self.raft.metrics().borrow().vote;
-                if !vote.is_committed() || !(vote >= known) {
+                if !vote.is_committed() || is_older(&vote, &known) {
                     return failed(&format!("a newer leader is known, {known}, than the one that sends, {vote}"));
                 }
                 let spool = match machine.receive() {

@@ -97,7 +97,8 @@ async fn learners(directory: &Path, many: usize) -> bool {
     let builder = RaftStore::builder(GROUP).expect("a name").name("leader").expect("a name").listen(listen).plaintext();
     let builder = builder.data_dir(directory.join("leader")).configure(|config| {
         config.advertise = Some(advertise);
-        config.snapshot_every = 100;
+        // A quarter of this many entries are kept behind a snapshot, or none would catch up.
+        config.snapshot_every = 4000;
     });
     let leader = builder.build().expect("it is right");
     leader.open().await.expect("it opens");
