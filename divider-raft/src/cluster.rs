@@ -331,6 +331,7 @@ fn complete(member: &Member) -> Result<(), String> {
         _ if view.leads && votes(false) > 0 && !full => Err(format!("{} members do not vote yet", votes(false))),
         Some((me, false)) if me.wants_vote && !full => Err("this member does not vote yet".into()),
         None => Err("this member is not known yet".into()),
+        Some(_) if !member.machine.is_member(member.me.id) => Err("it is not decided yet that this is a member".into()),
         Some(_) => Ok(()),
     }
 }

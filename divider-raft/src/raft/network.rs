@@ -93,7 +93,7 @@ pub(crate) enum RaftAnswer {
     Vote(VoteResponse<u64>, u64),
     /// Of a snapshot's beginning, of its chunks, and of a leader that ends.
     Taken,
-    /// Of a snapshot's end: the receiver's vote.
+    /// Of a snapshot's end: the receiver's vote. Of its beginning: a newer vote, and nothing is taken in.
     Installed(Vote),
     /// Raft has stopped there, or the disk failed.
     Failed(String),
@@ -223,8 +223,12 @@ impl Raft {
             }
             RaftRequest::SnapshotBegin { stream, vote, meta } => {
                 let known = self.raft.metrics().borrow().vote;
+                if known > vote {
+                    // Whoever led in an older term learns of it here, perhaps from nobody else.
+                    return RaftAnswer::Installed(known);
+                }
                 if !vote.is_committed() || is_older(&vote, &known) {
-                    return failed(&format!("a newer leader is known, {known}, than the one that sends, {vote}"));
+                    return failed(&format!("{vote} is not the vote of a leader that is known here, {known}"));
                 }
                 let spool = match machine.receive() {
                     Ok(spool) => spool,
@@ -469,7 +473,11 @@ impl RaftNetwork<Types> for Line {
             let lost = |error: LinkError| StreamingError::Unreachable(Unreachable::new(&error));
             let stream = (self.network.ground.draw() >> 64) as u64;
             let begin = RaftRequest::SnapshotBegin { stream, vote, meta: snapshot.meta };
-            self.call(Class::Bulk, begin, limit).await.map_err(lost)?;
+            match self.call(Class::Bulk, begin, limit).await.map_err(lost)? {
+                RaftAnswer::Installed(newer) if newer > vote => return Ok(SnapshotResponse::new(newer)),
+                RaftAnswer::Taken => {}
+                _ => return Err(lost(LinkError::Lost("an answer to another question".into()))),
+            }
             let mut offset = 0;
             loop {
                 let bytes = snapshot.snapshot.chunk(offset, CHUNK).map_err(io)?;

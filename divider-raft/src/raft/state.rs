@@ -175,6 +175,11 @@ impl Machine {
         owner(self.state.read().groups.get(group)?, key)
     }
 
+    /// Whether it is decided that somebody is a member. A leader that writes so may be replaced before it is.
+    pub(crate) fn is_member(&self, id: u64) -> bool {
+        self.state.read().membership.membership().get_node(&id).is_some()
+    }
+
     /// Who leads which group.
     pub(crate) fn leaders(&self) -> Vec<(Group, SessionId, Term)> {
         let state = self.state.read();

@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -51,7 +51,14 @@ fn main() -> ExitCode {
 
 /// A free address, and another one through which it is reached late.
 async fn address() -> (String, String) {
-    let free = Reserve::bind("127.0.0.1:0").expect("a port").local_addr().expect("it is bound").to_string();
+    // Not one of those that are given to whoever asks for any.
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let free = loop {
+        let address = format!("127.0.0.1:{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        if Reserve::bind(&address).is_ok() {
+            break address;
+        }
+    };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let late = listener.local_addr().expect("it is bound").to_string();
     let to = free.clone();
