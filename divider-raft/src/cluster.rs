@@ -287,7 +287,8 @@ fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError>
 
 /// Founds a cluster or joins one, once.
 async fn settle(member: Arc<Member>, router: Arc<Router>, joining: watch::Sender<Result<(), String>>) {
-    let known = member.raft.is_initialized().await;
+    // A vote alone says nothing: it may come from a leader that was lost with the entry that took this member in.
+    let known = member.raft.is_initialized().await && !member.raft.view().members.is_empty();
     let (mut settled, mut again, mut asked) = (false, false, Instant::now());
     loop {
         let result = match settled {
