@@ -21,6 +21,8 @@ use crate::{
 /// | `listen`, `advertise` | none: a member on its own |
 /// | `seeds`, `seed_names` | none |
 /// | `security` | unset: must be chosen where `listen` or seeds are |
+/// | `members` | none: must be given to a member with TLS |
+/// | `administrators` | none but the members |
 /// | `heartbeat` | 100 ms |
 /// | `election` | 250 to 300 ms, after a leader's own lease of 300 ms |
 /// | `call_time_limit` | 1 s |
@@ -52,6 +54,12 @@ pub struct RaftConfig {
     pub seed_names: Vec<String>,
     /// How connections are protected.
     pub security: Security,
+    /// With TLS: who may be a member, by the names of members; `*.example` stands for all names that end so, and `*` for
+    /// every certificate of the authority. Members decide over everything together, so name no more than there are. Raft's
+    /// calls are taken from these alone.
+    pub members: Vec<String>,
+    /// With TLS: names in certificates whose holders may remove, promote and replace members, as members may.
+    pub administrators: Vec<String>,
     /// How often a leader makes itself heard; 10 ms to 10 s.
     pub heartbeat: Duration,
     /// A follower that has not heard of the leader for the second and then for a random time between both stands for
@@ -112,6 +120,8 @@ impl Default for RaftConfig {
             seeds: Vec::new(),
             seed_names: Vec::new(),
             security: Security::Unset,
+            members: Vec::new(),
+            administrators: Vec::new(),
             heartbeat: Duration::from_millis(100),
             election: (Duration::from_millis(250), Duration::from_millis(300)),
             call_time_limit: Duration::from_secs(1),
@@ -152,6 +162,15 @@ impl RaftConfig {
         if (has_seeds || self.listen.is_some()) && matches!(self.security, Security::Unset) {
             return fail("security", "is not set; use tls(..), or plaintext() where the network is closed to others");
         }
+        if self.role != Role::Client && self.listen.is_some() && self.members.is_empty() && self.security.proves() {
+            return fail(
+                "members",
+                "are empty; say whose certificates are those of members, by name or as *.example: all others are clients",
+            );
+        }
+        if let Some(problem) = self.unreachable_address() {
+            return fail("advertise", problem);
+        }
         if self.seeds.iter().chain(&self.seed_names).any(|seed| !seed.contains(':')) {
             return fail("seeds", "must be host:port each");
         }
@@ -171,5 +190,23 @@ impl RaftConfig {
             return fail("voters", "must be odd: an even number survives no more losses than one less");
         }
         Ok(())
+    }
+
+    /// Why nobody could reach this member at what it tells the others.
+    fn unreachable_address(&self) -> Option<&'static str> {
+        let everywhere = |address: &String| {
+            let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            host.is_empty() || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_unspecified())
+        };
+        match (&self.listen, &self.advertise) {
+            (_, Some(address)) if everywhere(address) => {
+                Some("is no address of one machine; say how the others reach it")
+            }
+            (Some(listen), None) if everywhere(listen) => {
+                Some("is not set, and `listen` is no address of one machine; say how the others reach this member")
+            }
+            _ => None,
+        }
     }
 }

@@ -386,6 +386,7 @@ fn answers(book: &mut Book) {
         Fault::Unknown("u".into()),
         Fault::SessionEnded,
         Fault::Refused("r".into()),
+        Fault::Denied("d".into()),
     ];
     book.values("fault", &faults.map(Answer::Fault));
     let sighting =

@@ -24,11 +24,15 @@ mod fixtures;
 pub mod fuzzing;
 #[doc(hidden)]
 pub mod ground;
+#[cfg(all(test, feature = "tls"))]
+mod intruder;
 mod link;
 mod member;
+mod newcomers;
 mod propose;
 mod raft;
 mod reign;
+mod rights;
 mod router;
 mod security;
 mod seeds;
@@ -42,7 +46,7 @@ mod url;
 mod wire;
 
 pub use config::{Data, RaftConfig, Role};
-pub use error::DataError;
+pub use error::{DataError, TooOld};
 pub use raft::Peer;
 pub use security::Security;
 pub use store::{RaftStore, RaftStoreBuilder};

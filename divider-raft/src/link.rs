@@ -27,6 +27,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    error::TooOld,
     ground::Ground,
     raft::Peer,
     security::{Connection, Security},
@@ -95,6 +96,16 @@ pub(crate) enum LinkError {
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Late(Duration),
+    /// The other side does not speak with this program, or not the other way round: it had no effect.
+    #[error("{0}: {1}")]
+    TooOld(String, TooOld),
+}
+
+impl LinkError {
+    /// Whether the request had no effect for certain.
+    pub(crate) fn is_harmless(&self) -> bool {
+        matches!(self, Self::NotSent(_) | Self::TooOld(..))
+    }
 }
 
 /// All links of a process.
@@ -126,7 +137,7 @@ struct Slot(tokio::sync::Mutex<State>);
 #[derive(Default)]
 struct State {
     link: Option<Arc<Link>>,
-    failed: Option<(Instant, String)>,
+    failed: Option<(Instant, LinkError)>,
 }
 
 impl Links {
@@ -150,7 +161,7 @@ impl Links {
         let began = Instant::now();
         let link = match tokio::time::timeout(limit, self.link(to, class)).await {
             Ok(link) => link?,
-            Err(_) => return Err(LinkError::NotSent(format!("not connected within {limit:?}"))),
+            Err(_) => return Err(LinkError::NotSent(format!("{}: not connected within {limit:?}", to.address))),
         };
         let left = limit.saturating_sub(began.elapsed());
         match tokio::time::timeout(left, link.call(&body)).await {
@@ -184,7 +195,7 @@ impl Links {
             if let Some((at, problem)) = &state.failed
                 && at.elapsed() < DIAL_PAUSE
             {
-                return Err(LinkError::NotSent(problem.clone()));
+                return Err(problem.clone());
             }
         }
         let (dialer, to) = (self.dialer.clone(), to.clone());
@@ -202,9 +213,12 @@ impl Links {
                     Ok(link)
                 }
                 Err(error) => {
-                    let problem = format!("{}: {error}", to.address);
+                    let problem = match TooOld::within(&error) {
+                        Some(too_old) => LinkError::TooOld(to.address, too_old),
+                        None => LinkError::NotSent(format!("{}: {error}", to.address)),
+                    };
                     *state = State { link: None, failed: Some((Instant::now(), problem.clone())) };
-                    Err(LinkError::NotSent(problem))
+                    Err(problem)
                 }
             }
         });

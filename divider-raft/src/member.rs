@@ -25,6 +25,7 @@ use crate::{
     link::Links,
     propose::Proposer,
     raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, Receiving, Refused, View, owner},
+    rights::Caller,
     security::Proof,
     wire::{Answer, Call, Fault, Hello, Query, Request, Status},
 };
@@ -73,8 +74,13 @@ impl Member {
         *self.cluster_id.read()
     }
 
-    /// Why whoever says `hello` has come to the wrong place; `proved` is its certificate.
-    pub(crate) fn objection(&self, hello: &Hello, proved: Option<&Proof>) -> Option<String> {
+    /// Lets in whoever says `hello`, or says why not; `proved` is its certificate.
+    pub(crate) fn let_in(&self, hello: &Hello, proved: Option<&Proof>) -> Result<Caller, String> {
+        self.objection(hello).map_or_else(|| Caller::of(hello, proved, &self.config), Err)
+    }
+
+    /// Why whoever says `hello` has come to the wrong place.
+    fn objection(&self, hello: &Hello) -> Option<String> {
         if hello.cluster != self.config.cluster {
             return Some(format!("this member is of the cluster {:?}, not {:?}", self.config.cluster, hello.cluster));
         }
@@ -86,16 +92,15 @@ impl Member {
         {
             return Some(format!("this member belongs to the cluster {mine}, not to {theirs}"));
         }
-        if let (Some(proved), Some(from)) = (proved, &hello.from)
-            && !proved.carries(&from.name)
-        {
-            return Some(format!("the certificate does not carry the name {:?}", from.name));
-        }
         None
     }
 
-    /// Answers a request that came over the wire.
-    pub(crate) async fn serve(&self, request: Request, hello: &Hello) -> Answer {
+    /// Answers a request that came over the wire, if its caller may ask for that.
+    pub(crate) async fn serve(&self, request: Request, caller: &Caller) -> Answer {
+        if let Err(problem) = caller.may(&request, &self.raft.view()) {
+            tracing::warn!(target: "divider::raft", ?caller, problem, "refused what the caller may not ask for");
+            return Answer::Fault(Fault::Denied(problem));
+        }
         match request {
             Request::Call(call) => {
                 let limit = self.config.call_time_limit;
@@ -106,7 +111,7 @@ impl Member {
             }
             Request::Raft(request) => {
                 // A newcomer learns which cluster it joins before it asks to be taken in, so this holds from then on.
-                if self.cluster_id().is_none() || hello.cluster_id != self.cluster_id() {
+                if self.cluster_id().is_none() || caller.cluster_id != self.cluster_id() {
                     return Answer::Raft(RaftAnswer::Failed("this member does not belong to that cluster".into()));
                 }
                 Answer::Raft(self.raft.answer(request, &self.machine, &self.receiving).await)

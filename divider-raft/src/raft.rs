@@ -2,6 +2,7 @@
 
 mod log;
 mod network;
+mod origin;
 mod quorum;
 mod silence;
 mod snapshot;

@@ -89,7 +89,7 @@ impl Router {
                         Ok(answer) => return Ok(answer),
                         Err(error) => {
                             self.lost(&target);
-                            let harmless = again || matches!(error, LinkError::NotSent(_));
+                            let harmless = again || error.is_harmless();
                             let problem = format!("the leader at {}: {error}", target.address);
                             if !harmless {
                                 return Err(unavailable(problem));
@@ -117,6 +117,7 @@ impl Router {
             Fault::Unknown(problem) => Err(unavailable(problem)),
             Fault::SessionEnded => Err(StoreError::SessionEnded),
             Fault::Refused(problem) => Err(StoreError::Corrupt(problem)),
+            Fault::Denied(problem) => Err(StoreError::Misconfigured(problem)),
         }
     }
 

@@ -69,6 +69,15 @@ impl Stream {
 }
 
 impl Security {
+    /// Whether the other side of a connection has to prove what it is called.
+    pub(crate) fn proves(&self) -> bool {
+        #[cfg(feature = "tls")]
+        let proves = matches!(self, Self::Tls(_));
+        #[cfg(not(feature = "tls"))]
+        let proves = false;
+        proves
+    }
+
     /// Protects a connection that was dialled to `name`.
     #[cfg_attr(not(feature = "tls"), allow(clippy::unused_async, unused_variables, reason = "TLS waits"))]
     pub(crate) async fn dialled(&self, stream: Stream, name: &str) -> io::Result<Box<dyn Connection>> {

@@ -319,7 +319,7 @@ type CallError = RPCError<u64, Peer, RaftError<u64>>;
 fn rpc(error: LinkError) -> CallError {
     match error {
         // There is nobody: openraft waits a little before it tries again.
-        LinkError::NotSent(_) => Unreachable::new(&error).into(),
+        LinkError::NotSent(_) | LinkError::TooOld(..) => Unreachable::new(&error).into(),
         _ => NetworkError::new(&error).into(),
     }
 }
