@@ -64,18 +64,21 @@ impl Bed {
         Self { authority, seeds, stores }
     }
 
-    /// What somebody has who holds a certificate in this name, and says to be that member.
+    /// What somebody has who holds a certificate in this name, and says to be that member. It knows the cluster's id: every
+    /// client is told.
     async fn links(&self, certificate: &str, me: Option<Peer>) -> Links {
-        let links = Links::new(Dialer {
+        let cluster_id = Arc::default();
+        let dialer = |me| Dialer {
             cluster: "divider".into(),
-            cluster_id: Arc::default(),
+            cluster_id: Arc::clone(&cluster_id),
             me,
             security: Security::Tls(self.authority.issue(certificate)),
             ground: Arc::new(ThisMachine),
-        });
-        // Learns the id of the cluster where it is let in.
-        let _ = links.call(&Target::seed(&self.seeds[0]), Class::Calls, &Request::Call(Call::Status), LIMIT).await;
-        links
+        };
+        let status = Request::Call(Call::Status);
+        Links::new(dialer(None)).call(&Target::seed(&self.seeds[0]), Class::Calls, &status, LIMIT).await.unwrap();
+        assert!(cluster_id.read().is_some());
+        Links::new(dialer(me))
     }
 
     /// Which terms the members are in, and who votes.
@@ -141,7 +144,6 @@ async fn a_member_cannot_speak_for_another_one() {
     let leader = bed.stores.iter().position(RaftStore::leads_raft).unwrap();
     let (me, other) = (bed.stores[(leader + 1) % 3].me().unwrap(), (leader + 2) % 3);
     let links = bed.links(&me.name.clone(), Some(me)).await;
-    // It has learned the cluster's id as a member does, when it joins; here a client asks for it.
     let leader = bed.stores[leader].me().unwrap();
     let vote = Vote::new_committed(1000, leader.id);
     let append = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
