@@ -74,6 +74,8 @@ impl Bed {
             me,
             security: Security::Tls(self.authority.issue(certificate)),
             ground: Arc::new(ThisMachine),
+            book: Default::default(),
+            too_old: Default::default(),
         };
         let status = Request::Call(Call::Status);
         Links::new(dialer(None)).call(&Target::seed(&self.seeds[0]), Class::Calls, &status, LIMIT).await.unwrap();

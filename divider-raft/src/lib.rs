@@ -12,6 +12,7 @@
 //!
 //! Begin at [`RaftStore`].
 
+mod book;
 mod cluster;
 mod command;
 mod config;
@@ -24,9 +25,11 @@ mod fixtures;
 pub mod fuzzing;
 #[doc(hidden)]
 pub mod ground;
+mod house;
 #[cfg(all(test, feature = "tls"))]
 mod intruder;
 mod link;
+mod lives;
 mod member;
 mod newcomers;
 mod propose;
@@ -37,6 +40,7 @@ mod router;
 mod security;
 mod seeds;
 mod server;
+mod settle;
 mod store;
 mod subscribe;
 mod succession;
@@ -49,7 +53,7 @@ pub use config::{Data, RaftConfig, Role};
 pub use error::{DataError, TooOld};
 pub use raft::Peer;
 pub use security::Security;
-pub use store::{RaftStore, RaftStoreBuilder};
+pub use store::{Condition, RaftStore, RaftStoreBuilder};
 #[cfg(feature = "tls")]
 pub use tls::{Tls, TlsError};
 pub use url::UrlError;

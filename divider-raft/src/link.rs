@@ -18,6 +18,7 @@ use std::{
 };
 
 use divider_core::{Group, Hint, Topic};
+use futures_util::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf},
@@ -27,8 +28,9 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    book::Book,
     error::TooOld,
-    ground::Ground,
+    ground::{Ground, first_of},
     raft::Peer,
     security::{Connection, Security},
     wire::{self, Answer, Frame, Hello, Request, Welcome},
@@ -67,6 +69,17 @@ impl Target {
     pub(crate) fn seed(address: &str) -> Self {
         Self { address: address.to_owned(), id: None, name: None }
     }
+
+    /// One of the addresses that a name, `host:port`, stands for.
+    pub(crate) fn looked_up(address: &str, name: &str) -> Self {
+        Self { address: address.to_owned(), id: None, name: Some(host(name).to_owned()) }
+    }
+}
+
+/// Without the port.
+fn host(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// What a link carries: kinds that must not wait for one another have links of their own.
@@ -129,6 +142,10 @@ pub(crate) struct Dialer {
     pub(crate) me: Option<Peer>,
     pub(crate) security: Security,
     pub(crate) ground: Arc<dyn Ground>,
+    /// Where members are, beside what the log says.
+    pub(crate) book: Book,
+    /// That the last dial which got as far as a handshake found two programs too far apart.
+    pub(crate) too_old: Mutex<Option<TooOld>>,
 }
 
 #[derive(Default)]
@@ -143,6 +160,15 @@ struct State {
 impl Links {
     pub(crate) fn new(dialer: Dialer) -> Self {
         Self { dialer: Arc::new(dialer), slots: Mutex::default() }
+    }
+
+    pub(crate) fn book(&self) -> &Book {
+        &self.dialer.book
+    }
+
+    /// Whether the last member that was dialled and answered does not speak with this program.
+    pub(crate) fn too_old(&self) -> Option<TooOld> {
+        *self.dialer.too_old.lock()
     }
 
     /// Sends a request and waits for its answer. A dropped future leaves the effect unknown.
@@ -205,7 +231,8 @@ impl Links {
                 return Ok(link.clone());
             }
             let dialled = tokio::time::timeout(DIAL, dialer.dial(&to)).await;
-            let dialled = dialled.unwrap_or_else(|_| Err(io::Error::other(format!("no handshake within {DIAL:?}"))));
+            let dialled = dialled
+                .unwrap_or_else(|_| Err(io::Error::other(format!("{}: no handshake within {DIAL:?}", to.address))));
             match dialled {
                 Ok(link) => {
                     let link = Arc::new(link);
@@ -215,7 +242,7 @@ impl Links {
                 Err(error) => {
                     let problem = match TooOld::within(&error) {
                         Some(too_old) => LinkError::TooOld(to.address, too_old),
-                        None => LinkError::NotSent(format!("{}: {error}", to.address)),
+                        None => LinkError::NotSent(error.to_string()),
                     };
                     *state = State { link: None, failed: Some((Instant::now(), problem.clone())) };
                     Err(problem)
@@ -227,10 +254,26 @@ impl Links {
 }
 
 impl Dialer {
+    /// At each address where the member may be: the first at which it says that it is the one.
     async fn dial(&self, to: &Target) -> io::Result<Link> {
-        let stream = self.ground.connect(&to.address).await?;
-        let host = to.address.rsplit_once(':').map_or(to.address.as_str(), |(host, _)| host);
-        let name = to.name.as_deref().unwrap_or(host);
+        let addresses = self.book.addresses(to.id, &to.address);
+        let tries: Vec<_> = addresses.into_iter().map(|address| self.dial_at(address, to).boxed()).collect();
+        first_of(tries).await.unwrap_or_else(|| Err(io::Error::other("it has no address")))
+    }
+
+    async fn dial_at(&self, address: String, to: &Target) -> io::Result<Link> {
+        let dialled = self.try_at(&address, to).await;
+        match dialled.as_ref().map_err(TooOld::within) {
+            Ok(_) => *self.too_old.lock() = None,
+            Err(Some(too_old)) => *self.too_old.lock() = Some(too_old),
+            Err(None) => return dialled.map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}"))),
+        }
+        dialled
+    }
+
+    async fn try_at(&self, address: &str, to: &Target) -> io::Result<Link> {
+        let stream = self.ground.connect(address).await?;
+        let name = to.name.as_deref().unwrap_or(host(address));
         let mut stream = self.security.dialled(stream, name).await?;
         let cluster_id = *self.cluster_id.read();
         let hello = Hello { cluster: self.cluster.clone(), cluster_id, target: to.id, from: self.me.clone() };

@@ -253,6 +253,16 @@ impl Raft {
         self.quorum.more().await;
     }
 
+    /// When a member last answered what this one sent as a leader.
+    pub(crate) fn answered(&self, id: u64) -> Option<Instant> {
+        self.quorum.last(id)
+    }
+
+    /// Why Raft has stopped for good, if it has.
+    pub(crate) fn why_stopped(&self) -> Option<String> {
+        self.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
+    }
+
     /// When this member last heard of a leader, or led.
     pub(crate) fn last_heard(&self) -> Instant {
         self.silence.last()

@@ -50,12 +50,15 @@ impl Caller {
         Ok(Self { member: hello.from.clone(), cluster_id: hello.cluster_id, administrates })
     }
 
-    /// Whether it may ask for this of a member that sees the cluster so.
+    /// Whether it may ask for this of the member `here`, which sees the cluster so.
     ///
     /// # Errors
     /// Why not.
-    pub(crate) fn may(&self, request: &Request, view: &View) -> Result<(), String> {
+    pub(crate) fn may(&self, request: &Request, here: u64, view: &View) -> Result<(), String> {
         match request {
+            Request::Raft(_) if self.member.as_ref().is_some_and(|me| me.id == here) => {
+                Err("a member does not take part in Raft with itself".into())
+            }
             Request::Raft(request) => self.may_raft(request, view),
             Request::Call(call) => self.may_call(call),
             Request::Subscribe { .. } => Ok(()),
@@ -179,10 +182,10 @@ mod tests {
         let (raft, of_members, of_all) = requests();
         let client = caller(None, false);
         for request in raft.iter().chain(&of_members) {
-            assert!(client.may(request, &view()).is_err(), "{request:?}");
+            assert!(client.may(request, 3, &view()).is_err(), "{request:?}");
         }
         for request in &of_all {
-            client.may(request, &view()).unwrap();
+            client.may(request, 3, &view()).unwrap();
         }
     }
 
@@ -191,11 +194,11 @@ mod tests {
         let (raft, of_members, _) = requests();
         let administrator = caller(None, true);
         for request in &raft {
-            assert!(administrator.may(request, &view()).is_err(), "{request:?}");
+            assert!(administrator.may(request, 3, &view()).is_err(), "{request:?}");
         }
         for request in &of_members {
             let joins = matches!(request, Request::Call(Call::Join { .. }));
-            assert_eq!(administrator.may(request, &view()).is_ok(), !joins, "{request:?}");
+            assert_eq!(administrator.may(request, 3, &view()).is_ok(), !joins, "{request:?}");
         }
     }
 
@@ -203,18 +206,19 @@ mod tests {
     fn a_member_speaks_in_its_own_name_alone() {
         let (raft, of_members, of_all) = requests();
         for request in raft.iter().chain(&of_members).chain(&of_all) {
-            caller(Some(peer(1)), true).may(request, &view()).unwrap();
+            caller(Some(peer(1)), true).may(request, 3, &view()).unwrap();
         }
         for request in &raft[..3] {
-            assert!(caller(Some(peer(2)), true).may(request, &view()).is_err(), "{request:?}");
+            assert!(caller(Some(peer(2)), true).may(request, 3, &view()).is_err(), "{request:?}");
         }
         // It does not lead, so it has nothing to hand over.
-        assert!(caller(Some(peer(2)), true).may(&raft[5], &view()).is_err());
-        assert!(caller(Some(peer(2)), true).may(&of_members[0], &view()).is_err());
+        assert!(caller(Some(peer(2)), true).may(&raft[5], 3, &view()).is_err());
+        assert!(caller(Some(peer(2)), true).may(&of_members[0], 3, &view()).is_err());
+        assert!(caller(Some(peer(1)), true).may(&raft[0], 1, &view()).is_err(), "to itself");
         // With the id of another one.
         let named = Peer { name: "node-7".into(), ..peer(1) };
         for request in &raft {
-            assert!(caller(Some(named.clone()), true).may(request, &view()).is_err(), "{request:?}");
+            assert!(caller(Some(named.clone()), true).may(request, 3, &view()).is_err(), "{request:?}");
         }
     }
 

@@ -34,6 +34,8 @@ pub(crate) struct Router {
     pub(crate) config: Arc<RaftConfig>,
     pub(crate) member: Option<Arc<Member>>,
     pub(crate) links: Arc<Links>,
+    /// Why this process is a client although it is to be a member.
+    pub(crate) note: Option<String>,
     known: Mutex<Known>,
 }
 
@@ -53,7 +55,7 @@ enum Leader {
 
 impl Router {
     pub(crate) fn new(config: Arc<RaftConfig>, member: Option<Arc<Member>>, links: Arc<Links>) -> Self {
-        Self { config, member, links, known: Mutex::default() }
+        Self { config, member, links, note: None, known: Mutex::default() }
     }
 
     /// Has the leader answer a call. `again` says that twice does no harm.
@@ -67,7 +69,7 @@ impl Router {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(last.map_or(StoreError::Timeout { limit }, unavailable));
+                return Err(last.map_or(StoreError::Timeout { limit }, |problem| self.unavailable(problem)));
             }
             let (problem, pause) = match self.leader(left).await {
                 Leader::Here(member) => match timeout(left, member.call(call.clone(), true)).await {
@@ -92,7 +94,7 @@ impl Router {
                             let harmless = again || error.is_harmless();
                             let problem = format!("the leader at {}: {error}", target.address);
                             if !harmless {
-                                return Err(unavailable(problem));
+                                return Err(self.unavailable(problem));
                             }
                             (problem, PAUSE * 2)
                         }
@@ -114,7 +116,7 @@ impl Router {
             }
             Fault::Busy(problem) => Ok((problem, PAUSE * 2)),
             Fault::Unknown(problem) if again => Ok((problem, PAUSE)),
-            Fault::Unknown(problem) => Err(unavailable(problem)),
+            Fault::Unknown(problem) => Err(self.unavailable(problem)),
             Fault::SessionEnded => Err(StoreError::SessionEnded),
             Fault::Refused(problem) => Err(StoreError::Corrupt(problem)),
             Fault::Denied(problem) => Err(StoreError::Misconfigured(problem)),
@@ -167,8 +169,7 @@ impl Router {
     /// Asks the members, and the seeds, until one knows the leader.
     async fn look(&self) -> Option<Target> {
         let mut targets: Vec<Target> = self.known.lock().members.iter().map(Target::member).collect();
-        let seeds = seeds::addresses(&self.config).await;
-        targets.extend(seeds.iter().map(|seed| Target::seed(seed)));
+        targets.extend(seeds::targets(&self.config).await);
         let request = Request::Call(Call::Status);
         let mut asking = tokio::task::JoinSet::new();
         for target in targets {
@@ -176,7 +177,9 @@ impl Router {
             asking.spawn(async move { links.call(&target, Class::Calls, &request, STATUS).await });
         }
         while let Some(answer) = asking.join_next().await {
-            if let Ok(Ok(Answer::Status(Status { leader: Some(leader), members, .. }))) = answer {
+            let Ok(Ok(Answer::Status(status))) = answer else { continue };
+            self.links.book().met(&status.me);
+            if let Status { leader: Some(leader), members, .. } = status {
                 self.known.lock().members = members.into_iter().map(|(peer, _)| peer).collect();
                 return Some(Target::member(&leader));
             }
@@ -197,8 +200,16 @@ impl Router {
         }
         targets
     }
-}
 
-fn unavailable(message: String) -> StoreError {
-    StoreError::Unavailable { message, source: None }
+    /// Nobody answered as it was needed. Where that is because programs are too far apart, the error has that as its source.
+    pub(crate) fn unavailable(&self, problem: String) -> StoreError {
+        let note = self.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
+        let too_old = self.links.too_old();
+        let message = match &too_old {
+            Some(too_old) => format!("{problem}; {too_old}{note}"),
+            None => problem + &note,
+        };
+        let source = too_old.map(|too_old| Arc::new(too_old) as Arc<dyn std::error::Error + Send + Sync>);
+        StoreError::Unavailable { message, source }
+    }
 }

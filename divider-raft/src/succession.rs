@@ -52,7 +52,7 @@ pub(crate) async fn watch(member: Arc<Member>) {
         let Some((leader, _)) = view.leader.and_then(|id| view.members.get(&id)) else { continue };
         let mut heirs = view.members.iter().filter(|(id, (_, votes))| *votes && **id != leader.id);
         let Some(turn) = heirs.position(|(id, _)| *id == member.me.id) else { continue };
-        match timeout(PROBE, member.config.ground.connect(&leader.address)).await {
+        match timeout(PROBE, member.config.ground.connect(&member.links.book().placed(leader).address)).await {
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {}
             _ => continue,
         }

@@ -63,6 +63,11 @@ impl Quorum {
         self.0.more.notify_one();
     }
 
+    /// When a member answered last.
+    pub(super) fn last(&self, id: u64) -> Option<Instant> {
+        self.0.heard.lock().get(&id).map(|heard| heard.last)
+    }
+
     /// Waits for another answer. One at a time may wait. Cancel safe.
     pub(super) async fn more(&self) {
         self.0.more.notified().await;
