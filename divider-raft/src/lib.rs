@@ -41,6 +41,8 @@ mod security;
 mod seeds;
 mod server;
 mod settle;
+#[cfg(test)]
+mod small_disk;
 mod store;
 mod subscribe;
 mod succession;
