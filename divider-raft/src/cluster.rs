@@ -191,8 +191,17 @@ impl Running {
             place,
             leader_left: Notify::new(),
         });
+        if config.leaves() && config.has_seeds() {
+            let note = "it has no `name`, so it leaves the cluster when it is closed; with a name it is waited for";
+            tracing::info!(target: TARGET, member = %member.me, note);
+        }
         if let Some(listener) = listener {
             tracing::info!(target: TARGET, member = %member.me, "listens");
+            if !member.config.security.proves() {
+                let problem = "listens without TLS: whoever reaches this port may do everything, as any member or as an \
+                               administrator; keep it closed to others";
+                tracing::warn!(target: TARGET, member = %member.me, problem);
+            }
             tasks.spawn(server::listen(listener, member.clone()));
         }
         let router = Arc::new(Router::new(config, Some(member.clone()), links));
@@ -230,11 +239,11 @@ impl Running {
             Err(_) => {
                 stop.abort();
                 let why: String = match &*self.joined.borrow() {
-                    Ok(()) => {
-                        "no leader is known yet (are enough voters running, and can they reach each other?), or this \
-                               member has not caught up with it: that goes on, so try again"
-                            .into()
-                    }
+                    Ok(()) => format!(
+                        "{} (are enough voters running, and can they reach each other?), or this member has not caught up \
+                         with it: that goes on, so try again",
+                        self.router.nobody()
+                    ),
                     Err(problem) => format!("not in the cluster yet: {problem}"),
                 };
                 Err(self.router.unavailable(why))

@@ -524,3 +524,49 @@ fn millis(since: Instant) -> u64 {
 fn millis_of(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use divider_core::{Store, StoreError};
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::RaftStore;
+
+    /// Answers each hello as a later program does, which reads nothing as old as what this one reads.
+    async fn later_program() -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut said = b"DVDR".to_vec();
+                said.extend([7_u16, 9, 8].iter().flat_map(|number| number.to_le_bytes()));
+                said.extend(0_u32.to_le_bytes());
+                let _ = stream.write_all(&said).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_program_that_is_too_old_is_told_what_is_needed() {
+        let address = later_program().await;
+        let client = RaftStore::builder("/test/").unwrap().client([&address]).plaintext();
+        let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
+        let StoreError::Unavailable { message, source } = client.open().await.unwrap_err() else { panic!() };
+        let source = source.unwrap();
+        let too_old = source.downcast_ref::<TooOld>().unwrap();
+        assert_eq!((too_old.needs, too_old.reads, too_old.here), (8, wire::SPEAKS.highest, true));
+        assert!(message.contains("too old"), "{message}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_error_says_which_host_and_port() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let client = RaftStore::builder("/test/").unwrap().client([&gone]).plaintext();
+        let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
+        let error = client.open().await.unwrap_err().to_string();
+        assert!(error.contains(&gone) && error.contains("refused"), "{error}");
+    }
+}

@@ -24,9 +24,10 @@ use crate::{
     ground::Place,
     link::Links,
     propose::Proposer,
-    raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, Receiving, Refused, View, owner},
+    raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, RaftRequest, Receiving, Refused, View, owner},
     rights::Caller,
     security::Proof,
+    succession,
     wire::{Answer, Call, Fault, Hello, Query, Request, Status},
 };
 
@@ -117,6 +118,9 @@ impl Member {
                 // A newcomer learns which cluster it joins before it asks to be taken in, so this holds from then on.
                 if self.cluster_id().is_none() || caller.cluster_id != self.cluster_id() {
                     return Answer::Raft(RaftAnswer::Failed("this member does not belong to that cluster".into()));
+                }
+                if request == RaftRequest::TakeOver {
+                    succession::wait_for_votes(self).await;
                 }
                 Answer::Raft(self.raft.answer(request, &self.machine, &self.receiving).await)
             }

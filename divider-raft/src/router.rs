@@ -44,6 +44,8 @@ pub(crate) struct Router {
 struct Known {
     leader: Option<Target>,
     members: Vec<Peer>,
+    /// Why somebody did not say who leads, when all were asked last.
+    problem: Option<String>,
 }
 
 /// Where the leader is.
@@ -100,7 +102,7 @@ impl Router {
                         }
                     }
                 }
-                Leader::Nowhere => ("no leader is known at the moment".to_owned(), PAUSE),
+                Leader::Nowhere => (self.nobody(), PAUSE),
             };
             last = Some(problem);
             tokio::time::sleep(pause).await;
@@ -135,6 +137,12 @@ impl Router {
                 return;
             }
         }
+    }
+
+    /// That no leader is known, and why, as far as that was said.
+    pub(crate) fn nobody(&self) -> String {
+        let why = self.known.lock().problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
+        format!("no leader is known at the moment{why}")
     }
 
     fn lost(&self, target: &Target) {
@@ -177,10 +185,19 @@ impl Router {
             asking.spawn(async move { links.call(&target, Class::Calls, &request, STATUS).await });
         }
         while let Some(answer) = asking.join_next().await {
-            let Ok(Ok(Answer::Status(status))) = answer else { continue };
+            let status = match answer {
+                Ok(Ok(Answer::Status(status))) => status,
+                Ok(Err(error)) => {
+                    self.known.lock().problem = Some(error.to_string());
+                    continue;
+                }
+                _ => continue,
+            };
             self.links.book().met(&status.me);
             if let Status { leader: Some(leader), members, .. } = status {
-                self.known.lock().members = members.into_iter().map(|(peer, _)| peer).collect();
+                let mut known = self.known.lock();
+                known.members = members.into_iter().map(|(peer, _)| peer).collect();
+                known.problem = None;
                 return Some(Target::member(&leader));
             }
         }

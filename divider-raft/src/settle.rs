@@ -82,7 +82,9 @@ fn complete(member: &Member, company: &BTreeSet<u64>, patient: bool) -> Result<(
     let view = member.raft.view();
     let votes =
         |wanted: bool| view.members.values().filter(|(peer, votes)| peer.wants_vote && *votes == wanted).count();
-    let full = votes(true) >= member.config.voters;
+    // A single newcomer beside an odd number of voters has to wait for another one.
+    let alone = votes(false) == 1 && !votes(true).is_multiple_of(2);
+    let full = alone || votes(true) >= member.config.voters;
     let missing = company.iter().filter(|id| !view.members.contains_key(id)).count();
     match view.members.get(&member.me.id) {
         None => Err("this member is not known yet".into()),

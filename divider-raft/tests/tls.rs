@@ -60,6 +60,16 @@ async fn members_and_clients_with_certificates_come_together_and_others_do_not()
     good.apply(&[Op::Add(Work::new("k").unwrap())]).await.unwrap();
     assert_eq!(stores[0].stats().await.unwrap().registered, 1);
 
+    // By a name in the DNS: what it stands for is an address, and the certificates carry the name.
+    let by_name = soon(
+        client()
+            .configure(|config| {
+                config.seed_names = std::mem::take(&mut config.seeds);
+            })
+            .tls(authority.issue("client-2")),
+    );
+    by_name.open().await.unwrap();
+
     // Of another authority, or without any.
     assert!(soon(client().tls(Authority::new().issue("client-1"))).open().await.is_err());
     assert!(soon(client().plaintext()).open().await.is_err());
