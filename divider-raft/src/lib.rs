@@ -53,7 +53,7 @@ mod wire;
 
 pub use config::{Data, RaftConfig, Role};
 pub use error::{DataError, TooOld};
-pub use raft::Peer;
+pub use raft::{Peer, Recovered};
 pub use security::Security;
 pub use store::{Condition, RaftStore, RaftStoreBuilder};
 #[cfg(feature = "tls")]

@@ -4,6 +4,7 @@ mod log;
 mod network;
 mod origin;
 mod quorum;
+mod recover;
 mod silence;
 mod snapshot;
 mod state;
@@ -28,6 +29,8 @@ pub(crate) use log::{Identity, Log};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use log::{seal, unseal};
 pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
+pub use recover::Recovered;
+pub(crate) use recover::recover;
 pub(crate) use snapshot::{SnapshotData, Snapshots};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};

@@ -21,9 +21,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     cluster::{End, Running, Threads},
     config::{Data, RaftConfig, Role},
+    error::DataError,
+    ground::{Place, ThisMachine},
     link::Class,
     lives,
-    raft::{Machine, Peer},
+    raft::{Machine, Peer, Recovered, recover},
     router::Router,
     security::Security,
     wire::{Answer, Call, Owner, Query, Status},
@@ -360,6 +362,35 @@ impl RaftStore {
             Some(me) => self.remove_member(me.id).await,
             None => Ok(()),
         }
+    }
+
+    /// **Begins a new life of the cluster, with one member, from the data directory of one that has survived. For when a
+    /// majority of the voters is lost for good, and for nothing else.**
+    ///
+    /// What was acknowledged and had not reached this member is lost: take the survivor whose log goes furthest. All sessions
+    /// are ended, and tokens go on far above all that were ever given. Nothing of the old life may run any more, or there
+    /// would be two: end all other members first, and give them empty directories before they start again. Those that come
+    /// back with their old ones are refused.
+    ///
+    /// The member must not be running. Its directory is replaced, and kept as `<directory>.before-recovery`. Start it after
+    /// that as always, and the others after it, as newcomers. Blocks on the disk; the clock must not be behind.
+    ///
+    /// # Errors
+    /// [`DataError`] where the directory is in use, damaged or not of a member; then nothing has been changed.
+    pub fn recover(directory: impl AsRef<std::path::Path>) -> Result<Recovered, DataError> {
+        let directory = directory.as_ref().to_owned();
+        let place = |directory| Place { directory: Some(directory), ground: Arc::new(ThisMachine) };
+        // On a thread of its own, so that it does not matter whether the caller is on a runtime.
+        let recovering = std::thread::spawn(move || recover(&directory, place));
+        let recovered = recovering.join().unwrap_or_else(|_| {
+            Err(DataError::Corrupt { path: PathBuf::new(), problem: "reading it failed unexpectedly".into() })
+        })?;
+        tracing::warn!(
+            target: "divider::raft",
+            ?recovered,
+            "A NEW LIFE OF THE CLUSTER BEGINS FROM ONE MEMBER: what had not reached it is lost"
+        );
+        Ok(recovered)
     }
 
     /// Writes a snapshot now, and forgets the log before it. Happens by itself every
