@@ -28,6 +28,7 @@ use crate::{
     propose::Proposer,
     raft::{Identity, Log, Machine, Peer, Raft, Receiving, Refused, Snapshots},
     router::Router,
+    security::Security,
     server, settle, succession,
     wire::{Answer, Call},
 };
@@ -197,8 +198,8 @@ impl Running {
         }
         if let Some(listener) = listener {
             tracing::info!(target: TARGET, member = %member.me, "listens");
-            if !member.config.security.proves() {
-                let problem = "listens without TLS: whoever reaches this port may do everything, as any member or as an \
+            if matches!(member.config.security, Security::Plaintext) {
+                let problem = "listens without TLS or a secret: whoever reaches this port may do everything, as any member or as an \
                                administrator; keep it closed to others";
                 tracing::warn!(target: TARGET, member = %member.me, problem);
             }

@@ -173,9 +173,16 @@ impl RaftConfig {
             _ => {}
         }
         if (has_seeds || self.listen.is_some()) && matches!(self.security, Security::Unset) {
-            return fail("security", "is not set; use tls(..), or plaintext() where the network is closed to others");
+            return fail(
+                "security",
+                "is not set; use tls(..), secret(..), or plaintext() where the network is closed to others",
+            );
         }
-        if self.role != Role::Client && self.listen.is_some() && self.members.is_empty() && self.security.proves() {
+        if let Some(problem) = self.security.problem(self.role != Role::Client) {
+            return fail("security", problem);
+        }
+        if self.role != Role::Client && self.listen.is_some() && self.members.is_empty() && self.security.proves_names()
+        {
             return fail(
                 "members",
                 "are empty; say whose certificates are those of members, by name or as *.example: all others are clients",

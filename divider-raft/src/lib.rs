@@ -37,6 +37,8 @@ mod raft;
 mod reign;
 mod rights;
 mod router;
+#[cfg(feature = "secret")]
+mod secret;
 mod security;
 mod seeds;
 mod server;
@@ -54,6 +56,8 @@ mod wire;
 pub use config::{Data, RaftConfig, Role};
 pub use error::{DataError, TooOld};
 pub use raft::{Peer, Recovered};
+#[cfg(feature = "secret")]
+pub use secret::Secret;
 pub use security::Security;
 pub use store::{Condition, RaftStore, RaftStoreBuilder};
 #[cfg(feature = "tls")]

@@ -274,7 +274,7 @@ impl Dialer {
     async fn try_at(&self, address: &str, to: &Target) -> io::Result<Link> {
         let stream = self.ground.connect(address).await?;
         let name = to.name.as_deref().unwrap_or(host(address));
-        let mut stream = self.security.dialled(stream, name).await?;
+        let mut stream = self.security.dialled(stream, name, &*self.ground).await?;
         let cluster_id = *self.cluster_id.read();
         let hello = Hello { cluster: self.cluster.clone(), cluster_id, target: to.id, from: self.me.clone() };
         wire::greet(&mut stream, &hello).await?;

@@ -38,12 +38,8 @@ impl Caller {
     /// Why it is not who it says it is.
     pub(crate) fn of(hello: &Hello, proved: Option<&Proof>, config: &RaftConfig) -> Result<Self, String> {
         if let (Some(proved), Some(from)) = (proved, &hello.from) {
-            if !proved.carries(&from.name) {
-                return Err(format!("the certificate does not carry the name {:?}", from.name));
-            }
-            if !config.members.iter().any(|pattern| fits(pattern, &from.name)) {
-                return Err(format!("{:?} is not among the `members` that this one is configured with", from.name));
-            }
+            let named = config.members.iter().any(|pattern| fits(pattern, &from.name));
+            proved.objection(&from.name, named).map_or(Ok(()), Err)?;
         }
         let named = |proved: &Proof| config.administrators.iter().any(|name| proved.carries(name));
         let administrates = hello.from.is_some() || proved.is_none_or(named);

@@ -52,12 +52,13 @@ pub(crate) async fn listen(listener: Box<dyn Listener>, member: Arc<Member>) {
 
 /// Finds out who has come, and lets it in or says why not.
 async fn shake_hands(stream: Stream, member: &Arc<Member>) -> io::Result<(Box<dyn Connection>, Caller)> {
-    let (mut stream, proved) = member.config().security.accepted(stream).await?;
+    let (mut stream, proved) = member.config().security.accepted(stream, &*member.config().ground).await?;
     let hello: Hello = match wire::greeted(&mut stream).await {
         Ok(hello) => hello,
         Err(error) => {
             if let Some(too_old) = TooOld::within(&error) {
-                wire::greet(&mut stream, &Welcome::Refused(too_old.to_string())).await?;
+                let problem = format!("no format in common: {} is needed", too_old.needs);
+                wire::greet(&mut stream, &Welcome::Refused(problem)).await?;
             }
             return Err(error);
         }

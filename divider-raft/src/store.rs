@@ -215,6 +215,13 @@ impl RaftStoreBuilder {
         self.configure(|config| config.security = Security::Tls(tls))
     }
 
+    /// Lets in whoever knows a secret; what is sent is not hidden.
+    #[cfg(feature = "secret")]
+    #[must_use]
+    pub fn secret(self, secret: crate::Secret) -> Self {
+        self.configure(|config| config.security = Security::Secret(secret))
+    }
+
     /// Checks the configuration. Nothing is opened before [`Store::open`], which [`start`](divider_core::Divider::start)
     /// calls.
     ///

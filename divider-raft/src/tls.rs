@@ -22,7 +22,7 @@ use rustls::{
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::security::{Connection, Secured};
+use crate::security::{Connection, Proof, Secured};
 
 /// How often files are looked at again.
 const LOOK: Duration = Duration::from_secs(10);
@@ -199,7 +199,13 @@ impl Tls {
 
     pub(crate) async fn accepted(&self, stream: impl Connection + 'static) -> io::Result<Secured> {
         let stream = self.ends().acceptor.accept(stream).await?;
-        let proved = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(Proof::new);
+        let proved = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .map(Shown::new)
+            .map(Proof::Certificate);
         Ok((Box::new(stream), proved))
     }
 }
@@ -241,9 +247,9 @@ impl Ends {
 }
 
 /// The certificate that the other side has shown and proved to own.
-pub(crate) struct Proof(CertificateDer<'static>);
+pub(crate) struct Shown(CertificateDer<'static>);
 
-impl Proof {
+impl Shown {
     fn new(certificate: &CertificateDer<'_>) -> Self {
         Self(certificate.clone().into_owned())
     }
