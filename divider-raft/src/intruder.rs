@@ -1,5 +1,8 @@
 //! A client with a certificate of the same authority, and every request that there is: against members that run.
 
+// The helpers of a test may fail as it does.
+#![allow(clippy::unwrap_used)]
+
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use divider_core::Store;
