@@ -108,3 +108,28 @@ impl From<DataError> for StoreError {
         }
     }
 }
+
+/// Two programs whose formats have nothing in common: one of them is too old to be with the other. Nothing was exchanged.
+///
+/// It is the `source` of the [`StoreError`] of a call that failed because of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} is too old: it reads formats up to {reads}, and {needs} is needed; replace it by a newer one",
+    if *here { "this program" } else { "the program on the other side" }
+)]
+#[non_exhaustive]
+pub struct TooOld {
+    /// The lowest format that would do.
+    pub needs: u16,
+    /// The highest format that the older program reads.
+    pub reads: u16,
+    /// Whether the older one is this program.
+    pub here: bool,
+}
+
+impl TooOld {
+    /// The one behind an error of a connection, if it is one.
+    pub(crate) fn within(error: &io::Error) -> Option<Self> {
+        error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()).copied()
+    }
+}

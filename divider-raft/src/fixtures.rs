@@ -6,9 +6,9 @@
 use std::{collections::BTreeMap, fmt::Debug, fmt::Write as _, path::Path, sync::Arc, time::Duration};
 
 use divider_core::{
-    Applied, Batch, Beat, Blob, Change, Claim, Cursor, Group, GroupView, Hint, Holding, Holdings, Key, KeyView, Ledger,
-    Message, NodeId, Notice, Op, Outcome, Page, Record, Refusal, Revision, SessionId, SessionView, Sighting, Standing,
-    State, Stats, StopReason, Term, Token, Topic, Work,
+    Applied, Aside, Batch, Beat, Blame, Blob, Change, Claim, Cursor, Deaths, Declaration, Group, GroupView, Hint,
+    Holding, Holdings, Key, KeyView, Ledger, Message, NodeId, Notice, Op, Outcome, Page, Record, Refusal, Revision,
+    SessionId, SessionView, Sighting, Standing, State, Stats, StopReason, Term, Text, Token, Topic, Verdict, Work,
 };
 use openraft::{
     CommittedLeaderId, EntryPayload, Membership,
@@ -63,12 +63,6 @@ impl Book {
             Some(recorded) => assert_eq!(*recorded, hex(bytes), "the bytes of {name} have changed"),
             None => _ = self.new.insert(name.to_owned(), hex(bytes)),
         }
-    }
-
-    /// What was recorded, where nothing writes it any more.
-    fn read(&mut self, name: &str) -> Vec<u8> {
-        self.seen += 1;
-        unhex(&self.recorded[name])
     }
 
     /// The value is written as it was, and what was written is read as the value.
@@ -150,17 +144,32 @@ fn ops() -> Vec<Op> {
         Op::Drain { session },
         Op::End { session },
         Op::Confirm { session, key: key.clone(), token, started: true },
-        Op::GiveUp { session, key: key.clone(), token, not_before_ms: 9 },
+        Op::GiveUp { session, key: key.clone(), token, generation: 2, pause_ms: 9, failures: 3, why: Text::new("why") },
         Op::complete(session, key.clone(), token),
         Op::Checkpoint { session, key: key.clone(), token, bytes: Blob::from(*b"bytes") },
         Op::Assign { term, key: key.clone(), session },
         Op::Revoke { term, key: key.clone(), token },
         Op::Force { term, key: key.clone(), token },
         Op::Expire { term, session, beat: Beat(8), verdict: divider_core::Verdict::NONE },
-        Op::Quarantine { term, key },
+        Op::Quarantine { term, key: key.clone() },
         Op::Settle { term, session },
         Op::EndHold { term },
+        Op::SetAside { session, key: key.clone(), token, generation: 4, why: Text::new("why") },
+        Op::Clear { term, key: key.clone(), blames_only: true },
+        Op::Absolve { key, token },
+        Op::Advance { term, elapsed_ms: 70 },
+        Op::Step { term, format: 2 },
+        Op::Add(work().how(Declaration::Once)),
+        Op::Add(work().how(Declaration::Declare)),
+        Op::Add(work().how(Declaration::Refresh)),
+        Op::Expire { term, session, beat: Beat(8), verdict: Verdict::young(token) },
+        Op::Expire { term, session, beat: Beat(8), verdict: blaming(Blame::Suspects(3)) },
+        Op::Expire { term, session, beat: Beat(8), verdict: blaming(Blame::Only(token)) },
     ]
+}
+
+fn blaming(blame: Blame) -> Verdict {
+    Verdict { healthy_below: Token(5), blame }
 }
 
 fn outcomes() -> Vec<Outcome> {
@@ -178,6 +187,7 @@ fn outcomes() -> Vec<Outcome> {
         Refusal::Holding,
         Refusal::AffinityOutOfRange(-1),
         Refusal::Late,
+        Refusal::TooOld { needs: 2 },
     ];
     let mut outcomes = vec![Outcome::Done, Outcome::Unchanged, Outcome::Affinity(5), Outcome::Granted(TOKEN)];
     outcomes.extend(refusals.map(Outcome::Refused));
@@ -190,15 +200,20 @@ fn views() -> Vec<KeyView> {
         State::Pending,
         State::Assigned { session, token },
         State::Stopping { session, token, reason: StopReason::Removed },
-        State::Quarantined,
+        State::Quarantined(Aside::Deaths),
+        State::Quarantined(Aside::Failed),
     ];
     let view = |state| KeyView {
         key: key(),
         weight: 3,
         priority: -4,
         not_before_ms: 5,
+        retry_at_ms: 8,
+        generation: 9,
+        since: 10,
         attempts: 6,
-        fates: 7,
+        failures: 11,
+        deaths: Deaths { count: 7, alone: 1, token: TOKEN },
         avoid: Some(session),
         state,
     };
@@ -214,12 +229,14 @@ fn session_view() -> SessionView {
         lease_ms: 3000,
         draining: true,
         settled: false,
-        ended: Some(TOKEN),
+        ended: Some(blaming(Blame::Young)),
+        reads: 2,
+        joined: Token(9),
     }
 }
 
 fn group_view() -> GroupView {
-    GroupView { term: TERM, leader: Some(session()), hold: false }
+    GroupView { term: TERM, leader: Some(session()), hold: false, time_ms: 70, format: 2 }
 }
 
 fn changes() -> Vec<Change> {
@@ -242,6 +259,8 @@ fn holding() -> Holding {
         key: key(),
         token: TOKEN,
         attempts: 1,
+        generation: 4,
+        failures: 5,
         weight: 2,
         priority: 3,
         payload: Blob::from(*b"p"),
@@ -341,11 +360,9 @@ fn disk(book: &mut Book) {
     assert_eq!(raft::unseal::<Entry>(&600_u64.to_be_bytes(), &sealed).unwrap(), entries()[1]);
     let groups = BTreeMap::from([(group(), ledger())]);
     // Nothing writes the first format any more.
-    let first = book.read("snapshot");
-    assert_eq!(raft::decode_snapshot(&first).unwrap(), Content { meta: meta(), sum: None, groups: groups.clone() });
-    let second = raft::encode_snapshot(&meta(), Some(700), &groups).unwrap();
-    book.bytes("snapshot.2", &second);
-    assert_eq!(raft::decode_snapshot(&second).unwrap(), Content { meta: meta(), sum: Some(700), groups });
+    let snapshot = raft::encode_snapshot(&meta(), Some(700), &groups).unwrap();
+    book.bytes("snapshot", &snapshot);
+    assert_eq!(raft::decode_snapshot(&snapshot).unwrap(), Content { meta: meta(), sum: Some(700), groups });
 }
 
 fn calls(book: &mut Book) {
@@ -412,6 +429,7 @@ fn answers(book: &mut Book) {
         Fault::Unknown("u".into()),
         Fault::SessionEnded,
         Fault::Refused("r".into()),
+        Fault::Denied("d".into()),
     ];
     book.values("fault", &faults.map(Answer::Fault));
     let sighting =
@@ -423,7 +441,8 @@ fn answers(book: &mut Book) {
         keys: views(),
         next: Some(Cursor(vec![3])),
     };
-    let record = Record { view: views().remove(1), payload: Blob::from(*b"p"), checkpoint: Blob::from(*b"c") };
+    let (payload, checkpoint) = (Blob::from(*b"p"), Blob::from(*b"c"));
+    let record = Record { view: views().remove(1), why: Text::new("why"), payload, checkpoint };
     let stats = Stats { sessions: 1, registered: 2, assigned: 3, pending: 4, stopping: 5, quarantined: 6 };
     let status = Status {
         me: peer(),

@@ -10,9 +10,11 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use async_trait::async_trait;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use redb::StorageBackend;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -216,7 +218,9 @@ impl Ground for ThisMachine {
     }
 
     async fn connect(&self, address: &str) -> io::Result<Stream> {
-        TcpStream::connect(address).await.map(Stream::Tcp)
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+        let tries = addresses.into_iter().map(TcpStream::connect);
+        first_of(tries).await.unwrap_or_else(|| Err(io::Error::other("the name has no address"))).map(Stream::Tcp)
     }
 
     async fn look_up(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
@@ -254,6 +258,34 @@ impl Listener for TcpListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Self::local_addr(self)
+    }
+}
+
+/// How long a try goes on alone, before the next one is made beside it.
+const HEAD_START: Duration = Duration::from_millis(150);
+
+/// What the first try that succeeds gives, or the error of the last one. The next one begins when the one before has failed,
+/// or has taken a while: one of several addresses may be dead, and say nothing for a minute. `None` where there are none.
+pub(crate) async fn first_of<T, E, F: Future<Output = Result<T, E>>>(
+    tries: impl IntoIterator<Item = F>,
+) -> Option<Result<T, E>> {
+    let mut tries = tries.into_iter();
+    let mut running = FuturesUnordered::new();
+    running.push(tries.next()?);
+    loop {
+        let result = tokio::select! {
+            biased;
+            result = running.next() => result,
+            () = tokio::time::sleep(HEAD_START), if tries.size_hint().1 != Some(0) => None,
+        };
+        if let Some(Ok(done)) = result {
+            return Some(Ok(done));
+        }
+        match (tries.next(), result) {
+            (Some(next), _) => running.push(next),
+            (None, failed @ Some(_)) if running.is_empty() => return failed,
+            (None, _) => {}
+        }
     }
 }
 
@@ -299,5 +331,43 @@ impl Place {
             let _ = done.send(work());
         }));
         result.await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures_util::future::{BoxFuture, FutureExt, ready};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    type Try = BoxFuture<'static, Result<u8, &'static str>>;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_says_nothing_holds_up_the_next_one_for_a_moment_only() {
+        let began = Instant::now();
+        let tries: [Try; 3] = [pending().boxed(), pending().boxed(), ready(Ok(3)).boxed()];
+        assert_eq!(first_of(tries).await, Some(Ok(3)));
+        assert_eq!(began.elapsed().as_millis(), 2 * HEAD_START.as_millis());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_refuses_holds_up_nobody_and_the_last_refusal_is_told() {
+        let began = Instant::now();
+        let tries: [Try; 2] = [ready(Err("first")).boxed(), ready(Ok(2)).boxed()];
+        assert_eq!(first_of(tries).await, Some(Ok(2)));
+        let tries: [Try; 2] = [ready(Err("first")).boxed(), ready(Err("last")).boxed()];
+        assert_eq!(first_of(tries).await, Some(Err("last")));
+        assert_eq!(first_of(Vec::<Try>::new()).await, None);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_began_first_may_still_be_the_first_to_succeed() {
+        let slow = |ms, result| tokio::time::sleep(Duration::from_millis(ms)).map(move |()| result).boxed();
+        let tries: [Try; 2] = [slow(400, Ok(1)), slow(400, Ok(2))];
+        assert_eq!(first_of(tries).await, Some(Ok(1)));
     }
 }

@@ -3,7 +3,9 @@
 mod compare;
 mod log;
 mod network;
+mod origin;
 mod quorum;
+mod recover;
 mod silence;
 mod snapshot;
 #[cfg(test)]
@@ -31,6 +33,8 @@ pub(crate) use log::{Identity, Log};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use log::{Stored, seal, unseal};
 pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
+pub use recover::Recovered;
+pub(crate) use recover::recover;
 #[cfg(test)]
 pub(crate) use snapshot::Content;
 pub(crate) use snapshot::{SnapshotData, Snapshots};
@@ -292,6 +296,16 @@ impl Raft {
     /// Waits until another member has answered. One at a time may wait. Cancel safe.
     pub(crate) async fn answers(&self) {
         self.quorum.more().await;
+    }
+
+    /// When a member last answered what this one sent as a leader.
+    pub(crate) fn answered(&self, id: u64) -> Option<Instant> {
+        self.quorum.last(id)
+    }
+
+    /// Why Raft has stopped for good, if it has.
+    pub(crate) fn why_stopped(&self) -> Option<String> {
+        self.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
     }
 
     /// When this member last heard of a leader, or led.

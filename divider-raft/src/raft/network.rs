@@ -34,7 +34,9 @@ const DISK: Duration = Duration::from_millis(10);
 /// How long entries may take to be taken in, and how late an answer counts as a sign of life.
 const APPEND: Duration = Duration::from_secs(2);
 /// How long a leader that ends may take to have another one lead.
-const HAND_OVER: Duration = Duration::from_millis(500);
+const HAND_OVER: Duration = Duration::from_millis(800);
+/// And how often it looks whether another one can.
+const LOOK: Duration = Duration::from_millis(10);
 /// Bytes of a snapshot in one call.
 const CHUNK: usize = 256 << 10;
 
@@ -281,7 +283,7 @@ impl Raft {
         self.ending.store(true, std::sync::atomic::Ordering::Relaxed);
         let hand_over = async {
             let heir = loop {
-                tokio::time::sleep(HAND_OVER / 50).await;
+                tokio::time::sleep(LOOK).await;
                 let view = self.view();
                 if !view.leads {
                     return;
@@ -297,6 +299,8 @@ impl Raft {
                     break peer;
                 }
             };
+            // Each heartbeat would keep the others from voting for the heir.
+            self.quorum.hush();
             let take_over = Request::Raft(RaftRequest::TakeOver);
             // One that does not know of this refuses, and an election follows as if nobody had asked.
             if links.call(&Target::member(&heir), Class::Raft, &take_over, HAND_OVER).await.is_ok() {
@@ -410,7 +414,7 @@ type CallError = RPCError<u64, Peer, RaftError<u64>>;
 fn rpc(error: LinkError) -> CallError {
     match error {
         // There is nobody: openraft waits a little before it tries again.
-        LinkError::NotSent(_) => Unreachable::new(&error).into(),
+        LinkError::NotSent(_) | LinkError::TooOld(..) => Unreachable::new(&error).into(),
         _ => NetworkError::new(&error).into(),
     }
 }

@@ -33,8 +33,8 @@ use crate::{
 
 /// The first bytes of a snapshot, before the number of its format.
 const MAGIC: [u8; 7] = *b"DVDRSNP";
-/// The format that is written. The ones before it are still read.
-const FORMAT: u8 = 2;
+/// The format that is written, and read.
+const FORMAT: u8 = 1;
 const CURRENT: &str = "snapshot";
 /// How the names of files end that are not whole yet.
 const PART: &str = ".part";
@@ -44,7 +44,7 @@ const CHECKSUM: usize = 8;
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Content {
     pub(crate) meta: SnapshotMeta,
-    /// See [`Sum`](super::sum::Sum). Since format 2.
+    /// See [`Sum`](super::sum::Sum).
     pub(crate) sum: Option<u64>,
     pub(crate) groups: BTreeMap<Group, Ledger>,
 }
@@ -55,13 +55,6 @@ struct ContentRef<'a> {
     meta: &'a SnapshotMeta,
     sum: Option<u64>,
     groups: &'a BTreeMap<Group, Ledger>,
-}
-
-/// [`Content`] in format 1.
-#[derive(Deserialize)]
-struct First {
-    meta: SnapshotMeta,
-    groups: BTreeMap<Group, Ledger>,
 }
 
 pub(crate) fn encode(meta: &SnapshotMeta, sum: Option<u64>, groups: &BTreeMap<Group, Ledger>) -> io::Result<Vec<u8>> {
@@ -80,10 +73,6 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Content, Unreadable> {
     }
     let text = |error: postcard::Error| Unreadable::from(error.to_string());
     match format {
-        1 => {
-            let First { meta, groups } = postcard::from_bytes(body).map_err(text)?;
-            Ok(Content { meta, sum: None, groups })
-        }
         &FORMAT => postcard::from_bytes(body).map_err(text),
         newer => Err(Unreadable::Newer { found: *newer, known: FORMAT }),
     }
