@@ -180,6 +180,19 @@ impl World {
         }
     }
 
+    /// Where no process has died, nothing is held against any key: not even what is short of setting it aside.
+    pub(crate) fn count_blames(&self) {
+        if !EVIDENCE || self.state.lock().gone > 0 {
+            return;
+        }
+        let page = self.net.server.lock().ledger().scan(None);
+        let keys = page.map(|page| page.keys).unwrap_or_default();
+        if let Some(view) = keys.iter().find(|view| view.fates.count_ones() > 0) {
+            let (key, count) = (&view.key, view.fates.count_ones());
+            self.trace.broken(format!("no process has died, and {count} deaths are held against {key}"));
+        }
+    }
+
     /// What was ordered and acknowledged has begun since it was taken in, or is still to begin.
     pub(crate) fn count_orders(&self) {
         let state = self.state.lock();
@@ -218,6 +231,7 @@ impl World {
     pub(crate) fn count_deaths(&self, pid: Pid) {
         let process = self.state.lock().processes.get(&pid).cloned();
         let Some(process) = process.filter(|process| !process.buried) else { return };
+        self.state.lock().gone += 1;
         let held = process.program.node.session().and_then(|session| self.net.server.lock().holdings(session).ok());
         let held = held.into_iter().flat_map(|held| held.holdings).map(|holding| holding.key);
         let keys: BTreeSet<Key> = process.program.running().into_keys().chain(held).collect();

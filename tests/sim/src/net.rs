@@ -11,15 +11,15 @@ use std::{
 use async_trait::async_trait;
 use divider_core::{
     Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Outcome, Page, Record, Revision,
-    SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+    SessionId, Standing, Stats, Store, StoreError, Term, Topic, Work,
 };
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     dice::Dice,
-    exec::{Exec, Pid, panic_on_purpose},
+    exec::{Exec, Pid, WORLD, panic_on_purpose},
     mood::Mood,
     server::{Loss, Server},
     trace::Trace,
@@ -61,6 +61,8 @@ pub struct Net {
     pub server: Mutex<Server>,
     state: Mutex<State>,
     on_end: OnceLock<OnEnd>,
+    /// The server stands still: what arrives is looked at when it goes on.
+    stalled: watch::Sender<bool>,
     /// After this long without an answer a call has failed.
     call_limit: Duration,
 }
@@ -82,6 +84,8 @@ struct State {
     panics: BTreeMap<Pid, u64>,
     /// How many more times the feeds are cut when a leader reads the group.
     cuts: u64,
+    /// In which term each leader has read the whole group, if it can go on from there by the changes alone.
+    read: BTreeMap<Pid, Term>,
 }
 
 impl fmt::Debug for Net {
@@ -110,6 +114,7 @@ impl Net {
             mooded: 0,
             panics: BTreeMap::new(),
             cuts: 0,
+            read: BTreeMap::new(),
         };
         Arc::new(Self {
             exec: exec.clone(),
@@ -117,6 +122,7 @@ impl Net {
             server: Mutex::default(),
             state: Mutex::new(state),
             on_end: OnceLock::new(),
+            stalled: watch::Sender::new(false),
             call_limit,
         })
     }
@@ -129,6 +135,11 @@ impl Net {
     /// Whether the server answers.
     pub fn set_down(&self, down: bool) {
         self.state.lock().down = down;
+    }
+
+    /// Whether the server stands still.
+    pub fn set_stalled(&self, stalled: bool) {
+        self.stalled.send_replace(stalled);
     }
 
     /// Whether a process reaches the server.
@@ -173,6 +184,13 @@ impl Net {
         self.state.lock().cuts = times;
     }
 
+    /// The payload of a key changes: somebody declares it again and again.
+    pub fn declare_again(&self, work: Work) {
+        let now = self.exec.now();
+        self.trace.fault("work declared in a busy group");
+        self.serve(WORLD, "busy", move |server| server.apply(&[Op::Add(work.clone())], now));
+    }
+
     /// Whoever is to be told of sessions that end by their own node's word while their lease runs.
     pub fn on_end(&self, hook: impl Fn(SessionId) + Send + Sync + 'static) {
         let set = self.on_end.set(Box::new(hook));
@@ -185,6 +203,7 @@ impl Net {
         state.moods.clear();
         state.panics.clear();
         state.cuts = 0;
+        self.set_stalled(false);
         state.weather = weather;
         state.down = false;
         state.spell += 1;
@@ -290,9 +309,23 @@ impl Net {
         answer
     }
 
+    /// A leader begins to read the whole group. In one term it does so once, and again only where the changes since are no
+    /// longer kept: everything else would keep the leader of a busy group from its work.
+    fn reads_all(&self, pid: Pid) {
+        let term = self.server.lock().ledger().group().term;
+        if self.state.lock().read.get(&pid) == Some(&term) {
+            self.trace
+                .broken(format!("{pid} reads the whole group again in {term} although the changes since are kept"));
+        }
+    }
+
     /// A leader has read a part of the group: perhaps its feed is cut at that moment.
-    fn was_read(&self) {
+    fn was_read(&self, pid: Pid, all: bool) {
+        let term = self.server.lock().ledger().group().term;
         let mut state = self.state.lock();
+        if all {
+            state.read.insert(pid, term);
+        }
         if state.cuts > 0 {
             state.cuts -= 1;
             drop(state);
@@ -350,6 +383,8 @@ impl Net {
                 return;
             };
             tokio::time::sleep(time).await;
+            // The sender lives as long as the network.
+            let _ = net.stalled.subscribe().wait_for(|stalled| !stalled).await;
             if !arrives(&net) {
                 std::future::pending::<()>().await;
             }
@@ -455,13 +490,19 @@ impl Store for Line {
     }
 
     async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
-        self.net.call(self.pid, "changes", move |server| server.changes(since)).await
+        let changes = self.net.call(self.pid, "changes", move |server| server.changes(since)).await?;
+        if changes.is_none() {
+            self.net.state.lock().read.remove(&self.pid);
+        }
+        Ok(changes)
     }
 
     async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
-        let net = self.net.clone();
+        if cursor.is_none() {
+            self.net.reads_all(self.pid);
+        }
         let page = self.net.call(self.pid, "scan", move |server| server.scan(cursor.as_ref())).await?;
-        net.was_read();
+        self.net.was_read(self.pid, page.as_ref().is_ok_and(|page| page.next.is_none()));
         page
     }
 

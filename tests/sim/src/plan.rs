@@ -38,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) give_up: u64,
     pub(crate) complete: u64,
     pub(crate) quarantine: bool,
+    /// Work is declared without a break until every key runs, this often in microseconds; 0 for not at all.
+    pub(crate) busy: u64,
     /// One process hears nothing any more, even after all else is well; if 2, it cannot read either.
     pub(crate) deaf: u64,
 }
@@ -51,6 +53,8 @@ pub(crate) enum Trouble {
     Block,
     CutOff,
     ServerDown,
+    /// The store stands still, and then does all that it was asked for meanwhile.
+    Stall,
     /// The store goes away again and again.
     Outages,
     NewLineage,
@@ -72,8 +76,6 @@ pub(crate) enum Trouble {
     EndRuntime,
     /// The readers are dropped, and taken anew.
     DropReaders,
-    /// The readers are dropped for good, and somebody keeps a handle.
-    NoReaders,
     /// One more reader is taken.
     DoubleReaders,
     Depose,
@@ -96,6 +98,7 @@ impl Trouble {
         (Self::Block, 3),
         (Self::CutOff, 8),
         (Self::ServerDown, 4),
+        (Self::Stall, 3),
         (Self::Outages, 2),
         (Self::NewLineage, 2),
         (Self::Backup, 2),
@@ -109,7 +112,6 @@ impl Trouble {
         (Self::PanicInCall, 3),
         (Self::EndRuntime, 2),
         (Self::DropReaders, 3),
-        (Self::NoReaders, 2),
         (Self::DoubleReaders, 2),
         (Self::Depose, 5),
         (Self::WallJump, 2),
@@ -125,9 +127,15 @@ impl Trouble {
 
 impl Plan {
     pub(crate) fn draw(dice: &mut Dice) -> Self {
-        let killers = dice.pick(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+        let special = dice.below(1000);
         let plan = Self::of_all_kinds(dice);
-        if EVIDENCE && killers > 0 { plan.with_killers(killers) } else { plan }
+        match special {
+            0..10 => plan.of_a_busy_group(),
+            10..30 => plan.of_outages(),
+            30..36 if EVIDENCE => plan.with_killers(1),
+            36..42 if EVIDENCE => plan.with_killers(2),
+            _ => plan,
+        }
     }
 
     fn of_all_kinds(dice: &mut Dice) -> Self {
@@ -171,8 +179,20 @@ impl Plan {
             give_up: dice.pick(&[0, 0, 50, 200]),
             complete: dice.pick(&[0, 100, 400]),
             quarantine: dice.permille(500),
+            busy: 0,
             deaf: dice.pick(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 2]),
         }
+    }
+
+    /// Reading the whole group takes longer than the feed reaches back.
+    fn of_a_busy_group(self) -> Self {
+        Self { keys: 60, lease: Duration::from_secs(1), storm: 2, reading: (1, 40), busy: 500, ..self }
+    }
+
+    /// Nothing happens but that the store goes away again and again.
+    fn of_outages(self) -> Self {
+        let weather = Weather { latency: 1000, ..Weather::default() };
+        Self { weather, kinds: vec![(Trouble::Outages, 1)], quarantine: true, ..self }
     }
 
     /// Nothing happens but that some of a hundred keys kill their processes.

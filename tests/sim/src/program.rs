@@ -3,6 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -103,8 +105,26 @@ pub struct Manners {
 struct Readers {
     /// Those of any other number are to be dropped.
     number: u64,
-    /// After how long they are to be taken; never if there is none.
-    after: Option<Duration>,
+    /// After how long they are to be taken.
+    after: Duration,
+}
+
+/// A stream that is being read: from the first look at it until it is dropped.
+struct Reads<'a>(&'a AtomicUsize, bool);
+
+impl Reads<'_> {
+    fn note<T>(&mut self, looked: T) -> T {
+        if !std::mem::replace(&mut self.1, true) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        looked
+    }
+}
+
+impl Drop for Reads<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(usize::from(self.1), Ordering::Relaxed);
+    }
 }
 
 /// One program around its node.
@@ -131,6 +151,8 @@ pub struct Program {
     /// Number of the newest change of affinity: an older one whose task comes late has nothing more to say.
     wish: AtomicUsize,
     readers: watch::Sender<Readers>,
+    /// How many streams have been looked at and not been dropped.
+    reading: AtomicUsize,
     /// Nobody reads any more: the streams have ended, or were dropped for good, or the runtime has ended.
     over: AtomicBool,
 }
@@ -161,6 +183,7 @@ impl Program {
             asking: AtomicUsize::new(0),
             wish: AtomicUsize::new(0),
             readers: watch::Sender::default(),
+            reading: AtomicUsize::new(0),
             over: AtomicBool::new(false),
         })
     }
@@ -228,9 +251,11 @@ impl Program {
         loop {
             self.clone().read_all(number).await;
             let wanted = *self.readers.borrow();
-            let Some(pause) = wanted.after.filter(|_| wanted.number != number) else { break };
+            if wanted.number == number {
+                break;
+            }
             number = wanted.number;
-            tokio::time::sleep(pause).await;
+            tokio::time::sleep(wanted.after).await;
         }
         self.is_now_over();
         self.note("over", &Key::new("-").expect("a key"), Token(0), || format!("{}: nobody reads", self.pid));
@@ -255,8 +280,9 @@ impl Program {
     /// Reads a stream until it ends or is to be dropped.
     async fn follow<T>(self: Arc<Self>, mut stream: Events<T>, event: fn(T) -> Event, number: u64) {
         let mut readers = self.readers.subscribe();
+        let mut reads = Reads(&self.reading, false);
         let read = async {
-            while let Some(next) = stream.next().await {
+            while let Some(next) = poll_fn(|cx| reads.note(pin!(stream.next()).poll(cx))).await {
                 self.read(event(next));
                 self.dawdle().await;
             }
@@ -268,14 +294,17 @@ impl Program {
         }
     }
 
-    /// The readers are dropped, and taken anew after a while, or never.
-    pub fn drop_readers(&self, after: Option<Duration>) {
+    /// The readers are dropped, and taken anew after a while.
+    pub fn drop_readers(&self, after: Duration) {
         self.readers.send_modify(|readers| *readers = Readers { number: readers.number + 1, after });
     }
 
     /// Takes one more reader for a while. It must be given nothing: whoever reads beside another would confirm its keys.
     pub async fn double_readers(self: Arc<Self>, time: Duration) {
         let first = self.readers.subscribe();
+        if self.reading.load(Ordering::Relaxed) < if self.manners.two_streams { 2 } else { 1 } {
+            return;
+        }
         let mut second = self.node.events();
         let event = tokio::time::timeout(time, second.next()).await;
         if let Ok(Some(event)) = event
@@ -343,11 +372,16 @@ impl Program {
     async fn wound_up(&self, reason: StopReason) {
         let lost = reason == StopReason::Lost;
         if lost && self.manners.stubborn {
+            self.common.trace.fault("work that nobody can wind up");
             // The sender lives as long as the program.
             let _ = self.common.reached.subscribe().wait_for(|reached| *reached).await;
         }
         let calm = self.common.is_calm() && !lost;
-        let slow = if lost { self.manners.wind_up.max(self.manners.slow_stop.min(100)) } else { self.manners.slow_stop };
+        let slow =
+            if lost { self.manners.wind_up.max(self.manners.slow_stop.min(100)) } else { self.manners.slow_stop };
+        if lost && slow > 0 {
+            self.common.trace.fault("winding up after a loss");
+        }
         let delay = self.common.lease_part(&mut self.dice.lock(), if calm { 0 } else { slow });
         tokio::time::sleep(delay).await;
     }

@@ -226,7 +226,9 @@ impl Server {
                     self.sent.insert(*session, (sent, u64::from(*lease_ms) * 1_000_000));
                 }
                 (Op::End { session }, Outcome::Done) => self.ends(*session),
-                (Op::Add(work), outcome) if !matches!(outcome, Outcome::Refused(_)) => self.ordered(&work.key, &work.payload),
+                (Op::Add(work), outcome) if !matches!(outcome, Outcome::Refused(_)) => {
+                    self.ordered(&work.key, &work.payload)
+                }
                 (Op::Assign { key, .. }, Outcome::Granted(_)) => self.look_at_order(key),
                 _ => {}
             }

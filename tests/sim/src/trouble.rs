@@ -73,6 +73,12 @@ impl World {
                 self.net.set_down(true);
                 self.later(time, |world| world.net.set_down(false));
             }
+            Trouble::Stall => {
+                self.fault("store stalled", 0);
+                let time = self.part(200);
+                self.net.set_stalled(true);
+                self.later(time, |world| world.net.set_stalled(false));
+            }
             Trouble::Backup => self.net.server.lock().back_up(),
             Trouble::Outages => self.outages(),
             Trouble::CutReading => {
@@ -108,11 +114,7 @@ impl World {
             }
             Trouble::DropReaders => {
                 self.fault("readers dropped and taken anew", pid);
-                program.drop_readers(Some(self.part(100)));
-            }
-            Trouble::NoReaders => {
-                self.fault("readers dropped, a handle kept", pid);
-                program.drop_readers(None);
+                program.drop_readers(self.part(300));
             }
             Trouble::DoubleReaders => {
                 self.fault("one more reader", pid);
@@ -214,16 +216,21 @@ impl World {
         }
         let count = self.state.lock().dice.between(5, 7);
         let mut at = Duration::ZERO;
+        let stalls = self.state.lock().dice.permille(500);
         for _ in 0..count {
             let (gone, back) = (self.plan.lease + self.part(200), self.plan.lease / 4 + self.part(100));
-            self.later(at, |world| {
-                world.fault("store down again and again", 0);
-                world.net.set_down(true);
+            self.later(at, move |world| {
+                world.fault(if stalls { "store stalled again and again" } else { "store down again and again" }, 0);
+                world.set_away(stalls, true);
             });
-            self.later(at + gone, |world| world.net.set_down(false));
+            self.later(at + gone, move |world| world.set_away(stalls, false));
             at += gone + back;
         }
         self.state.lock().busy = self.exec.now() + u64::try_from(at.as_nanos()).unwrap_or(0);
+    }
+
+    fn set_away(&self, stalls: bool, away: bool) {
+        if stalls { self.net.set_stalled(away) } else { self.net.set_down(away) }
     }
 
     /// Orders work that may be done, running, or just about to end.

@@ -6,9 +6,7 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{
-    Clock, Divider, Key, Machine, Node, NodeConfig, NodeId, SessionId, Work, conformance::History,
-};
+use divider_core::{Clock, Divider, Key, Machine, Node, NodeConfig, NodeId, SessionId, Work, conformance::History};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -71,6 +69,8 @@ pub(crate) struct Inner {
     names: u64,
     /// Until when trouble goes on that must not be cut short.
     pub(crate) busy: u64,
+    /// Processes, or nodes, that are no more.
+    pub(crate) gone: u64,
     /// How often a process died with a key, and how often of the key itself.
     pub(crate) deaths: BTreeMap<Key, u64>,
     pub(crate) kills: u64,
@@ -132,6 +132,7 @@ async fn simulate(seed: u64, lines: bool) -> Report {
         forgot: false,
         names: 0,
         busy: 0,
+        gone: 0,
         deaths: BTreeMap::new(),
         kills: 0,
         deaf: None,
@@ -321,6 +322,9 @@ impl World {
             self.launch(None);
         }
         self.declare(self.lasting());
+        if self.plan.busy > 0 {
+            self.exec.spawn_world(self.clone().keep_busy());
+        }
         let passing: Vec<Key> =
             (0..self.plan.passing).map(|n| Key::new(format!("passing-{n}")).expect("a key")).collect();
         if !passing.is_empty() {
@@ -353,6 +357,20 @@ impl World {
         }
         self.count_keys();
         self.count_orders();
+        self.count_blames();
+    }
+
+    /// Declares one key without a break, each time with another payload.
+    async fn keep_busy(self: Arc<Self>) {
+        let mut reached = self.common.reached.subscribe();
+        for number in 0_u64.. {
+            let pause = tokio::time::sleep(Duration::from_micros(self.plan.busy));
+            tokio::select! {
+                biased;
+                _ = reached.wait_for(|reached| *reached) => return,
+                () = pause => self.net.declare_again(Work::from(lasting(0)).payload(number.to_be_bytes())),
+            }
+        }
     }
 
     async fn storm(self: &Arc<Self>) {
@@ -376,7 +394,8 @@ impl World {
             }
             let kills = self.state.lock().kills;
             if kills > most || self.exec.now() > until {
-                self.trace.broken(format!("after {kills} deaths {aside} of {} killers are set aside", self.plan.killers));
+                self.trace
+                    .broken(format!("after {kills} deaths {aside} of {} killers are set aside", self.plan.killers));
             }
         }
     }
@@ -441,6 +460,11 @@ impl World {
         if self.state.lock().forgot {
             self.declare(self.lasting());
         }
+        if self.plan.busy > 0 {
+            // Whoever leads from now on has to read a group that does not wait for it.
+            self.net.server.lock().depose();
+            self.declare((0..self.plan.nodes).map(|n| Key::new(format!("late-{n}")).expect("a key")).collect());
+        }
         if self.plan.deaf > 0 {
             self.deafen();
         }
@@ -458,9 +482,8 @@ impl World {
     fn deafen(&self) {
         let alive = |session: &SessionId| self.net.server.lock().ledger().is_alive(*session);
         let heard: Vec<_> = self.processes().into_iter().filter(Process::stays).collect();
-        let found = heard.iter().find_map(|process| {
-            Some((process.program.pid, process.program.node.session().filter(alive)?))
-        });
+        let found =
+            heard.iter().find_map(|process| Some((process.program.pid, process.program.node.session().filter(alive)?)));
         let Some((pid, session)) = found.filter(|_| heard.len() > 1) else { return };
         let reads = self.plan.deaf == 1;
         self.fault(if reads { "one process is deaf for good" } else { "one process is deaf and blind for good" }, pid);
