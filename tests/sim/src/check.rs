@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use divider_core::{Divider, Key, SessionId, State};
+use divider_core::{Divider, Key, SessionId, State, Token};
 
 use crate::{
     exec::Pid,
@@ -69,6 +69,7 @@ impl World {
                     if !process.program.node.is_current(&key, token) {
                         continue;
                     }
+                    self.look_at_belief(process.program.pid, &key, token);
                     if let Some(other) = believers.insert(key.clone(), process.program.pid) {
                         let pid = process.program.pid;
                         self.trace.broken(format!("{other} and {pid} both believe that they own {key}"));
@@ -190,6 +191,15 @@ impl World {
         if let Some(view) = keys.iter().find(|view| view.fates.count_ones() > 0) {
             let (key, count) = (&view.key, view.fates.count_ones());
             self.trace.broken(format!("no process has died, and {count} deaths are held against {key}"));
+        }
+    }
+
+    /// Whoever believes in a key has it, by the ledger: every way in which it ends is known to the owner first, or takes a
+    /// lease. Only a store that forgets knows less than the owner.
+    fn look_at_belief(&self, pid: Pid, key: &Key, token: Token) {
+        let owner = self.net.server.lock().ledger().record(key).and_then(|record| record.view.state.owner());
+        if owner.is_none_or(|(_, held)| held != token) && !self.state.lock().forgot {
+            self.trace.broken(format!("{pid} believes in {key} with token {token}; by the ledger it is {owner:?}"));
         }
     }
 
