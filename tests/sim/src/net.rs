@@ -186,9 +186,8 @@ impl Net {
 
     /// The payload of a key changes: somebody declares it again and again.
     pub fn declare_again(&self, work: Work) {
-        let now = self.exec.now();
         self.trace.fault("work declared in a busy group");
-        self.serve(WORLD, "busy", move |server| server.apply(&[Op::Add(work.clone())], now));
+        self.serve(WORLD, "busy", move |server| server.apply(&[Op::Add(work.clone())]));
     }
 
     /// Whoever is to be told of sessions that end by their own node's word while their lease runs.
@@ -455,9 +454,13 @@ impl Store for Line {
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
         let what = if ops.iter().any(|op| matches!(op, Op::Join { .. })) { "join" } else { "apply" };
         let (ops, pid, net) = (ops.to_vec(), self.pid, self.net.clone());
-        let sent = self.net.exec.now();
+        if let Some(Op::Join { session, lease_ms, .. }) = ops.first() {
+            let mut server = self.net.server.lock();
+            server.now = self.net.exec.now();
+            server.joins(*session, Duration::from_millis((*lease_ms).into()));
+        }
         let serve = move |server: &mut Server| {
-            let applied = server.apply(&ops, sent);
+            let applied = server.apply(&ops);
             net.trace.note(net.exec.now(), "ops", &[pid, ops.len() as u64], || brief(&ops, &applied.outcomes));
             applied
         };
@@ -466,7 +469,11 @@ impl Store for Line {
 
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
         let sent = self.net.exec.now();
-        self.net.call(self.pid, "renew", move |server| server.renew(session, sent)).await?
+        let renewed = self.net.call(self.pid, "renew", move |server| server.renew(session)).await?;
+        if renewed.is_ok() {
+            self.net.server.lock().renewed(session, sent, self.net.exec.now());
+        }
+        renewed
     }
 
     async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {

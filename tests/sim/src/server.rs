@@ -53,8 +53,8 @@ pub struct Server {
     pub tells_silences: bool,
     /// When each living session joined or was renewed last.
     heard: BTreeMap<SessionId, u64>,
-    /// When the newest join or renewal of each living session that took effect was sent, and how long its lease is.
-    sent: BTreeMap<SessionId, (u64, u64)>,
+    /// From when each session's lease runs by its own node's reckoning, and how long it is.
+    leases: BTreeMap<SessionId, (u64, u64)>,
     /// Sessions that their own node's word has ended before their lease was over.
     pub ended: Vec<SessionId>,
     /// How many keys a page of a scan has; all that the ledger gives if it is 0.
@@ -79,7 +79,7 @@ pub fn order_of(payload: &[u8]) -> u64 {
     payload.try_into().map_or(0, u64::from_be_bytes)
 }
 
-/// Parts of a lease, in hundredths, after which it is over by the slowest clock, counted from the sending of a renewal.
+/// Parts of a lease, in hundredths, after which it is over by the slowest clock, counted from the sending of the last renewal that was answered in time.
 const LEASE_OVER: u64 = 97;
 
 /// Who owns what, by the outcomes of the ops alone.
@@ -201,8 +201,8 @@ impl Server {
         }
     }
 
-    /// See [`divider_core::Store::apply`]. `sent` is when the batch left its node.
-    pub fn apply(&mut self, ops: &[Op], sent: u64) -> Applied {
+    /// See [`divider_core::Store::apply`].
+    pub fn apply(&mut self, ops: &[Op]) -> Applied {
         let led = self.ledger.group().leader;
         let refused: Vec<Option<Refusal>> = ops.iter().map(|op| self.beats.check(op).err()).collect();
         let mut allowed: Vec<Op> =
@@ -221,10 +221,7 @@ impl Server {
         for (op, outcome) in ops.iter().zip(&outcomes) {
             self.grants += u64::from(matches!(outcome, Outcome::Granted(_)));
             match (op, outcome) {
-                (Op::Join { session, lease_ms, .. }, Outcome::Done) => {
-                    self.heard.insert(*session, self.now);
-                    self.sent.insert(*session, (sent, u64::from(*lease_ms) * 1_000_000));
-                }
+                (Op::Join { session, .. }, Outcome::Done) => _ = self.heard.insert(*session, self.now),
                 (Op::End { session }, Outcome::Done) => self.ends(*session),
                 (Op::Add(work), outcome) if !matches!(outcome, Outcome::Refused(_)) => {
                     self.ordered(&work.key, &work.payload)
@@ -242,7 +239,6 @@ impl Server {
         let ledger = &self.ledger;
         self.beats.retain(|session| ledger.is_alive(session));
         self.heard.retain(|session, _| ledger.is_alive(*session));
-        self.sent.retain(|session, _| ledger.is_alive(*session));
         self.subscribers.retain(|_, topic| match topic {
             Topic::Session(session) => ledger.is_alive(*session),
             Topic::Group => true,
@@ -252,9 +248,24 @@ impl Server {
 
     /// A session ends by its own node's word. Where its lease is over anyway, that tells nobody anything new.
     fn ends(&mut self, session: SessionId) {
-        let runs = |(sent, lease): &(u64, u64)| self.now < sent + lease * LEASE_OVER / 100;
-        if self.sent.get(&session).is_some_and(runs) {
+        let runs = |(from, lease): (u64, u64)| self.now < from + lease * LEASE_OVER / 100;
+        if self.leases.remove(&session).is_some_and(runs) {
             self.ended.push(session);
+        }
+    }
+
+    /// A node tries to join: its lease runs from the first try.
+    pub fn joins(&mut self, session: SessionId, lease: Duration) {
+        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        self.leases.entry(session).or_insert((self.now, lease));
+    }
+
+    /// A node has been answered a renewal that left it at `sent`. One that comes when the lease is over revives nothing.
+    pub fn renewed(&mut self, session: SessionId, sent: u64, now: u64) {
+        if let Some((from, lease)) = self.leases.get_mut(&session)
+            && now < *from + *lease
+        {
+            *from = sent;
         }
     }
 
@@ -277,16 +288,13 @@ impl Server {
         }
     }
 
-    /// See [`divider_core::Store::renew`]. `sent` is when the renewal left its node.
+    /// See [`divider_core::Store::renew`].
     ///
     /// # Errors
     /// Where the session does not live.
-    pub fn renew(&mut self, session: SessionId, sent: u64) -> Result<Beat, StoreError> {
+    pub fn renew(&mut self, session: SessionId) -> Result<Beat, StoreError> {
         if !self.ledger.is_alive(session) {
             return Err(StoreError::SessionEnded);
-        }
-        if let Some((last, _)) = self.sent.get_mut(&session) {
-            *last = sent.max(*last);
         }
         self.heard.insert(session, self.now);
         Ok(self.beats.renew(session))
@@ -447,7 +455,6 @@ impl Server {
         self.cut_feeds();
         self.beats = Beats::default();
         self.heard.clear();
-        self.sent.clear();
         if loss != Loss::Nothing {
             self.orders.clear();
         }
