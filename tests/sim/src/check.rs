@@ -81,12 +81,15 @@ impl World {
 
     /// Whether every key runs where the ledger says, and nowhere else.
     pub(crate) fn converged(&self) -> Result<(), String> {
-        let deaf = self.state.lock().deaf;
-        let blind = |process: &Process| deaf.is_some_and(|deaf| !deaf.reads && deaf.pid == process.program.pid);
-        let (out, processes): (Vec<_>, Vec<_>) =
-            self.processes().into_iter().partition(|process| process.program.is_over() || blind(process));
+        let blind = self.state.lock().deaf.filter(|deaf| !deaf.reads).map(|deaf| deaf.pid);
+        // Whoever neither hears nor reads takes part for as long as there is nothing to be heard.
+        let takes_part = |process: &Process| {
+            let program = &process.program;
+            !program.is_over() && (Some(program.pid) != blind || program.node.session().is_some())
+        };
+        let (processes, out): (Vec<_>, Vec<_>) = self.processes().into_iter().partition(takes_part);
         if let Some(process) = out.iter().find(|process| process.program.node.session().is_some()) {
-            return Err(format!("nobody hears or reads in process {}, and it has a session", process.program.pid));
+            return Err(format!("nobody reads in process {}, and it has a session", process.program.pid));
         }
         if let Some(process) = processes.iter().find(|process| process.program.is_leaving()) {
             return Err(format!("process {} is still leaving", process.program.pid));

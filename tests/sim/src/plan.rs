@@ -158,6 +158,7 @@ impl Plan {
         let share = dice.pick(&[100, 200, 400, 700]);
         let mut kinds: Vec<_> = Trouble::ALL.into_iter().filter(|_| dice.permille(share)).collect();
         kinds.push((Trouble::Newcomer, 3));
+        let stubborn = dice.permille(50);
         Self {
             nodes: dice.pick(&[2, 2, 2, 3, 3, 4, 5]),
             keys: if long { dice.between(10, 40) } else { dice.between(1, 6) },
@@ -174,13 +175,13 @@ impl Plan {
             slow_stop: dice.pick(&[0, 5, 50, 200]),
             slow_reader: dice.pick(&[0, 0, 20, 150]),
             wind_up: dice.pick(&[0, 0, 20, 100]),
-            stubborn: dice.permille(100),
+            stubborn,
             abort: dice.pick(&[0, 0, 50, 300]),
             give_up: dice.pick(&[0, 0, 50, 200]),
             complete: dice.pick(&[0, 100, 400]),
             quarantine: dice.permille(500),
             busy: 0,
-            deaf: dice.pick(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 2]),
+            deaf: if stubborn { 0 } else { dice.pick(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 2]) },
         }
     }
 

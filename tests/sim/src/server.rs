@@ -82,6 +82,9 @@ pub fn order_of(payload: &[u8]) -> u64 {
 /// Parts of a lease, in hundredths, after which it is over by the slowest clock, counted from the sending of the last renewal that was answered in time.
 const LEASE_OVER: u64 = 97;
 
+/// The same until which every clock says that it runs: an answer that comes later revives nothing.
+const LEASE_RUNS: u64 = 92;
+
 /// Who owns what, by the outcomes of the ops alone.
 #[derive(Debug, Default)]
 struct Book {
@@ -263,7 +266,7 @@ impl Server {
     /// A node has been answered a renewal that left it at `sent`. One that comes when the lease is over revives nothing.
     pub fn renewed(&mut self, session: SessionId, sent: u64, now: u64) {
         if let Some((from, lease)) = self.leases.get_mut(&session)
-            && now < *from + *lease
+            && now < *from + *lease * LEASE_RUNS / 100
         {
             *from = sent;
         }

@@ -241,7 +241,8 @@ impl World {
             checkpoint: 100,
             stale: 50,
             wind_up: self.plan.wind_up,
-            stubborn: self.plan.stubborn && state.dice.permille(300),
+            // One at most, so that there are others that can run what it holds back.
+            stubborn: self.plan.stubborn && pid == 1,
             abort: self.plan.abort,
         };
         let program = Program::new(pid, node, player, &self.common, manners, state.dice.split(), affinity);
