@@ -25,7 +25,7 @@ use crate::{
     trace::Trace,
 };
 
-/// Called with each session that its own node's word has ended, and whether its lease still ran.
+/// Called with each session that its own node's word has ended while its lease ran.
 type OnEnd = Box<dyn Fn(SessionId) + Send + Sync>;
 
 /// How often things go wrong, in thousandths, and by how much, in microseconds.
@@ -51,6 +51,9 @@ pub struct Weather {
     pub late_hints: u64,
 }
 
+/// Whether a process's node still counts on a session.
+type HasSession = Box<dyn Fn(Pid, SessionId) -> bool + Send + Sync>;
+
 /// The network and the server behind it.
 pub struct Net {
     /// What runs it.
@@ -61,6 +64,7 @@ pub struct Net {
     pub server: Mutex<Server>,
     state: Mutex<State>,
     on_end: OnceLock<OnEnd>,
+    has_session: OnceLock<HasSession>,
     /// The server stands still: what arrives is looked at when it goes on.
     stalled: watch::Sender<bool>,
     /// After this long without an answer a call has failed.
@@ -122,6 +126,7 @@ impl Net {
             server: Mutex::default(),
             state: Mutex::new(state),
             on_end: OnceLock::new(),
+            has_session: OnceLock::new(),
             stalled: watch::Sender::new(false),
             call_limit,
         })
@@ -194,6 +199,12 @@ impl Net {
     pub fn on_end(&self, hook: impl Fn(SessionId) + Send + Sync + 'static) {
         let set = self.on_end.set(Box::new(hook));
         debug_assert!(set.is_ok(), "one is told");
+    }
+
+    /// Who knows whether a process's node still counts on a session.
+    pub fn ask_for_sessions(&self, ask: impl Fn(Pid, SessionId) -> bool + Send + Sync + 'static) {
+        let set = self.has_session.set(Box::new(ask));
+        debug_assert!(set.is_ok(), "one is asked");
     }
 
     /// All is well again.
@@ -470,7 +481,8 @@ impl Store for Line {
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
         let sent = self.net.exec.now();
         let renewed = self.net.call(self.pid, "renew", move |server| server.renew(session)).await?;
-        if renewed.is_ok() {
+        // Whoever has given the session up meanwhile counts on nothing that it is told of it.
+        if renewed.is_ok() && self.net.has_session.get().is_none_or(|has| has(self.pid, session)) {
             self.net.server.lock().renewed(session, sent, self.net.exec.now());
         }
         renewed

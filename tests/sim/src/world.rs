@@ -162,6 +162,13 @@ async fn simulate(seed: u64, lines: bool) -> Report {
             }
         }
     });
+    net.ask_for_sessions({
+        let world = world.me.clone();
+        move |pid, session| {
+            let process = world.upgrade().and_then(|world| world.state.lock().processes.get(&pid).cloned());
+            process.is_some_and(|process| process.program.node.session() == Some(session))
+        }
+    });
     let on_kill = {
         let world = world.me.clone();
         move |pid, _: &Key| {
