@@ -81,6 +81,9 @@ impl World {
 
     /// Whether every key runs where the ledger says, and nowhere else.
     pub(crate) fn converged(&self) -> Result<(), String> {
+        if self.state.lock().declaring > 0 {
+            return Err("work is still being declared".into());
+        }
         let blind = self.state.lock().deaf.filter(|deaf| !deaf.reads).map(|deaf| deaf.pid);
         // Whoever neither hears nor reads takes part for as long as there is nothing to be heard.
         let takes_part = |process: &Process| {

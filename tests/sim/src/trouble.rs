@@ -240,9 +240,14 @@ impl World {
             Key::new(format!("again-{}", state.dice.below(2))).expect("a key")
         };
         let world = self.me.clone();
+        self.state.lock().declaring += 1;
         self.exec.spawn_world(async move {
             loop {
-                let Some(world) = world.upgrade().filter(|world| !world.is_calm()) else { return };
+                let Some(world) = world.upgrade() else { return };
+                if world.is_calm() {
+                    world.state.lock().declaring -= 1;
+                    return;
+                }
                 let able = |process: &Process| process.program.is_started() && !process.program.is_over();
                 let process = world.any().filter(able);
                 let number = {
@@ -256,7 +261,9 @@ impl World {
                     let work = Work::from(key.clone()).payload(number.to_be_bytes());
                     if node.add_work(vec![work]).await.is_ok() {
                         world.fault("work ordered again", 0);
-                        world.state.lock().orders.1.insert((key, number));
+                        let mut state = world.state.lock();
+                        state.orders.1.insert((key, number));
+                        state.declaring -= 1;
                         return;
                     }
                 }

@@ -69,6 +69,8 @@ pub(crate) struct Inner {
     names: u64,
     /// Until when trouble goes on that must not be cut short.
     pub(crate) busy: u64,
+    /// Declarations that are under way.
+    pub(crate) declaring: u64,
     /// Processes, or nodes, that are no more.
     pub(crate) gone: u64,
     /// How often a process died with a key, and how often of the key itself.
@@ -132,6 +134,7 @@ async fn simulate(seed: u64, lines: bool) -> Report {
         forgot: false,
         names: 0,
         busy: 0,
+        declaring: 0,
         gone: 0,
         deaths: BTreeMap::new(),
         kills: 0,
@@ -300,6 +303,7 @@ impl World {
     /// Declares work through some process, until that is acknowledged.
     pub(crate) fn declare(&self, keys: Vec<Key>) {
         let world = self.me.clone();
+        self.state.lock().declaring += 1;
         self.exec.spawn_world(async move {
             loop {
                 let Some(world) = world.upgrade() else { return };
@@ -312,7 +316,9 @@ impl World {
                 let node = process.program.node.clone();
                 drop(process);
                 if node.add_work(work).await.is_ok() {
-                    world.state.lock().declared.extend(keys);
+                    let mut state = world.state.lock();
+                    state.declared.extend(keys);
+                    state.declaring -= 1;
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
