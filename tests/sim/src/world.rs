@@ -67,7 +67,7 @@ pub(crate) struct Inner {
     /// The store has forgotten something.
     pub(crate) forgot: bool,
     names: u64,
-    /// Until when trouble goes on that must not be cut short.
+    /// Until when trouble goes on that must not be cut short, and, when all is well, until when its last calls may hang.
     pub(crate) busy: u64,
     /// Declarations that are under way.
     pub(crate) declaring: u64,
@@ -460,6 +460,8 @@ impl World {
         self.trace.note(self.exec.now(), "HEAL", &[], String::new);
         self.common.calm.store(true, std::sync::atomic::Ordering::Relaxed);
         self.net.heal(Weather { latency: 500, ..Weather::default() });
+        let longest = u64::try_from(self.plan.call_limit.as_nanos()).unwrap_or(0);
+        self.state.lock().busy = self.exec.now() + longest + self.leases(1);
         let processes = self.processes();
         for process in &processes {
             self.exec.freeze(process.program.pid, None);
