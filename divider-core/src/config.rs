@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Balance, ConfigError, MaxInFlight, NodeId, limits};
+use crate::{Balance, ConfigError, MaxInFlight, NodeId, format, limits};
 
 /// Settings of a node. The fields are public; [`validate`](Self::validate) is called before anything starts.
 ///
@@ -16,9 +16,10 @@ use crate::{Balance, ConfigError, MaxInFlight, NodeId, limits};
 /// | `resync` | 1 s |
 /// | `balance` | [`Balance::OnJoin`] |
 /// | `max_in_flight` | 10 % of the keys, at least 1 |
-/// | `flush_time_limit` | 30 s |
+/// | `flush_time_limit` | 25 s |
 /// | `stop_timeout` | none |
-/// | `quarantine` | after 5 deaths in a row, each within 10 s of the grant |
+/// | `quarantine` | after 3 isolated deaths, each within 10 s of the grant |
+/// | `step_after` | a day |
 /// | `call_time_limit` | 5 s |
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -33,7 +34,8 @@ pub struct NodeConfig {
     /// How long the node may be out of touch before its keys go to others; 100 ms to 1 h. Every node of a group should
     /// have the same.
     pub lease: Duration,
-    /// How often the lease is renewed; at most a third of the lease.
+    /// How often the lease is renewed; at most a third of the lease. A renewal that does not come back is not waited for:
+    /// the next one is sent at its own time.
     pub beat: Option<Duration>,
     /// Where set, a session whose connection the store has seen end is expired after this long, although its lease still
     /// runs; 1 ms to the lease. That is sound for a node that has died. A node that lives on behind a lost connection still
@@ -46,34 +48,45 @@ pub struct NodeConfig {
     pub balance: Balance,
     /// Most keys that are between owners at once because of balance. Counts on the node that leads.
     pub max_in_flight: MaxInFlight,
-    /// How long [`flush`](crate::Divider::flush) waits for confirmations; at least 1 ms.
+    /// How long [`flush`](crate::Divider::flush) waits for confirmations; 1 ms to a day. The default leaves 5 s of the 30 s
+    /// that Kubernetes gives a pod.
     pub flush_time_limit: Duration,
     /// Takes a key from an owner that has not confirmed its stop for this long. Off by default: the old owner may still
     /// be acting, and only a sink that checks tokens is then safe. At least the lease. Counts on the node that leads.
     pub stop_timeout: Option<Duration>,
-    /// When a key whose owners keep dying is set aside. Counts on the node that leads.
+    /// When a key whose owners keep dying is set aside. `None`: never. Counts on the node that leads.
     pub quarantine: Option<Quarantine>,
+    /// How long all sessions of the group must have been able to read a newer [format](crate::format) before the group is
+    /// written in it, so that a deploy can be rolled back meanwhile; at most a year. Counts on the node that leads.
+    pub step_after: Duration,
+    /// The newest format that this node says it reads, for tests of an old program beside a new one.
+    #[doc(hidden)]
+    pub reads: u16,
     /// How long calls that do not belong to a session (such as [`add_work`](crate::Divider::add_work)) are tried again
-    /// while the store is out of reach; at least 1 ms.
+    /// while the store is out of reach, counted from when they were made; 1 ms to a day.
     pub call_time_limit: Duration,
 }
 
-/// When a key is set aside: when `deaths` of its last `of` owners died within `within` of being given it.
+/// When a key whose owners keep dying is set aside.
+///
+/// Whatever ran beside a key that kills its process died with it, so that a count alone would set its neighbours aside, too.
+/// A key is therefore *suspect* after some deaths in a row, and then tried apart from other suspects; only deaths with
+/// nothing else suspect aboard count further. `ALGORITHM.md` says what is evidence and what is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantine {
-    /// At least 1, and at most `of`.
+    /// After this many deaths in a row a key is suspect; at least 1. Default: 3.
+    pub suspect: u32,
+    /// After this many further deaths in a row, each with this key as the only suspect aboard, it is set aside; at least 1.
+    /// Default: 3.
     pub deaths: u32,
-    /// At most [`MAX_FATES`](limits::MAX_FATES).
-    pub of: u32,
-    /// An owner that lived for this long with the key was not killed by it.
+    /// An owner that lived for this long with the key was not killed by it. Default: 10 s.
     pub within: Duration,
 }
 
-impl Quarantine {
-    /// After this many deaths in a row, each within 10 s of the grant.
-    pub const fn after(deaths: u32) -> Self {
-        Self { deaths, of: deaths, within: Duration::from_secs(10) }
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self { suspect: 3, deaths: 3, within: Duration::from_secs(10) }
     }
 }
 
@@ -97,9 +110,11 @@ impl NodeConfig {
             resync: Duration::from_secs(1),
             balance: Balance::OnJoin,
             max_in_flight: MaxInFlight::Percent(10),
-            flush_time_limit: Duration::from_secs(30),
+            flush_time_limit: Duration::from_secs(25),
             stop_timeout: None,
-            quarantine: Some(Quarantine::after(5)),
+            quarantine: Some(Quarantine::default()),
+            step_after: Duration::from_secs(24 * 3600),
+            reads: format::NEWEST,
             call_time_limit: Duration::from_secs(5),
         }
     }
@@ -159,11 +174,13 @@ impl NodeConfig {
         if let Some(stop_timeout) = self.stop_timeout {
             within("stop_timeout", stop_timeout, self.lease, day)?;
         }
+        within("step_after", self.step_after, Duration::ZERO, day * 365)?;
         match self.quarantine {
-            Some(Quarantine { deaths, of, .. }) if deaths < 1 || deaths > of || of > limits::MAX_FATES => {
-                fail("quarantine", format!("is {deaths} of {of}; it must be 1 ≤ deaths ≤ of ≤ {}", limits::MAX_FATES))
+            Some(Quarantine { suspect, deaths, .. }) if suspect < 1 || deaths < 1 => {
+                fail("quarantine", format!("is {suspect} and {deaths} deaths; each must be at least 1"))
             }
-            _ => Ok(()),
+            Some(quarantine) => within("quarantine.within", quarantine.within, Duration::ZERO, day),
+            None => Ok(()),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::Stream;
 
-use crate::{Blob, Error, Holding, Key, Record, Stats, StopReason, Token, Work};
+use crate::{Blob, Error, Holding, Key, Record, SessionId, Stats, StopReason, Token, Work};
 
 /// One node of a group: reads which keys to start and to stop, and says how much work it wants.
 ///
@@ -25,6 +25,9 @@ use crate::{Blob, Error, Holding, Key, Record, Stats, StopReason, Token, Work};
 /// 3. After a lost session, a stop with reason [`Lost`](StopReason::Lost) is read for every key that had been started,
 ///    before any new start.
 /// 4. Every stop wants a [`confirm_stop_processing`](Self::confirm_stop_processing), `Lost` ones too.
+/// 5. Each queue has one reader at a time: whoever reads stops is who confirms, and two of them would confirm each other's
+///    keys while they run. A stream is the reader from its first read on, or at once if it comes from
+///    [`take_events`](Self::take_events), and until it is dropped.
 ///
 /// # Dropping
 /// Dropping the last handle is safe: the node stops renewing, and its keys move when its lease has run out. Awaiting
@@ -41,17 +44,28 @@ pub trait Divider: Send + Sync + 'static {
     /// A dropped call may or may not have started the node; call it again.
     async fn start(&self) -> Result<(), Error>;
 
-    /// Keys to start. The stream ends after [`cancel`](Self::cancel). Several streams share one queue: each start is read
-    /// once.
+    /// Keys to start. The stream ends after [`cancel`](Self::cancel). A second stream that reads starts while this one does
+    /// ends at once, and an error is logged.
     fn start_processing(&self) -> Events<Assignment>;
 
-    /// Keys to stop. The stream ends after [`cancel`](Self::cancel). Several streams share one queue.
+    /// Keys to stop. The stream ends after [`cancel`](Self::cancel). A second stream that reads stops while this one does
+    /// ends at once, and an error is logged.
     fn stop_processing(&self) -> Events<Stop>;
 
-    /// Starts and stops in one stream, in the order in which they came about. It shares its queue with
-    /// [`start_processing`](Self::start_processing) and [`stop_processing`](Self::stop_processing): read either this one
-    /// or those two.
+    /// Starts and stops in one stream, in the order in which they came about. It reads both queues: read either this one,
+    /// or [`start_processing`](Self::start_processing) and [`stop_processing`](Self::stop_processing). A second reader of
+    /// either queue ends at once, and an error is logged; [`take_events`](Self::take_events) says so in its answer.
     fn events(&self) -> Events<Event>;
+
+    /// As [`events`](Self::events), and from now on nobody else reads, until the stream is dropped.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRead`] where somebody reads a queue of this node already: nothing has changed.
+    fn take_events(&self) -> Result<Events<Event>, Error>;
+
+    /// The current session; `None` before the start, after the end, and between a loss and the next join. A node with a
+    /// session is ready for work, so this is what a readiness probe should ask. Local: no I/O, no waiting.
+    fn session(&self) -> Option<SessionId>;
 
     /// The program no longer acts on the key. Once this has returned, the key is free for its next owner. For a stop with
     /// reason [`Lost`](StopReason::Lost) it returns at once: the key may now be started here again.
@@ -73,12 +87,29 @@ pub trait Divider: Send + Sync + 'static {
         self.give_up(key, token, Duration::ZERO).await
     }
 
-    /// Like [`send_stop_processing`](Self::send_stop_processing), but nobody starts the key again before `backoff` has
-    /// passed (milliseconds; on the wall clocks of this node and of the leader).
+    /// Like [`send_stop_processing`](Self::send_stop_processing), but nobody starts the key again before `pause` has passed.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    async fn give_up(&self, key: &Key, token: Token, pause: Duration) -> Result<(), Error> {
+        self.release(key, token, Release::after(pause)).await
+    }
+
+    /// Like [`send_stop_processing`](Self::send_stop_processing), with a pause and a failure that stay with the key. They are
+    /// not kept where the work was declared again since it was given to this node: they would be about the work of before.
     ///
     /// # Errors
     /// [`Error::UnknownKey`], [`Error::StaleToken`] or [`Error::Lost`]; nothing has changed.
-    async fn give_up(&self, key: &Key, token: Token, backoff: Duration) -> Result<(), Error>;
+    async fn release(&self, key: &Key, token: Token, release: Release) -> Result<(), Error>;
+
+    /// Sets the key aside: the work cannot succeed without a person. Nobody starts it before it is [retried](Self::retry) or
+    /// declared again. Nothing more needs to be confirmed. `why` is kept with the key, up to
+    /// [`MAX_WHY_BYTES`](crate::limits::MAX_WHY_BYTES); the rest is cut. Where the work was declared again since it was given
+    /// to this node, it goes to its next owner instead.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    async fn set_aside(&self, key: &Key, token: Token, why: &str) -> Result<(), Error>;
 
     /// The work is done for good: the key ends, everywhere. Nothing more needs to be confirmed.
     ///
@@ -87,7 +118,9 @@ pub trait Divider: Send + Sync + 'static {
     /// the store answered; the work may count as done or may be given to another node.
     async fn complete(&self, key: &Key, token: Token) -> Result<(), Error>;
 
-    /// Keeps bytes for the key's next owner, up to [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES).
+    /// Keeps bytes for the key's next owner, up to [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES). It works
+    /// for as long as the key is yours, also between a stop and its confirmation. That is the moment for the last
+    /// checkpoint: the work has ended, and the next owner starts only after the confirmation.
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the
@@ -138,6 +171,11 @@ pub trait Divider: Send + Sync + 'static {
     /// # Errors
     /// None at present.
     async fn cancel(&self) -> Result<(), Error>;
+
+    /// Ends the node at once and without a word to the store, as if its process had died: nothing is current any more, the
+    /// streams end, and the keys move when the lease has run out. Idempotent. For whoever cannot wait;
+    /// [`cancel`](Self::cancel) is kinder.
+    fn abandon(&self);
 
     /// [`flush`](Self::flush), then [`cancel`](Self::cancel), whatever became of the flush.
     ///
@@ -193,6 +231,54 @@ pub trait Divider: Send + Sync + 'static {
     async fn stats(&self) -> Result<Stats, Error>;
 }
 
+/// What can be used as a [`Divider`]: a [`Node`](crate::Node) or any other implementation, or an `Arc` of one.
+pub trait IntoDivider {
+    /// A handle to it.
+    fn into_divider(self) -> Arc<dyn Divider>;
+}
+
+impl<D: Divider> IntoDivider for D {
+    fn into_divider(self) -> Arc<dyn Divider> {
+        Arc::new(self)
+    }
+}
+
+impl<D: Divider> IntoDivider for Arc<D> {
+    fn into_divider(self) -> Arc<dyn Divider> {
+        self
+    }
+}
+
+impl IntoDivider for Arc<dyn Divider> {
+    fn into_divider(self) -> Self {
+        self
+    }
+}
+
+/// How a key that is given up goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    pub(crate) pause: Duration,
+    pub(crate) failed: Option<(u32, String)>,
+}
+
+impl Release {
+    /// Nobody starts the key before `pause` has passed, counted by whoever leads from when it hears of this. A change of
+    /// leader may shorten what is left by up to a second. Longer ones than
+    /// [`MAX_PAUSE_MS`](crate::limits::MAX_PAUSE_MS) are cut.
+    pub fn after(pause: Duration) -> Self {
+        Self { pause, failed: None }
+    }
+
+    /// The work has failed for the reason `why`, which makes so many `failures` in a row. The next owner is told of the number
+    /// ([`Assignment::failures`]), and the [record](Divider::record) says why.
+    #[must_use]
+    pub fn failed(mut self, failures: u32, why: impl Into<String>) -> Self {
+        self.failed = Some((failures, why.into()));
+        self
+    }
+}
+
 /// A key to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -204,6 +290,10 @@ pub struct Assignment {
     pub token: Token,
     /// Which attempt this is, from 1.
     pub attempts: u32,
+    /// See [`KeyView::generation`](crate::KeyView::generation).
+    pub generation: u32,
+    /// See [`KeyView::failures`](crate::KeyView::failures).
+    pub failures: u32,
     /// See [`Work::weight`].
     pub weight: u32,
     /// See [`Work::priority`].
@@ -216,8 +306,8 @@ pub struct Assignment {
 
 impl From<Holding> for Assignment {
     fn from(holding: Holding) -> Self {
-        let Holding { key, token, attempts, weight, priority, payload, checkpoint, stopping: _ } = holding;
-        Self { key, token, attempts, weight, priority, payload, checkpoint }
+        let Holding { key, token, attempts, generation, failures, weight, priority, payload, checkpoint, .. } = holding;
+        Self { key, token, attempts, generation, failures, weight, priority, payload, checkpoint }
     }
 }
 
@@ -276,12 +366,27 @@ pub struct Flushed {
     /// Keys that were not confirmed within the time limit. They move when the lease has run out; those that are being
     /// stopped as [`Lost`](StopReason::Lost) may have moved already.
     pub unconfirmed: Vec<Assigned>,
+    /// Keys whose owner here may have left less to the next one than it meant to; the key itself moves all the same. A
+    /// [`Worker`](crate::Worker) fills this in; a node alone does not know.
+    pub not_handed_over: Vec<NotHandedOver>,
 }
 
 impl Flushed {
     pub(crate) fn new(unconfirmed: Vec<Assigned>) -> Self {
-        Self { unconfirmed }
+        Self { unconfirmed, ..Self::default() }
     }
+}
+
+/// A key whose task did not end as it should after its stop, or whose last checkpoint was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NotHandedOver {
+    /// The key.
+    pub key: Key,
+    /// The token that it was started with.
+    pub token: Token,
+    /// What went wrong, for people.
+    pub why: String,
 }
 
 /// A stream of events. Ends after [`Divider::cancel`]. Dropping it loses nothing: unread events wait for the next one.

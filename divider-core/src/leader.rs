@@ -13,6 +13,7 @@
 
 mod board;
 mod marks;
+mod ward;
 mod watch;
 
 use std::{
@@ -23,12 +24,16 @@ use std::{
 pub use marks::Marks;
 
 use crate::{
-    Batch, Beat, Change, GroupView, Instant, Key, KeyView, NodeConfig, Op, Outcome, Page, Refusal, Revision, SessionId,
-    SessionView, Term, Token, pace,
+    Batch, Beat, Blame, Change, Deaths, GroupView, Instant, Key, KeyView, NodeConfig, NodeId, Op, Outcome, Page,
+    Quarantine, Refusal, Revision, SessionId, SessionView, Term, Token, Verdict, limits, pace,
     planner::{KeyIx, NodeIx, Planner},
 };
 use board::{Board, Standing};
+use ward::Ward;
 use watch::Watches;
+
+/// How far ledger time may lag behind while a key rests.
+const LAG: Duration = Duration::from_secs(1);
 
 /// Two readings of the time, taken together.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +64,8 @@ pub struct Deposed {
     pub beat: Beat,
     /// Since when the beat has not moved.
     pub since: Instant,
+    /// Whether the store failed to answer meanwhile: then the silence may be the store's.
+    pub unanswered: bool,
 }
 
 /// See the [module](self).
@@ -79,6 +86,13 @@ pub struct Leader {
     /// crashes on its start and is started again would otherwise be the emptiest node every time, get its own orphans
     /// back, and have them set aside for its own deaths.
     waiting: BTreeMap<SessionId, (SessionView, Instant)>,
+    ward: Ward,
+    /// Keys that were found free while the group was read, to be given out in the order in which they were declared.
+    found: Vec<(u64, KeyIx)>,
+    /// Up to when ledger time has been told of; `None` while no key rests.
+    told_until: Option<Instant>,
+    /// The format that all sessions read, where it is newer than the one that is written, and since when.
+    newer: Option<(u16, Instant)>,
     /// Keys that await an op other than an assignment, or another look.
     chores: Vec<Chore>,
     /// Keys that are to move for the sake of balance, and are still to be revoked: part by part.
@@ -103,6 +117,7 @@ pub struct Leader {
 enum Chore {
     Force(KeyIx),
     Settle(SessionId),
+    Clear { k: KeyIx, blames_only: bool },
 }
 
 /// Ops, and what each is about.
@@ -162,6 +177,10 @@ impl Leader {
             watches: Watches::new(deposed, config.lock_delay),
             planner,
             waiting: BTreeMap::new(),
+            ward: Ward::new(&config),
+            found: Vec::new(),
+            told_until: None,
+            newer: None,
             chores: Vec::new(),
             moves: Vec::new(),
             part: 0,
@@ -212,8 +231,13 @@ impl Leader {
     }
 
     /// The scan and the changes since are in: it may decide from now on.
-    pub fn loaded(&mut self) {
+    pub fn loaded(&mut self, now: Now) {
         self.loaded = true;
+        // First come, first served, also where a leader does not know who came first.
+        self.found.sort_unstable();
+        for (_, k) in std::mem::take(&mut self.found) {
+            self.place(k, now);
+        }
     }
 
     /// Takes in a batch of the feed.
@@ -239,6 +263,7 @@ impl Leader {
             Change::KeyGone(key) => {
                 if let Some(k) = self.board.remove_key(&key) {
                     self.stubborn.remove(&k);
+                    self.ward.forget(k);
                     self.planner.remove_key(k);
                 }
             }
@@ -273,6 +298,7 @@ impl Leader {
         }
         if ended {
             self.watches.forget(session);
+            self.ward.ended(session, now.mono);
             for k in self.board.unwanted() {
                 self.place(k, now);
             }
@@ -293,9 +319,15 @@ impl Leader {
     }
 
     fn key(&mut self, view: KeyView, now: Now) {
-        let k = self.board.set_key(view, &mut self.planner, now.mono);
+        let since = view.since;
+        let k = self.board.set_key(view, &mut self.planner, now.mono, self.group.time_ms);
         self.stubborn.remove(&k);
-        self.place(k, now);
+        self.ward.note(k, self.board.deaths(k).count, now.mono);
+        if self.loaded || !matches!(self.board.standing(k), Standing::Free { .. }) {
+            self.place(k, now);
+        } else {
+            self.found.push((since, k));
+        }
     }
 
     fn set_group(&mut self, group: GroupView, now: Now) {
@@ -316,18 +348,33 @@ impl Leader {
                     self.planner.stopping(k);
                     self.board.stopping_since(k, now.mono);
                 }
+                if let Some((session, _)) = self.board.owner(k) {
+                    self.ward.runs(k, session, self.board.deaths(k).count, now.mono);
+                }
             }
             Standing::Free { .. } if self.board.is_unwanted(k) => {
                 self.planner.park(k);
                 // Nobody will confirm.
                 self.chores.push(Chore::Force(k));
             }
-            Standing::Free { avoid, due_ms } if due_ms <= now.unix_ms => self.planner.ready(k, avoid),
-            Standing::Free { due_ms, .. } => {
+            Standing::Free { due_ms, .. } if due_ms > now.unix_ms => {
                 self.planner.park(k);
                 self.board.schedule(k, due_ms);
             }
-            Standing::Quarantined => self.planner.park(k),
+            Standing::Free { rests_until: Some(until), .. } if until > now.mono => {
+                self.planner.park(k);
+                self.board.rest(k, until);
+                self.told_until.get_or_insert(now.mono);
+            }
+            Standing::Free { .. } if self.ward.holds(k) => {
+                self.planner.park(k);
+                self.ward.wait(k);
+            }
+            Standing::Free { avoid, .. } => self.planner.ready(k, avoid),
+            Standing::Quarantined => {
+                self.planner.park(k);
+                self.ward.forget(k);
+            }
             Standing::Gone => {}
         }
     }
@@ -356,9 +403,12 @@ impl Leader {
         self.chores.extend(self.unsettled.drain(..).map(Chore::Settle));
         self.refused.extend(std::mem::take(&mut self.stubborn));
         self.look_again_at_refused(now);
-        while let Some(k) = self.board.next_due(now.unix_ms) {
+        while let Some(k) = self.board.next_due(now.unix_ms, now.mono) {
             self.place(k, now);
         }
+        let survivors = self.ward.survivors(now.mono).into_iter();
+        self.chores.extend(survivors.map(|k| Chore::Clear { k, blames_only: false }));
+        self.look_for_newer_format(now.mono);
         if let Some(limit) = self.config.stop_timeout {
             let overdue = self.board.stopping_longer_than(limit, now.mono);
             self.chores.extend(overdue.into_iter().map(Chore::Force));
@@ -377,7 +427,9 @@ impl Leader {
     /// When something is due that no event announces. `None` where nothing is.
     pub fn next_wake(&self, now: Now) -> Option<Duration> {
         let waiting = self.waiting.values().map(|(_, until)| *until).min();
-        let mono = [self.watches.next_deadline(), self.hold_until(), waiting, self.next_part(now.mono)];
+        let rested = self.board.rested_at();
+        let ward = self.ward.next(now.mono);
+        let mono = [self.watches.next_deadline(), self.hold_until(), waiting, self.next_part(now.mono), rested, ward];
         let due = self.board.due_ms().map(|ms| Duration::from_millis(ms.saturating_sub(now.unix_ms)));
         mono.into_iter().flatten().map(|at| at.since(now.mono)).chain(due).min()
     }
@@ -400,9 +452,12 @@ impl Leader {
             self.hold_asked = true;
             proposal.push(Op::EndHold { term: self.term }, Subject::Group);
         }
+        self.keep_time(&mut proposal, now.mono);
+        self.step(&mut proposal, now.mono);
         // Keys without an owner come first; what they do not fill is left for balance.
         if !self.group.hold {
             self.assign(&mut proposal, max, now);
+            self.try_suspects(&mut proposal, max, now);
         }
         if proposal.ops.len() < max {
             self.do_chores(&mut proposal, max, now.mono);
@@ -412,13 +467,122 @@ impl Leader {
 
     fn expire(&mut self, proposal: &mut Proposal, now: Now, max: usize, marks: &Marks) {
         for (session, beat, since) in self.watches.silent(now.mono, max) {
-            let healthy_below = match self.config.quarantine {
-                Some(quarantine) => marks.issued_by(since - quarantine.within),
-                None => Token::ABOVE_ALL,
-            };
-            let op = Op::Expire { term: self.term, session, beat, healthy_below };
+            let verdict = self.verdict(session, since, now.mono, marks);
+            let op = Op::Expire { term: self.term, session, beat, verdict };
             proposal.push(op, Subject::Session(session));
         }
+    }
+
+    /// What the death of a session says about the keys that it had.
+    fn verdict(&mut self, session: SessionId, since: Instant, now: Instant, marks: &Marks) -> Verdict {
+        let Some(quarantine) = self.config.quarantine else { return Verdict::NONE };
+        let healthy_below = marks.issued_by(since - quarantine.within);
+        let nothing = self.watches.was_deaf(session, now) || self.is_shared(session, since, now);
+        let young = |k: KeyIx| self.board.owner(k).map(|(_, token)| token).filter(|token| *token >= healthy_below);
+        let aboard: Vec<Token> = self.ward.aboard(session).filter_map(young).collect();
+        let blame = match aboard[..] {
+            _ if nothing => Blame::Nobody,
+            _ if !self.ward.isolates() => Blame::Young,
+            // Whether processes die without the suspect is known only where one was there before the grant, and lives.
+            [only] if self.board.has_witness(session, only) => Blame::Only(only),
+            [_] => Blame::Nobody,
+            [] => {
+                // Processes die without the suspects, too.
+                self.chores.extend(self.ward.suspects().map(|k| Chore::Clear { k, blames_only: true }));
+                Blame::Young
+            }
+            _ => Blame::Suspects(quarantine.suspect),
+        };
+        Verdict { healthy_below, blame }
+    }
+
+    /// Whether most of the group fell silent at the same time. Whoever came back under a name of those counts once.
+    fn is_shared(&mut self, session: SessionId, since: Instant, now: Instant) -> bool {
+        let silent = self.watches.silent_with(session, since, now);
+        let views = || self.board.sessions().chain(self.waiting.values().map(|(view, _)| view));
+        let names: BTreeSet<&NodeId> = views().filter(|v| silent.contains(&v.session)).map(|v| &v.node).collect();
+        let alive = |v: &&SessionView| v.ended.is_none() && !silent.contains(&v.session) && !names.contains(&v.node);
+        let others = views().filter(alive).count();
+        // Two of three may be two keys that kill.
+        silent.len() >= 2 && others == 0 || silent.len() >= 3 && silent.len() > others
+    }
+
+    /// Lets ledger time follow this leader's clock while a key rests.
+    fn keep_time(&mut self, proposal: &mut Proposal, now: Instant) {
+        if self.board.rested_at().is_none() {
+            self.told_until = None;
+        }
+        let Some(told) = self.told_until else { return };
+        let elapsed = now.since(told);
+        if elapsed >= LAG {
+            self.told_until = Some(now);
+            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).min(limits::MAX_ADVANCE_MS);
+            proposal.push(Op::Advance { term: self.term, elapsed_ms }, Subject::Group);
+        }
+    }
+
+    fn look_for_newer_format(&mut self, now: Instant) {
+        let waiting = self.waiting.values().map(|(view, _)| view.reads);
+        let newer = self.board.lowest_reads().into_iter().chain(waiting).min();
+        let newer = newer.filter(|format| *format > self.group.format);
+        if self.newer.map(|(format, _)| format) != newer {
+            self.newer = newer.map(|format| (format, now));
+        }
+    }
+
+    /// Lets the group be written in a newer format, once all have been able to read it for long enough.
+    fn step(&mut self, proposal: &mut Proposal, now: Instant) {
+        if let Some((format, since)) = self.newer
+            && since + self.config.step_after <= now
+        {
+            // Proposed again after a tick, if nothing comes of it.
+            self.newer = None;
+            proposal.push(Op::Step { term: self.term, format }, Subject::Group);
+        }
+    }
+
+    /// Gives out suspects, on at most half of the nodes, one to a node.
+    fn try_suspects(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
+        for k in self.ward.release() {
+            self.place(k, now);
+        }
+        let hosts = self.hosts(now.mono);
+        if hosts.is_empty() || !self.ward.is_open(now.mono) {
+            return;
+        }
+        let mut ready: Vec<(Deaths, KeyIx)> = self.ward.waiting().map(|k| (self.board.deaths(k), k)).collect();
+        let convicted = ready.extract_if(.., |(deaths, _)| is_convicted(self.config.quarantine, *deaths));
+        for (_, k) in convicted.collect::<Vec<_>>() {
+            if let Some(key) = self.board.key(k).filter(|_| proposal.ops.len() < max) {
+                self.ward.forget(k);
+                proposal.push(Op::Quarantine { term: self.term, key: key.clone() }, Subject::Key(k, key));
+            }
+        }
+        // The least likely first.
+        ready.sort_by_key(|(deaths, _)| deaths.count);
+        for (session, room) in hosts {
+            let left = max.saturating_sub(proposal.ops.len());
+            for (deaths, k) in ready.drain(..self.ward.batch().min(ready.len()).min(room).min(left)) {
+                let Some(key) = self.board.key(k) else { continue };
+                self.ward.runs(k, session, deaths.count, now.mono);
+                proposal.push(Op::Assign { term: self.term, key: key.clone(), session }, Subject::Key(k, key));
+            }
+        }
+    }
+
+    /// Sessions that may be given suspects now, and for how many they have room: at most half of the group's, so that the
+    /// others show what happens without.
+    fn hosts(&self, now: Instant) -> Vec<(SessionId, usize)> {
+        let busy = self.ward.busy(now);
+        let most = (self.board.taking().count() / 2).max(1).saturating_sub(busy.len());
+        let room =
+            |n: NodeIx, view: &SessionView| view.capacity.map_or(u32::MAX, |c| c.saturating_sub(self.planner.held(n)));
+        let hosts = self.board.taking().map(|(n, view)| (self.planner.held(n), view.session, room(n, view) as usize));
+        let mut hosts: Vec<_> = hosts.filter(|(_, session, room)| *room > 0 && !busy.contains(session)).collect();
+        // Those with the fewest keys, so that suspects that have just run are spread.
+        hosts.sort_unstable();
+        hosts.truncate(most);
+        hosts.into_iter().map(|(_, session, room)| (session, room)).collect()
     }
 
     fn do_chores(&mut self, proposal: &mut Proposal, max: usize, now: Instant) {
@@ -446,6 +610,10 @@ impl Leader {
                 Chore::Force(k) => {
                     let Some((key, token)) = self.board.ownership(k) else { continue };
                     proposal.push(Op::Force { term, key: key.clone(), token }, Subject::Key(k, key));
+                }
+                Chore::Clear { k, blames_only } => {
+                    let Some(key) = self.board.key(k) else { continue };
+                    proposal.push(Op::Clear { term, key, blames_only }, Subject::Group);
                 }
             }
         }
@@ -484,6 +652,7 @@ impl Leader {
 
     fn assign(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
         let term = self.term;
+        let mut later = Vec::new();
         loop {
             self.assignments.clear();
             self.planner.assignments(max.saturating_sub(proposal.ops.len()), &mut self.assignments);
@@ -494,15 +663,19 @@ impl Leader {
                 let (Some(key), Some(session)) = (self.board.key(k), self.board.session_at(n)) else { continue };
                 let subject = Subject::Key(k, key.clone());
                 // The keys of an ended owner come here as they stood: whether they may run again is looked at now.
-                if self.config.quarantine.is_some_and(|q| self.board.deaths(k, q.of) >= q.deaths) {
+                let deaths = self.board.deaths(k);
+                self.ward.note(k, deaths.count, now.mono);
+                if is_convicted(self.config.quarantine, deaths) {
                     self.planner.park(k);
                     proposal.push(Op::Quarantine { term, key }, subject);
-                } else if let Some(due_ms) = self.board.due_after(k, now.unix_ms) {
-                    self.planner.park(k);
-                    self.board.schedule(k, due_ms);
+                } else if self.board.waits(k, now) || self.ward.holds(k) {
+                    later.push(k);
                 } else {
                     proposal.push(Op::Assign { term, key, session }, subject);
                 }
+            }
+            for k in later.drain(..) {
+                self.place(k, now);
             }
         }
     }
@@ -532,6 +705,7 @@ impl Leader {
                 Subject::Key(k, key) => self.look_again(*k, key),
                 Subject::Session(session) if matches!(op, Op::Settle { .. }) => self.unsettled.push(*session),
                 Subject::Session(session) => self.watches.ask_again(*session),
+                // What else is about the group is proposed again by itself.
                 Subject::Group => self.hold_asked = false,
             }
         }
@@ -574,6 +748,11 @@ impl Leader {
     pub fn wants(&self, key: &Key) -> bool {
         self.board.wants(key)
     }
+}
+
+/// Whether there is enough against a key to set it aside.
+fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths) -> bool {
+    quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= q.deaths)
 }
 
 impl Proposal {

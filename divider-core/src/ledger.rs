@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Applied, Batch, Change, Cursor, GroupView, Holding, Holdings, Key, Message, Notice, Op, Page, Record, Revision,
-    SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, limits,
+    SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, Verdict, limits,
 };
 use entry::{Entry, Rare};
 use keys::Keys;
@@ -51,6 +51,8 @@ pub struct Ledger {
     logged: u64,
     /// When a session last ended. Whoever has seen this has not seen a session begin that has been forgotten since.
     ended: Revision,
+    /// How many keys have been declared.
+    declared: u64,
 }
 
 /// What came of a batch: the answer to the caller, and what others are to be told.
@@ -72,8 +74,10 @@ impl Ledger {
 
     /// Applies `ops` in order. Tokens that are issued on the way are higher than `floor`, and than all before.
     pub fn apply(&mut self, ops: &[Op], floor: Token) -> Effects {
-        self.token = self.token.max(floor);
-        self.transact(|tx| ops.iter().map(|op| tx.one(op)).collect())
+        self.transact(|tx| {
+            tx.floor = floor;
+            ops.iter().map(|op| tx.one(op)).collect()
+        })
     }
 
     /// Makes `session` the leader, in a new term that is higher than `floor`. The caller has checked that the leadership
@@ -83,7 +87,7 @@ impl Ledger {
             return (None, Effects::default());
         }
         let term = Term(self.group.term.max(floor).0 + 1);
-        let group = GroupView { term, leader: Some(session), hold: self.group.hold };
+        let group = GroupView { term, leader: Some(session), ..self.group };
         let effects = self.transact(|tx| {
             tx.set_group(group);
             Vec::new()
@@ -108,7 +112,7 @@ impl Ledger {
         let alive: Vec<SessionId> = self.sessions.values().filter(|s| s.is_alive()).map(|s| s.view.session).collect();
         self.transact(|tx| {
             for session in alive {
-                tx.end_session(session, Token::ABOVE_ALL);
+                tx.end_session(session, Verdict::NONE);
             }
             // Forgotten sessions have ended, too.
             tx.ledger.ended = Revision(tx.ledger.revision.0 + 1);
@@ -232,13 +236,13 @@ impl Ledger {
         if self.quarantined == 0 {
             return Vec::new();
         }
-        let quarantined = self.keys.from(0).filter(|(_, entry)| entry.state == State::Quarantined);
+        let quarantined = self.keys.from(0).filter(|(_, entry)| matches!(entry.state, State::Quarantined(_)));
         quarantined.take(limit).map(|(_, entry)| entry.key.clone()).collect()
     }
 
     /// Runs `work`, and gives its changes one revision and its notices one message each.
     fn transact(&mut self, work: impl FnOnce(&mut Tx<'_>) -> Vec<crate::Outcome>) -> Effects {
-        let mut tx = Tx { ledger: self, changes: Vec::new(), notices: BTreeMap::new() };
+        let mut tx = Tx { ledger: self, floor: Token(0), changes: Vec::new(), notices: BTreeMap::new() };
         let outcomes = work(&mut tx);
         let Tx { changes, notices, .. } = tx;
         let messages = notices.into_iter().map(|(session, notices)| (session, self.message(session, notices)));
@@ -282,19 +286,22 @@ impl Effects {
 
 /// What the owner of a key is handed. `None` where nobody owns it.
 fn holding(entry: &Entry) -> Option<Holding> {
-    let Entry { weight, priority, attempts, state, .. } = *entry;
+    let Entry { weight, priority, attempts, generation, state, .. } = *entry;
     let (_, token) = state.owner()?;
     let stopping = match state {
         State::Stopping { reason, .. } => Some(reason),
         _ => None,
     };
-    let Rare { payload, checkpoint, .. } = entry.rare();
-    Some(Holding { key: entry.key.clone(), token, attempts, weight, priority, payload, checkpoint, stopping })
+    let Rare { failures, payload, checkpoint, .. } = entry.rare();
+    let key = entry.key.clone();
+    Some(Holding { key, token, attempts, generation, failures, weight, priority, payload, checkpoint, stopping })
 }
 
 /// A batch that is being applied.
 struct Tx<'a> {
     ledger: &'a mut Ledger,
+    /// Tokens that are issued are higher.
+    floor: Token,
     changes: Vec<Change>,
     notices: BTreeMap<SessionId, Vec<Notice>>,
 }
@@ -311,9 +318,9 @@ impl Tx<'_> {
         self.notices.entry(session).or_default().push(notice);
     }
 
-    fn end_session(&mut self, session: SessionId, healthy_below: Token) {
+    fn end_session(&mut self, session: SessionId, verdict: Verdict) {
         let Some(s) = self.ledger.sessions.get_mut(&session) else { return };
-        s.view.ended = Some(healthy_below);
+        s.view.ended = Some(verdict);
         // The revision that this batch will have.
         self.ledger.ended = Revision(self.ledger.revision.0 + 1);
         self.changes.push(Change::Session(s.view.clone()));

@@ -24,5 +24,9 @@ pub const MAX_BATCH_OPS: usize = 512;
 pub const MAX_BATCH_BYTES: usize = 1024 * 1024;
 /// How many changes a store keeps for readers that fell behind; whoever is further behind scans again.
 pub const CHANGE_LOG: u64 = 16_384;
-/// How many past ownerships of a key are remembered for the quarantine's "k of the last n".
-pub const MAX_FATES: u32 = 32;
+/// Longest text that says why a key failed or was set aside, in bytes of UTF-8; longer ones are cut.
+pub const MAX_WHY_BYTES: usize = 1024;
+/// Longest pause of a key after a failure, in milliseconds: a hundred years, which every backend's number type holds exactly.
+pub const MAX_PAUSE_MS: u64 = 100 * 365 * 24 * 3_600_000;
+/// Most that ledger time goes on by in one op, in milliseconds: a day.
+pub const MAX_ADVANCE_MS: u64 = 24 * 3_600_000;

@@ -4,15 +4,15 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Beat, Blob, InvalidInput, Key, KeyView, NodeId, Revision, SessionId, StopReason, Term, Token, Work, limits,
+    Beat, Blob, InvalidInput, Key, KeyView, NodeId, Revision, SessionId, StopReason, Term, Text, Token, Work, limits,
     record::{range, size},
 };
 
 /// One atomic request to the authority of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
-    /// Declares work. A known key takes the new weight, priority, due time and payload, and stays where it is; a key that
-    /// was being removed is wanted again.
+    /// Declares work, as [`Work::how`] says. A known key takes the new weight, priority, due time and payload, and stays
+    /// where it is; a key that was being removed is wanted again.
     Add(Work),
     /// The work is no longer wanted. An owner is asked to stop first.
     Remove {
@@ -42,6 +42,9 @@ pub enum Op {
         /// A revision of the group that the node has been told. Refused as [`Late`](Refusal::Late) where a session has
         /// ended since: this may then be an old copy, of a session that has ended and been forgotten.
         seen: Revision,
+        /// The newest format that the node's program reads. Refused as [`TooOld`](Refusal::TooOld) where the group is
+        /// written in a newer one.
+        reads: u16,
     },
     /// Sets the affinity, once for each number.
     SetAffinity {
@@ -84,7 +87,8 @@ pub enum Op {
         /// False where the owner never began; it then does not count as an attempt.
         started: bool,
     },
-    /// The owner wants to be asked to stop the key, which then goes to another node if any other takes it.
+    /// The owner wants to be asked to stop the key, which then goes to another node if any other takes it. Where the work
+    /// was declared again since the grant, the pause and the failure are not kept: they are about the work of before.
     GiveUp {
         /// The owner.
         session: SessionId,
@@ -92,10 +96,17 @@ pub enum Op {
         key: Key,
         /// The ownership's token.
         token: Token,
-        /// Not to be started again before this time (milliseconds since the Unix epoch).
-        not_before_ms: u64,
+        /// The generation that came with the grant.
+        generation: u32,
+        /// How long the key rests before it is started again, in milliseconds of ledger time. A duration and no time of day,
+        /// so that no two clocks have to agree.
+        pause_ms: u64,
+        /// How often the work has failed in a row, this time included.
+        failures: u32,
+        /// What went wrong, for people.
+        why: Text,
     },
-    /// The work is done for good: the key ends.
+    /// The work is done for good: the key ends. Where it was declared again since the grant, it waits for its next owner.
     Complete {
         /// The owner.
         session: SessionId,
@@ -103,6 +114,8 @@ pub enum Op {
         key: Key,
         /// The ownership's token.
         token: Token,
+        /// The generation that came with the grant.
+        generation: u32,
     },
     /// Keeps bytes for the next owner.
     Checkpoint {
@@ -152,8 +165,8 @@ pub enum Op {
         session: SessionId,
         /// The beat at which it stood still: refused if it has moved since.
         beat: Beat,
-        /// Grants with lower tokens had run for long enough that the death is not held against their keys.
-        healthy_below: Token,
+        /// Which of its keys the death is held against.
+        verdict: Verdict,
     },
     /// The leader sets a free key aside because its owners keep dying.
     Quarantine {
@@ -174,9 +187,119 @@ pub enum Op {
         /// The leader's term.
         term: Term,
     },
+    /// The owner sets the key aside: the work cannot succeed without a person. Like a completion it ends the ownership at
+    /// once. Where the work was declared again since the grant, the key waits for its next owner instead.
+    SetAside {
+        /// The owner.
+        session: SessionId,
+        /// The key.
+        key: Key,
+        /// The ownership's token.
+        token: Token,
+        /// The generation that came with the grant.
+        generation: u32,
+        /// Why, for people.
+        why: Text,
+    },
+    /// The leader has seen the key survive, or a death that it had no part in: nothing is held against it any more.
+    Clear {
+        /// The leader's term.
+        term: Term,
+        /// The key.
+        key: Key,
+        /// Forget the isolated deaths alone, and not that the key is suspect.
+        blames_only: bool,
+    },
+    /// A node that was taken for dead had lived: the end of this ownership is held against nobody.
+    Absolve {
+        /// The key.
+        key: Key,
+        /// The token of the ownership that ended with the node's former session.
+        token: Token,
+    },
+    /// Time has passed on the leader's clock: ledger time goes on by as much.
+    Advance {
+        /// The leader's term.
+        term: Term,
+        /// How much, in milliseconds; at most [`MAX_ADVANCE_MS`](limits::MAX_ADVANCE_MS).
+        elapsed_ms: u64,
+    },
+    /// From now on the group is written in this format, which all its sessions read.
+    Step {
+        /// The leader's term.
+        term: Term,
+        /// The format.
+        format: u16,
+    },
+}
+
+/// Which keys of a session that has ended its death is held against. Without evidence it is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Ownerships with lower tokens had run for long enough: their keys have survived.
+    pub healthy_below: Token,
+    /// Whom of the others.
+    pub blame: Blame,
+}
+
+/// Whom a death is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Blame {
+    /// Nobody: the node left of its own accord, or the death says nothing about its keys.
+    Nobody,
+    /// Every young ownership.
+    Young,
+    /// Those of them whose keys have had at least this many deaths in a row.
+    Suspects(u32),
+    /// The one suspect that was aboard.
+    Only(Token),
+}
+
+impl Verdict {
+    /// Nothing is held against any key, and none has proved anything.
+    pub const NONE: Self = Self { healthy_below: Token(0), blame: Blame::Nobody };
+
+    /// Every ownership from this token on is blamed.
+    pub const fn young(healthy_below: Token) -> Self {
+        Self { healthy_below, blame: Blame::Young }
+    }
+
+    /// What the verdict means for an ownership of a key with so many deaths in a row.
+    pub fn on(self, token: Token, deaths: u32) -> Finding {
+        match self.blame {
+            _ if token < self.healthy_below => Finding::Survived,
+            Blame::Young => Finding::Died,
+            Blame::Suspects(from) if deaths >= from => Finding::Died,
+            Blame::Only(only) if only == token => Finding::DiedAlone,
+            Blame::Nobody | Blame::Suspects(_) | Blame::Only(_) => Finding::Nothing,
+        }
+    }
+}
+
+/// What the end of an ownership says about its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Nothing.
+    Nothing,
+    /// The owner lived for long enough with the key.
+    Survived,
+    /// The owner died soon after the grant, as others' owners may have.
+    Died,
+    /// The owner died soon after the grant, and nothing else that is suspect was aboard.
+    DiedAlone,
 }
 
 impl Op {
+    /// An owner gives up work of the first generation, without a pause or a failure.
+    pub fn give_up(session: SessionId, key: Key, token: Token) -> Self {
+        Self::GiveUp { session, key, token, generation: 1, pause_ms: 0, failures: 0, why: Text::default() }
+    }
+
+    /// An owner completes work of the first generation.
+    pub fn complete(session: SessionId, key: Key, token: Token) -> Self {
+        Self::Complete { session, key, token, generation: 1 }
+    }
+
     /// Checks every number and length. Names are checked by their types.
     ///
     /// # Errors
@@ -186,8 +309,9 @@ impl Op {
             Self::Add(work) => work.validate(),
             Self::Join { affinity, .. } | Self::SetAffinity { affinity, .. } => affinity_in_range((*affinity).into()),
             Self::Checkpoint { bytes, .. } => size("checkpoint", bytes.len(), limits::MAX_CHECKPOINT_BYTES),
-            Self::GiveUp { not_before_ms, .. } => {
-                range("not_before_ms", (*not_before_ms).into(), 0, limits::MAX_NOT_BEFORE_MS.into())
+            Self::GiveUp { pause_ms, .. } => range("pause", (*pause_ms).into(), 0, limits::MAX_PAUSE_MS.into()),
+            Self::Advance { elapsed_ms, .. } => {
+                range("elapsed time", (*elapsed_ms).into(), 0, limits::MAX_ADVANCE_MS.into())
             }
             _ => Ok(()),
         }
@@ -198,11 +322,13 @@ impl Op {
         64 + match self {
             Self::Add(work) => work.key.as_str().len() + work.payload.len(),
             Self::Checkpoint { key, bytes, .. } => key.as_str().len() + bytes.len(),
+            Self::GiveUp { key, why, .. } | Self::SetAside { key, why, .. } => key.as_str().len() + why.len(),
             Self::Remove { key }
             | Self::Retry { key }
             | Self::Confirm { key, .. }
-            | Self::GiveUp { key, .. }
             | Self::Complete { key, .. }
+            | Self::Clear { key, .. }
+            | Self::Absolve { key, .. }
             | Self::Assign { key, .. }
             | Self::Revoke { key, .. }
             | Self::Force { key, .. }
@@ -276,6 +402,12 @@ pub enum Refusal {
     /// revision that came with this answer.
     #[error("a session has ended since the join was made")]
     Late,
+    /// The group is, or would be, written in a format that a session does not read.
+    #[error("the group needs programs that read format {needs}")]
+    TooOld {
+        /// The format.
+        needs: u16,
+    },
 }
 
 /// What became of a batch of ops.
@@ -304,9 +436,12 @@ pub struct SessionView {
     pub draining: bool,
     /// Has had its share since it joined.
     pub settled: bool,
-    /// Set once it has ended: keys still in its name are free, and ownerships with a token below this one had run for
-    /// long enough not to be blamed.
-    pub ended: Option<Token>,
+    /// Set once it has ended: keys still in its name are free, and this says what its end means for them.
+    pub ended: Option<Verdict>,
+    /// The newest format that its program reads.
+    pub reads: u16,
+    /// The last token that had been issued when it joined: grants with higher ones are younger than the session.
+    pub joined: Token,
 }
 
 impl SessionView {
@@ -325,6 +460,10 @@ pub struct GroupView {
     pub leader: Option<SessionId>,
     /// A new lineage has begun; nothing is granted until the leader has waited a lease.
     pub hold: bool,
+    /// Ledger time, in milliseconds: it goes on while somebody leads and a key rests, and never back.
+    pub time_ms: u64,
+    /// The format that the group is written in; 0 before the first session.
+    pub format: u16,
 }
 
 /// One thing that is different now. Each carries the whole new state of what it names.
@@ -360,6 +499,10 @@ pub struct Holding {
     pub token: Token,
     /// Which attempt this is, from 1.
     pub attempts: u32,
+    /// See [`KeyView::generation`]. Whoever says that the work is done says which.
+    pub generation: u32,
+    /// See [`KeyView::failures`].
+    pub failures: u32,
     /// See [`Work::weight`].
     pub weight: u32,
     /// See [`Work::priority`].

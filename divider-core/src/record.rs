@@ -4,7 +4,7 @@ use std::{fmt, ops::Deref, sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{InvalidInput, Key, SessionId, Token, limits};
+use crate::{Finding, InvalidInput, Key, SessionId, Token, Verdict, limits};
 
 /// Bytes that belong to the user. Cloning is cheap; `Debug` prints only the length, since payloads may be secret.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -87,6 +87,24 @@ pub struct Work {
     pub not_before_ms: u64,
     /// Handed to whoever starts the key. Up to [`MAX_PAYLOAD_BYTES`](limits::MAX_PAYLOAD_BYTES).
     pub payload: Blob,
+    /// What the declaration does where the key is there already.
+    pub how: Declaration,
+}
+
+/// What declaring work does where the key is there already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Declaration {
+    /// The work runs after this, whatever the key is doing: an owner that is about to complete it completes what it was
+    /// given before. A key that was set aside is free again.
+    #[default]
+    Again,
+    /// Nothing happens to a key that is there.
+    Once,
+    /// As a source does it, which says the same again and again: only a changed payload, or a removal that is under way,
+    /// makes it run again.
+    Declare,
+    /// As [`Declare`](Self::Declare), where the key is there; otherwise nothing happens.
+    Refresh,
 }
 
 impl Work {
@@ -126,6 +144,13 @@ impl Work {
         self
     }
 
+    /// Sets what happens where the key is there already.
+    #[must_use]
+    pub fn how(mut self, how: Declaration) -> Self {
+        self.how = how;
+        self
+    }
+
     /// Checks every limit.
     ///
     /// # Errors
@@ -139,7 +164,7 @@ impl Work {
 
 impl From<Key> for Work {
     fn from(key: Key) -> Self {
-        Self { key, weight: 1, priority: 0, not_before_ms: 0, payload: Blob::default() }
+        Self { key, weight: 1, priority: 0, not_before_ms: 0, payload: Blob::default(), how: Declaration::Again }
     }
 }
 
@@ -205,8 +230,18 @@ pub enum State {
         /// [`Rebalanced`](StopReason::Rebalanced) or [`Removed`](StopReason::Removed); no other is ever stored.
         reason: StopReason,
     },
-    /// Its owners kept dying; waits for [`retry`](crate::Divider::retry).
-    Quarantined,
+    /// Set aside; waits for [`retry`](crate::Divider::retry), or for being declared again.
+    Quarantined(Aside),
+}
+
+/// On what evidence a key was set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Aside {
+    /// Its owners kept dying, and nothing else explains that.
+    Deaths,
+    /// Its owner said that the work cannot succeed.
+    Failed,
 }
 
 impl State {
@@ -215,7 +250,7 @@ impl State {
     pub fn owner(&self) -> Option<(SessionId, Token)> {
         match *self {
             Self::Assigned { session, token } | Self::Stopping { session, token, .. } => Some((session, token)),
-            Self::Pending | Self::Quarantined => None,
+            Self::Pending | Self::Quarantined(_) => None,
         }
     }
 }
@@ -231,14 +266,49 @@ pub struct KeyView {
     pub priority: i32,
     /// See [`Work::not_before_ms`].
     pub not_before_ms: u64,
+    /// Not to be started before ledger time has come to this, in milliseconds: a pause after a failure.
+    pub retry_at_ms: u64,
+    /// Raised when the work is declared again, so that a completion of what was declared before does not end it. From 1.
+    pub generation: u32,
+    /// Counts the declarations of new keys: lower was declared earlier.
+    pub since: u64,
     /// How often it has been granted and started.
     pub attempts: u32,
-    /// How its last ownerships ended, the newest in the lowest bit: 1 where the owner died soon after the grant.
-    pub fates: u32,
+    /// How often the work has failed in a row, as its owners said.
+    pub failures: u32,
+    /// What is held against it.
+    pub deaths: Deaths,
     /// The session that gave it up last; it goes elsewhere if anywhere else takes it.
     pub avoid: Option<SessionId>,
     /// Where it stands. An owner whose session has ended owns nothing: the key is then as good as pending.
     pub state: State,
+}
+
+/// What the deaths of its owners say about a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deaths {
+    /// How many owners in a row died soon after the grant.
+    pub count: u32,
+    /// How many in a row died with this key as the only suspect aboard.
+    pub alone: u32,
+    /// The last ownership that was counted.
+    pub token: Token,
+}
+
+impl Deaths {
+    /// What is held against the key after an ownership has ended with its session.
+    #[must_use]
+    pub fn after(self, verdict: Verdict, token: Token) -> Self {
+        let Self { count, alone, .. } = self;
+        let finding = verdict.on(token, count);
+        let count = count.saturating_add(1);
+        match finding {
+            Finding::Nothing => self,
+            Finding::Survived => Self::default(),
+            Finding::Died => Self { count, alone, token },
+            Finding::DiedAlone => Self { count, alone: alone.saturating_add(1), token },
+        }
+    }
 }
 
 /// Everything that is kept of a key.
@@ -246,6 +316,8 @@ pub struct KeyView {
 pub struct Record {
     /// All but the blobs.
     pub view: KeyView,
+    /// What went wrong last, as an owner said.
+    pub why: Text,
     /// See [`Work::payload`].
     pub payload: Blob,
     /// What the last owner wanted the next one to know.
@@ -253,11 +325,60 @@ pub struct Record {
 }
 
 impl Record {
-    /// The record of newly declared work.
-    pub fn new(work: Work) -> Self {
-        let Work { key, weight, priority, not_before_ms, payload } = work;
-        let view =
-            KeyView { key, weight, priority, not_before_ms, attempts: 0, fates: 0, avoid: None, state: State::Pending };
-        Self { view, payload, checkpoint: Blob::default() }
+    /// The record of newly declared work; `since` counts the declarations.
+    pub fn new(work: Work, since: u64) -> Self {
+        let Work { key, weight, priority, not_before_ms, payload, how: _ } = work;
+        let view = KeyView {
+            key,
+            weight,
+            priority,
+            not_before_ms,
+            retry_at_ms: 0,
+            generation: 1,
+            since,
+            attempts: 0,
+            failures: 0,
+            deaths: Deaths::default(),
+            avoid: None,
+            state: State::Pending,
+        };
+        Self { view, why: Text::default(), payload, checkpoint: Blob::default() }
+    }
+}
+
+/// A short text for people: what went wrong. Cut at [`MAX_WHY_BYTES`](limits::MAX_WHY_BYTES), where a character ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Text(Option<Arc<str>>);
+
+impl Text {
+    /// The text, cut where it is too long, and without what not every store can keep.
+    pub fn new(text: &str) -> Self {
+        let clean: String = text.chars().filter(|c| *c != '\0').collect();
+        let end = clean.floor_char_boundary(limits::MAX_WHY_BYTES);
+        Self(Some(&clean[..end]).filter(|text| !text.is_empty()).map(Arc::from))
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+    fn deref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Self::new(&text))
     }
 }

@@ -38,7 +38,15 @@ fn store(server: &RedisServer, name: &str) -> RedisStore {
 async fn join(store: &RedisStore, session: SessionId) -> Op {
     let node = NodeId::new("node").unwrap();
     let seen = store.apply(&[]).await.unwrap().revision;
-    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen }
+    Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen,
+        reads: divider_core::format::NEWEST,
+    }
 }
 
 fn add(name: impl AsRef<str>) -> Op {
@@ -146,7 +154,7 @@ async fn only_the_last_32_fates_of_a_key_are_kept() {
         let token = granted(&store, term, session, "k").await;
         let died = i % 3 != 0;
         let end = if died {
-            Op::Expire { term, session, beat: Beat(0), healthy_below: Token(0) }
+            Op::Expire { term, session, beat: Beat(0), verdict: divider_core::Verdict::young(Token(0)) }
         } else {
             Op::Confirm { session, key: key("k"), token, started: true }
         };
@@ -575,7 +583,7 @@ async fn an_evicting_server_is_refused_and_a_full_one_keeps_its_sessions() {
     assert!(full.is_transient() && full.to_string().contains("OOM"), "{full}");
     store.renew(session).await.unwrap();
     assert!(store.poll(session, Claim::Lead { term }).await.unwrap().leader.is_some());
-    let complete = Op::Complete { session, key: key("k"), token };
+    let complete = Op::complete(session, key("k"), token);
     assert_eq!(store.apply(&[complete]).await.unwrap().outcomes, [Outcome::Done]);
     server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
     assert_eq!(store.apply(&[add("more")]).await.unwrap().outcomes, [Outcome::Done]);

@@ -35,7 +35,15 @@ impl Group {
         for (n, &session) in sessions.iter().enumerate() {
             let node = NodeId::new(format!("node-{n}")).expect("a name");
             let seen = Revision(0);
-            let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 10_000, seen };
+            let join = Op::Join {
+                session,
+                node,
+                affinity: 1000,
+                capacity: None,
+                lease_ms: 10_000,
+                seen,
+                reads: divider_core::format::NEWEST,
+            };
             ledger.apply(&[join], Token(0));
         }
         let term = ledger.lead(sessions[0], Term(0)).0.expect("it lives");
@@ -43,7 +51,7 @@ impl Group {
         config.max_in_flight = MaxInFlight::Percent(100);
         let mut leader = Leader::new(config, term, None);
         leader.page(ledger.scan(None).expect("no cursor"), NOW, true);
-        leader.loaded();
+        leader.loaded(NOW);
         let mut group = Self { ledger, leader, sessions, marks: Marks::new(Duration::from_secs(10)) };
         group.settle();
         group

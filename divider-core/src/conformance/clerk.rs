@@ -20,11 +20,26 @@ impl<S: Store> Clerk<S> {
     }
 
     pub(super) async fn join_as<B: Backend<Store = S>>(trial: &Trial<B>, affinity: u32, capacity: Option<u32>) -> Self {
-        let store = trial.store().await;
-        soon("the store to open", store.open()).await.unwrap();
-        let clerk = Self { store, session: SessionId::fresh(), term: Term(0) };
+        let clerk = Self::opened(trial).await;
         assert_eq!(clerk.one(clerk.joining(affinity, capacity).await).await, Outcome::Done);
         clerk
+    }
+
+    /// Joins as a program that reads no newer format.
+    pub(super) async fn reading<B: Backend<Store = S>>(trial: &Trial<B>, format: u16) -> Self {
+        let clerk = Self::opened(trial).await;
+        let mut join = clerk.joining(1000, None).await;
+        if let Op::Join { reads, .. } = &mut join {
+            *reads = format;
+        }
+        assert_eq!(clerk.one(join).await, Outcome::Done);
+        clerk
+    }
+
+    async fn opened<B: Backend<Store = S>>(trial: &Trial<B>) -> Self {
+        let store = trial.store().await;
+        soon("the store to open", store.open()).await.unwrap();
+        Self { store, session: SessionId::fresh(), term: Term(0) }
     }
 
     /// Joins and leads.
@@ -38,7 +53,15 @@ impl<S: Store> Clerk<S> {
     pub(super) async fn joining(&self, affinity: u32, capacity: Option<u32>) -> Op {
         let node = NodeId::new("clerk").unwrap();
         let seen = self.apply(&[]).await.revision;
-        Op::Join { session: self.session, node, affinity, capacity, lease_ms: 10_000, seen }
+        Op::Join {
+            session: self.session,
+            node,
+            affinity,
+            capacity,
+            lease_ms: 10_000,
+            seen,
+            reads: crate::format::NEWEST,
+        }
     }
 
     /// Takes the leadership, and ends the hold that a fresh group may begin with.

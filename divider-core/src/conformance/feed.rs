@@ -208,7 +208,7 @@ pub async fn a_session_hears_of_every_grant_and_stop_in_order<B: Backend>(trial:
     clerk.one(Op::Remove { key: b.clone() }).await;
     // Only the owner is told of what it asked for itself; nobody else is.
     clerk.one(Op::Remove { key: b.clone() }).await;
-    let give_up = Op::GiveUp { session: other.session, key: a.clone(), token: on_a, not_before_ms: 0 };
+    let give_up = Op::give_up(other.session, a.clone(), on_a);
     assert_eq!(other.one(give_up).await, Outcome::Done);
     clerk.one(Op::Force { term: clerk.term, key: a.clone(), token: on_a }).await;
     assert_eq!(clerk.poll(Claim::Follow).await.seq, 0, "the leader was sent nothing");
@@ -220,6 +220,8 @@ pub async fn a_session_hears_of_every_grant_and_stop_in_order<B: Backend>(trial:
         key: key.clone(),
         token,
         attempts: 1,
+        generation: 1,
+        failures: 0,
         weight,
         priority,
         payload: payload.into(),
@@ -246,7 +248,7 @@ pub async fn a_session_hears_of_its_end<B: Backend>(trial: Trial<B>) {
     let other = Clerk::join(&trial).await;
     let mut hints = other.store.hints(Topic::Session(other.session)).await.unwrap();
     let beat = other.beat().await;
-    let expire = Op::Expire { term: clerk.term, session: other.session, beat, healthy_below: Token(0) };
+    let expire = Op::Expire { term: clerk.term, session: other.session, beat, verdict: crate::Verdict::young(Token(0)) };
     assert_eq!(clerk.one(expire).await, Outcome::Done);
     let heard = async {
         loop {

@@ -226,7 +226,7 @@ pub async fn a_configuration_that_contradicts_itself_is_refused<B: Backend>(tria
         ("balance", |c| c.balance = crate::Balance::Continuous { tolerance: f64::NAN }),
         ("flush_time_limit", |c| c.flush_time_limit = Duration::ZERO),
         ("stop_timeout", |c| c.stop_timeout = Some(c.lease / 2)),
-        ("quarantine", |c| c.quarantine = Some(crate::Quarantine::after(33))),
+        ("quarantine", |c| c.quarantine = Some(crate::Quarantine { deaths: 0, ..crate::Quarantine::default() })),
     ];
     for (field, change) in bad {
         let error = trial.builder(trial.store().await).configure(change).build().unwrap_err();

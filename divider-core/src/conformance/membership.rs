@@ -2,7 +2,8 @@
 
 use super::{Backend, Clerk, Trial};
 use crate::{
-    Applied, Beat, Claim, Key, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Token, limits,
+    Applied, Aside, Beat, Blame, Claim, Key, Op, Outcome, Refusal, Revision, SessionId, State, Store, StoreError, Term,
+    Token, Verdict, limits,
 };
 
 const ENDED: Outcome = Outcome::Refused(Refusal::SessionEnded);
@@ -44,7 +45,7 @@ pub async fn a_late_copy_of_a_join_does_not_bring_a_forgotten_session_back<B: Ba
     let session = SessionId::fresh();
     for (seen, outcome) in [(revision.0 - 1, late), (revision.0 + 1, late), (revision.0, Outcome::Done)] {
         let (node, seen) = (node.clone(), Revision(seen));
-        let join = Op::Join { session, node, affinity, capacity, lease_ms, seen };
+        let join = Op::Join { session, node, affinity, capacity, lease_ms, seen, reads: crate::format::NEWEST };
         assert_eq!(clerk.one(join).await, outcome, "{seen:?} of {revision:?}");
     }
 }
@@ -64,8 +65,8 @@ pub async fn an_unknown_or_ended_session_can_do_nothing<B: Backend>(trial: Trial
             Op::Drain { session },
             Op::End { session },
             Op::Confirm { session, key: key(), token, started: true },
-            Op::GiveUp { session, key: key(), token, not_before_ms: 0 },
-            Op::Complete { session, key: key(), token },
+            Op::give_up(session, key(), token),
+            Op::complete(session, key(), token),
             Op::Checkpoint { session, key: key(), token, bytes: crate::Blob::default() },
             Op::Assign { term: clerk.term, key: key(), session },
             Op::Settle { term: clerk.term, session },
@@ -88,7 +89,7 @@ pub async fn a_session_is_expired_only_while_its_beat_stands_still<B: Backend>(t
     assert!(other.store.renew(other.session).await.unwrap() > first);
     let now = other.beat().await;
     assert!(now > first, "a renewal shows in the beats");
-    let expire = |term, beat| Op::Expire { term, session: other.session, beat, healthy_below: Token(0) };
+    let expire = |term, beat| Op::Expire { term, session: other.session, beat, verdict: crate::Verdict::young(Token(0)) };
     assert_eq!(clerk.one(expire(clerk.term, first)).await, Outcome::Refused(Refusal::StillBeating));
     assert_eq!(clerk.one(expire(Term(clerk.term.0 + 1), now)).await, Outcome::Refused(Refusal::OldTerm));
     assert!(other.store.renew(other.session).await.is_ok());
@@ -114,24 +115,73 @@ pub async fn renewals_wake_nobody_and_raise_no_revision<B: Backend>(trial: Trial
 
 pub async fn a_death_is_blamed_on_young_grants_alone<B: Backend>(trial: Trial<B>) {
     let clerk = Clerk::leading(&trial).await;
-    let other = Clerk::join(&trial).await;
     let (old, young) = (clerk.add("old").await, clerk.add("young").await);
-    clerk.assign(&old, other.session).await;
-    let token = clerk.assign(&young, other.session).await;
-    let beat = other.beat().await;
-    let expire = Op::Expire { term: clerk.term, session: other.session, beat, healthy_below: token };
-    assert_eq!(clerk.one(expire).await, Outcome::Done);
-    clerk.assign(&old, clerk.session).await;
-    clerk.assign(&young, clerk.session).await;
-    let fates = async |key: &Key| clerk.record(key).await.unwrap().view.fates;
-    assert_eq!((fates(&old).await, fates(&young).await), (0, 1));
-    // An owner that ends of its own accord is not to blame either, and a stop that it confirms counts as survived.
-    let token = match clerk.state(&young).await.unwrap().owner() {
-        Some((_, token)) => token,
-        None => panic!("it is owned"),
+    let dies = async |blame: fn(Token) -> Verdict| {
+        let other = Clerk::join(&trial).await;
+        clerk.assign(&old, other.session).await;
+        let token = clerk.assign(&young, other.session).await;
+        let beat = other.beat().await;
+        let expire = Op::Expire { term: clerk.term, session: other.session, beat, verdict: blame(token) };
+        assert_eq!(clerk.one(expire).await, Outcome::Done);
+        for key in [&old, &young] {
+            let token = clerk.assign(key, clerk.session).await;
+            let confirm = Op::Confirm { session: clerk.session, key: key.clone(), token, started: false };
+            assert_eq!(clerk.one(confirm).await, Outcome::Done);
+        }
+        token
     };
+    let deaths = async |key: &Key| {
+        let deaths = clerk.record(key).await.unwrap().view.deaths;
+        (deaths.count, deaths.alone)
+    };
+    let all = async || (deaths(&old).await, deaths(&young).await);
+    dies(Verdict::young).await;
+    assert_eq!(all().await, ((0, 0), (1, 0)));
+    dies(|_| Verdict::young(Token(0))).await;
+    assert_eq!(all().await, ((1, 0), (2, 0)));
+    dies(|_| Verdict::NONE).await;
+    assert_eq!(all().await, ((1, 0), (2, 0)), "nobody is blamed, and nobody has proved anything");
+    let token = dies(|token| Verdict { healthy_below: Token(0), blame: Blame::Only(token) }).await;
+    assert_eq!(all().await, ((1, 0), (3, 1)));
+    // The node comes back: it had not died. Once, and only for the ownership that was counted last.
+    let absolve = |token| Op::Absolve { key: young.clone(), token };
+    let ops = [absolve(Token(token.0 - 1)), absolve(token), absolve(token)];
+    assert_eq!(clerk.apply(&ops).await.outcomes, [Outcome::Unchanged, Outcome::Done, Outcome::Unchanged]);
+    assert_eq!(deaths(&young).await, (2, 0));
+    let clear = |blames_only| Op::Clear { term: clerk.term, key: young.clone(), blames_only };
+    dies(|token| Verdict { healthy_below: Token(0), blame: Blame::Only(token) }).await;
+    assert_eq!(clerk.apply(&[clear(true), clear(true)]).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
+    assert_eq!(deaths(&young).await, (3, 0));
+    assert_eq!(clerk.apply(&[clear(false), clear(false)]).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
+    assert_eq!(deaths(&young).await, (0, 0));
+    // How long a run lasted that ended with a confirmation is not known here.
+    dies(|_| Verdict::young(Token(0))).await;
+    let token = clerk.assign(&young, clerk.session).await;
     clerk.one(clerk.confirm(&young, token)).await;
-    assert_eq!(fates(&young).await, 2);
+    assert_eq!(deaths(&young).await, (1, 0));
+}
+
+pub async fn a_node_that_comes_back_frees_what_was_set_aside_for_its_death<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::leading(&trial).await;
+    let other = Clerk::join(&trial).await;
+    let (owed, aside) = (clerk.add("owed").await, clerk.add("aside").await);
+    let (owed_token, token) =
+        (clerk.assign(&owed, other.session).await, clerk.assign(&aside, other.session).await);
+    let beat = other.beat().await;
+    let verdict = Verdict::young(Token(0));
+    let expire = Op::Expire { term: clerk.term, session: other.session, beat, verdict };
+    let quarantine = Op::Quarantine { term: clerk.term, key: aside.clone() };
+    assert_eq!(clerk.apply(&[expire, quarantine]).await.outcomes, [Outcome::Done, Outcome::Done]);
+    assert_eq!(clerk.state(&aside).await, Some(State::Quarantined(Aside::Deaths)));
+    let ops = [Op::Absolve { key: aside.clone(), token }, Op::Absolve { key: owed.clone(), token: owed_token }];
+    assert_eq!(clerk.apply(&ops).await.outcomes, [Outcome::Done, Outcome::Done]);
+    for key in [&aside, &owed] {
+        let view = clerk.record(key).await.unwrap().view;
+        assert_eq!((view.state, view.deaths.count), (State::Pending, 0));
+    }
+    assert_eq!(clerk.store.quarantined(9).await.unwrap(), []);
+    let (_, sessions, _) = clerk.scan().await;
+    assert_eq!(sessions.len(), 1, "no key is in the ended session's name any more");
 }
 
 pub async fn late_copies_of_affinity_changes_change_nothing<B: Backend>(trial: Trial<B>) {

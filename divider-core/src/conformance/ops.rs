@@ -1,7 +1,9 @@
 //! Single ops at the store: what each does, and when each is refused.
 
 use super::{Backend, Clerk, Trial};
-use crate::{Blob, Key, Op, Outcome, Refusal, SessionId, State, StopReason, Store, Token, Work};
+use crate::{
+    Aside, Blob, Declaration, Key, Op, Outcome, Refusal, SessionId, State, StopReason, Store, Text, Token, Work,
+};
 
 const STALE: Outcome = Outcome::Refused(Refusal::StaleToken);
 const UNKNOWN: Outcome = Outcome::Refused(Refusal::UnknownKey);
@@ -64,8 +66,8 @@ pub async fn a_key_that_is_wanted_again_before_the_confirm_stays<B: Backend>(tri
     let key = clerk.add("a").await;
     let token = clerk.assign(&key, clerk.session).await;
     clerk.one(Op::Remove { key: key.clone() }).await;
-    assert_eq!(clerk.one(Op::Add(key.clone().into())).await, Outcome::Done);
-    assert_eq!(clerk.one(Op::Add(key.clone().into())).await, Outcome::Unchanged);
+    let declare = Op::Add(Work::from(key.clone()).how(Declaration::Declare));
+    assert_eq!(clerk.apply(&[declare.clone(), declare]).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
     assert_eq!(clerk.one(clerk.confirm(&key, token)).await, Outcome::Done);
     assert_eq!(clerk.state(&key).await, Some(State::Pending));
 }
@@ -133,8 +135,8 @@ pub async fn whatever_is_not_the_owners_changes_nothing<B: Backend>(trial: Trial
         let ops = [
             Op::Confirm { session, key: of(&key), token, started: true },
             Op::Confirm { session, key: of(&key), token, started: false },
-            Op::GiveUp { session, key: of(&key), token, not_before_ms: 0 },
-            Op::Complete { session, key: of(&key), token },
+            Op::give_up(session, of(&key), token),
+            Op::complete(session, of(&key), token),
             Op::Checkpoint { session, key: of(&key), token, bytes: Blob::from(*b"stale") },
         ];
         assert_eq!(clerk.apply(&ops).await.outcomes, [STALE; 5]);
@@ -148,8 +150,8 @@ pub async fn whatever_is_not_the_owners_changes_nothing<B: Backend>(trial: Trial
     let z = Key::new("z").unwrap();
     let ops = [
         clerk.confirm(&z, token),
-        Op::GiveUp { session: clerk.session, key: z.clone(), token, not_before_ms: 0 },
-        Op::Complete { session: clerk.session, key: z.clone(), token },
+        Op::give_up(clerk.session, z.clone(), token),
+        Op::complete(clerk.session, z.clone(), token),
         Op::Checkpoint { session: clerk.session, key: z.clone(), token, bytes: Blob::default() },
         Op::Revoke { term: clerk.term, key: z.clone(), token },
         Op::Force { term: clerk.term, key: z.clone(), token },
@@ -159,24 +161,137 @@ pub async fn whatever_is_not_the_owners_changes_nothing<B: Backend>(trial: Trial
     assert_eq!(clerk.apply(&ops).await.outcomes, [UNKNOWN; 8]);
 }
 
-pub async fn giving_up_asks_for_a_stop_and_keeps_the_later_time<B: Backend>(trial: Trial<B>) {
+/// Gives up work of a generation.
+fn failed<S>(clerk: &Clerk<S>, key: &Key, token: Token, generation: u32, pause_ms: u64, failures: u32) -> Op {
+    let (session, key, why) = (clerk.session, key.clone(), Text::new("no route"));
+    Op::GiveUp { session, key, token, generation, pause_ms, failures, why }
+}
+
+pub async fn giving_up_asks_for_a_stop_and_keeps_the_pause_in_ledger_time<B: Backend>(trial: Trial<B>) {
     let clerk = Clerk::leading(&trial).await;
+    let term = clerk.term;
     let mut work = Work::new("a").unwrap();
     work.not_before_ms = 500;
     let key = work.key.clone();
-    clerk.one(Op::Add(work)).await;
+    clerk.one(Op::Add(work.clone())).await;
     let token = clerk.assign(&key, clerk.session).await;
-    let give_up = |not_before_ms| Op::GiveUp { session: clerk.session, key: key.clone(), token, not_before_ms };
-    assert_eq!(clerk.apply(&[give_up(400), give_up(900)]).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
-    let view = clerk.record(&key).await.unwrap().view;
+    assert_eq!(clerk.one(Op::Advance { term, elapsed_ms: 70 }).await, Outcome::Done);
+    assert_eq!(clerk.one(Op::Advance { term, elapsed_ms: 0 }).await, Outcome::Unchanged);
+    let old = Op::Advance { term: crate::Term(term.0 - 1), elapsed_ms: 5 };
+    assert_eq!(clerk.one(old).await, Outcome::Refused(Refusal::OldTerm));
+    assert_eq!(clerk.scan().await.0.group.time_ms, 70);
+    let ops = [failed(&clerk, &key, token, 1, 400, 3), failed(&clerk, &key, token, 1, 900, 4)];
+    assert_eq!(clerk.apply(&ops).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
+    let record = clerk.record(&key).await.unwrap();
+    let view = record.view;
     let reason = StopReason::Rebalanced;
     assert_eq!(view.state, State::Stopping { session: clerk.session, token, reason });
-    assert_eq!((view.not_before_ms, view.avoid), (500, Some(clerk.session)));
+    assert_eq!((view.not_before_ms, view.retry_at_ms, view.avoid), (500, 470, Some(clerk.session)));
+    assert_eq!((view.failures, record.why.as_str()), (3, "no route"));
     assert_eq!(clerk.one(clerk.confirm(&key, token)).await, Outcome::Done);
-    let token = clerk.assign(&key, clerk.session).await;
-    let op = Op::GiveUp { session: clerk.session, key: key.clone(), token, not_before_ms: 900 };
-    assert_eq!(clerk.one(op).await, Outcome::Done);
-    assert_eq!(clerk.record(&key).await.unwrap().view.not_before_ms, 900);
+    // The same work, declared again, ends no pause; other work does.
+    assert_eq!(clerk.one(Op::Add(work.clone())).await, Outcome::Unchanged);
+    assert_eq!(clerk.record(&key).await.unwrap().view.retry_at_ms, 470);
+    assert_eq!(clerk.one(Op::Add(work.payload(*b"other"))).await, Outcome::Done);
+    let record = clerk.record(&key).await.unwrap();
+    assert_eq!((record.view.retry_at_ms, record.view.failures, record.why.as_str()), (0, 0, ""));
+}
+
+pub async fn what_is_declared_while_its_owner_is_at_work_runs_after_it<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::leading(&trial).await;
+    let (session, key) = (clerk.session, clerk.add("a").await);
+    let add = |how| Op::Add(Work::from(key.clone()).payload(*b"2").how(how));
+    // Each way in which an owner may end the work of before.
+    for way in 0..3 {
+        let token = clerk.assign(&key, session).await;
+        let generation = clerk.record(&key).await.unwrap().view.generation;
+        assert_eq!(clerk.one(add(Declaration::Once)).await, Outcome::Unchanged);
+        let (same, again) = (clerk.one(add(Declaration::Declare)).await, clerk.one(add(Declaration::Again)).await);
+        assert_eq!((same == Outcome::Done, again), (way == 0, Outcome::Done), "only a change is news from a source");
+        let (key, why) = (key.clone(), Text::new("no"));
+        let op = match way {
+            0 => Op::Complete { session, key: key.clone(), token, generation },
+            1 => Op::SetAside { session, key: key.clone(), token, generation, why },
+            _ => failed(&clerk, &key, token, generation, 5000, 7),
+        };
+        assert_eq!(clerk.one(op).await, Outcome::Done);
+        if way == 2 {
+            clerk.one(clerk.confirm(&key, token)).await;
+        }
+        let record = clerk.record(&key).await.expect("it runs again");
+        assert_eq!((record.view.state, record.view.failures, record.view.retry_at_ms), (State::Pending, 0, 0));
+        assert!(record.view.generation > generation && &record.payload[..] == b"2");
+    }
+    // Nobody is at work: there is nothing that this could come after.
+    assert_eq!(clerk.one(add(Declaration::Again)).await, Outcome::Unchanged);
+    let token = clerk.assign(&key, session).await;
+    let generation = clerk.record(&key).await.unwrap().view.generation;
+    assert_eq!(clerk.one(Op::Complete { session, key: key.clone(), token, generation }).await, Outcome::Done);
+    assert_eq!(clerk.record(&key).await, None);
+    assert_eq!(clerk.one(add(Declaration::Refresh)).await, Outcome::Unchanged, "there is nothing to refresh");
+    assert_eq!(clerk.record(&key).await, None);
+    assert_eq!(clerk.one(add(Declaration::Once)).await, Outcome::Done);
+}
+
+pub async fn an_owner_sets_its_key_aside_until_it_is_retried_or_declared_again<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::leading(&trial).await;
+    let (session, key) = (clerk.session, clerk.add("a").await);
+    for again in [Op::Retry { key: key.clone() }, Op::Add(key.clone().into())] {
+        let token = clerk.assign(&key, session).await;
+        let generation = clerk.record(&key).await.unwrap().view.generation;
+        let why = Text::new("bad address");
+        let aside = Op::SetAside { session, key: key.clone(), token, generation, why };
+        assert_eq!(clerk.apply(&[aside.clone(), aside]).await.outcomes, [Outcome::Done, STALE]);
+        let record = clerk.record(&key).await.unwrap();
+        assert_eq!((record.view.state, record.why.as_str()), (State::Quarantined(Aside::Failed), "bad address"));
+        assert_eq!(clerk.store.quarantined(9).await.unwrap(), [key.clone()]);
+        // A source that says the same again does not free it.
+        let same = Op::Add(Work::from(key.clone()).how(Declaration::Declare));
+        assert_eq!(clerk.one(same).await, Outcome::Unchanged);
+        assert_eq!(clerk.one(again).await, Outcome::Done);
+        let record = clerk.record(&key).await.unwrap();
+        assert_eq!((record.view.state, record.why.as_str(), record.view.failures), (State::Pending, "", 0));
+    }
+    // What is being removed ends, whatever its owner says.
+    let token = clerk.assign(&key, session).await;
+    clerk.one(Op::Remove { key: key.clone() }).await;
+    let aside = Op::SetAside { session, key: key.clone(), token, generation: 0, why: Text::default() };
+    assert_eq!(clerk.one(aside).await, Outcome::Done);
+    assert_eq!(clerk.record(&key).await, None);
+}
+
+pub async fn keys_are_numbered_in_the_order_in_which_they_were_declared<B: Backend>(trial: Trial<B>) {
+    let clerk = Clerk::join(&trial).await;
+    let ops = ["b", "a", "c", "a"].map(|key| Op::Add(Work::new(key).unwrap()));
+    clerk.apply(&ops).await;
+    let since = async |key: &str| clerk.record(&Key::new(key).unwrap()).await.unwrap().view.since;
+    let first = since("b").await;
+    assert_eq!((since("a").await, since("c").await), (first + 1, first + 2));
+}
+
+pub async fn a_group_is_written_in_a_format_that_all_its_sessions_read<B: Backend>(trial: Trial<B>) {
+    use crate::format::{NEWEST, OLDEST};
+    let mut old = Clerk::reading(&trial, OLDEST).await;
+    old.lead().await;
+    let (key, new) = (old.add("a").await, Clerk::join(&trial).await);
+    assert_eq!(old.scan().await.0.group.format, OLDEST);
+    let step = Op::Step { term: old.term, format: NEWEST };
+    assert_eq!(old.one(step.clone()).await, Outcome::Refused(Refusal::TooOld { needs: NEWEST }));
+    // What the old format has no room for is left out.
+    let token = old.assign(&key, old.session).await;
+    assert_eq!(old.one(failed(&old, &key, token, 1, 1, 2)).await, Outcome::Done);
+    let record = old.record(&key).await.unwrap();
+    assert_eq!((record.view.failures, record.why.as_str()), (2, ""));
+    let Op::Join { node, affinity, capacity, lease_ms, .. } = old.joining(1, None).await else { panic!("a join") };
+    old.one(Op::End { session: old.session }).await;
+    let mut new = new;
+    new.lead().await;
+    let step = Op::Step { term: new.term, format: NEWEST };
+    assert_eq!(new.apply(&[step.clone(), step]).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
+    assert_eq!(new.scan().await.0.group.format, NEWEST);
+    let seen = new.apply(&[]).await.revision;
+    let join = Op::Join { session: SessionId::fresh(), node, affinity, capacity, lease_ms, seen, reads: OLDEST };
+    assert_eq!(new.one(join).await, Outcome::Refused(Refusal::TooOld { needs: NEWEST }));
 }
 
 pub async fn a_checkpoint_is_kept_and_completion_ends_the_key<B: Backend>(trial: Trial<B>) {
@@ -197,7 +312,7 @@ pub async fn a_checkpoint_is_kept_and_completion_ends_the_key<B: Backend>(trial:
     let token = clerk.assign(&key, session).await;
     let holdings = clerk.store.holdings(session).await.unwrap().holdings;
     assert_eq!(&holdings[0].checkpoint[..], b"last");
-    let complete = Op::Complete { session, key: key.clone(), token };
+    let complete = Op::complete(session, key.clone(), token);
     assert_eq!(clerk.apply(&[complete.clone(), complete]).await.outcomes, [Outcome::Done, UNKNOWN]);
     assert_eq!(clerk.record(&key).await, None);
     // Declared again it is new.

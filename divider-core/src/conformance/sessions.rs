@@ -16,7 +16,7 @@ async fn expire<B: Backend>(trial: &Trial<B>, session: SessionId) {
             let term = store.scan(None).await.unwrap().group.term;
             let beats = store.beats().await.unwrap();
             let beat = beats.iter().find(|(of, _)| *of == session).map(|(_, beat)| *beat).unwrap_or_default();
-            let op = Op::Expire { term, session, beat, healthy_below: Token::ABOVE_ALL };
+            let op = Op::Expire { term, session, beat, verdict: crate::Verdict::NONE };
             match store.apply(&[op]).await.unwrap().outcomes[0] {
                 Outcome::Done => return,
                 Outcome::Refused(Refusal::StillBeating | Refusal::OldTerm) => {}

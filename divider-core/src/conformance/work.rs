@@ -92,7 +92,8 @@ pub async fn a_key_whose_owners_keep_dying_is_set_aside_until_it_is_retried<B: B
             let lease = trial.short();
             // The first node leads, and it is the leader's settings that count.
             let leader = trial.node(|config| {
-                (config.lease, config.affinity, config.quarantine) = (lease, 0, Some(Quarantine::after(2)));
+                let quarantine = Quarantine { suspect: 1, deaths: 1, within: lease * 4 };
+                (config.lease, config.affinity, config.quarantine) = (lease, 0, Some(quarantine));
             });
             let leader = leader.await;
             trial.until("it leads", async || leader.inner.is_leader()).await;

@@ -1,17 +1,16 @@
 //! The leader's picture of the group: keys and sessions under dense numbers, so that the planner never sees a string.
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    collections::{BTreeMap, BTreeSet},
     hash::BuildHasher,
     time::Duration,
 };
 
 use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
-use super::{Counts, Timing};
+use super::{Counts, Now, Timing};
 use crate::{
-    Instant, Key, KeyView, NodeId, SessionId, SessionView, State, StopReason, Token,
+    Deaths, Instant, Key, KeyView, NodeId, SessionId, SessionView, State, StopReason, Token,
     planner::{KeyIx, NodeIx, NodeSpec, Planner},
 };
 
@@ -31,8 +30,10 @@ pub(super) struct Board {
     sessions: Vec<Option<Slot>>,
     /// Which session a planner's node is.
     nodes: Vec<u32>,
-    /// Keys that are not due yet, the earliest first. May name a key that has changed since; the key's own time counts.
-    schedule: BinaryHeap<Reverse<(u64, KeyIx)>>,
+    /// Keys that are not due yet by the wall clock, the earliest first.
+    schedule: BTreeSet<(u64, KeyIx)>,
+    /// Keys that rest after a failure, by when that ends on this leader's clock.
+    rests: BTreeSet<(Instant, KeyIx)>,
     /// Since when keys are between owners, by request. Few.
     stops: BTreeMap<KeyIx, Instant>,
     /// Keys that are to end once their owner has stopped them. Few.
@@ -60,14 +61,17 @@ struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rare {
     not_before_ms: u64,
-    fates: u32,
+    /// The end of its pause in ledger time, and on this leader's clock.
+    retry_at_ms: u64,
+    rests_until: Option<Instant>,
+    deaths: Deaths,
     /// Slot of a session, or [`NOBODY`].
     avoid: u32,
 }
 
 impl Default for Rare {
     fn default() -> Self {
-        Self { not_before_ms: 0, fates: 0, avoid: NOBODY }
+        Self { not_before_ms: 0, retry_at_ms: 0, rests_until: None, deaths: Deaths::default(), avoid: NOBODY }
     }
 }
 
@@ -93,7 +97,7 @@ struct Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     Owned { node: NodeIx, stopping: bool },
-    Free { avoid: Option<NodeIx>, due_ms: u64 },
+    Free { avoid: Option<NodeIx>, due_ms: u64, rests_until: Option<Instant> },
     Quarantined,
     Gone,
 }
@@ -171,7 +175,8 @@ impl Board {
         Duration::from_millis(leases.max().unwrap_or(0).into())
     }
 
-    pub(super) fn set_key(&mut self, view: KeyView, planner: &mut Planner, now: Instant) -> KeyIx {
+    /// Takes in how a key stands, where ledger time stands at `time_ms`.
+    pub(super) fn set_key(&mut self, view: KeyView, planner: &mut Planner, now: Instant, time_ms: u64) -> KeyIx {
         let (owner, token) = match view.state.owner() {
             Some((session, token)) => (self.slot(session), token),
             None => (NOBODY, Token(0)),
@@ -182,9 +187,9 @@ impl Board {
             State::Assigned { .. } => Kind::Assigned,
             State::Stopping { reason: StopReason::Removed, .. } => Kind::Removing,
             State::Stopping { .. } => Kind::Stopping,
-            State::Quarantined => Kind::Quarantined,
+            State::Quarantined(_) => Kind::Quarantined,
         };
-        let KeyView { key, weight, priority, not_before_ms, fates, .. } = view;
+        let KeyView { key, weight, priority, not_before_ms, retry_at_ms, deaths, .. } = view;
         let known = self.index(&key);
         let k = known.unwrap_or_else(|| planner.add_key(weight, priority));
         let at = k.0 as usize;
@@ -196,7 +201,13 @@ impl Board {
             keys.resize_with(len, || None);
             self.registered += 1;
         }
-        let rare = Rare { not_before_ms, fates, avoid };
+        self.unschedule(k);
+        let known_rest = self.rare.get(&k).filter(|rare| rare.retry_at_ms == retry_at_ms).map(|rare| rare.rests_until);
+        // Counted from when this leader heard of it, so never shorter than it was meant.
+        let rest =
+            retry_at_ms.checked_sub(time_ms).filter(|left| *left > 0).map(|left| now + Duration::from_millis(left));
+        let rests_until = known_rest.unwrap_or(rest);
+        let rare = Rare { not_before_ms, retry_at_ms, rests_until, deaths, avoid };
         let is_rare = rare != Rare::default();
         let entry = Entry { key, token, owner, kind, refused: false, rare: is_rare };
         let old = self.keys[at].replace(entry);
@@ -243,6 +254,7 @@ impl Board {
         let entry = self.keys[k.0 as usize].take()?;
         self.quarantined -= usize::from(entry.kind == Kind::Quarantined);
         self.registered -= 1;
+        self.unschedule(k);
         self.rare.remove(&k);
         self.removing.remove(&k);
         self.stops.remove(&k);
@@ -281,7 +293,11 @@ impl Board {
             Some(node) => Standing::Owned { node, stopping: entry.kind != Kind::Assigned },
             None => {
                 let rare = self.rare(k, entry);
-                Standing::Free { avoid: self.node(rare.avoid), due_ms: rare.not_before_ms }
+                Standing::Free {
+                    avoid: self.node(rare.avoid),
+                    due_ms: rare.not_before_ms,
+                    rests_until: rare.rests_until,
+                }
             }
         }
     }
@@ -296,39 +312,83 @@ impl Board {
         self.removing.iter().copied().collect()
     }
 
-    /// Of the last `of` owners, how many died soon after they got the key.
-    pub(super) fn deaths(&self, k: KeyIx, of: u32) -> u32 {
-        let Some(entry) = self.entry(k) else { return 0 };
+    /// What is held against a key, the end of its last owner included.
+    pub(super) fn deaths(&self, k: KeyIx) -> Deaths {
+        let Some(entry) = self.entry(k) else { return Deaths::default() };
+        let deaths = self.rare(k, entry).deaths;
         let ended = self.sessions.get(entry.owner as usize).and_then(Option::as_ref).and_then(|slot| slot.view.ended);
-        let mut fates = self.rare(k, entry).fates;
-        if let Some(healthy_below) = ended {
-            fates = fates << 1 | u32::from(entry.token >= healthy_below);
-        }
-        (fates & u32::MAX.unbounded_shr(32 - of)).count_ones()
+        ended.map_or(deaths, |verdict| deaths.after(verdict, entry.token))
     }
 
-    /// When the key is due, if that is later than now.
-    pub(super) fn due_after(&self, k: KeyIx, now_ms: u64) -> Option<u64> {
-        self.entry(k).map(|entry| self.rare(k, entry).not_before_ms).filter(|due| *due > now_ms)
+    /// The living session that owns a key, and under which token.
+    pub(super) fn owner(&self, k: KeyIx) -> Option<(SessionId, Token)> {
+        let entry = self.entry(k)?;
+        let session = self.sessions.get(entry.owner as usize)?.as_ref()?;
+        session.node.map(|_| (session.view.session, entry.token))
+    }
+
+    /// All sessions, those that have ended with keys still in their name included.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = &SessionView> {
+        self.sessions.iter().flatten().map(|slot| &slot.view)
+    }
+
+    /// The living sessions that take work, with their numbers in the planner.
+    pub(super) fn taking(&self) -> impl Iterator<Item = (NodeIx, &SessionView)> {
+        let taking = self.sessions.iter().flatten().filter(|slot| slot.view.takes_work());
+        taking.filter_map(|slot| Some((slot.node?, &slot.view)))
+    }
+
+    /// Whether another session lives that was there before a grant.
+    pub(super) fn has_witness(&self, but: SessionId, granted: Token) -> bool {
+        let others = self.sessions.iter().flatten().map(|slot| &slot.view).filter(|view| view.session != but);
+        others.filter(|view| view.ended.is_none()).any(|view| view.joined < granted)
+    }
+
+    /// The newest format that all living sessions read.
+    pub(super) fn lowest_reads(&self) -> Option<u16> {
+        self.sessions.iter().flatten().filter(|slot| slot.view.ended.is_none()).map(|slot| slot.view.reads).min()
+    }
+
+    /// Whether the key is not due yet, or rests.
+    pub(super) fn waits(&self, k: KeyIx, now: Now) -> bool {
+        let waits = |rare: Rare| rare.not_before_ms > now.unix_ms || rare.rests_until.is_some_and(|at| at > now.mono);
+        self.entry(k).is_some_and(|entry| waits(self.rare(k, entry)))
     }
 
     pub(super) fn schedule(&mut self, k: KeyIx, due_ms: u64) {
-        self.schedule.push(Reverse((due_ms, k)));
+        self.schedule.insert((due_ms, k));
     }
 
-    /// When the next key is due.
+    pub(super) fn rest(&mut self, k: KeyIx, until: Instant) {
+        self.rests.insert((until, k));
+    }
+
+    /// Forgets what a key waited for. Called before that changes, so that nothing of before stays behind.
+    fn unschedule(&mut self, k: KeyIx) {
+        let Some(rare) = self.rare.get(&k) else { return };
+        self.schedule.remove(&(rare.not_before_ms, k));
+        if let Some(until) = rare.rests_until {
+            self.rests.remove(&(until, k));
+        }
+    }
+
+    /// When the next key is due by the wall clock.
     pub(super) fn due_ms(&self) -> Option<u64> {
-        self.schedule.peek().map(|Reverse((due_ms, _))| *due_ms)
+        self.schedule.first().map(|(due_ms, _)| *due_ms)
     }
 
-    /// A key that has become due, and still waits for that.
-    pub(super) fn next_due(&mut self, now_ms: u64) -> Option<KeyIx> {
-        while self.due_ms().is_some_and(|due| due <= now_ms) {
-            let Reverse((due_ms, k)) = self.schedule.pop()?;
-            let waits = matches!(self.standing(k), Standing::Free { due_ms: due, .. } if due == due_ms);
-            if waits {
-                return Some(k);
-            }
+    /// When the next pause ends.
+    pub(super) fn rested_at(&self) -> Option<Instant> {
+        self.rests.first().map(|(until, _)| *until)
+    }
+
+    /// A key that has become due, or whose pause has ended. It is named once.
+    pub(super) fn next_due(&mut self, now_ms: u64, now: Instant) -> Option<KeyIx> {
+        if self.due_ms().is_some_and(|due| due <= now_ms) {
+            return self.schedule.pop_first().map(|(_, k)| k);
+        }
+        if self.rested_at().is_some_and(|until| until <= now) {
+            return self.rests.pop_first().map(|(_, k)| k);
         }
         None
     }

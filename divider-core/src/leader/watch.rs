@@ -3,7 +3,10 @@
 //! A watch starts when this leader first sees a session, not when the session last renewed: the leader cannot know that,
 //! unless the store can tell that it was silent before. So a lease is always granted in full, and never cut short.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::Deposed;
 use crate::{Beat, Instant, SessionId};
@@ -13,6 +16,12 @@ pub(super) struct Watches {
     watches: BTreeMap<SessionId, Watch>,
     deposed: Option<Deposed>,
     lock_delay: Option<Duration>,
+    /// Sessions that were expired lately, and since when they had been silent.
+    expired: Vec<(SessionId, Instant)>,
+    /// When the beats were read last.
+    read: Option<Instant>,
+    /// Until when a silence may be this leader's own: it was not answered itself.
+    deaf_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -41,7 +50,7 @@ impl Watch {
 
 impl Watches {
     pub(super) fn new(deposed: Option<Deposed>, lock_delay: Option<Duration>) -> Self {
-        Self { watches: BTreeMap::new(), deposed, lock_delay }
+        Self { watches: BTreeMap::new(), deposed, lock_delay, expired: Vec::new(), read: None, deaf_until: None }
     }
 
     pub(super) fn watch(&mut self, session: SessionId, lease: Duration, now: Instant) {
@@ -61,6 +70,10 @@ impl Watches {
     }
 
     pub(super) fn beats(&mut self, beats: &[(SessionId, Beat)], now: Instant) {
+        let lease = self.longest_lease();
+        if self.read.replace(now).is_some_and(|read| now.since(read) > lease / 2) {
+            self.deaf_until = Some(now + lease);
+        }
         for (session, beat) in beats {
             if let Some(watch) = self.watches.get_mut(session)
                 && watch.beat != *beat
@@ -96,6 +109,29 @@ impl Watches {
         if let Some(watch) = self.watches.get_mut(&session) {
             watch.asked = false;
         }
+    }
+
+    fn longest_lease(&self) -> Duration {
+        self.watches.values().map(|watch| watch.lease).max().unwrap_or_default()
+    }
+
+    /// Whether a silence may be this leader's own: it was not answered itself meanwhile.
+    pub(super) fn was_deaf(&self, session: SessionId, now: Instant) -> bool {
+        let deposed = self.deposed.filter(|deposed| deposed.session == session);
+        self.deaf_until.is_some_and(|until| now <= until) || deposed.is_some_and(|deposed| deposed.unanswered)
+    }
+
+    /// The sessions that fell silent at about the same time as this one, itself included, of which some may have been
+    /// expired already.
+    pub(super) fn silent_with(&mut self, session: SessionId, since: Instant, now: Instant) -> BTreeSet<SessionId> {
+        let lease = self.longest_lease();
+        let together = |other: Instant| other.since(since).max(since.since(other)) <= lease / 2;
+        self.expired.retain(|(_, other)| now.since(*other) <= lease * 3);
+        let expired = self.expired.iter().filter(|(_, other)| together(*other)).map(|(session, _)| *session);
+        let silent = self.watches.iter().filter(|(_, watch)| together(watch.since)).map(|(session, _)| *session);
+        let silent = expired.chain(silent).collect();
+        self.expired.push((session, since));
+        silent
     }
 
     /// At most `max` sessions that have been silent for their whole lease, or gone for the lock delay, each named once.

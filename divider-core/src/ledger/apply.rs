@@ -1,18 +1,23 @@
 //! The rules, one function for each kind of op.
 
-use super::{Session, Tx, entry::Entry, holding, places::Place};
+use super::{
+    Session, Tx,
+    entry::{Entry, Rare},
+    holding,
+    places::Place,
+};
 use crate::{
-    Blob, Change, GroupView, Key, Notice, Op, Outcome, Record, Refusal, Revision, SessionId, SessionView, State,
-    StopReason, Term, Token, Work, limits,
+    Aside, Blob, Change, Deaths, Declaration, GroupView, Key, Notice, Op, Outcome, Record, Refusal, Revision,
+    SessionId, SessionView, State, StopReason, Term, Text, Token, Verdict, Work, format, limits,
 };
 
 type Decision = Result<Outcome, Refusal>;
 
 /// Where a record stands once ended owners are taken for none.
 enum Standing {
-    /// No living owner; `blame` is set where the last one died, and says whether soon after the grant.
+    /// No living owner. The token and the verdict are set where the last one's session has ended.
     Free {
-        blame: Option<bool>,
+        last: Option<(Token, Verdict)>,
     },
     /// A living session owns it.
     Owned {
@@ -34,7 +39,7 @@ impl Tx<'_> {
             Op::Remove { key } => self.remove(key),
             Op::Retry { key } => self.retry(key),
             Op::Rebalance => self.rebalance(),
-            Op::Join { session, node, affinity, capacity, lease_ms, seen } => {
+            Op::Join { session, node, affinity, capacity, lease_ms, seen, reads } => {
                 let view = SessionView {
                     session: *session,
                     node: node.clone(),
@@ -44,6 +49,8 @@ impl Tx<'_> {
                     draining: false,
                     settled: false,
                     ended: None,
+                    reads: *reads,
+                    joined: self.ledger.token,
                 };
                 self.join(view, *seen)
             }
@@ -56,11 +63,17 @@ impl Tx<'_> {
             Op::Drain { session } => self.change_session(*session, |view| view.draining = true),
             Op::End { session } => self.end(*session),
             Op::Confirm { session, key, token, started } => self.confirm(*session, key, *token, *started),
-            Op::GiveUp { session, key, token, not_before_ms } => self.give_up(*session, key, *token, *not_before_ms),
-            Op::Complete { session, key, token } => {
-                self.owned(*session, key, *token)?;
-                self.delete(key);
-                Ok(Outcome::Done)
+            Op::GiveUp { session, key, token, generation, pause_ms, failures, why } => {
+                let stopping = self.owned(*session, key, *token)?;
+                self.give_up(*session, key, *token, stopping, *generation, (*pause_ms, *failures, why))
+            }
+            Op::Complete { session, key, token, generation } => {
+                let stopping = self.owned(*session, key, *token)?;
+                self.finish(key, stopping, *generation, None)
+            }
+            Op::SetAside { session, key, token, generation, why } => {
+                let stopping = self.owned(*session, key, *token)?;
+                self.finish(key, stopping, *generation, Some(why))
             }
             Op::Checkpoint { session, key, token, bytes } => self.checkpoint(*session, key, *token, bytes),
             Op::Assign { term, key, session } => {
@@ -76,10 +89,10 @@ impl Tx<'_> {
                 self.force(key, *token)
             }
             // The beat is compared by whoever keeps the beats, before the op comes here.
-            Op::Expire { term, session, healthy_below, .. } => {
+            Op::Expire { term, session, verdict, .. } => {
                 self.led(*term)?;
                 self.alive(*session)?;
-                self.end_session(*session, *healthy_below);
+                self.end_session(*session, *verdict);
                 Ok(Outcome::Done)
             }
             Op::Quarantine { term, key } => {
@@ -96,35 +109,77 @@ impl Tx<'_> {
                 self.set_group(GroupView { hold: false, ..self.ledger.group });
                 Ok(if held { Outcome::Done } else { Outcome::Unchanged })
             }
+            Op::Clear { term, key, blames_only } => {
+                self.led(*term)?;
+                self.clear(key, *blames_only)
+            }
+            Op::Absolve { key, token } => self.absolve(key, *token),
+            Op::Advance { term, elapsed_ms } => {
+                self.led(*term)?;
+                let time_ms = self.ledger.group.time_ms + elapsed_ms;
+                self.set_group(GroupView { time_ms, ..self.ledger.group });
+                Ok(if *elapsed_ms > 0 { Outcome::Done } else { Outcome::Unchanged })
+            }
+            Op::Step { term, format } => {
+                self.led(*term)?;
+                self.step(*format)
+            }
         }
     }
 
     fn add(&mut self, work: &Work) -> Decision {
-        let Some(entry) = self.ledger.keys.get_mut(&work.key) else {
-            let entry = Entry::from(Record::new(work.clone()));
-            self.changes.push(Change::Key(entry.view()));
-            self.ledger.keys.insert(entry);
-            return Ok(Outcome::Done);
-        };
-        let rare = entry.rare();
-        let wanted_again = matches!(entry.state, State::Stopping { reason: StopReason::Removed, .. });
-        let same = (entry.weight, entry.priority) == (work.weight, work.priority)
-            && (rare.not_before_ms, &rare.payload) == (work.not_before_ms, &work.payload);
-        if same && !wanted_again {
+        let Some(entry) = self.ledger.keys.get_mut(&work.key) else { return Ok(self.declare_new(work)) };
+        if work.how == Declaration::Once {
             return Ok(Outcome::Unchanged);
         }
+        let rare = entry.rare();
+        let same_payload = rare.payload == work.payload;
+        let same = same_payload
+            && (entry.weight, entry.priority, rare.not_before_ms) == (work.weight, work.priority, work.not_before_ms);
+        let wanted_again = matches!(entry.state, State::Stopping { reason: StopReason::Removed, .. });
+        // Work that nobody has begun runs after this in any case.
+        let begun = entry.state != State::Pending;
+        let raised = !same_payload || wanted_again || begun && work.how == Declaration::Again;
+        if same && !raised {
+            return Ok(Outcome::Unchanged);
+        }
+        entry.generation = entry.generation.saturating_add(u32::from(raised));
         (entry.weight, entry.priority) = (work.weight, work.priority);
         entry.edit_rare(|rare| {
             rare.not_before_ms = work.not_before_ms;
             rare.payload = work.payload.clone();
+            if !same_payload {
+                rare.forgive();
+            }
         });
         if let State::Stopping { reason, .. } = &mut entry.state {
             // The stop has been asked for and goes on; but the key stays.
             *reason = StopReason::Rebalanced;
         }
-        let view = entry.view();
-        self.changes.push(Change::Key(view));
+        match entry.state {
+            State::Quarantined(_) if raised => self.free(&work.key),
+            _ => {
+                let view = entry.view();
+                self.changes.push(Change::Key(view));
+            }
+        }
         Ok(Outcome::Done)
+    }
+
+    fn declare_new(&mut self, work: &Work) -> Outcome {
+        if work.how == Declaration::Refresh {
+            return Outcome::Unchanged;
+        }
+        self.ledger.declared += 1;
+        let entry = Entry::from(Record::new(work.clone(), self.ledger.declared));
+        self.changes.push(Change::Key(entry.view()));
+        self.ledger.keys.insert(entry);
+        Outcome::Done
+    }
+
+    /// Frees a key that was set aside, with a clean history.
+    fn free(&mut self, key: &Key) {
+        self.change_key(key, State::Pending, |entry| entry.edit_rare(Rare::forgive));
     }
 
     fn remove(&mut self, key: &Key) -> Decision {
@@ -143,7 +198,7 @@ impl Tx<'_> {
 
     fn retry(&mut self, key: &Key) -> Decision {
         let Standing::Quarantined = self.standing(key)? else { return Err(Refusal::NotQuarantined) };
-        self.change_key(key, State::Pending, |entry| entry.fates = 0);
+        self.free(key);
         Ok(Outcome::Done)
     }
 
@@ -163,6 +218,13 @@ impl Tx<'_> {
         if seen < self.ledger.ended || seen > self.ledger.revision {
             return Err(Refusal::Late);
         }
+        let written = self.ledger.group.format;
+        if view.reads < written {
+            return Err(Refusal::TooOld { needs: written });
+        }
+        if written == 0 {
+            self.set_group(GroupView { format: view.reads, ..self.ledger.group });
+        }
         self.changes.push(Change::Session(view.clone()));
         self.ledger.sessions.insert(view.session, Session::new(view));
         Ok(Outcome::Done)
@@ -171,7 +233,7 @@ impl Tx<'_> {
     fn end(&mut self, session: SessionId) -> Decision {
         self.alive(session)?;
         // Its node acts no more but lives: its keys are not to blame.
-        self.end_session(session, Token::ABOVE_ALL);
+        self.end_session(session, Verdict::NONE);
         Ok(Outcome::Done)
     }
 
@@ -198,9 +260,8 @@ impl Tx<'_> {
             return Ok(Outcome::Done);
         }
         self.change_key(key, State::Pending, |entry| {
-            if started {
-                entry.fates <<= 1;
-            } else {
+            // How long it ran is not known here, so this says nothing about what deaths there were.
+            if !started {
                 entry.attempts = entry.attempts.saturating_sub(1);
             }
             if stopping.is_none() {
@@ -211,18 +272,48 @@ impl Tx<'_> {
         Ok(Outcome::Done)
     }
 
-    fn give_up(&mut self, session: SessionId, key: &Key, token: Token, not_before_ms: u64) -> Decision {
-        if self.owned(session, key, token)?.is_some() {
+    fn give_up(
+        &mut self,
+        session: SessionId,
+        key: &Key,
+        token: Token,
+        stopping: Option<StopReason>,
+        generation: u32,
+        (pause_ms, failures, why): (u64, u32, &Text),
+    ) -> Decision {
+        if stopping.is_some() {
             return Ok(Outcome::Unchanged);
         }
+        let GroupView { time_ms, format, .. } = self.ledger.group;
         let reason = StopReason::Rebalanced;
         self.change_key(key, State::Stopping { session, token, reason }, |entry| {
+            let current = entry.generation == generation;
             entry.edit_rare(|rare| {
                 rare.avoid = Some(session);
-                rare.not_before_ms = rare.not_before_ms.max(not_before_ms);
+                if current {
+                    rare.failures = failures;
+                    rare.retry_at_ms = if pause_ms > 0 { time_ms + pause_ms } else { 0 };
+                    rare.why = kept(why, format);
+                }
             });
         });
         self.stop(session, key.clone(), token, reason);
+        Ok(Outcome::Done)
+    }
+
+    /// The owner is done with the key: for good, or until a person looks at it.
+    fn finish(&mut self, key: &Key, stopping: Option<StopReason>, generation: u32, aside: Option<&Text>) -> Decision {
+        let current = self.ledger.keys.get(key).is_some_and(|entry| entry.generation == generation);
+        let format = self.ledger.group.format;
+        match aside {
+            _ if stopping == Some(StopReason::Removed) => self.delete(key),
+            // It was declared again, and that runs after this.
+            _ if !current => self.free(key),
+            None => self.delete(key),
+            Some(why) => self.change_key(key, State::Quarantined(Aside::Failed), |entry| {
+                entry.edit_rare(|rare| rare.why = kept(why, format));
+            }),
+        }
         Ok(Outcome::Done)
     }
 
@@ -239,7 +330,7 @@ impl Tx<'_> {
         if self.ledger.group.hold {
             return Err(Refusal::Holding);
         }
-        let Standing::Free { blame } = self.standing(key)? else { return Err(Refusal::NotFree) };
+        let Standing::Free { last } = self.standing(key)? else { return Err(Refusal::NotFree) };
         let s = self.alive(session)?;
         if !s.view.takes_work() {
             return Err(Refusal::NotTaking);
@@ -247,12 +338,16 @@ impl Tx<'_> {
         if !s.has_room() {
             return Err(Refusal::NoRoom);
         }
-        let token = Token(self.ledger.token.0 + 1);
+        let token = Token(self.ledger.token.max(self.floor).0 + 1);
         self.ledger.token = token;
         self.change_key(key, State::Assigned { session, token }, |entry| {
             entry.attempts = entry.attempts.saturating_add(1);
-            entry.edit_rare(|rare| rare.avoid = None);
-            settle_blame(&mut entry.fates, blame);
+            entry.edit_rare(|rare| {
+                rare.avoid = None;
+                // The pause is over, or the leader would not give it out.
+                rare.retry_at_ms = 0;
+                rare.settle(last);
+            });
         });
         if let Some(holding) = self.ledger.keys.get(key).and_then(holding) {
             self.notify(session, Notice::Granted(holding));
@@ -302,8 +397,54 @@ impl Tx<'_> {
     }
 
     fn quarantine(&mut self, key: &Key) -> Decision {
-        let Standing::Free { blame } = self.standing(key)? else { return Err(Refusal::NotFree) };
-        self.change_key(key, State::Quarantined, |entry| settle_blame(&mut entry.fates, blame));
+        let Standing::Free { last } = self.standing(key)? else { return Err(Refusal::NotFree) };
+        self.change_key(key, State::Quarantined(Aside::Deaths), |entry| entry.edit_rare(|rare| rare.settle(last)));
+        Ok(Outcome::Done)
+    }
+
+    fn clear(&mut self, key: &Key, blames_only: bool) -> Decision {
+        let entry = self.ledger.keys.get_mut(key).ok_or(Refusal::UnknownKey)?;
+        let before = entry.rare().deaths;
+        let after = if blames_only { Deaths { alone: 0, ..before } } else { Deaths::default() };
+        if before == after || matches!(entry.state, State::Quarantined(_)) {
+            return Ok(Outcome::Unchanged);
+        }
+        entry.edit_rare(|rare| rare.deaths = after);
+        let view = entry.view();
+        self.changes.push(Change::Key(view));
+        Ok(Outcome::Done)
+    }
+
+    fn absolve(&mut self, key: &Key, token: Token) -> Decision {
+        let standing = self.standing(key)?;
+        let Some(entry) = self.ledger.keys.get_mut(key) else { return Err(Refusal::UnknownKey) };
+        let (state, deaths) = (entry.state, entry.rare().deaths);
+        // Not counted yet: the key is let go before it can be.
+        let owed = matches!(standing, Standing::Free { .. }) && state.owner().is_some_and(|(_, last)| last == token);
+        let removing = matches!(state, State::Stopping { reason: StopReason::Removed, .. });
+        if owed && !removing {
+            self.set_state(key, State::Pending);
+            return Ok(Outcome::Done);
+        }
+        if deaths.count == 0 || deaths.token != token {
+            return Ok(Outcome::Unchanged);
+        }
+        let less = Deaths { count: deaths.count - 1, alone: deaths.alone.saturating_sub(1), token: Token(0) };
+        entry.edit_rare(|rare| rare.deaths = less);
+        let freed = if state == State::Quarantined(Aside::Deaths) { State::Pending } else { state };
+        self.set_state(key, freed);
+        Ok(Outcome::Done)
+    }
+
+    fn step(&mut self, format: u16) -> Decision {
+        let too_old = |s: &Session| s.is_alive() && s.view.reads < format;
+        if self.ledger.sessions.values().any(too_old) {
+            return Err(Refusal::TooOld { needs: format });
+        }
+        if format <= self.ledger.group.format {
+            return Ok(Outcome::Unchanged);
+        }
+        self.set_group(GroupView { format, ..self.ledger.group });
         Ok(Outcome::Done)
     }
 
@@ -329,16 +470,16 @@ impl Tx<'_> {
     fn standing(&self, key: &Key) -> Result<Standing, Refusal> {
         let entry = self.ledger.keys.get(key).ok_or(Refusal::UnknownKey)?;
         let (session, token, stopping) = match entry.state {
-            State::Pending => return Ok(Standing::Free { blame: None }),
-            State::Quarantined => return Ok(Standing::Quarantined),
+            State::Pending => return Ok(Standing::Free { last: None }),
+            State::Quarantined(_) => return Ok(Standing::Quarantined),
             State::Assigned { session, token } => (session, token, None),
             State::Stopping { session, token, reason } => (session, token, Some(reason)),
         };
         Ok(match self.ledger.sessions.get(&session).map(|s| s.view.ended) {
             Some(None) => Standing::Owned { session, token, stopping },
-            Some(Some(healthy_below)) => Standing::Free { blame: Some(token >= healthy_below) },
+            Some(Some(verdict)) => Standing::Free { last: Some((token, verdict)) },
             // Cannot be: a session is remembered while a key is in its name.
-            None => Standing::Free { blame: None },
+            None => Standing::Free { last: None },
         })
     }
 
@@ -380,8 +521,8 @@ impl Tx<'_> {
     }
 
     fn recount(&mut self, place: Place, before: State, after: Option<State>) {
-        self.ledger.quarantined -= u64::from(before == State::Quarantined);
-        self.ledger.quarantined += u64::from(after == Some(State::Quarantined));
+        self.ledger.quarantined -= u64::from(matches!(before, State::Quarantined(_)));
+        self.ledger.quarantined += u64::from(matches!(after, Some(State::Quarantined(_))));
         if let Some(s) = before.owner().and_then(|(session, _)| self.ledger.sessions.get_mut(&session)) {
             s.keys.remove(&place);
             s.stopping -= u64::from(matches!(before, State::Stopping { .. }));
@@ -405,9 +546,22 @@ impl Tx<'_> {
     }
 }
 
-/// Writes down how the last ownership ended, where it ended with its session.
-fn settle_blame(fates: &mut u32, blame: Option<bool>) {
-    if let Some(died) = blame {
-        *fates = *fates << 1 | u32::from(died);
+impl Rare {
+    /// Writes down what the end of the last ownership says, where it ended with its session.
+    fn settle(&mut self, last: Option<(Token, Verdict)>) {
+        if let Some((token, verdict)) = last {
+            self.deaths = self.deaths.after(verdict, token);
+        }
     }
+
+    /// Whatever was held against the work of before is not held against what was declared since.
+    fn forgive(&mut self) {
+        (self.deaths, self.failures, self.retry_at_ms) = (Deaths::default(), 0, 0);
+        self.why = Text::default();
+    }
+}
+
+/// What is kept of a text in a group that is written in this format.
+fn kept(why: &Text, written: u16) -> Text {
+    if written >= format::KEEPS_WHY { why.clone() } else { Text::default() }
 }

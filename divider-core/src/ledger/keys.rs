@@ -205,7 +205,7 @@ mod tests {
                 let key = key(number);
                 for keys in [Some(&mut keys), copy.as_mut()].into_iter().flatten() {
                     match keys.place(&key) {
-                        None if wanted => keys.insert(Record::new(Work::from(key.clone())).into()),
+                        None if wanted => keys.insert(Record::new(Work::from(key.clone()), 1).into()),
                         Some(place) if !wanted => prop_assert_eq!(&keys.remove(place).unwrap().key, &key),
                         _ => {}
                     }
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_stored_form_that_cannot_be_is_refused() {
-        let record = |number| Some(Record::new(Work::from(key(number))));
+        let record = |number| Some(Record::new(Work::from(key(number)), 1));
         let read = |places: &[Option<Record>]| postcard::from_bytes::<Keys>(&postcard::to_stdvec(places).unwrap());
         assert_eq!(read(&[record(1), None, record(2)]).unwrap().len(), 2);
         assert!(read(&[record(1), None, record(1)]).is_err());

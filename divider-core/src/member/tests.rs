@@ -11,6 +11,8 @@ fn key(name: &str) -> Key {
 
 fn holding(name: &str, token: u64) -> Holding {
     Holding {
+        generation: 1,
+        failures: 0,
         key: key(name),
         token: Token(token),
         attempts: 1,
@@ -80,6 +82,12 @@ fn a_loss_is_read_before_any_new_start_and_confirmed_before_a_start_of_the_same_
     member.joined(SessionId::fresh());
     grant(&mut member, "b", 3);
     grant(&mut member, "a", 4);
+    let declined = member.take_outbox();
+    assert!(matches!(&declined[..], [Op::Confirm { started: false, token: Token(4), .. }]), "{declined:?}");
+    member.gone(&key("a"), Token(4));
+    // It comes back: nobody else takes it.
+    grant(&mut member, "a", 5);
+    assert!(member.take_outbox().is_empty());
     assert_eq!(member.next_start(), None);
     let stop = member.next_stop().unwrap();
     assert_eq!((stop.key, stop.token, stop.reason), (key("a"), Token(1), StopReason::Lost));
@@ -87,7 +95,27 @@ fn a_loss_is_read_before_any_new_start_and_confirmed_before_a_start_of_the_same_
     assert_eq!(member.next_start().unwrap().key, key("b"));
     assert_eq!(member.next_start(), None, "`a` waits for the confirmation");
     assert_eq!(member.confirm(&key("a"), Token(1)).unwrap(), Confirmation::Local);
-    assert_eq!(member.next_start().unwrap().token, Token(4));
+    assert_eq!(member.next_start().unwrap().token, Token(5));
+}
+
+#[test]
+fn a_key_that_is_held_back_is_offered_to_others_again() {
+    let mut member = joined();
+    started(&mut member, "a", 1);
+    member.lose();
+    member.next_stop().unwrap();
+    member.joined(SessionId::fresh());
+    for token in [2, 3, 4] {
+        grant(&mut member, "a", token);
+        member.offer_held_back();
+        let declined = member.take_outbox();
+        assert!(matches!(&declined[..], [Op::Confirm { started: false, .. }]), "{declined:?}");
+        member.gone(&key("a"), Token(token));
+    }
+    member.confirm(&key("a"), Token(1)).unwrap();
+    grant(&mut member, "a", 5);
+    member.offer_held_back();
+    assert_eq!(member.next_start().unwrap().token, Token(5), "nothing holds it back any more");
 }
 
 #[test]
@@ -351,7 +379,7 @@ impl World {
             Step::Expire => {
                 if let Some(session) = self.sent_to {
                     let (term, beat) = (self.term, crate::Beat(0));
-                    self.apply(Op::Expire { term, session, beat, healthy_below: Token(0) });
+                    self.apply(Op::Expire { term, session, beat, verdict: crate::Verdict::young(Token(0)) });
                     // S3: by then its own deadline has passed, so it has fenced itself.
                     self.lose();
                 }
@@ -410,7 +438,7 @@ impl World {
                     return;
                 }
                 if let Ok(session) = self.member.completing(&name(n), token) {
-                    let op = Op::Complete { session, key: name(n), token };
+                    let op = Op::complete(session, name(n), token);
                     let done = self.apply(op.clone());
                     self.answers.push_back((op, done));
                 }
@@ -418,7 +446,7 @@ impl World {
             Step::GiveUp(n) => {
                 let Some(token) = self.running.get(&name(n)).copied() else { return };
                 if let Ok(session) = self.member.acting(&name(n), token) {
-                    self.apply(Op::GiveUp { session, key: name(n), token, not_before_ms: 0 });
+                    self.apply(Op::give_up(session, name(n), token));
                 }
             }
             Step::Answer => match self.answers.pop_front() {
@@ -509,7 +537,15 @@ impl World {
 }
 
 fn join(session: SessionId, affinity: u32, seen: Revision) -> Op {
-    Op::Join { session, node: NodeId::new("n").unwrap(), affinity, capacity: None, lease_ms: 1000, seen }
+    Op::Join {
+        session,
+        node: NodeId::new("n").unwrap(),
+        affinity,
+        capacity: None,
+        lease_ms: 1000,
+        seen,
+        reads: crate::format::NEWEST,
+    }
 }
 
 proptest! {

@@ -40,7 +40,7 @@ fn identity() -> Identity {
     Identity { id: 1, name: "a".into(), cluster: "test".into(), cluster_id: None }
 }
 
-async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
+pub(super) async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
     tokio::task::spawn_blocking(move || {
         let (log, _) = Log::open(&directory.clone().into(), identity).unwrap();
         let (snapshots, loaded) = Snapshots::open(directory.into()).unwrap();
@@ -126,14 +126,15 @@ fn an_older_snapshot_does_not_take_the_place_of_a_newer_one() {
     let directory = tempfile::tempdir().unwrap();
     let snapshot = |index| {
         let meta = super::SnapshotMeta { last_log_id: Some(entry(index).log_id), ..Default::default() };
-        (meta.clone(), super::snapshot::encode(&meta, &Default::default()).unwrap())
+        (meta.clone(), super::snapshot::encode(&meta, None, &Default::default()).unwrap())
     };
     let (snapshots, _) = Snapshots::open(directory.path().into()).unwrap();
     for (index, kept) in [(20, 20), (15, 20), (21, 21)] {
         let (meta, bytes) = snapshot(index);
-        assert_eq!(snapshots.replace(meta, bytes).unwrap().0.last_log_id, Some(entry(kept).log_id));
+        let written = snapshots.write(bytes).unwrap();
+        assert_eq!(snapshots.adopt(meta, written).unwrap().0.last_log_id, Some(entry(kept).log_id));
         let (_, loaded) = Snapshots::open(directory.path().into()).unwrap();
-        assert_eq!(loaded.unwrap().0.last_log_id, Some(entry(kept).log_id));
+        assert_eq!(loaded.unwrap().meta.last_log_id, Some(entry(kept).log_id));
     }
 }
 
@@ -287,7 +288,15 @@ async fn disks_that_stall_for_longer_than_an_election_cost_no_election_and_no_re
     opened.into_iter().for_each(Result::unwrap);
     let session = SessionId::fresh();
     let node = NodeId::new("node").unwrap();
-    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0) };
+    let join = Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen: Revision(0),
+        reads: divider_core::format::NEWEST,
+    };
     stores[0].apply(&[join]).await.unwrap();
     let terms = || stores.iter().map(RaftStore::raft_term).collect::<Vec<_>>();
     let before = terms();

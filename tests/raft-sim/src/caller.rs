@@ -76,7 +76,15 @@ impl Caller {
         let session = SessionId(Uuid::from_u64_pair(self.dice.roll(), self.dice.roll()));
         let node = NodeId::new(&self.name).expect("a short name");
         let lease_ms = self.lease as u32;
-        let join = Op::Join { session, node, affinity: 1, capacity: None, lease_ms, seen: mind.revision };
+        let join = Op::Join {
+            session,
+            node,
+            affinity: 1,
+            capacity: None,
+            lease_ms,
+            seen: mind.revision,
+            reads: divider_core::format::NEWEST,
+        };
         let sent = self.shared.now();
         if let Some((outcomes, revision)) = self.apply(vec![join]).await {
             mind.revision = revision;
@@ -106,8 +114,8 @@ impl Caller {
                 let at = self.dice.below(mind.held.len() as u64) as usize;
                 let (key, token) = mind.held.swap_remove(at);
                 let op = match self.dice.below(4) {
-                    0 => Op::Complete { session, key, token },
-                    1 => Op::GiveUp { session, key, token, not_before_ms: 0 },
+                    0 => Op::complete(session, key, token),
+                    1 => Op::give_up(session, key, token),
                     2 => Op::Checkpoint { session, key, token, bytes: vec![7; 3].into() },
                     _ => Op::Confirm { session, key, token, started: true },
                 };
@@ -163,7 +171,7 @@ impl Caller {
         let silent = |(of, (_, since)): &(&SessionId, &(Beat, u64))| **of != session && since + self.lease <= now;
         if let Some((silent, (beat, _))) = mind.watches.iter().find(silent) {
             let (silent, beat) = (*silent, *beat);
-            let expire = Op::Expire { term, session: silent, beat, healthy_below: Token(0) };
+            let expire = Op::Expire { term, session: silent, beat, verdict: divider_core::Verdict::young(Token(0)) };
             if let Some((outcomes, _)) = self.apply(vec![expire]).await
                 && outcomes == [Outcome::Done]
             {
@@ -269,6 +277,31 @@ impl Caller {
                 false
             }
         }
+    }
+
+    /// In a new life: has a key granted, where its session leads its group.
+    pub(crate) async fn grant(&mut self) -> Option<(Token, Term)> {
+        let mut mind = Mind::default();
+        self.join(&mut mind).await;
+        let Some(session) = mind.session else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            return None;
+        };
+        for _ in 0..100 {
+            self.poll(&mut mind, session).await;
+            if let Some(term) = mind.term {
+                let key = Key::new(format!("{}/first", self.name)).expect("a short key");
+                let add = Op::Add(Work::from(key.clone()));
+                let (outcomes, _) = self.apply(vec![add, Op::Assign { term, key, session }]).await?;
+                return outcomes.into_iter().find_map(|outcome| match outcome {
+                    Outcome::Granted(token) => Some((token, term)),
+                    _ => None,
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.apply(vec![Op::End { session }]).await;
+        None
     }
 
     /// After healing: whether a batch is applied, and what it did is read.

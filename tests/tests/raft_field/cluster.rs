@@ -25,7 +25,15 @@ fn add(name: impl AsRef<str>) -> Op {
 async fn join(store: &RaftStore, session: SessionId) -> Op {
     let node = NodeId::new("node").unwrap();
     let seen = store.apply(&[]).await.unwrap().revision;
-    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen }
+    Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen,
+        reads: divider_core::format::NEWEST,
+    }
 }
 
 /// Does something until it succeeds.
@@ -212,7 +220,7 @@ async fn a_renewal_and_an_expiry_exclude_each_other() {
         let session = SessionId::fresh();
         insist(|| async { client.apply(&[join(&client, session).await]).await.map(drop) }).await;
         let beat = insist(|| client.renew(session)).await;
-        let expire = Op::Expire { term, session, beat, healthy_below: divider_core::Token::ABOVE_ALL };
+        let expire = Op::Expire { term, session, beat, verdict: divider_core::Verdict::NONE };
         let ops = [expire];
         let (renewal, expiry) = tokio::join!(client.renew(session), leader.apply(&ops));
         // On a disk that stalls for a second nobody may know what became of them.
@@ -241,7 +249,7 @@ async fn beats_of_one_leader_say_nothing_under_the_next() {
     let store = cluster.store(cluster.leader().await);
     let polled = insist(|| store.poll(boss, Claim::Take { stale: None })).await;
     let term = polled.leader.unwrap().term;
-    let expire = Op::Expire { term, session, beat: before, healthy_below: divider_core::Token::ABOVE_ALL };
+    let expire = Op::Expire { term, session, beat: before, verdict: divider_core::Verdict::NONE };
     let applied = insist(|| store.apply(std::slice::from_ref(&expire))).await;
     assert_eq!(applied.outcomes[0], Outcome::Refused(divider_core::Refusal::StillBeating));
     let after = insist(|| store.renew(session)).await;

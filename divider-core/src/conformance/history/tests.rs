@@ -16,7 +16,17 @@ fn key(name: &str) -> Key {
 fn start(name: &str, token: u64) -> Event {
     let (payload, checkpoint) = (Blob::default(), Blob::default());
     let (attempts, weight, priority) = (1, 1, 0);
-    Event::Start(Assignment { key: key(name), token: Token(token), attempts, weight, priority, payload, checkpoint })
+    Event::Start(Assignment {
+        key: key(name),
+        token: Token(token),
+        attempts,
+        generation: 1,
+        failures: 0,
+        weight,
+        priority,
+        payload,
+        checkpoint,
+    })
 }
 
 fn stop(name: &str, token: u64, reason: StopReason) -> Event {

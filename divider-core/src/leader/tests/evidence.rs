@@ -1,0 +1,232 @@
+//! What sets a key aside and what does not: keys that kill their process, and processes that die by themselves.
+
+use super::*;
+
+const STEP_MS: u64 = 100;
+
+/// A node's process, which is started again whenever it dies.
+struct Process {
+    name: String,
+    session: Option<SessionId>,
+    /// When it dies, where that is certain.
+    dies_at: Option<Instant>,
+    starts_at: Instant,
+}
+
+/// Nodes over a group whose leader is one of them, so that it may die as well.
+struct Fleet {
+    group: Group,
+    processes: Vec<Process>,
+    killers: Vec<String>,
+    /// From the start of a killer to the death.
+    kills_after_ms: u64,
+    /// How long a process takes to start again.
+    restarts_after_ms: u64,
+    /// Who leads, by number.
+    leads: Option<usize>,
+    deaths: usize,
+}
+
+impl Fleet {
+    fn new(nodes: usize, keys: usize, killers: usize) -> Self {
+        let group = Group::new(config());
+        let start = |n: usize| Process { name: format!("n{n}"), session: None, dies_at: None, starts_at: Instant(0) };
+        let killers: Vec<String> = (0..killers).map(|n| format!("key-{}", n * 37)).collect();
+        let mut fleet = Self {
+            group,
+            processes: (0..nodes).map(start).collect(),
+            killers,
+            kills_after_ms: 300,
+            restarts_after_ms: 100,
+            leads: None,
+            deaths: 0,
+        };
+        fleet.pass(STEP_MS);
+        let names: Vec<String> = (0..keys).map(|n| format!("key-{n}")).collect();
+        fleet.group.add(&refs(&names));
+        fleet
+    }
+
+    fn now(&self) -> Instant {
+        self.group.now.mono
+    }
+
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms.div_ceil(STEP_MS) {
+            self.start_and_die();
+            let alive: Vec<SessionId> = self.processes.iter().filter_map(|process| process.session).collect();
+            self.group.pass(STEP_MS, &alive);
+            self.group.confirm_all(&alive);
+        }
+    }
+
+    fn start_and_die(&mut self) {
+        let now = self.now();
+        for n in 0..self.processes.len() {
+            let process = &mut self.processes[n];
+            if process.dies_at.is_some_and(|at| at <= now) {
+                self.kill(n);
+            } else if process.session.is_none() && process.starts_at <= now {
+                let name = process.name.clone();
+                let session = self.group.session(&name, 1000, None);
+                self.processes[n].session = Some(session);
+            }
+        }
+        if self.leads.is_none() {
+            self.leads = self.processes.iter().position(|process| process.session.is_some());
+            if let Some(session) = self.leads.and_then(|n| self.processes[n].session) {
+                self.group.hand_over(session, config(), None);
+                self.group.apply(&[Op::End { session: self.group.boss }]);
+            }
+        }
+        for process in &mut self.processes {
+            let owns = |killer: &String| process.session == self.group.owner(killer).map(|(session, _)| session);
+            if !self.killers.iter().any(owns) {
+                process.dies_at = None;
+            }
+        }
+        for killer in &self.killers {
+            let owner = self.group.owner(killer).map(|(session, _)| session);
+            for process in self.processes.iter_mut().filter(|process| owner.is_some() && process.session == owner) {
+                process.dies_at.get_or_insert(now + Duration::from_millis(self.kills_after_ms));
+            }
+        }
+    }
+
+    fn kill(&mut self, n: usize) {
+        self.deaths += 1;
+        let starts_at = self.now() + Duration::from_millis(self.restarts_after_ms);
+        let process = &mut self.processes[n];
+        (process.session, process.dies_at, process.starts_at) = (None, None, starts_at);
+        if self.leads == Some(n) {
+            self.leads = None;
+        }
+    }
+
+    fn aside(&self) -> Vec<String> {
+        self.group.ledger.quarantined(1000).iter().map(|key| key.as_str().to_owned()).collect()
+    }
+
+    /// How many keys some living process has.
+    fn running(&self) -> usize {
+        self.processes.iter().filter_map(|process| process.session).map(|session| self.group.held(session)).sum()
+    }
+
+    /// Runs until every killer has been set aside and all else runs.
+    fn is_calm_within(&mut self, keys: usize, steps: usize) -> bool {
+        (0..steps).any(|_| {
+            self.pass(STEP_MS);
+            self.aside().len() == self.killers.len() && self.running() == keys - self.killers.len()
+        })
+    }
+
+    fn until_calm(&mut self, keys: usize) {
+        if self.is_calm_within(keys, 6000) {
+            return;
+        }
+        let (aside, running, ward) = (self.aside(), self.running(), &self.group.leader.ward);
+        panic!("after {} deaths {aside:?} are set aside, and {running} run: {ward:?}", self.deaths);
+    }
+}
+
+fn a_killer_is_found(nodes: usize, keys: usize, killers: usize, kills_after_ms: u64, most: usize) {
+    let mut fleet = Fleet::new(nodes, keys, killers);
+    fleet.kills_after_ms = kills_after_ms;
+    fleet.until_calm(keys);
+    let mut aside = fleet.aside();
+    aside.sort();
+    let mut expected = fleet.killers.clone();
+    expected.sort();
+    assert_eq!(aside, expected, "only what kills is set aside");
+    assert!(fleet.deaths <= most, "{} deaths, {most} allowed", fleet.deaths);
+}
+
+#[test]
+fn a_key_that_kills_its_process_is_set_aside_after_few_deaths_and_no_neighbour_is() {
+    for kills_after_ms in [100, 200, 300, 2500] {
+        a_killer_is_found(3, 100, 1, kills_after_ms, 8);
+    }
+}
+
+#[test]
+fn two_keys_that_kill_are_both_found() {
+    for kills_after_ms in [100, 200, 300] {
+        a_killer_is_found(3, 100, 2, kills_after_ms, 16);
+    }
+}
+
+#[test]
+fn a_killer_is_found_on_two_nodes_and_on_ten() {
+    a_killer_is_found(2, 40, 1, 300, 10);
+    a_killer_is_found(10, 1000, 1, 300, 9);
+}
+
+#[test]
+fn processes_that_die_by_themselves_in_turn_set_nothing_aside() {
+    for (nodes, keys) in [(1, 1), (1, 30), (2, 20), (3, 12), (3, 100), (5, 100)] {
+        let mut fleet = Fleet::new(nodes, keys, 0);
+        for round in 0..20 {
+            for n in 0..nodes {
+                // A second after it was given something, or when it has been given nothing for long.
+                for _ in 0..100 {
+                    let session = fleet.processes[n].session;
+                    if session.is_some_and(|session| fleet.group.held(session) > 0) {
+                        break;
+                    }
+                    fleet.pass(STEP_MS);
+                }
+                fleet.pass(1000);
+                fleet.kill(n);
+                assert_eq!(fleet.aside(), Vec::<String>::new(), "{nodes} nodes, {keys} keys, round {round}");
+            }
+        }
+        fleet.until_calm(keys);
+        assert_eq!(fleet.aside(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_crash_loop_of_everybody_sets_nothing_aside_and_all_runs_again_soon_after() {
+    for seed in 0..20_u64 {
+        let mut fleet = Fleet::new(3, 50, 0);
+        for n in 0..60 {
+            fleet.pass(300 + (seed * 7919 + n * 104_729) % 3000);
+            fleet.kill(((seed + n * 7) % 3) as usize);
+        }
+        let healed = fleet.now();
+        fleet.until_calm(50);
+        let took = fleet.now().since(healed);
+        assert!(took <= Duration::from_secs(30), "seed {seed}: {took:?}");
+        assert_eq!(fleet.aside(), Vec::<String>::new(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_death_that_most_of_the_group_shares_is_held_against_nobody() {
+    let mut fleet = Fleet::new(4, 20, 0);
+    for _ in 0..10 {
+        fleet.pass(5000);
+        for n in 0..3 {
+            fleet.kill(n);
+        }
+        fleet.pass(5000);
+    }
+    let deaths = |n: usize| fleet.group.ledger.record(&key(&format!("key-{n}"))).unwrap().view.deaths.count;
+    assert_eq!((0..20).map(deaths).max(), Some(0));
+}
+
+#[test]
+fn the_silence_of_an_unanswered_leader_is_held_against_nobody() {
+    let mut group = Group::new(config());
+    let boss = group.session("boss", 0, None);
+    let a = group.session("a", 1000, None);
+    group.add(&["k"]);
+    // The store is away for longer than the lease; then the leader is the first that it answers.
+    group.now.mono = group.now.mono + Duration::from_millis(2500);
+    group.pass(1, &[boss]);
+    let _ = group.session("b", 1000, None);
+    group.pass(1, &[boss]);
+    assert!(!group.ledger.is_alive(a));
+    assert!(group.owner("k").is_some());
+    assert_eq!(group.ledger.record(&key("k")).unwrap().view.deaths.count, 0);
+}

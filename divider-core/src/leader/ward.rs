@@ -1,0 +1,193 @@
+//! Keys whose owners keep dying, and how one that kills its process is told from those that merely ran beside it.
+//!
+//! # Why
+//! When a process dies, everything that it ran has lost an owner, and only one of these keys can have killed it, if any did.
+//! So a count of deaths alone sets innocent keys aside: the neighbours of a killer, or the whole group where it is the
+//! machines that die. What tells them apart is to run the suspects apart, and to let the rest of the group be the control.
+//!
+//! # How
+//! - A key is *suspect* after some quick deaths in a row. Suspects without an owner are held back until the group has been
+//!   quiet for a while. Where processes die by themselves, they do so in that time, too, and then nothing counts.
+//! - Then they are given out in batches, on at most half of the nodes, those first that are the least likely. A batch that
+//!   lives makes room for the next one: all are out again soon, however many there are. One that dies is held back and
+//!   given out in smaller batches, so that a killer is alone after few deaths.
+//! - A death with one suspect aboard counts against that one alone, if another session was there to see that nothing else
+//!   died. A death with none aboard shows that processes die without the suspects: then nothing counts any more.
+//! - A suspect that has lived for long enough is none.
+//!
+//! So machines that keep dying by themselves set nothing aside, and a killer is found after few deaths. The leader keeps
+//! nothing here that the next one would miss: what counts stands in the records.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::{Instant, NodeConfig, Quarantine, SessionId, limits, planner::KeyIx};
+
+/// In how many batches suspects are given out. So many that each fits into a batch of ops, or none is held back.
+const BATCHES: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct Ward {
+    quarantine: Option<Quarantine>,
+    lease: Duration,
+    suspects: BTreeSet<KeyIx>,
+    /// Suspects that nobody owns, and that are held back.
+    waiting: BTreeSet<KeyIx>,
+    /// Suspects that a session has, or is about to be given.
+    running: BTreeMap<KeyIx, Run>,
+    /// No suspect is given out before.
+    quiet_until: Instant,
+    /// How many are given out at a time; 0 until the first of them are.
+    batch: usize,
+}
+
+#[derive(Debug)]
+struct Run {
+    session: SessionId,
+    since: Instant,
+    /// Until when the session is given no other suspect.
+    proven_at: Instant,
+}
+
+impl Ward {
+    pub(super) fn new(config: &NodeConfig) -> Self {
+        Self {
+            quarantine: config.quarantine,
+            lease: config.lease,
+            suspects: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            running: BTreeMap::new(),
+            quiet_until: Instant(0),
+            batch: 0,
+        }
+    }
+
+    fn within(&self) -> Duration {
+        self.quarantine.unwrap_or_default().within
+    }
+
+    /// How long the group must be quiet before a suspect is tried: long enough for machines that die by themselves to show.
+    fn hush(&mut self, now: Instant) {
+        self.quiet_until = now + self.quiet();
+        self.batch = 0;
+    }
+
+    fn quiet(&self) -> Duration {
+        (self.within() / 2).max(self.lease * 3)
+    }
+
+    /// How long a key that runs keeps the next one waiting: longer with each death, since it may take its time to kill.
+    fn probation(&self, deaths: u32) -> Duration {
+        let suspect = self.quarantine.unwrap_or_default().suspect;
+        let times = 1_u32 << deaths.saturating_sub(suspect).min(16);
+        (self.lease.max(Duration::from_secs(1)) * 5 / 4 * times).min(self.quiet())
+    }
+
+    /// Whether there are suspects, and not too many to be tried apart.
+    pub(super) fn isolates(&self) -> bool {
+        (1..=BATCHES * limits::MAX_BATCH_OPS).contains(&self.suspects.len())
+    }
+
+    pub(super) fn holds(&self, k: KeyIx) -> bool {
+        self.isolates() && self.suspects.contains(&k)
+    }
+
+    /// The key has had `deaths` quick deaths in a row.
+    pub(super) fn note(&mut self, k: KeyIx, deaths: u32, now: Instant) {
+        if self.quarantine.is_none_or(|quarantine| deaths < quarantine.suspect) {
+            return self.forget(k);
+        }
+        if self.suspects.is_empty() {
+            self.hush(now);
+        }
+        self.suspects.insert(k);
+    }
+
+    pub(super) fn forget(&mut self, k: KeyIx) {
+        self.suspects.remove(&k);
+        self.waiting.remove(&k);
+        self.running.remove(&k);
+    }
+
+    /// A suspect has no owner.
+    pub(super) fn wait(&mut self, k: KeyIx) {
+        self.running.remove(&k);
+        self.waiting.insert(k);
+    }
+
+    /// A session has the key, or is about to be given it.
+    pub(super) fn runs(&mut self, k: KeyIx, session: SessionId, deaths: u32, now: Instant) {
+        self.waiting.remove(&k);
+        if self.suspects.contains(&k) && self.running.get(&k).is_none_or(|run| run.session != session) {
+            let proven_at = now + self.probation(deaths);
+            self.running.insert(k, Run { session, since: now, proven_at });
+        }
+    }
+
+    /// Suspects that a session has.
+    pub(super) fn aboard(&self, session: SessionId) -> impl Iterator<Item = KeyIx> {
+        self.running.iter().filter(move |(_, run)| run.session == session).map(|(k, _)| *k)
+    }
+
+    /// A session has ended.
+    pub(super) fn ended(&mut self, session: SessionId, now: Instant) {
+        let before = self.running.len();
+        self.running.retain(|_, run| run.session != session);
+        if self.running.len() < before {
+            self.hush(now);
+        }
+    }
+
+    pub(super) fn suspects(&self) -> impl Iterator<Item = KeyIx> {
+        self.suspects.iter().copied()
+    }
+
+    /// Those that are held back no more, since there are too many suspects to be tried apart.
+    pub(super) fn release(&mut self) -> BTreeSet<KeyIx> {
+        if self.isolates() { BTreeSet::new() } else { std::mem::take(&mut self.waiting) }
+    }
+
+    /// Whether suspects may be given out now, a batch to a session.
+    pub(super) fn is_open(&mut self, now: Instant) -> bool {
+        let open = self.quiet_until <= now && !self.waiting.is_empty();
+        if open && self.batch == 0 {
+            self.batch = self.waiting.len().div_ceil(BATCHES);
+        }
+        open
+    }
+
+    pub(super) fn waiting(&self) -> impl Iterator<Item = KeyIx> {
+        self.waiting.iter().copied()
+    }
+
+    pub(super) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Sessions with a suspect aboard that has not proved itself yet.
+    pub(super) fn busy(&self, now: Instant) -> BTreeSet<SessionId> {
+        self.running.values().filter(|run| run.proven_at > now).map(|run| run.session).collect()
+    }
+
+    /// Suspects that have run for long enough, each named once for each time that this passes.
+    pub(super) fn survivors(&mut self, now: Instant) -> Vec<KeyIx> {
+        let within = self.quiet();
+        let over = self.running.iter_mut().filter(|(_, run)| run.since + within <= now);
+        over.map(|(k, run)| {
+            run.since = now;
+            *k
+        })
+        .collect()
+    }
+
+    /// When something is due here.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        let proven = self.running.values().map(|run| run.proven_at).filter(|at| *at > now).min();
+        let turn = proven.unwrap_or(self.quiet_until).max(self.quiet_until);
+        let turn = (!self.waiting.is_empty() && turn > now).then_some(turn);
+        let cleared = self.running.values().map(|run| run.since + self.quiet()).min();
+        turn.into_iter().chain(cleared).min()
+    }
+}
