@@ -136,7 +136,7 @@ impl World {
         for view in page.keys {
             match (view.state, runs.remove(&view.key)) {
                 (State::Assigned { session, .. }, Some((_, owner))) if session == owner => {}
-                (State::Quarantined, None) if self.common.killers.contains(&view.key) => {}
+                (State::Quarantined(_), None) if self.common.killers.contains(&view.key) => {}
                 (state, runs) => return Err(format!("{} is {state:?} and runs on {runs:?}", view.key)),
             }
         }
@@ -196,8 +196,8 @@ impl World {
         }
         let page = self.net.server.lock().ledger().scan(None);
         let keys = page.map(|page| page.keys).unwrap_or_default();
-        if let Some(view) = keys.iter().find(|view| view.fates.count_ones() > 0) {
-            let (key, count) = (&view.key, view.fates.count_ones());
+        if let Some(view) = keys.iter().find(|view| view.deaths.count > 0) {
+            let (key, count) = (&view.key, view.deaths.count);
             self.trace.broken(format!("no process has died, and {count} deaths are held against {key}"));
         }
     }

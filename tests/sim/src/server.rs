@@ -129,7 +129,7 @@ impl Book {
                 self.highest = *token;
                 self.owners.insert(key.clone(), (*session, *token));
             }
-            Op::Confirm { session, key, token, .. } | Op::Complete { session, key, token } => {
+            Op::Confirm { session, key, token, .. } | Op::Complete { session, key, token, .. } => {
                 rule(self.owns(*session, key, *token), "only the owner's word about its own token frees a key")?;
                 self.owners.remove(key);
             }
