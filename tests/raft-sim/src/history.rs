@@ -743,6 +743,7 @@ mod tests {
             capacity: None,
             lease_ms: 800,
             seen: Revision(0),
+            reads: divider_core::format::NEWEST,
         };
         let (mut history, mut ledger) = (History::default(), Ledger::new());
         apply(&mut history, &mut ledger, &[join(leader)], 1, true);

@@ -199,7 +199,8 @@ async fn pause(directory: &Path, keys: u64) -> bool {
     store.open().await.expect("it opens");
     let session = SessionId::fresh();
     let node = NodeId::new("node").expect("a name");
-    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0) };
+    let reads = divider_core::format::NEWEST;
+    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0), reads };
     store.apply(&[join]).await.expect("it joins");
     let began = Instant::now();
     for from in (0..keys).step_by(512) {
