@@ -11,11 +11,7 @@
 //! knows, who is where, and by asking says where it is itself (see [`Book`](crate::book::Book)). So members that have all
 //! moved find each other as long as their seeds lead from one to the other.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use uuid::Uuid;
@@ -113,6 +109,10 @@ async fn try_to_settle(
     company: &mut BTreeSet<u64>,
     again: bool,
 ) -> Result<(), String> {
+    if again && (member.raft.view().leads || !member.config.has_seeds()) {
+        // It has founded the cluster, and nobody else takes it in.
+        return Ok(());
+    }
     if !again && member.raft.is_initialized().await {
         return return_home(member, router).await;
     }
@@ -122,20 +122,31 @@ async fn try_to_settle(
     let answers = ask(member, seeds::targets(&member.config).await).await;
     let there = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
     company.extend(there.clone().map(|status| status.me.id));
-    let clusters: BTreeMap<Uuid, &Status> = there
-        .filter(|status| !status.members.is_empty())
-        .filter_map(|status| status.cluster_id.map(|cluster| (cluster, status)))
-        .collect();
+    let within: Vec<&Status> = there.filter(|status| !status.members.is_empty()).collect();
+    let clusters: BTreeSet<Uuid> = within.iter().filter_map(|status| status.cluster_id).collect();
     if clusters.len() > 1 {
         return Err(format!("the seeds belong to {} clusters; only those of one may be seeds", clusters.len()));
     }
-    if let Some((cluster, status)) = clusters.first_key_value() {
+    if let Some(cluster) = clusters.first() {
         adopt(member, *cluster).await?;
-        let leader = status.leader.as_ref().unwrap_or(&status.me);
-        return join(member, router, Some(Target::member(leader))).await;
+        let host = host(&within, member.me.id).ok_or("no other member of the cluster answers")?;
+        return join(member, router, Some(Target::member(host))).await;
     }
     may_found(&member.config, &member.me, &answers)?;
     found(member).await
+}
+
+/// Whom to ask to be taken in: who leads by its own word, or else by that of another one. What this member itself knows may
+/// be of a leader that was lost.
+fn host<'a>(within: &[&'a Status], me: u64) -> Option<&'a Peer> {
+    let others = within.iter().filter(|status| status.cluster_id.is_some() && status.me.id != me);
+    let best = others.max_by_key(|status| (leads(status), status.leader.is_some()))?;
+    Some(best.leader.as_ref().unwrap_or(&best.me))
+}
+
+/// Whether this is the word of one who leads.
+fn leads(status: &Status) -> bool {
+    status.leader.as_ref().is_some_and(|leader| leader.id == status.me.id)
 }
 
 /// Whether this member is to found a cluster, by what all seeds have said.
@@ -295,8 +306,7 @@ pub(crate) async fn seek(member: Arc<Member>, router: Arc<Router>, ended: watch:
 
 /// Whether this is the word of one who leads the cluster, and does not count the member among the others.
 fn leads_without(status: &Status, id: u64, cluster: Option<Uuid>) -> bool {
-    let leads = status.leader.as_ref().is_some_and(|leader| leader.id == status.me.id);
-    leads && status.cluster_id == cluster && !status.members.iter().any(|(peer, _)| peer.id == id)
+    leads(status) && status.cluster_id == cluster && !status.members.iter().any(|(peer, _)| peer.id == id)
 }
 
 #[cfg(test)]
@@ -346,6 +356,22 @@ mod tests {
         // Its own id was drawn before a crash, and belongs to nobody else.
         may_found(&config, &peer(1), &[says(1, Some(7)), says(2, None), says(3, None)]).unwrap();
         assert!(may_found(&config, &peer(1), &[]).is_err());
+    }
+
+    #[test]
+    fn a_newcomer_asks_who_leads_and_does_not_believe_what_it_knew_itself() {
+        let within = |id: u64, leader: Option<u64>| Status {
+            me: peer(id),
+            cluster_id: Some(Uuid::from_u128(7)),
+            leader: leader.map(peer),
+            members: vec![(peer(1), true)],
+        };
+        let (leads, follows, behind, me) =
+            (within(2, Some(2)), within(1, Some(2)), within(4, None), within(3, Some(1)));
+        assert_eq!(host(&[&follows, &leads, &behind, &me], 3), Some(&peer(2)));
+        assert_eq!(host(&[&behind, &follows, &me], 3), Some(&peer(2)));
+        assert_eq!(host(&[&behind, &me], 3), Some(&peer(4)));
+        assert_eq!(host(&[&me], 3), None);
     }
 
     #[test]

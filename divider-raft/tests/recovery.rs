@@ -5,7 +5,7 @@
 
 use std::{net::TcpListener, path::Path};
 
-use divider_core::{Claim, Key, NodeId, Op, Outcome, Revision, SessionId, Store, StoreError, Work};
+use divider_core::{Claim, Key, NodeId, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Work};
 use divider_raft::{DataError, RaftStore};
 use tempfile::TempDir;
 
@@ -24,8 +24,12 @@ async fn open_all(stores: &[RaftStore]) {
     opened.into_iter().for_each(Result::unwrap);
 }
 
-/// Joins, leads, and is granted the key: the token of that.
-async fn grant(store: &RaftStore, key: &Key) -> (SessionId, Outcome) {
+async fn assign(store: &RaftStore, term: Term, key: &Key, session: SessionId) -> Outcome {
+    store.apply(&[Op::Assign { term, key: key.clone(), session }]).await.unwrap().outcomes[0]
+}
+
+/// Joins and leads.
+async fn lead(store: &RaftStore) -> (SessionId, Term) {
     let session = SessionId::fresh();
     let seen = store.apply(&[]).await.unwrap().revision;
     let node = NodeId::new("node").unwrap();
@@ -40,8 +44,7 @@ async fn grant(store: &RaftStore, key: &Key) -> (SessionId, Outcome) {
     };
     store.apply(&[join]).await.unwrap();
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
-    let granted = store.apply(&[Op::Assign { term, key: key.clone(), session }]).await.unwrap();
-    (session, granted.outcomes[0])
+    (session, term)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +57,8 @@ async fn one_survivor_of_a_lost_majority_begins_a_new_life() {
     let key = Key::new("k").unwrap();
     stores[0].apply(&[Op::Add(Work::from(key.clone()).payload(*b"kept"))]).await.unwrap();
     let leader = stores.iter().find(|store| store.leads_raft()).unwrap();
-    let (old_session, Outcome::Granted(old)) = grant(leader, &key).await else { panic!() };
+    let (old_session, term) = lead(leader).await;
+    let Outcome::Granted(old) = assign(leader, term, &key, old_session).await else { panic!() };
     let refused = RaftStore::recover(directory(0)).unwrap_err();
     assert!(matches!(refused, DataError::InUse { .. }), "{refused}");
     let id = stores[0].me().unwrap().id;
@@ -75,7 +79,11 @@ async fn one_survivor_of_a_lost_majority_begins_a_new_life() {
     survivor.open().await.unwrap();
     assert_eq!(survivor.stats().await.unwrap().registered, 1);
     assert!(matches!(survivor.renew(old_session).await, Err(StoreError::SessionEnded)), "all sessions are over");
-    let (_, Outcome::Granted(new)) = grant(&survivor, &key).await else { panic!("the key was free again") };
+    let (session, term) = lead(&survivor).await;
+    // Whoever owned it may believe so for a lease, which whoever leads waits for.
+    assert_eq!(assign(&survivor, term, &key, session).await, Outcome::Refused(Refusal::Holding));
+    survivor.apply(&[Op::EndHold { term }]).await.unwrap();
+    let Outcome::Granted(new) = assign(&survivor, term, &key, session).await else { panic!("the key was free again") };
     assert!(new > old && new.0 > 1_600_000_000_000_000, "{old:?} {new:?}");
 
     // Another one that comes back as it was is refused, and as a newcomer it is welcome.

@@ -2,8 +2,9 @@
 //!
 //! # What it costs
 //! The survivor may lack the newest of what was acknowledged, and may have what never was. So nobody who was with the old
-//! life may go on as if it were the same: the cluster and the member get new ids, all sessions are ended, and all that is
-//! numbered goes on far above: the log's indices, and with them the tokens, at the clock in microseconds.
+//! life may go on as if it were the same: the cluster and the member get new ids, all sessions are ended, nothing is granted
+//! for a lease, within which whoever is left of the old life stops by itself, and all that is numbered goes on far above:
+//! the log's indices, and with them the tokens, at the clock in microseconds.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use divider_core::{Group, Ledger, Op, Token};
+use divider_core::{Group, Ledger};
 use openraft::{
     CommittedLeaderId, RaftLogReader,
     storage::{RaftLogStorage, RaftStateMachine},
@@ -113,11 +114,7 @@ async fn write(survivor: Survivor, place: Place, former: PathBuf) -> Result<Reco
     let path = place.directory.clone().unwrap_or_default();
     let failed = |error: io::Error| DataError::io(&path, error);
     let index = start(last.index);
-    for ledger in groups.values_mut() {
-        let living = ledger.sessions().filter(|view| view.ended.is_none());
-        let ends: Vec<Op> = living.map(|view| Op::End { session: view.session }).collect();
-        ledger.apply(&ends, Token(index));
-    }
+    groups.values_mut().for_each(|ledger| _ = ledger.new_lineage());
     let id = Uuid::from_u128(place.ground.draw()).as_u64_pair().0.max(1);
     let member = Peer { id, name: identity.name.clone(), wants_vote: true, ..me.unwrap_or_default() };
     let term = vote.map_or(0, |vote| vote.leader_id().term).max(last.leader_id.term) + 1;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use divider_core::{
-    Applied, Change, Effects, GroupView, Key, Ledger, Op, Outcome, Page, Refusal, Revision, SessionId, State, Term,
-    Token,
+    Applied, Change, Effects, GroupView, Key, KeyView, Ledger, Op, Outcome, Page, Refusal, Revision, SessionId, State,
+    Term, Token,
 };
 
 fn token(outcome: &Outcome) -> Option<Token> {
@@ -261,6 +261,16 @@ struct Place {
     /// Keys whose grant nobody was told, so that the ledger here has a token that is at most the true one; and the true
     /// one, once a scan has shown it.
     guessed: BTreeMap<Key, Option<Token>>,
+    /// Keys of which a token was ever guessed: what is held against them may name it.
+    blurred: BTreeSet<Key>,
+    /// What sessions were shown to have joined after: where a token was guessed before, the ledger here has one that is at
+    /// most the true one.
+    joined: BTreeMap<SessionId, Token>,
+    /// When keys were shown to have been declared: where an addition was tried that nobody was told of, the ledger here may
+    /// count otherwise.
+    since: BTreeMap<Key, u64>,
+    /// The highest token that a scan has shown.
+    least: Token,
     /// When a session last ended, which decides about joins.
     ended: u64,
     /// Whether something else than an addition was tried since the last revision of which anything is known.
@@ -394,7 +404,9 @@ impl<'a> Search<'a> {
                 let mut next = Place { past_adding: !adds(event), ..place.clone() };
                 next.used.insert(at);
                 let effects = next.apply(ops, Token(0));
-                next.guessed.extend(granted(ops, &effects.outcomes).map(|key| (key.clone(), None)));
+                let granted = || granted(ops, &effects.outcomes).cloned();
+                next.guessed.extend(granted().map(|key| (key, None)));
+                next.blurred.extend(granted());
                 offer(next);
             }
         }
@@ -479,7 +491,8 @@ impl Place {
         format!("{:?}", self.page()).hash(&mut hasher);
         self.ledger.token().0.hash(&mut hasher);
         (self.ended, self.past_adding).hash(&mut hasher);
-        format!("{:?}", self.guessed).hash(&mut hasher);
+        format!("{:?} {:?} {:?} {:?}", self.guessed, self.blurred, self.joined, self.since).hash(&mut hasher);
+        self.least.hash(&mut hasher);
         self.used.hash(&mut hasher);
         hasher.finish()
     }
@@ -494,17 +507,23 @@ impl Place {
         // Their order is that of the places in which the ledger keeps them, and those are more than a scan shows.
         page.keys.sort_by(|one, other| one.key.cmp(&other.key));
         for view in &mut page.keys {
+            view.since = 0;
             if let State::Assigned { token, .. } | State::Stopping { token, .. } = &mut view.state
                 && self.guessed.contains_key(&view.key)
             {
                 *token = Token(0);
             }
+            if self.blurred.contains(&view.key) {
+                view.deaths.token = Token(0);
+            }
         }
+        page.sessions.iter_mut().for_each(|view| view.joined = Token(0));
         page
     }
 
     fn apply(&mut self, ops: &[Op], floor: Token) -> Effects {
-        let effects = self.ledger.apply(ops, floor);
+        // Whatever is granted has a higher one than what was shown.
+        let effects = self.ledger.apply(ops, floor.max(self.least));
         let ends = |change: &Change| matches!(change, Change::Session(view) if view.ended.is_some());
         if effects.batch.as_ref().is_some_and(|batch| batch.changes.iter().any(ends)) {
             self.ended = self.ledger.revision().0;
@@ -523,8 +542,9 @@ impl Place {
             Outcome::Granted(token) => Some(Token(token.0 - 1)),
             _ => None,
         });
-        if first.is_some_and(|first| first < self.ledger.token()) {
-            return Err(format!("a token that is not higher than {:?}: {event:?}", self.ledger.token()));
+        let last = self.ledger.token().max(self.least);
+        if first.is_some_and(|first| first < last) {
+            return Err(format!("a token that is not higher than {last:?}: {event:?}"));
         }
         let effects = self.apply(ops, first.unwrap_or(Token(0)));
         granted(ops, &applied.outcomes).for_each(|key| _ = self.guessed.remove(key));
@@ -539,6 +559,8 @@ impl Place {
     fn holds(&mut self, page: &Page) -> Result<(), String> {
         let (ours, theirs) = (self.page()?, self.comparable(page.clone()));
         if ours == theirs {
+            page.sessions.iter().try_for_each(|view| self.joined_after(view.session, view.joined))?;
+            page.keys.iter().try_for_each(|view| self.declared(view))?;
             return page.keys.iter().try_for_each(|view| self.learn(&view.key, view.state));
         }
         let only = |a: &Page, b: &Page| {
@@ -565,8 +587,32 @@ impl Place {
             return Err(format!("{key:?} is shown with {token:?} where {least:?} was shown or is the least"));
         }
         *known = Some(token);
-        // Whatever is granted later has a higher one.
-        self.ledger.apply(&[], token);
+        self.least = self.least.max(token);
+        Ok(())
+    }
+
+    /// A scan showed as the how-manieth a key was declared. Each is named once, so it stays so.
+    fn declared(&mut self, shown: &KeyView) -> Result<(), String> {
+        let ours = || self.ledger.record(&shown.key).map(|record| record.view.since);
+        let known = self.since.get(&shown.key).copied().or_else(|| ours().filter(|_| self.used.is_empty()));
+        if known.is_some_and(|known| known != shown.since) {
+            return Err(format!("{:?} is shown as number {} where it was {known:?}", shown.key, shown.since));
+        }
+        self.since.insert(shown.key.clone(), shown.since);
+        Ok(())
+    }
+
+    /// A scan showed after which token a session has joined.
+    fn joined_after(&mut self, session: SessionId, shown: Token) -> Result<(), String> {
+        let ours = self.ledger.session(session).map_or(Token(0), |view| view.joined);
+        let known = self.joined.get(&session).copied().or_else(|| self.blurred.is_empty().then_some(ours));
+        if shown < ours || known.is_some_and(|known| known != shown) {
+            return Err(format!(
+                "{session:?} is shown after {shown:?} where {known:?} was shown, or {ours:?} is the least"
+            ));
+        }
+        self.joined.insert(session, shown);
+        self.least = self.least.max(shown);
         Ok(())
     }
 }
