@@ -137,9 +137,7 @@ impl State {
 /// A group's ledger at the beginning of its life. Its numbers begin at the clock of whoever proposed its first entry, and
 /// so above those of an earlier life whose disks were all lost: whoever compares tokens refuses nobody for that.
 fn begin(clock: u64) -> Ledger {
-    let mut ledger = Ledger::new();
-    ledger.apply(&[], Token(clock));
-    ledger
+    Ledger::above(Token(clock))
 }
 
 impl Machine {
