@@ -19,6 +19,8 @@ use super::{
 };
 use crate::{Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic, limits};
 
+/// Between two tries of a program that is too old for its group.
+const TOO_OLD: Duration = Duration::from_secs(10);
 /// Pauses between tries to subscribe: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -87,6 +89,9 @@ impl Opening {
                 }
                 // What a node that comes new to a group always hears if anybody was ever there before.
                 Some(Outcome::Refused(Refusal::Late)) => self.seen = applied.revision,
+                Some(Outcome::Refused(Refusal::TooOld { needs })) => {
+                    return Err(StoreError::TooOld { needs: *needs, reads: config.reads });
+                }
                 _ => {
                     *self = Self::new(shared, self.old);
                     return Err(StoreError::SessionEnded);
@@ -188,6 +193,10 @@ async fn join_again(shared: &Shared, lost: SessionId, until: Instant) -> (Sessio
                     let _ = shared.hand_in(vec![Op::Drain { session }], Some(session), Then::Drained);
                 }
                 return (session, hints);
+            }
+            Err(error @ StoreError::TooOld { .. }) => {
+                tracing::error!(target: target::SESSION, node = %shared.config.node, %error, "cannot join any more");
+                pause = TOO_OLD;
             }
             Err(error) => {
                 tracing::debug!(target: target::SESSION, node = %shared.config.node, %error, "could not join yet");
