@@ -9,7 +9,7 @@ use divider_core::{Divider, Key, SessionId, State, Token};
 
 use crate::{
     exec::Pid,
-    plan::{DEATHS, EVIDENCE},
+    plan::{DEATHS, EVIDENCE, Plan},
     world::{Process, World},
 };
 
@@ -33,9 +33,11 @@ pub(crate) enum Goal {
 }
 
 impl Goal {
-    /// Most leases until then.
-    pub(crate) fn bound(self) -> u64 {
+    /// Most leases until then. Suspects are tried batch by batch; and what kills its process does so a few times first.
+    pub(crate) fn bound(self, plan: &Plan) -> u64 {
         match self {
+            Self::EveryKeyRuns if plan.killers > 0 => 200,
+            Self::EveryKeyRuns if plan.quarantine => 44,
             Self::EveryKeyRuns => 14,
             Self::Balanced => 10,
         }
