@@ -208,7 +208,7 @@ checks! {
         an_unread_start_is_held_but_not_current,
         starts_and_stops_take_turns_with_rising_tokens,
         both_kinds_come_in_order_in_one_stream,
-        several_readers_share_one_queue,
+        a_queue_has_one_reader_and_a_second_is_refused,
         a_start_that_was_revoked_before_it_was_read_is_never_seen,
         a_slow_reader_has_at_most_one_event_per_key,
         a_slow_reader_delays_nobody_and_keeps_its_lease,

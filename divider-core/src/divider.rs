@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::Stream;
 
-use crate::{Blob, Error, Holding, Key, Record, Stats, StopReason, Token, Work};
+use crate::{Blob, Error, Holding, Key, Record, SessionId, Stats, StopReason, Token, Work};
 
 /// One node of a group: reads which keys to start and to stop, and says how much work it wants.
 ///
@@ -25,6 +25,9 @@ use crate::{Blob, Error, Holding, Key, Record, Stats, StopReason, Token, Work};
 /// 3. After a lost session, a stop with reason [`Lost`](StopReason::Lost) is read for every key that had been started,
 ///    before any new start.
 /// 4. Every stop wants a [`confirm_stop_processing`](Self::confirm_stop_processing), `Lost` ones too.
+/// 5. Each queue has one reader at a time: whoever reads stops is who confirms, and two of them would confirm each other's
+///    keys while they run. A stream is the reader from its first read on, or at once if it comes from
+///    [`take_events`](Self::take_events), and until it is dropped.
 ///
 /// # Dropping
 /// Dropping the last handle is safe: the node stops renewing, and its keys move when its lease has run out. Awaiting
@@ -41,17 +44,28 @@ pub trait Divider: Send + Sync + 'static {
     /// A dropped call may or may not have started the node; call it again.
     async fn start(&self) -> Result<(), Error>;
 
-    /// Keys to start. The stream ends after [`cancel`](Self::cancel). Several streams share one queue: each start is read
-    /// once.
+    /// Keys to start. The stream ends after [`cancel`](Self::cancel). A second stream that reads starts while this one does
+    /// ends at once, and an error is logged.
     fn start_processing(&self) -> Events<Assignment>;
 
-    /// Keys to stop. The stream ends after [`cancel`](Self::cancel). Several streams share one queue.
+    /// Keys to stop. The stream ends after [`cancel`](Self::cancel). A second stream that reads stops while this one does
+    /// ends at once, and an error is logged.
     fn stop_processing(&self) -> Events<Stop>;
 
-    /// Starts and stops in one stream, in the order in which they came about. It shares its queue with
-    /// [`start_processing`](Self::start_processing) and [`stop_processing`](Self::stop_processing): read either this one
-    /// or those two.
+    /// Starts and stops in one stream, in the order in which they came about. It reads both queues: read either this one,
+    /// or [`start_processing`](Self::start_processing) and [`stop_processing`](Self::stop_processing). A second reader of
+    /// either queue ends at once, and an error is logged; [`take_events`](Self::take_events) says so in its answer.
     fn events(&self) -> Events<Event>;
+
+    /// As [`events`](Self::events), and from now on nobody else reads, until the stream is dropped.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRead`] where somebody reads a queue of this node already: nothing has changed.
+    fn take_events(&self) -> Result<Events<Event>, Error>;
+
+    /// The current session; `None` before the start, after the end, and between a loss and the next join. A node with a
+    /// session is ready for work, so this is what a readiness probe should ask. Local: no I/O, no waiting.
+    fn session(&self) -> Option<SessionId>;
 
     /// The program no longer acts on the key. Once this has returned, the key is free for its next owner. For a stop with
     /// reason [`Lost`](StopReason::Lost) it returns at once: the key may now be started here again.
@@ -87,7 +101,9 @@ pub trait Divider: Send + Sync + 'static {
     /// the store answered; the work may count as done or may be given to another node.
     async fn complete(&self, key: &Key, token: Token) -> Result<(), Error>;
 
-    /// Keeps bytes for the key's next owner, up to [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES).
+    /// Keeps bytes for the key's next owner, up to [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES). It works
+    /// for as long as the key is yours, also between a stop and its confirmation. That is the moment for the last
+    /// checkpoint: the work has ended, and the next owner starts only after the confirmation.
     ///
     /// # Errors
     /// [`Error::Invalid`], [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the
@@ -138,6 +154,11 @@ pub trait Divider: Send + Sync + 'static {
     /// # Errors
     /// None at present.
     async fn cancel(&self) -> Result<(), Error>;
+
+    /// Ends the node at once and without a word to the store, as if its process had died: nothing is current any more, the
+    /// streams end, and the keys move when the lease has run out. Idempotent. For whoever cannot wait;
+    /// [`cancel`](Self::cancel) is kinder.
+    fn abandon(&self);
 
     /// [`flush`](Self::flush), then [`cancel`](Self::cancel), whatever became of the flush.
     ///
@@ -191,6 +212,30 @@ pub trait Divider: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Store`].
     async fn stats(&self) -> Result<Stats, Error>;
+}
+
+/// What can be used as a [`Divider`]: a [`Node`](crate::Node) or any other implementation, or an `Arc` of one.
+pub trait IntoDivider {
+    /// A handle to it.
+    fn into_divider(self) -> Arc<dyn Divider>;
+}
+
+impl<D: Divider> IntoDivider for D {
+    fn into_divider(self) -> Arc<dyn Divider> {
+        Arc::new(self)
+    }
+}
+
+impl<D: Divider> IntoDivider for Arc<D> {
+    fn into_divider(self) -> Arc<dyn Divider> {
+        self
+    }
+}
+
+impl IntoDivider for Arc<dyn Divider> {
+    fn into_divider(self) -> Self {
+        self
+    }
 }
 
 /// A key to start.
@@ -280,12 +325,27 @@ pub struct Flushed {
     /// Keys that were not confirmed within the time limit. They move when the lease has run out; those that are being
     /// stopped as [`Lost`](StopReason::Lost) may have moved already.
     pub unconfirmed: Vec<Assigned>,
+    /// Keys whose owner here may have left less to the next one than it meant to; the key itself moves all the same. A
+    /// [`Worker`](crate::Worker) fills this in; a node alone does not know.
+    pub not_handed_over: Vec<NotHandedOver>,
 }
 
 impl Flushed {
     pub(crate) fn new(unconfirmed: Vec<Assigned>) -> Self {
-        Self { unconfirmed }
+        Self { unconfirmed, ..Self::default() }
     }
+}
+
+/// A key whose task did not end as it should after its stop, or whose last checkpoint was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NotHandedOver {
+    /// The key.
+    pub key: Key,
+    /// The token that it was started with.
+    pub token: Token,
+    /// What went wrong, for people.
+    pub why: String,
 }
 
 /// A stream of events. Ends after [`Divider::cancel`]. Dropping it loses nothing: unread events wait for the next one.

@@ -126,6 +126,12 @@ pub enum Error {
     /// `start` has not been called. Nothing has changed.
     #[error("the node has not been started; call start() first")]
     NotStarted,
+    /// The configuration contradicts itself or a limit. Nothing has been started.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Somebody reads this node's starts or stops already. Nothing has changed.
+    #[error("this node's starts or stops have a reader already; two would confirm each other's keys")]
+    AlreadyRead,
     /// The node has been cancelled. Nothing has changed.
     #[error("the node has been cancelled; build a new one to join again")]
     Cancelled,

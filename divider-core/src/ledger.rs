@@ -74,8 +74,10 @@ impl Ledger {
 
     /// Applies `ops` in order. Tokens that are issued on the way are higher than `floor`, and than all before.
     pub fn apply(&mut self, ops: &[Op], floor: Token) -> Effects {
-        self.token = self.token.max(floor);
-        self.transact(|tx| ops.iter().map(|op| tx.one(op)).collect())
+        self.transact(|tx| {
+            tx.floor = floor;
+            ops.iter().map(|op| tx.one(op)).collect()
+        })
     }
 
     /// Makes `session` the leader, in a new term that is higher than `floor`. The caller has checked that the leadership
@@ -240,7 +242,7 @@ impl Ledger {
 
     /// Runs `work`, and gives its changes one revision and its notices one message each.
     fn transact(&mut self, work: impl FnOnce(&mut Tx<'_>) -> Vec<crate::Outcome>) -> Effects {
-        let mut tx = Tx { ledger: self, changes: Vec::new(), notices: BTreeMap::new() };
+        let mut tx = Tx { ledger: self, floor: Token(0), changes: Vec::new(), notices: BTreeMap::new() };
         let outcomes = work(&mut tx);
         let Tx { changes, notices, .. } = tx;
         let messages = notices.into_iter().map(|(session, notices)| (session, self.message(session, notices)));
@@ -298,6 +300,8 @@ fn holding(entry: &Entry) -> Option<Holding> {
 /// A batch that is being applied.
 struct Tx<'a> {
     ledger: &'a mut Ledger,
+    /// Tokens that are issued are higher.
+    floor: Token,
     changes: Vec<Change>,
     notices: BTreeMap<SessionId, Vec<Notice>>,
 }

@@ -76,6 +76,8 @@ struct Handle {
     shared: Arc<Shared>,
     /// What `start` needs, and whether it is done. Held while starting.
     starting: Mutex<Starting>,
+    /// Who reads the streams.
+    readers: stream::Readers,
 }
 
 struct Starting {
@@ -153,7 +155,8 @@ impl<S: Store> NodeBuilder<S> {
         let (requests, receiver) = mpsc::unbounded_channel();
         let shared = Shared::new(Arc::new(self.store), self.config, self.source, self.clock, self.machine, requests);
         let starting = Starting { requests: Some(receiver), opened: false, opening: None };
-        let handle = Handle { shared: Arc::new(shared), starting: Mutex::new(starting) };
+        let readers = stream::Readers::default();
+        let handle = Handle { shared: Arc::new(shared), starting: Mutex::new(starting), readers };
         Ok(Node { handle: Arc::new(handle) })
     }
 }
@@ -305,6 +308,14 @@ impl Divider for Node {
         stream::events(&self.handle, Queue::Both, Member::next_event)
     }
 
+    fn take_events(&self) -> Result<Events<Event>, Error> {
+        stream::take(&self.handle, Queue::Both, Member::next_event)
+    }
+
+    fn session(&self) -> Option<SessionId> {
+        Self::session(self)
+    }
+
     async fn confirm_stop_processing(&self, key: &Key, token: Token) -> Result<(), Error> {
         let shared = self.running().await?;
         match shared.with(|member| member.confirm(key, token))? {
@@ -427,6 +438,10 @@ impl Divider for Node {
         }
         shared.store.close().await;
         Ok(())
+    }
+
+    fn abandon(&self) {
+        self.shared().shut_down();
     }
 
     async fn add_work(&self, work: Vec<Work>) -> Result<(), Error> {

@@ -3,40 +3,58 @@
 //! # Why
 //! Most programs do the same with the two streams: spawn a task on a start, tell it to end on a stop, confirm when it has.
 //! The details are easy to get wrong: a task that ends by itself, panics, ends while it is asked to stop, or does not end
-//! at all. They are dealt with here, once.
+//! at all; a last checkpoint that is not kept; a call to the store that fails. They are dealt with here, once.
 //!
 //! # How a task ends
 //! | the task | and | then |
 //! | --- | --- | --- |
 //! | returns [`Next::Complete`] | | the key ends for good |
-//! | returns [`Next::Release`], or an error, or panics | nobody asked it to | the key is given up: it runs again elsewhere, after a backoff where it failed |
-//! | returns anything, or panics | after it was asked to stop | the stop is confirmed |
-//! | goes on after it was asked to stop | for the grace time | it is cancelled where it waits, and the stop is confirmed |
+//! | returns [`Next::Release`] | nobody asked it to | the key is given up, and runs again after a short pause, elsewhere if any other node takes it |
+//! | returns an error, or panics | nobody asked it to | the same, after the pause that [`Retry`] says |
+//! | returns anything else, or panics | after it was asked to stop | the stop is confirmed; an error or a panic is logged, and named by [`Flushed::not_handed_over`] |
+//! | goes on after it was asked to stop | for the grace time | it is cancelled where it waits, the stop is confirmed, and the key is named likewise |
 //! | runs | while its session is lost | it is cancelled where it waits, at once |
+//!
+//! Nothing of this is told to the store before the last [`Hold`] of the job is dropped and what it
+//! [hands over](Job::hand_over) is kept. A call that fails is made again, after growing pauses, until the store has answered
+//! or the session is lost.
+//!
+//! # How a worker ends
+//! By its shutdown, with a drain. Where its future is dropped or panics instead, it takes the node with it: a node that
+//! lives on without anybody to run its keys would keep them from the others for ever.
+
+mod common;
+mod guard;
+mod job;
+mod retry;
+mod run;
+mod settle;
+mod shutdown;
+mod tally;
 
 use std::{
-    collections::HashMap,
     fmt,
-    ops::Deref,
-    panic::AssertUnwindSafe,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::FutureExt;
-use tokio::{
-    sync::{Semaphore, watch},
-    task::JoinSet,
-};
-use tracing::Instrument;
+use tokio::sync::Semaphore;
 
-use crate::{
-    Assignment, Blob, ConfigError, Divider, Error, Event, Flushed, Key, Stop, StopReason, Token, node::target,
+use self::{common::Common, guard::EndsNode, retry::Pause, run::Run};
+pub use self::{
+    job::{Hold, Job, StopSignal},
+    retry::Retry,
+    shutdown::{SecondSignal, shutdown_signal},
 };
+use crate::{ConfigError, Divider, Error, Event, Events, Flushed, IntoDivider, StoreError, node::target};
 
 /// Any error of a task.
 pub type TaskError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The pauses between two tries to start.
+const START: Pause = Pause::new(Duration::from_millis(100), Duration::from_secs(10));
 
 /// What is to become of a key whose task has ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +77,7 @@ pub enum Next {
 ///
 /// let finished = Arc::new(tokio::sync::Notify::new());
 /// let done = finished.clone();
-/// Worker::new(Arc::new(node))
+/// Worker::new(node)
 ///     .run_until(finished.notified(), move |work, _stop| {
 ///         let done = done.clone();
 ///         async move {
@@ -71,11 +89,21 @@ pub enum Next {
 ///     .await?;
 /// # Ok(()) }
 /// ```
+///
+/// | setting | default |
+/// | --- | --- |
+/// | [`concurrency`](Self::concurrency) | no limit |
+/// | [`grace`](Self::grace) | 10 s |
+/// | [`retry`](Self::retry) | 1 s, doubling to 10 min, 20 failures |
+/// | [`release_pause`](Self::release_pause) | 100 ms, doubling to 30 s |
+/// | [`outage_limit`](Self::outage_limit) | none |
 pub struct Worker {
     divider: Arc<dyn Divider>,
     concurrency: usize,
     grace: Duration,
-    backoff: (Duration, Duration),
+    retry: Retry,
+    release: Pause,
+    outage_limit: Option<Duration>,
     load: Option<Load>,
 }
 
@@ -90,76 +118,22 @@ impl fmt::Debug for Worker {
         f.debug_struct("Worker")
             .field("concurrency", &self.concurrency)
             .field("grace", &self.grace)
+            .field("retry", &self.retry)
             .finish_non_exhaustive()
     }
 }
 
-/// A key that a task works on.
-#[derive(Clone)]
-pub struct Job {
-    assignment: Assignment,
-    divider: Arc<dyn Divider>,
-}
-
-impl Job {
-    /// Whether the task may still act on the key; see [`Divider::is_current`].
-    pub fn is_current(&self) -> bool {
-        self.divider.is_current(&self.key, self.token)
-    }
-
-    /// Keeps bytes for the key's next owner.
-    ///
-    /// # Errors
-    /// As [`Divider::checkpoint`].
-    pub async fn checkpoint(&self, bytes: impl Into<Blob> + Send) -> Result<(), Error> {
-        self.divider.checkpoint(&self.key, self.token, bytes.into()).await
-    }
-}
-
-impl Deref for Job {
-    type Target = Assignment;
-    fn deref(&self) -> &Assignment {
-        &self.assignment
-    }
-}
-
-impl fmt::Debug for Job {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.assignment.fmt(f)
-    }
-}
-
-/// Tells a task that it should end.
-#[derive(Clone, Debug)]
-pub struct StopSignal(watch::Receiver<Option<StopReason>>);
-
-impl StopSignal {
-    /// Why the task should end; `None` while it should not.
-    pub fn reason(&self) -> Option<StopReason> {
-        *self.0.borrow()
-    }
-
-    /// Waits until the task should end.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub async fn requested(&mut self) -> StopReason {
-        match self.0.wait_for(Option::is_some).await.map(|reason| *reason) {
-            Ok(Some(reason)) => reason,
-            // The worker is gone, and with it whoever would confirm.
-            _ => StopReason::Lost,
-        }
-    }
-}
-
 impl Worker {
-    /// A worker for a node, which it starts if need be.
-    pub fn new(divider: Arc<dyn Divider>) -> Self {
+    /// A worker for a node, which it starts if need be: a [`Node`](crate::Node), an `Arc` of one, or an `Arc<dyn Divider>`.
+    /// A node has one worker at a time.
+    pub fn new(divider: impl IntoDivider) -> Self {
         Self {
-            divider,
+            divider: divider.into_divider(),
             concurrency: Semaphore::MAX_PERMITS,
             grace: Duration::from_secs(10),
-            backoff: (Duration::from_millis(500), Duration::from_secs(60)),
+            retry: Retry::default(),
+            release: Pause::new(Duration::from_millis(100), Duration::from_secs(30)),
+            outage_limit: None,
             load: None,
         }
     }
@@ -180,11 +154,26 @@ impl Worker {
         self
     }
 
-    /// How long a key rests after a failure: `first` after the first on this node, twice as long after each further one,
-    /// at most `most`. Default: 500 ms and 60 s.
+    /// How long a key rests after a failure.
     #[must_use]
-    pub fn backoff(mut self, first: Duration, most: Duration) -> Self {
-        self.backoff = (first, most);
+    pub fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// How long a key rests after a [`Next::Release`] that nobody asked for: `first`, and twice as long each time in a row
+    /// that this happens here, at most `most`, give or take a fifth. Default: 100 ms and 30 s; at least 1 ms.
+    #[must_use]
+    pub fn release_pause(mut self, first: Duration, most: Duration) -> Self {
+        self.release = Pause::new(first, most);
+        self
+    }
+
+    /// How long to go on without a session, at the start and later, before [`run_until`](Self::run_until) ends with the
+    /// store's error. Default: for ever. For a program that is started anew by something else when it ends.
+    #[must_use]
+    pub fn outage_limit(mut self, limit: Duration) -> Self {
+        self.outage_limit = Some(limit);
         self
     }
 
@@ -204,75 +193,52 @@ impl Worker {
         F: Fn(Job, StopSignal) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Next, TaskError>> + Send + 'static,
     {
-        self.run_until(std::future::pending(), task).await
+        self.run_until(std::future::pending::<()>(), task).await
     }
 
     /// Runs until `shutdown` completes (such as [`shutdown_signal`]), then drains the node: no new work, every task is asked
-    /// to stop, and the node leaves the group.
+    /// to stop, and the node leaves the group. Where `shutdown` gives a [`SecondSignal`], that ends the drain at once: tasks
+    /// are cancelled where they wait, and the keys that are not confirmed move when the lease has run out.
+    ///
+    /// While the store is out of reach it is tried again, with growing pauses: at the start, and later as well. `shutdown` is
+    /// watched all the time.
     ///
     /// # Errors
-    /// Those of [`Divider::start`] and [`Divider::flush`], and [`Error::Store`] with the configuration's problem where the
-    /// worker is set up wrongly.
+    /// [`Error::Config`] where the worker is set up wrongly, and [`Error::AlreadyRead`] where the node has another worker or
+    /// reader: nothing has been done. Otherwise the node is cancelled when an error is returned:
+    /// - [`Error::Store`] where the store says at the start that it is not set up for Divider, or has been out of reach for
+    ///   longer than the [limit](Self::outage_limit);
+    /// - those of [`Divider::flush`].
     ///
     /// # Cancel safety
-    /// Dropping the future cancels all tasks where they wait, and leaves the keys to the lease.
-    pub async fn run_until<F, Fut>(self, shutdown: impl Future<Output = ()> + Send, task: F) -> Result<Flushed, Error>
+    /// Dropping the future cancels all tasks where they wait and [cancels](Divider::cancel) the node, whoever else has a
+    /// handle to it: the keys move when the lease has run out. So does a panic.
+    pub async fn run_until<S, F, Fut>(self, shutdown: S, task: F) -> Result<Flushed, Error>
     where
+        S: Future<Output: Into<SecondSignal>> + Send,
         F: Fn(Job, StopSignal) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Next, TaskError>> + Send + 'static,
     {
-        self.validate().map_err(|error| crate::StoreError::Misconfigured(error.to_string()))?;
-        let mut events = self.divider.events();
-        self.divider.start().await?;
-        let mut run = Run {
-            permits: Arc::new(Semaphore::new(self.concurrency)),
-            keys: HashMap::new(),
-            failures: HashMap::new(),
-            tasks: JoinSet::new(),
-            calls: JoinSet::new(),
-            worker: &self,
-            task: Arc::new(task),
-        };
-        let mut shutdown = pin!(shutdown.fuse());
-        let mut drain = JoinSet::new();
-        let mut looks =
-            tokio::time::interval(self.load.as_ref().map_or(Duration::from_secs(3600), |load| load.interval));
-        let mut flushed = Flushed::default();
-        loop {
-            tokio::select! {
-                event = events.next() => match event {
-                    Some(Event::Start(assignment)) => run.start(assignment),
-                    Some(Event::Stop(stop)) => run.stop(stop),
-                    None => break,
-                },
-                Some(ended) = run.tasks.join_next() => {
-                    if let Ok(ended) = ended {
-                        run.ended(ended);
-                    }
-                }
-                Some(called) = run.calls.join_next() => {
-                    if let Ok((key, token, free)) = called {
-                        run.called(&key, token, free);
-                    }
-                }
-                () = &mut shutdown => {
-                    let divider = self.divider.clone();
-                    drain.spawn(async move { divider.flush_and_cancel().await });
-                }
-                Some(drained) = drain.join_next() => {
-                    if let Ok(drained) = drained {
-                        flushed = drained?;
-                    }
-                    break;
-                }
-                _ = looks.tick() => run.look_at_load(),
+        self.validate()?;
+        let mut events = self.divider.take_events()?;
+        let mut node = EndsNode::new(self.divider.clone());
+        let mut shutdown = pin!(shutdown.map(Into::into));
+        tokio::select! {
+            biased;
+            hurry = &mut shutdown => return self.leave(hurry).await,
+            started = self.start() => started?,
+        }
+        let mut run = Run::new(self.common(), task);
+        let hurry = tokio::select! {
+            hurry = &mut shutdown => hurry,
+            () = work(&mut run, &mut events) => {
+                run.end().await;
+                return Ok(run.left());
             }
-        }
-        // The streams end when the node is cancelled, which a drain does last.
-        if let Some(Ok(drained)) = drain.join_next().await {
-            flushed = drained?;
-        }
-        Ok(flushed)
+            error = self.outage() => return Err(error),
+            () = self.follow_load() => unreachable!("it is followed for ever"),
+        };
+        self.drain(&mut run, &mut events, hurry, &mut node).await
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -280,218 +246,138 @@ impl Worker {
             let problem = format!("is {}; it must be between 1 and {}", self.concurrency, Semaphore::MAX_PERMITS);
             return Err(ConfigError { field: "concurrency", problem });
         }
-        match &self.load {
-            Some(load) if load.interval.is_zero() => {
-                let problem = "has the interval 0; use at least 1 ms".into();
-                Err(ConfigError { field: "affinity_from", problem })
+        if self.load.as_ref().is_some_and(|load| load.interval < Duration::from_millis(1)) {
+            let problem = "has an interval of less than 1 ms".into();
+            return Err(ConfigError { field: "affinity_from", problem });
+        }
+        self.retry.validate()?;
+        self.release.validate("release_pause")
+    }
+
+    fn common(&self) -> Arc<Common> {
+        Arc::new(Common {
+            divider: self.divider.clone(),
+            permits: Semaphore::new(self.concurrency),
+            grace: self.grace,
+            retry: self.retry,
+            release: self.release,
+            tally: Default::default(),
+            draining: Default::default(),
+            not_handed_over: Default::default(),
+        })
+    }
+
+    /// Starts the node, however long its store is out of reach.
+    async fn start(&self) -> Result<(), Error> {
+        let began = Instant::now();
+        let mut pauses = START.each();
+        loop {
+            let left = self.outage_limit.map(|limit| limit.saturating_sub(began.elapsed()));
+            let error = match within(left, self.divider.start()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let over = self.outage_limit.is_some_and(|limit| began.elapsed() >= limit);
+            if over || !may_pass(&error) {
+                return Err(error);
             }
-            _ => Ok(()),
+            tracing::warn!(target: target::WORKER, %error, "could not start yet");
+            let pause = pauses.next().unwrap_or(START.most);
+            tokio::time::sleep(left.map_or(pause, |left| pause.min(left))).await;
         }
     }
-}
 
-/// Completes on SIGTERM or ctrl-c.
-pub async fn shutdown_signal() {
-    let interrupt = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    if let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+    /// Completes when the node has been without a session for too long.
+    async fn outage(&self) -> Error {
+        let Some(limit) = self.outage_limit else { return std::future::pending().await };
+        let look = (limit / 4).clamp(Duration::from_millis(1), Duration::from_secs(1));
+        let mut since = Instant::now();
+        loop {
+            tokio::time::sleep(look).await;
+            if self.divider.session().is_some() {
+                since = Instant::now();
+            } else if since.elapsed() >= limit {
+                let message = format!("the node has had no session for {limit:?}");
+                return StoreError::Unavailable { message, source: None }.into();
+            }
+        }
+    }
+
+    /// Sets the affinity when it has changed. One call at a time, however long it takes.
+    async fn follow_load(&self) {
+        let Some(load) = &self.load else { return std::future::pending().await };
+        loop {
+            let affinity = (load.affinity)();
+            if affinity != self.divider.affinity()
+                && let Err(error) = self.divider.set_affinity(affinity.into()).await
+            {
+                tracing::debug!(target: target::WORKER, affinity, %error, "could not set the affinity");
+            }
+            tokio::time::sleep(load.interval).await;
+        }
+    }
+
+    /// Ends before the node was started, as far as is known.
+    async fn leave(&self, hurry: SecondSignal) -> Result<Flushed, Error> {
         tokio::select! {
-            _ = interrupt => {}
-            _ = terminate.recv() => {}
+            left = self.divider.cancel() => left?,
+            () = hurry.come() => {}
         }
-        return;
+        Ok(Flushed::default())
     }
-    // Without a way to listen for it, the signal keeps its usual effect.
-    if interrupt.await.is_err() {
-        std::future::pending::<()>().await;
+
+    async fn drain<F, Fut>(
+        &self,
+        run: &mut Run<F>,
+        events: &mut Events<Event>,
+        hurry: SecondSignal,
+        node: &mut EndsNode,
+    ) -> Result<Flushed, Error>
+    where
+        F: Fn(Job, StopSignal) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Next, TaskError>> + Send + 'static,
+    {
+        run.drains();
+        let drained = tokio::select! {
+            biased;
+            drained = self.divider.flush_and_cancel() => Some(drained),
+            () = hurry.come() => None,
+            // The stream ends while the drain does.
+            () = async { work(run, events).await; std::future::pending().await } => None,
+        };
+        match drained {
+            Some(Ok(flushed)) => {
+                node.disarm();
+                Ok(run.completed(flushed))
+            }
+            // Somebody else has ended it.
+            Some(Err(Error::Cancelled)) | None => Ok(run.left()),
+            Some(Err(error)) => Err(error),
+        }
     }
 }
 
-/// A worker that runs.
-struct Run<'a, F> {
-    worker: &'a Worker,
-    task: Arc<F>,
-    permits: Arc<Semaphore>,
-    /// Every key that has been started here and is not free yet.
-    keys: HashMap<Key, Running>,
-    /// Failures in a row of keys that failed here.
-    failures: HashMap<Key, u32>,
-    tasks: JoinSet<Ended>,
-    /// Calls to the divider that follow the end of a task.
-    calls: JoinSet<(Key, Token, bool)>,
-}
-
-struct Running {
-    token: Token,
-    /// Asks the task to stop.
-    stop: watch::Sender<Option<StopReason>>,
-    /// The task has ended.
-    ended: bool,
-    /// A call about the key is on its way.
-    calling: bool,
-}
-
-struct Ended {
-    key: Key,
-    token: Token,
-    how: How,
-    ran: Duration,
-}
-
-enum How {
-    Returned(Next),
-    Failed(String),
-    /// Cancelled, or never begun.
-    Stopped,
-}
-
-impl<F, Fut> Run<'_, F>
+/// Does what there is to do until the stream ends.
+async fn work<F, Fut>(run: &mut Run<F>, events: &mut Events<Event>)
 where
     F: Fn(Job, StopSignal) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<Next, TaskError>> + Send + 'static,
 {
-    fn start(&mut self, assignment: Assignment) {
-        let (key, token) = (assignment.key.clone(), assignment.token);
-        let (stop, signal) = watch::channel(None);
-        self.keys.insert(key.clone(), Running { token, stop, ended: false, calling: false });
-        let (task, permits, grace) = (self.task.clone(), self.permits.clone(), self.worker.grace);
-        let job = Job { assignment, divider: self.worker.divider.clone() };
-        let span = tracing::info_span!(target: target::WORKER, "task", %key, %token);
-        let run = async move {
-            let mut asked = StopSignal(signal.clone());
-            let permit = tokio::select! {
-                biased;
-                _ = asked.requested() => None,
-                permit = permits.acquire_owned() => permit.ok(),
-            };
-            let began = Instant::now();
-            let how = match permit {
-                None => How::Stopped,
-                Some(_permit) => {
-                    // The call itself may panic, before there is a future.
-                    let run = async { task(job, StopSignal(signal)).await };
-                    let run = AssertUnwindSafe(run).catch_unwind();
-                    tokio::select! {
-                        result = run => match result {
-                            Ok(Ok(next)) => How::Returned(next),
-                            Ok(Err(error)) => How::Failed(error.to_string()),
-                            Err(_) => How::Failed("the task panicked".into()),
-                        },
-                        () = patience(asked, grace) => How::Stopped,
-                    }
-                }
-            };
-            Ended { key, token, how, ran: began.elapsed() }
-        };
-        self.tasks.spawn(run.instrument(span));
-    }
+    while run.step(events).await {}
+}
 
-    fn stop(&mut self, stop: Stop) {
-        let Some(running) = self.keys.get_mut(&stop.key).filter(|running| running.token == stop.token) else {
-            // Nothing of it is left here.
-            self.confirm(stop.key, stop.token);
-            return;
-        };
-        running.stop.send_replace(Some(stop.reason));
-        if running.ended && !running.calling {
-            self.confirm(stop.key, stop.token);
-        }
-    }
-
-    fn ended(&mut self, ended: Ended) {
-        let Ended { key, token, how, ran } = ended;
-        let Some(running) = self.keys.get_mut(&key).filter(|running| running.token == token) else { return };
-        running.ended = true;
-        let asked = running.stop.borrow().is_some();
-        let failed = match &how {
-            How::Failed(problem) => {
-                tracing::warn!(target: target::WORKER, %key, %token, problem, "the task failed");
-                true
-            }
-            _ => false,
-        };
-        // A task that ran for long enough did not fail for the reason it failed for before.
-        if !failed || ran > self.worker.backoff.1 {
-            self.failures.remove(&key);
-        }
-        match how {
-            How::Returned(Next::Complete) => {
-                running.calling = true;
-                let divider = self.worker.divider.clone();
-                self.calls.spawn(async move {
-                    let free = divider.complete(&key, token).await.is_ok();
-                    (key, token, free)
-                });
-            }
-            _ if asked => self.confirm(key, token),
-            _ => {
-                running.calling = true;
-                let backoff = if failed { self.next_backoff(&key) } else { Duration::ZERO };
-                let divider = self.worker.divider.clone();
-                self.calls.spawn(async move {
-                    // Where this fails the session is lost, and a stop says so.
-                    let _ = divider.give_up(&key, token, backoff).await;
-                    (key, token, false)
-                });
-            }
-        }
-    }
-
-    fn next_backoff(&mut self, key: &Key) -> Duration {
-        let failures = self.failures.entry(key.clone()).or_default();
-        *failures = failures.saturating_add(1);
-        let (first, most) = self.worker.backoff;
-        first.saturating_mul(1 << (*failures - 1).min(31)).min(most)
-    }
-
-    fn confirm(&mut self, key: Key, token: Token) {
-        if let Some(running) = self.keys.get_mut(&key).filter(|running| running.token == token) {
-            running.calling = true;
-        }
-        let divider = self.worker.divider.clone();
-        self.calls.spawn(async move {
-            let free = divider.confirm_stop_processing(&key, token).await;
-            if let Err(error) = &free {
-                tracing::warn!(target: target::WORKER, %key, %token, %error, "could not confirm the stop");
-            }
-            (key, token, true)
-        });
-    }
-
-    /// A call about a key whose task has ended is back.
-    fn called(&mut self, key: &Key, token: Token, free: bool) {
-        let Some(running) = self.keys.get_mut(key).filter(|running| running.token == token) else { return };
-        running.calling = false;
-        let asked = running.stop.borrow().is_some();
-        if free {
-            self.keys.remove(key);
-        } else if asked {
-            self.confirm(key.clone(), token);
-        }
-    }
-
-    fn look_at_load(&mut self) {
-        let Some(load) = &self.worker.load else { return };
-        let affinity = (load.affinity)();
-        if affinity != self.worker.divider.affinity() {
-            let divider = self.worker.divider.clone();
-            tokio::spawn(async move {
-                if let Err(error) = divider.set_affinity(affinity.into()).await {
-                    tracing::debug!(target: target::WORKER, affinity, %error, "could not set the affinity");
-                }
-            });
-        }
+/// Whether a start that failed with this may succeed later without anybody's doing.
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Store(StoreError::Misconfigured(_) | StoreError::Closed) => false,
+        Error::Store(_) | Error::NoSession => true,
+        _ => false,
     }
 }
 
-/// Completes when a task that was asked to stop has had its time.
-async fn patience(mut asked: StopSignal, grace: Duration) {
-    if asked.requested().await == StopReason::Lost {
-        return;
-    }
-    let lost = async { drop(asked.0.wait_for(|reason| *reason == Some(StopReason::Lost)).await) };
-    tokio::select! {
-        () = tokio::time::sleep(grace) => {}
-        () = lost => {}
-    }
+/// Makes a call within a time limit.
+async fn within(limit: Option<Duration>, call: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+    let Some(limit) = limit else { return call.await };
+    let late = |_| Err(StoreError::Timeout { limit }.into());
+    tokio::time::timeout(limit, call).await.unwrap_or_else(late)
 }

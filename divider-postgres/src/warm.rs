@@ -71,7 +71,15 @@ fn everything() -> Vec<Op> {
     let session = SessionId(Uuid::nil());
     let (term, token) = (Term(0), Token(1));
     vec![
-        Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 1000, seen: Revision(0), reads: divider_core::format::NEWEST },
+        Op::Join {
+            session,
+            node,
+            affinity: 1,
+            capacity: None,
+            lease_ms: 1000,
+            seen: Revision(0),
+            reads: divider_core::format::NEWEST,
+        },
         Op::Add(Work::from(key.clone())),
         Op::Assign { term, key: key.clone(), session },
         Op::Confirm { session, key, token, started: true },

@@ -130,7 +130,15 @@ fn ops() -> Vec<Op> {
         Op::Remove { key: key.clone() },
         Op::Retry { key: key.clone() },
         Op::Rebalance,
-        Op::Join { session, node: node(), affinity: 1000, capacity: Some(7), lease_ms: 3000, seen: Revision(1 << 20), reads: divider_core::format::NEWEST },
+        Op::Join {
+            session,
+            node: node(),
+            affinity: 1000,
+            capacity: Some(7),
+            lease_ms: 3000,
+            seen: Revision(1 << 20),
+            reads: divider_core::format::NEWEST,
+        },
         Op::SetAffinity { session, number: 2, affinity: 5 },
         Op::AlterAffinity { session, number: 3, delta: -6 },
         Op::Drain { session },
@@ -281,8 +289,15 @@ fn ledger() -> Ledger {
     let mut ledger = Ledger::new();
     let session = session();
     let other = SessionId(Uuid::from_u128(7));
-    let join =
-        |session| Op::Join { session, node: node(), affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0), reads: divider_core::format::NEWEST };
+    let join = |session| Op::Join {
+        session,
+        node: node(),
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen: Revision(0),
+        reads: divider_core::format::NEWEST,
+    };
     ledger.apply(&[join(session), join(other), Op::Add(work())], Token(0));
     let (term, _) = ledger.lead(session, Term(0));
     let term = term.unwrap();

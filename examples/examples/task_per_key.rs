@@ -4,7 +4,7 @@
 //! and drains at shutdown. Here every key is a film whose frames are rendered one after the other. One node dies in the
 //! middle, and the other goes on from the last checkpoint.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use divider_core::{
     Divider, Error, Flushed, Job, MemoryStore, Next, Node, NodeId, StopSignal, TaskError, Work, Worker,
@@ -15,11 +15,11 @@ use tokio::time::sleep;
 const FRAMES: u8 = 50;
 const FILMS: usize = 6;
 
-fn node(name: &str, store: &MemoryStore) -> Result<Arc<Node>, AnyError> {
+fn node(name: &str, store: &MemoryStore) -> Result<Node, AnyError> {
     let id = NodeId::new(name)?;
     let builder = Node::builder(store.clone());
     let lease = Duration::from_millis(500);
-    Ok(Arc::new(builder.configure(|config| (config.node, config.lease) = (id, lease)).build()?))
+    Ok(builder.configure(|config| (config.node, config.lease) = (id, lease)).build()?)
 }
 
 /// The whole of a program's own work.
@@ -41,7 +41,7 @@ async fn render(node: String, show: Show, film: Job, mut stop: StopSignal) -> Re
     Ok(Next::Complete)
 }
 
-fn worker(node: &Arc<Node>, show: Show) -> impl Future<Output = Result<Flushed, Error>> + use<> {
+fn worker(node: &Node, show: Show) -> impl Future<Output = Result<Flushed, Error>> + use<> {
     let name = node.config().node.to_string();
     Worker::new(node.clone()).concurrency(4).run(move |film, stop| render(name.clone(), show, film, stop))
 }

@@ -35,14 +35,14 @@ const TABLE: &str = "
 ";
 const TIDY: &str = "DROP TABLE example_tenant; DROP FUNCTION example_tenant_changed";
 
-fn node(name: &str, url: &str, pool: &PgPool) -> Result<Arc<Node>, AnyError> {
+fn node(name: &str, url: &str, pool: &PgPool) -> Result<Node, AnyError> {
     let store = PostgresStore::builder(url, Group::new(GROUP)?).build()?;
     let query = "SELECT id AS key, size AS weight FROM example_tenant WHERE active";
     let source = Arc::new(QuerySource::new(pool.clone(), query));
     let interval = Duration::from_secs(5);
     let builder = Node::builder(store).source(SourceConfig { source, mode: SourceMode::Authoritative, interval });
     let id = NodeId::new(name)?;
-    Ok(Arc::new(builder.configure(|config| config.node = id).build()?))
+    Ok(builder.configure(|config| config.node = id).build()?)
 }
 
 /// The program's own work: writes for its tenant as long as it has it.
@@ -63,7 +63,7 @@ async fn serve(node: String, pool: PgPool, tenant: Job, mut stop: StopSignal) ->
 }
 
 /// Turns changes of the table into work at once. The query finds them as well, at its next interval.
-async fn listen(mut listener: PgListener, pool: PgPool, node: Arc<Node>) -> Result<(), AnyError> {
+async fn listen(mut listener: PgListener, pool: PgPool, node: Node) -> Result<(), AnyError> {
     loop {
         let id = listener.recv().await?.payload().to_owned();
         let row = sqlx::query("SELECT size FROM example_tenant WHERE id = $1 AND active").bind(&id);

@@ -48,13 +48,14 @@ struct Worker {
 /// Where the options cannot be used, or the store is not set up for Divider. A store that is out of reach is no error: it
 /// is tried again.
 pub async fn run(options: Options) -> Result<(), AnyError> {
+    // First of all: a signal that comes while the store is being opened is heard as well, also by process 1.
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let config = options.config();
     let printer = Printer::new(config.node.as_str())?;
     let work = options.work()?;
     let node = open_node(&options.store, options.group.clone(), config)?;
     let worker = Arc::new(Worker { node, printer, options, running: Mutex::default() });
     let mut commands = read_commands()?;
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
     let run = async {
         worker.start().await?;

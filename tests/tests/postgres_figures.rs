@@ -52,7 +52,15 @@ async fn calls() {
     for &session in &sessions {
         let node = NodeId::new("node").unwrap();
         let seen = store.apply(&[]).await.unwrap().revision;
-        let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads: divider_core::format::NEWEST };
+        let join = Op::Join {
+            session,
+            node,
+            affinity: 1000,
+            capacity: None,
+            lease_ms: 3000,
+            seen,
+            reads: divider_core::format::NEWEST,
+        };
         store.apply(&[join]).await.unwrap();
     }
     let leader = sessions[0];

@@ -55,7 +55,15 @@ fn store(server: &PostgresServer, name: &str) -> PostgresStore {
 async fn join(store: &PostgresStore, session: SessionId) -> Op {
     let node = NodeId::new("node").unwrap();
     let seen = store.apply(&[]).await.unwrap().revision;
-    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads: divider_core::format::NEWEST }
+    Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen,
+        reads: divider_core::format::NEWEST,
+    }
 }
 
 fn add(name: impl AsRef<str>) -> Op {
@@ -332,8 +340,12 @@ async fn a_leadership_of_an_earlier_session_does_not_stay_for_ever() {
     assert_eq!((seen.session, seen.term), (first, term));
     let standing = store.poll(second, Claim::Take { stale: Some((seen.term, seen.beat)) }).await.unwrap();
     assert_eq!(standing.leader.unwrap().session, second);
-    let ended =
-        Op::Expire { term: standing.leader.unwrap().term, session: first, beat: Beat(0), verdict: divider_core::Verdict::young(Token(0)) };
+    let ended = Op::Expire {
+        term: standing.leader.unwrap().term,
+        session: first,
+        beat: Beat(0),
+        verdict: divider_core::Verdict::young(Token(0)),
+    };
     assert_eq!(store.apply(&[ended]).await.unwrap().outcomes, [Outcome::Done]);
 }
 
@@ -800,7 +812,10 @@ async fn a_transaction_commits_only_under_the_current_token() {
     };
     check(next).await.unwrap();
     assert!(check(token).await.is_err());
-    store.apply(&[Op::Expire { term, session: heir, beat: Beat(0), verdict: divider_core::Verdict::young(Token(0)) }]).await.unwrap();
+    store
+        .apply(&[Op::Expire { term, session: heir, beat: Beat(0), verdict: divider_core::Verdict::young(Token(0)) }])
+        .await
+        .unwrap();
     assert!(check(next).await.is_err());
 }
 

@@ -90,7 +90,18 @@ async fn figures() {
     let session = SessionId::fresh();
     let node = divider_core::NodeId::new("node").unwrap();
     let seen = client.apply(&[]).await.unwrap().revision;
-    client.apply(&[Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 3000, seen, reads: divider_core::format::NEWEST }]).await.unwrap();
+    client
+        .apply(&[Op::Join {
+            session,
+            node,
+            affinity: 1,
+            capacity: None,
+            lease_ms: 3000,
+            seen,
+            reads: divider_core::format::NEWEST,
+        }])
+        .await
+        .unwrap();
     let began = Instant::now();
     let renewals = (0..200).map(|_| async {
         for _ in 0..20 {

@@ -38,7 +38,15 @@ fn store(server: &RedisServer, name: &str) -> RedisStore {
 async fn join(store: &RedisStore, session: SessionId) -> Op {
     let node = NodeId::new("node").unwrap();
     let seen = store.apply(&[]).await.unwrap().revision;
-    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads: divider_core::format::NEWEST }
+    Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen,
+        reads: divider_core::format::NEWEST,
+    }
 }
 
 fn add(name: impl AsRef<str>) -> Op {

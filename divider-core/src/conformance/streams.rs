@@ -1,9 +1,9 @@
 //! The rules of delivery.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use super::{Backend, Trial, trial::soon};
-use crate::{Event, Key, StopReason, Token, Work};
+use crate::{Error, Event, Key, StopReason, Token, Work};
 
 pub async fn a_start_carries_all_that_was_declared<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
@@ -68,26 +68,22 @@ pub async fn both_kinds_come_in_order_in_one_stream<B: Backend>(trial: Trial<B>)
     }
 }
 
-pub async fn several_readers_share_one_queue<B: Backend>(trial: Trial<B>) {
+pub async fn a_queue_has_one_reader_and_a_second_is_refused<B: Backend>(trial: Trial<B>) {
     trial.end_hold().await;
-    let seat = trial.node(|_| {}).await;
-    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
-    for _ in 0..3 {
-        let (mut starts, sender) = (seat.start_processing(), sender.clone());
-        tokio::spawn(async move {
-            while let Some(start) = starts.next().await {
-                let _ = sender.send(start.key);
-            }
-        });
-    }
-    let work = (0..200).map(|i| Work::new(format!("key {i}")).unwrap()).collect();
-    seat.add_work(work).await.unwrap();
-    let mut read = HashMap::new();
-    for _ in 0..200 {
-        *read.entry(soon("a start", receiver.recv()).await.unwrap()).or_insert(0) += 1;
-    }
-    assert!(read.len() == 200 && read.values().all(|count| *count == 1));
-    seat.cancel().await.unwrap();
+    let mut seat = trial.node(|_| {}).await;
+    seat.add(&["a", "b"]).await;
+    seat.starts(2).await;
+    // The seat reads starts; so nobody else does, and nobody reads both.
+    assert_eq!(soon("the end of a second reader", seat.start_processing().next()).await, None);
+    assert_eq!(soon("the end of a second reader", seat.events().next()).await, None);
+    assert!(matches!(seat.take_events(), Err(Error::AlreadyRead)));
+    let node = seat.node.clone();
+    drop(seat);
+    let mut events = node.take_events().expect("the reader before is gone");
+    assert_eq!(soon("the end of a second reader", node.stop_processing().next()).await, None);
+    node.remove_work(vec![Key::new("a").unwrap()]).await.unwrap();
+    let event = soon("a stop", events.next()).await;
+    assert!(matches!(&event, Some(Event::Stop(stop)) if stop.key.as_str() == "a"), "{event:?}");
 }
 
 pub async fn a_start_that_was_revoked_before_it_was_read_is_never_seen<B: Backend>(trial: Trial<B>) {

@@ -338,7 +338,7 @@ impl Tx<'_> {
         if !s.has_room() {
             return Err(Refusal::NoRoom);
         }
-        let token = Token(self.ledger.token.0 + 1);
+        let token = Token(self.ledger.token.max(self.floor).0 + 1);
         self.ledger.token = token;
         self.change_key(key, State::Assigned { session, token }, |entry| {
             entry.attempts = entry.attempts.saturating_add(1);

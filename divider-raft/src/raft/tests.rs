@@ -287,7 +287,15 @@ async fn disks_that_stall_for_longer_than_an_election_cost_no_election_and_no_re
     opened.into_iter().for_each(Result::unwrap);
     let session = SessionId::fresh();
     let node = NodeId::new("node").unwrap();
-    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0), reads: divider_core::format::NEWEST };
+    let join = Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen: Revision(0),
+        reads: divider_core::format::NEWEST,
+    };
     stores[0].apply(&[join]).await.unwrap();
     let terms = || stores.iter().map(RaftStore::raft_term).collect::<Vec<_>>();
     let before = terms();

@@ -76,7 +76,15 @@ impl Caller {
         let session = SessionId(Uuid::from_u64_pair(self.dice.roll(), self.dice.roll()));
         let node = NodeId::new(&self.name).expect("a short name");
         let lease_ms = self.lease as u32;
-        let join = Op::Join { session, node, affinity: 1, capacity: None, lease_ms, seen: mind.revision, reads: divider_core::format::NEWEST };
+        let join = Op::Join {
+            session,
+            node,
+            affinity: 1,
+            capacity: None,
+            lease_ms,
+            seen: mind.revision,
+            reads: divider_core::format::NEWEST,
+        };
         let sent = self.shared.now();
         if let Some((outcomes, revision)) = self.apply(vec![join]).await {
             mind.revision = revision;

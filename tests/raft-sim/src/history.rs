@@ -546,7 +546,15 @@ mod tests {
 
     fn join(session: SessionId, seen: u64) -> Op {
         let node = divider_core::NodeId::new("node").unwrap();
-        Op::Join { session, node, affinity: 1, capacity: None, lease_ms: 3_600_000, seen: Revision(seen), reads: divider_core::format::NEWEST }
+        Op::Join {
+            session,
+            node,
+            affinity: 1,
+            capacity: None,
+            lease_ms: 3_600_000,
+            seen: Revision(seen),
+            reads: divider_core::format::NEWEST,
+        }
     }
 
     /// Two keys, and a session that leads.
@@ -686,7 +694,12 @@ mod tests {
         let number = history.asked(0, Call::Take(leader));
         let (term, _) = ledger.lead(leader, Default::default());
         history.answered(number, Answer::Standing);
-        let expire = Op::Expire { term: term.unwrap(), session, beat: divider_core::Beat(0), verdict: divider_core::Verdict::young(Token(0)) };
+        let expire = Op::Expire {
+            term: term.unwrap(),
+            session,
+            beat: divider_core::Beat(0),
+            verdict: divider_core::Verdict::young(Token(0)),
+        };
         assert_eq!(apply(&mut history, &mut ledger, &[expire], 3, true), [Outcome::Done]);
         scan(&mut history, &ledger);
         assert_eq!(history.check(1), Ok(Verdict { revisions: ledger.revision().0, undecided: 0 }));

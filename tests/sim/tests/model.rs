@@ -856,7 +856,15 @@ impl Both {
         match word {
             Word::Join(sid) => {
                 let node = NodeId::new("n").expect("a name");
-                Op::Join { session: session(sid), node, affinity: 1, capacity: None, lease_ms: 1000, seen, reads: divider_core::format::NEWEST }
+                Op::Join {
+                    session: session(sid),
+                    node,
+                    affinity: 1,
+                    capacity: None,
+                    lease_ms: 1000,
+                    seen,
+                    reads: divider_core::format::NEWEST,
+                }
             }
             Word::Drain(sid) => Op::Drain { session: session(sid) },
             Word::End(sid) => Op::End { session: session(sid) },

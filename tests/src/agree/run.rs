@@ -7,8 +7,8 @@ use std::{
 };
 
 use divider_core::{
-    Applied, Batch, Beat, Blob, Change, Claim, Cursor, Effects, Hint, HintStream, Key, KeyView, Ledger, NodeId, Op,
-    Outcome, Refusal, Revision, SessionId, SessionView, Store, StoreError, Term, Token, Topic, Work,
+    Applied, Batch, Beat, Blame, Blob, Change, Claim, Cursor, Effects, Hint, HintStream, Key, KeyView, Ledger, NodeId,
+    Op, Outcome, Refusal, Revision, SessionId, SessionView, Store, StoreError, Term, Text, Token, Topic, Verdict, Work,
 };
 use futures_util::{
     StreamExt,
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     ENDED, Expect, Seen,
-    script::{self, Act, Asked, Bytes, Grant, Issued, Step, When, Which, Who, Whose},
+    script::{self, Absolved, Act, Asked, Bytes, Grant, Held, Issued, Step, When, Which, Who, Whose, Why},
 };
 
 /// How long a hint may take before it counts as lost.
@@ -534,6 +534,12 @@ impl<'a> Run<'a> {
         (key, self.token(owner.map(|(_, token)| token), token))
     }
 
+    /// A generation, next to the one that the key has.
+    fn generation(&self, key: &Key, when: When) -> u32 {
+        let now = self.ledger.record(key).map_or(1, |record| record.view.generation);
+        u32::try_from(around(now.into(), when)).unwrap_or(u32::MAX)
+    }
+
     /// The next number of an alteration, or the last one again.
     fn number(&mut self, again: bool) -> u64 {
         let number = self.alterations.saturating_sub(u64::from(again)) + 1;
@@ -543,16 +549,16 @@ impl<'a> Run<'a> {
 
     fn op(&mut self, act: &Act) -> Op {
         match *act {
-            Act::Add { key, weight, priority, not_before_ms, payload } => {
-                Op::Add(Work { key: self.key(key), weight, priority, not_before_ms, payload: blob(payload) })
+            Act::Add { key, weight, priority, not_before_ms, payload, how } => {
+                Op::Add(Work { key: self.key(key), weight, priority, not_before_ms, payload: blob(payload), how })
             }
             Act::Remove(key) => Op::Remove { key: self.key(key) },
             Act::Retry(key) => Op::Retry { key: self.key(key) },
             Act::Rebalance => Op::Rebalance,
-            Act::Join { session, node, affinity, capacity, lease_ms, seen } => {
+            Act::Join { session, node, affinity, capacity, lease_ms, seen, reads } => {
                 let node = NodeId::new(of(&NODES, node)).expect("a valid name");
                 let seen = Revision(around(self.revision().0, seen));
-                Op::Join { session: of(&self.sessions, session), node, affinity, capacity, lease_ms, seen, reads: divider_core::format::NEWEST }
+                Op::Join { session: of(&self.sessions, session), node, affinity, capacity, lease_ms, seen, reads }
             }
             Act::SetAffinity { session, again, affinity } => {
                 Op::SetAffinity { session: self.who(session), number: self.number(again), affinity }
@@ -566,14 +572,36 @@ impl<'a> Run<'a> {
                 let (session, key, token) = self.grant(grant);
                 Op::Confirm { session, key, token, started }
             }
-            Act::GiveUp { grant, not_before_ms } => {
+            Act::GiveUp { grant, generation, pause_ms, failures, why } => {
                 let (session, key, token) = self.grant(grant);
-                Op::GiveUp { session, key, token, not_before_ms }
+                let generation = self.generation(&key, generation);
+                Op::GiveUp { session, key, token, generation, pause_ms, failures, why: text(why) }
             }
-            Act::Complete(grant) => {
+            Act::Complete { grant, generation } => {
                 let (session, key, token) = self.grant(grant);
-                Op::complete(session, key, token)
+                let generation = self.generation(&key, generation);
+                Op::Complete { session, key, token, generation }
             }
+            Act::SetAside { grant, generation, why } => {
+                let (session, key, token) = self.grant(grant);
+                let generation = self.generation(&key, generation);
+                Op::SetAside { session, key, token, generation, why: text(why) }
+            }
+            Act::Clear { term, key, blames_only } => {
+                Op::Clear { term: self.term(term), key: self.key(key), blames_only }
+            }
+            Act::Absolve { key, token } => {
+                let key = self.key(key);
+                let view = self.ledger.record(&key).map(|record| record.view);
+                let token = match token {
+                    Absolved::Counted => view.map(|view| view.deaths.token),
+                    Absolved::Current => view.and_then(|view| view.state.owner()).map(|(_, token)| token),
+                    Absolved::Late(place) => (!self.tokens.is_empty()).then(|| of(&self.tokens, place)),
+                };
+                Op::Absolve { key, token: token.unwrap_or_default() }
+            }
+            Act::Advance { term, elapsed_ms } => Op::Advance { term: self.term(term), elapsed_ms },
+            Act::Step { term, format } => Op::Step { term: self.term(term), format },
             Act::Checkpoint { grant, bytes } => {
                 let (session, key, token) = self.grant(grant);
                 Op::Checkpoint { session, key, token, bytes: blob(bytes) }
@@ -589,7 +617,7 @@ impl<'a> Run<'a> {
                 let (key, token) = self.of_key(key, token);
                 Op::Force { term: self.term(term), key, token }
             }
-            Act::Expire { term, session, moved, healthy_below } => {
+            Act::Expire { term, session, moved, healthy_below, blame } => {
                 let session = self.who(session);
                 let mut beat = self.beats.get(&session).copied().unwrap_or_default();
                 beat.0 += u64::from(moved);
@@ -598,11 +626,24 @@ impl<'a> Run<'a> {
                     Issued::None | Issued::Late(_) => Token(0),
                     Issued::All => Token::ABOVE_ALL,
                 };
-                Op::Expire { term: self.term(term), session, beat, healthy_below }
+                let owner = |key| self.ledger.record(&self.key(key)).and_then(|record| record.view.state.owner());
+                let blame = match blame {
+                    Held::Nobody => Blame::Nobody,
+                    Held::Young => Blame::Young,
+                    Held::Suspects(from) => Blame::Suspects(from),
+                    Held::Only(key) => Blame::Only(owner(key).map(|(_, token)| token).unwrap_or_default()),
+                };
+                let verdict = Verdict { healthy_below, blame };
+                Op::Expire { term: self.term(term), session, beat, verdict }
             }
             Act::Quarantine { term, key } => Op::Quarantine { term: self.term(term), key: self.key(key) },
             Act::Settle { term, session } => Op::Settle { term: self.term(term), session: self.who(session) },
             Act::EndHold(term) => Op::EndHold { term: self.term(term) },
         }
     }
+}
+
+/// What went wrong, in letters of two bytes.
+fn text(Why(len): Why) -> Text {
+    Text::new(&"ж".repeat(len))
 }

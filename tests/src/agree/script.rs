@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use divider_core::limits;
+use divider_core::{Declaration, format, limits};
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +114,39 @@ pub enum Token {
     Late(u8),
 }
 
+/// Whom a death is held against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Held {
+    /// Nobody.
+    Nobody,
+    /// Every young ownership.
+    Young,
+    /// Those whose keys have had so many deaths.
+    Suspects(u32),
+    /// That of a key.
+    Only(u8),
+}
+
+/// An ownership whose end is held against nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Absolved {
+    /// The one that was counted last.
+    Counted,
+    /// The one that is, or was when its session ended.
+    Current,
+    /// One of the last few.
+    Late(u8),
+}
+
+/// So many times a letter of two bytes, which a text may be cut in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Why(pub usize);
+
+/// What a script that says nothing of it reads.
+fn newest() -> u16 {
+    divider_core::format::NEWEST
+}
+
 /// So many times this byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bytes(pub usize, pub u8);
@@ -128,6 +161,8 @@ pub enum Act {
         priority: i32,
         not_before_ms: u64,
         payload: Bytes,
+        #[serde(default)]
+        how: Declaration,
     },
     Remove(u8),
     Retry(u8),
@@ -139,6 +174,8 @@ pub enum Act {
         capacity: Option<u32>,
         lease_ms: u32,
         seen: When,
+        #[serde(default = "newest")]
+        reads: u16,
     },
     /// `again` says that the number is the last one.
     SetAffinity {
@@ -159,9 +196,37 @@ pub enum Act {
     },
     GiveUp {
         grant: Grant,
-        not_before_ms: u64,
+        generation: When,
+        pause_ms: u64,
+        failures: u32,
+        why: Why,
     },
-    Complete(Grant),
+    Complete {
+        grant: Grant,
+        generation: When,
+    },
+    SetAside {
+        grant: Grant,
+        generation: When,
+        why: Why,
+    },
+    Clear {
+        term: When,
+        key: u8,
+        blames_only: bool,
+    },
+    Absolve {
+        key: u8,
+        token: Absolved,
+    },
+    Advance {
+        term: When,
+        elapsed_ms: u64,
+    },
+    Step {
+        term: When,
+        format: u16,
+    },
     Checkpoint {
         grant: Grant,
         bytes: Bytes,
@@ -187,6 +252,7 @@ pub enum Act {
         session: Who,
         moved: bool,
         healthy_below: Issued,
+        blame: Held,
     },
     Quarantine {
         term: When,
@@ -277,13 +343,19 @@ fn add() -> impl Strategy<Value = Act> {
     let due = prop_oneof![3 => Just(0), 1 => moment()];
     let weight = select(vec![1, 1, 1, 2, limits::MAX_WEIGHT]);
     let priority = select(vec![0, 0, 0, -1, i32::MIN, i32::MAX]);
-    (KEY, weight, priority, due, bytes()).prop_map(|(key, weight, priority, not_before_ms, payload)| Act::Add {
-        key,
-        weight,
-        priority,
-        not_before_ms,
-        payload,
+    use Declaration::*;
+    let how = select(vec![Again, Again, Again, Once, Declare, Refresh]);
+    (KEY, weight, priority, due, bytes(), how).prop_map(|(key, weight, priority, not_before_ms, payload, how)| {
+        Act::Add { key, weight, priority, not_before_ms, payload, how }
     })
+}
+
+fn why() -> impl Strategy<Value = Why> + Clone {
+    select(vec![0, 0, 1, 7, 511, 512, 513]).prop_map(Why)
+}
+
+fn generation() -> impl Strategy<Value = When> + Clone {
+    prop_oneof![6 => Just(When::Now), 3 => Just(When::Before), 1 => Just(When::After)]
 }
 
 fn join(session: impl Strategy<Value = u8>) -> impl Strategy<Value = Act> {
@@ -292,14 +364,16 @@ fn join(session: impl Strategy<Value = u8>) -> impl Strategy<Value = Act> {
     let lease = select(vec![1, 3000, u32::MAX]);
     let seen =
         prop_oneof![12 => Just(When::Now), 3 => Just(When::Before), 1 => Just(When::After), 1 => Just(When::Never)];
-    (session, 0..NODES.len() as u8, affinity, capacity, lease, seen).prop_map(
-        |(session, node, affinity, capacity, lease_ms, seen)| Act::Join {
+    let reads = prop_oneof![9 => Just(newest()), 1 => format::OLDEST..=format::NEWEST + 1];
+    (session, 0..NODES.len() as u8, affinity, capacity, lease, seen, reads).prop_map(
+        |(session, node, affinity, capacity, lease_ms, seen, reads)| Act::Join {
             session,
             node,
             affinity,
             capacity,
             lease_ms,
             seen,
+            reads,
         },
     )
 }
@@ -312,6 +386,18 @@ fn act() -> impl Strategy<Value = Act> {
         prop_oneof![1 => Just(Issued::None), 1 => Just(Issued::All), 8 => (0..TOKENS as u8).prop_map(Issued::Late)];
     let moved = prop::bool::weighted(0.25);
     let started = prop::bool::weighted(0.67);
+    let pause = select(vec![0, 0, 1, 5000, limits::MAX_PAUSE_MS]);
+    let held = prop_oneof![
+        1 => Just(Held::Nobody),
+        4 => Just(Held::Young),
+        2 => (0..3_u32).prop_map(Held::Suspects),
+        3 => KEY.prop_map(Held::Only),
+    ];
+    let absolved = prop_oneof![
+        4 => Just(Absolved::Counted),
+        2 => Just(Absolved::Current),
+        1 => (0..TOKENS as u8).prop_map(Absolved::Late),
+    ];
     prop_oneof![
         6 => Just(Act::Rebalance),
         60 => add(),
@@ -325,14 +411,28 @@ fn act() -> impl Strategy<Value = Act> {
         2 => who().prop_map(Act::Drain),
         3 => who().prop_map(Act::End),
         18 => (grant(), started).prop_map(|(grant, started)| Act::Confirm { grant, started }),
-        18 => (grant(), moment()).prop_map(|(grant, not_before_ms)| Act::GiveUp { grant, not_before_ms }),
-        6 => grant().prop_map(Act::Complete),
+        18 => (grant(), generation(), pause, 0..4_u32, why()).prop_map(
+            |(grant, generation, pause_ms, failures, why)| Act::GiveUp { grant, generation, pause_ms, failures, why }
+        ),
+        6 => (grant(), generation()).prop_map(|(grant, generation)| Act::Complete { grant, generation }),
+        9 => (grant(), generation(), why())
+            .prop_map(|(grant, generation, why)| Act::SetAside { grant, generation, why }),
+        9 => (term(), KEY, any::<bool>()).prop_map(|(term, key, blames_only)| Act::Clear { term, key, blames_only }),
+        12 => (KEY, absolved).prop_map(|(key, token)| Act::Absolve { key, token }),
+        6 => (term(), select(vec![0, 1, 70, limits::MAX_ADVANCE_MS]))
+            .prop_map(|(term, elapsed_ms)| Act::Advance { term, elapsed_ms }),
+        6 => (term(), 0..=format::NEWEST + 1).prop_map(|(term, format)| Act::Step { term, format }),
         18 => (grant(), bytes()).prop_map(|(grant, bytes)| Act::Checkpoint { grant, bytes }),
         103 => (term(), KEY, assignee).prop_map(|(term, key, session)| Act::Assign { term, key, session }),
         18 => (term(), which(), token()).prop_map(|(term, key, token)| Act::Revoke { term, key, token }),
         12 => (term(), which(), token()).prop_map(|(term, key, token)| Act::Force { term, key, token }),
-        6 => (term(), who(), moved, below)
-            .prop_map(|(term, session, moved, healthy_below)| Act::Expire { term, session, moved, healthy_below }),
+        9 => (term(), who(), moved, below, held).prop_map(|(term, session, moved, healthy_below, blame)| Act::Expire {
+            term,
+            session,
+            moved,
+            healthy_below,
+            blame
+        }),
         12 => (term(), KEY).prop_map(|(term, key)| Act::Quarantine { term, key }),
         12 => (term(), who()).prop_map(|(term, session)| Act::Settle { term, session }),
         12 => term().prop_map(Act::EndHold),

@@ -25,7 +25,15 @@ fn add(name: impl AsRef<str>) -> Op {
 async fn join(store: &RaftStore, session: SessionId) -> Op {
     let node = NodeId::new("node").unwrap();
     let seen = store.apply(&[]).await.unwrap().revision;
-    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads: divider_core::format::NEWEST }
+    Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen,
+        reads: divider_core::format::NEWEST,
+    }
 }
 
 /// Does something until it succeeds.

@@ -1,0 +1,296 @@
+//! What a task leaves to the next owner of its key.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use divider_core::{
+    Divider, Error, Flushed, Job, Key, MemoryStore, Next, Node, Op, StopReason, StopSignal, StoreError, TaskError,
+    Worker, limits,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use crate::{
+    PATIENCE, add,
+    moody::Moody,
+    node,
+    store::{self, refuses},
+    until,
+};
+
+const TOO_LONG: usize = limits::MAX_CHECKPOINT_BYTES + 1;
+
+/// Runs a worker over a node that holds one key, has it drain when the task runs, and says how that went.
+async fn drained<F, Fut>(node: Arc<Node>, configure: impl FnOnce(Worker) -> Worker, task: F) -> Flushed
+where
+    F: Fn(Job, StopSignal) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Next, TaskError>> + Send + 'static,
+{
+    add(&node, &["a"]).await;
+    let (ask, asked) = oneshot::channel::<()>();
+    let worker = configure(Worker::new(node.clone())).run_until(async { drop(asked.await) }, task);
+    let worker = tokio::spawn(worker);
+    until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
+    drop(ask);
+    timeout(PATIENCE, worker).await.expect("the drain ends").unwrap().unwrap()
+}
+
+/// What the key's next owner is given.
+async fn left(group: &MemoryStore) -> Vec<u8> {
+    let node = node(group);
+    node.start().await.unwrap();
+    node.record(&Key::new("a").unwrap()).await.unwrap().unwrap().checkpoint.to_vec()
+}
+
+fn named(flushed: &Flushed) -> Vec<(&str, &str)> {
+    flushed.not_handed_over.iter().map(|missing| (missing.key.as_str(), missing.why.as_str())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_handed_over_after_the_stop_is_there_for_the_next_owner() {
+    let group = MemoryStore::new();
+    let flushed = drained(
+        node(&group),
+        |worker| worker,
+        |job, mut stop| async move {
+            stop.requested().await;
+            job.hand_over(*b"state").await?;
+            Ok(Next::Release)
+        },
+    );
+    let flushed = flushed.await;
+    assert!(flushed.unconfirmed.is_empty() && flushed.not_handed_over.is_empty(), "{flushed:?}");
+    assert_eq!(left(&group).await, b"state");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_checkpoint_between_the_stop_and_its_confirmation_is_kept() {
+    let group = MemoryStore::new();
+    let flushed = drained(
+        node(&group),
+        |worker| worker,
+        |job, mut stop| async move {
+            stop.requested().await;
+            job.checkpoint(*b"state").await?;
+            Ok(Next::Release)
+        },
+    );
+    assert!(flushed.await.not_handed_over.is_empty());
+    assert_eq!(left(&group).await, b"state");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_checkpoint_that_is_too_long_is_named_by_the_drain() {
+    let flushed = drained(
+        node(&MemoryStore::new()),
+        |worker| worker,
+        |job, mut stop| async move {
+            stop.requested().await;
+            job.checkpoint(vec![0; TOO_LONG]).await?;
+            Ok(Next::Release)
+        },
+    );
+    let flushed = flushed.await;
+    assert!(flushed.unconfirmed.is_empty(), "the key moves all the same: {flushed:?}");
+    assert!(matches!(named(&flushed)[..], [("a", why)] if why.contains("65536")), "{flushed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_is_too_long_is_named_even_if_the_task_does_not_care() {
+    let flushed = drained(
+        node(&MemoryStore::new()),
+        |worker| worker,
+        |job, mut stop| async move {
+            stop.requested().await;
+            assert!(matches!(job.hand_over(vec![0; TOO_LONG]).await, Err(Error::Invalid(_))));
+            Ok(Next::Release)
+        },
+    );
+    assert!(matches!(named(&flushed.await)[..], [("a", why)] if why.contains("65536")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_was_too_long_can_be_made_good_with_less() {
+    let group = MemoryStore::new();
+    let flushed = drained(
+        node(&group),
+        |worker| worker,
+        |job, mut stop| async move {
+            stop.requested().await;
+            if job.hand_over(vec![0; TOO_LONG]).await.is_err() {
+                job.hand_over(*b"less").await?;
+            }
+            Ok(Next::Release)
+        },
+    );
+    assert!(flushed.await.not_handed_over.is_empty());
+    assert_eq!(left(&group).await, b"less");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_after_the_stop_is_named_by_the_drain() {
+    let flushed = drained(
+        node(&MemoryStore::new()),
+        |worker| worker,
+        |_, mut stop| async move {
+            stop.requested().await;
+            panic!("a deliberate panic")
+        },
+    );
+    assert_eq!(named(&flushed.await), [("a", "the task panicked: a deliberate panic")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_was_cancelled_after_its_grace_time_is_named_by_the_drain() {
+    let deaf = |worker: Worker| worker.grace(Duration::from_millis(50));
+    let flushed = drained(node(&MemoryStore::new()), deaf, |_, _| std::future::pending()).await;
+    assert!(flushed.unconfirmed.is_empty());
+    assert_eq!(named(&flushed), [("a", "the task did not end within 50ms of its stop")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_the_store_refuses_for_a_moment_is_kept_before_the_key_moves() {
+    let group = MemoryStore::new();
+    let store = Moody::new(&group);
+    refuses(&store, 2, |op| matches!(op, Op::Checkpoint { .. }));
+    // Cancelled in the middle of it: the worker goes on with it.
+    let hurried = |worker: Worker| worker.grace(Duration::from_millis(20));
+    let flushed = drained(store::node(&store), hurried, |job, mut stop| async move {
+        stop.requested().await;
+        job.hand_over(*b"state").await?;
+        std::future::pending().await
+    });
+    let flushed = flushed.await;
+    assert!(flushed.unconfirmed.is_empty() && flushed.not_handed_over.is_empty(), "{flushed:?}");
+    assert_eq!(left(&group).await, b"state");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_the_store_never_takes_leaves_the_key_unconfirmed_and_named() {
+    let store = Moody::new(&MemoryStore::new());
+    refuses(&store, usize::MAX, |op| matches!(op, Op::Checkpoint { .. }));
+    let node = store::node_with(&store, |config| config.flush_time_limit = Duration::from_millis(300));
+    let flushed = drained(
+        node,
+        |worker| worker,
+        |job, mut stop| async move {
+            stop.requested().await;
+            job.hand_over(*b"state").await?;
+            Ok(Next::Release)
+        },
+    );
+    let flushed = flushed.await;
+    assert_eq!(flushed.unconfirmed.len(), 1, "{flushed:?}");
+    assert_eq!(named(&flushed), [("a", "the store did not keep it in time")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_is_lost_with_the_session_is_named() {
+    let store = Moody::new(&MemoryStore::new());
+    let flushed = drained(
+        store::node(&store),
+        |worker| worker,
+        move |job, mut stop| {
+            let store = store.clone();
+            async move {
+                stop.requested().await;
+                store::is_down(&store);
+                job.hand_over(*b"state").await?;
+                Ok(Next::Release)
+            }
+        },
+    );
+    assert!(matches!(named(&flushed.await)[..], [("a", why)] if why.contains("lost")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_is_being_tried_again_does_not_hold_up_a_lost_session() {
+    let store = Moody::new(&MemoryStore::new());
+    let flushed = drained(
+        store::node(&store),
+        |worker| worker,
+        move |job, mut stop| {
+            let store = store.clone();
+            async move {
+                stop.requested().await;
+                let mut refusals = 0;
+                // Long enough for the pauses to be long.
+                store.mood(move |ops| {
+                    let hands_over = ops.iter().any(|op| matches!(op, Op::Checkpoint { .. }));
+                    refusals += u32::from(hands_over);
+                    match (refusals, hands_over) {
+                        (5.., _) => Some(StoreError::Unavailable { message: "down".into(), source: None }),
+                        (_, true) => Some(StoreError::Misconfigured("no right to".into())),
+                        _ => None,
+                    }
+                });
+                job.hand_over(*b"state").await?;
+                Ok(Next::Release)
+            }
+        },
+    );
+    assert!(matches!(named(&flushed.await)[..], [("a", why)] if why.contains("lost")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_confirmed_only_after_its_last_hold_is_dropped() {
+    let node = node(&MemoryStore::new());
+    add(&node, &["a"]).await;
+    let (held, mut holds) = mpsc::unbounded_channel();
+    let blocking = Arc::new(AtomicBool::new(false));
+    let worker = Worker::new(node.clone()).grace(Duration::from_millis(10)).run({
+        let blocking = blocking.clone();
+        move |job, mut stop| {
+            let (held, blocking) = (held.clone(), blocking.clone());
+            async move {
+                let hold = job.hold();
+                blocking.store(true, Ordering::SeqCst);
+                let work = tokio::task::spawn_blocking(move || {
+                    std::thread::sleep(Duration::from_millis(300));
+                    blocking.store(false, Ordering::SeqCst);
+                    drop(hold);
+                });
+                held.send(()).unwrap();
+                assert_eq!(stop.requested().await, StopReason::Removed);
+                // Cancelled here, after its grace time.
+                work.await?;
+                std::future::pending().await
+            }
+        }
+    });
+    let worker = tokio::spawn(worker);
+    timeout(PATIENCE, holds.recv()).await.unwrap().unwrap();
+    node.remove_work(vec![Key::new("a").unwrap()]).await.unwrap();
+    until("the key to end", async || {
+        let works = blocking.load(Ordering::SeqCst);
+        let gone = node.stats().await.unwrap().registered == 0;
+        assert!(!gone || !works, "the key was free while its work ran");
+        gone
+    })
+    .await;
+    worker.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_completed_key_is_held_as_well() {
+    let node = node(&MemoryStore::new());
+    add(&node, &["a"]).await;
+    let (held, mut holds) = mpsc::unbounded_channel();
+    let worker = tokio::spawn(Worker::new(node.clone()).run(move |job, _| {
+        held.send(job.hold()).unwrap();
+        async { Ok(Next::Complete) }
+    }));
+    let hold = timeout(PATIENCE, holds.recv()).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(node.stats().await.unwrap().registered, 1, "it is held");
+    drop(hold);
+    until("the key to end", async || node.stats().await.unwrap().registered == 0).await;
+    worker.abort();
+}
