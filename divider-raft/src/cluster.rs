@@ -41,6 +41,8 @@ const TARGET: &str = "divider::raft";
 const STATUS: Duration = Duration::from_millis(400);
 /// How often a newcomer asks, and how often a leader looks after its members.
 const ROUND: Duration = Duration::from_millis(100);
+/// After how long a newcomer that is not complete yet asks once more to be taken in.
+const AGAIN: Duration = Duration::from_secs(2);
 /// A learner that is at most this many entries behind has caught up.
 const NEAR: u64 = 100;
 /// How long an earlier user of the data directory may take to let go of it.
@@ -285,14 +287,19 @@ fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError>
 
 /// Founds a cluster or joins one, once.
 async fn settle(member: Arc<Member>, router: Arc<Router>, joining: watch::Sender<Result<(), String>>) {
-    let known = member.raft.is_initialized().await;
-    let mut settled = false;
+    // A vote alone says nothing: it may come from a leader that was lost with the entry that took this member in.
+    let known = member.raft.is_initialized().await && !member.raft.view().members.is_empty();
+    let (mut settled, mut again, mut asked) = (false, false, Instant::now());
     loop {
         let result = match settled {
-            false => try_to_settle(&member, &router).await,
+            false => try_to_settle(&member, &router, again).await,
             true => Ok(()),
         };
         settled = result.is_ok();
+        // The entry with which it was taken in may have been lost with the leader that wrote it.
+        if settled && !known && asked.elapsed() >= AGAIN {
+            (settled, again, asked) = (false, true, Instant::now());
+        }
         // Whoever comes back is not waited for; what it was before, it is again.
         let result = if known { result } else { result.and_then(|()| complete(&member)) };
         match result {
@@ -315,6 +322,9 @@ fn complete(member: &Member) -> Result<(), String> {
     let votes =
         |wanted: bool| view.members.values().filter(|(peer, votes)| peer.wants_vote && *votes == wanted).count();
     let full = votes(true) >= member.config.voters;
+    if !view.leads && member.raft.last_heard().elapsed() >= AGAIN {
+        return Err("no leader is heard".into());
+    }
     if view.members.len() < member.config.seeds.len() {
         return Err(format!("{} of {} seeds are in the cluster", view.members.len(), member.config.seeds.len()));
     }
@@ -322,12 +332,13 @@ fn complete(member: &Member) -> Result<(), String> {
         _ if view.leads && votes(false) > 0 && !full => Err(format!("{} members do not vote yet", votes(false))),
         Some((me, false)) if me.wants_vote && !full => Err("this member does not vote yet".into()),
         None => Err("this member is not known yet".into()),
+        Some(_) if !member.machine.is_member(member.me.id) => Err("it is not decided yet that this is a member".into()),
         Some(_) => Ok(()),
     }
 }
 
-async fn try_to_settle(member: &Arc<Member>, router: &Router) -> Result<(), String> {
-    if member.raft.is_initialized().await {
+async fn try_to_settle(member: &Arc<Member>, router: &Router, again: bool) -> Result<(), String> {
+    if !again && member.raft.is_initialized().await {
         let known = member.raft.view().members.get(&member.me.id).map(|(peer, _)| peer.clone());
         if known.as_ref().is_none_or(|known| known.address == member.me.address || member.me.address.is_empty()) {
             return Ok(());

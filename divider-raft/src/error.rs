@@ -29,6 +29,20 @@ pub enum DataError {
         /// What was found.
         problem: String,
     },
+    /// A newer version of the program has written it.
+    #[error(
+        "{} is in format {found}, which a newer version has written; this one reads formats up to {known}. Nothing is \
+         damaged: start the newer version",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The number of its format.
+        found: u8,
+        /// The newest format that can be read here.
+        known: u8,
+    },
     /// It belongs to somebody else.
     #[error(
         "the data directory {} belongs to {theirs}, not to {ours}; use the directory of this member, or an empty one",
@@ -58,8 +72,39 @@ impl DataError {
     }
 }
 
+/// Why bytes say nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreadable {
+    /// They are not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// A newer version wrote them.
+    #[error("it is in format {found}, and this version reads formats up to {known}")]
+    Newer { found: u8, known: u8 },
+}
+
+impl Unreadable {
+    pub(crate) fn at(self, path: impl Into<PathBuf>) -> DataError {
+        let path = path.into();
+        match self {
+            Self::Damaged(problem) => DataError::Corrupt { path, problem },
+            Self::Newer { found, known } => DataError::Newer { path, found, known },
+        }
+    }
+}
+
+impl<T: Into<String>> From<T> for Unreadable {
+    fn from(problem: T) -> Self {
+        Self::Damaged(problem.into())
+    }
+}
+
 impl From<DataError> for StoreError {
     fn from(error: DataError) -> Self {
-        Self::Misconfigured(error.to_string())
+        match &error {
+            // It heals without anybody changing the configuration.
+            DataError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Self::unavailable(error),
+            _ => Self::Misconfigured(error.to_string()),
+        }
     }
 }

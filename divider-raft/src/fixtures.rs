@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     command::{Body, Command, Done, Reply, Step},
-    raft::{self, Entry, Identity, LogId, Peer, RaftAnswer, RaftRequest, SnapshotMeta, Vote},
+    raft::{self, Content, Entry, Identity, LogId, Peer, RaftAnswer, RaftRequest, SnapshotMeta, Vote},
     wire::{Answer, Call, Fault, Frame, Hello, Owner, Query, Request, Status, Welcome},
 };
 
@@ -63,6 +63,12 @@ impl Book {
             Some(recorded) => assert_eq!(*recorded, hex(bytes), "the bytes of {name} have changed"),
             None => _ = self.new.insert(name.to_owned(), hex(bytes)),
         }
+    }
+
+    /// What was recorded, where nothing writes it any more.
+    fn read(&mut self, name: &str) -> Vec<u8> {
+        self.seen += 1;
+        unhex(&self.recorded[name])
     }
 
     /// The value is written as it was, and what was written is read as the value.
@@ -269,14 +275,17 @@ fn entries() -> Vec<Entry> {
     );
     let payloads = [
         EntryPayload::Blank,
-        EntryPayload::Normal(Command(Arc::new(Body::V1 { reign: 4, steps }))),
+        EntryPayload::Normal(Command(Arc::new(Body::V1 { reign: 4, steps: steps.clone() }))),
         EntryPayload::Membership(membership),
+        EntryPayload::Normal(Command(Arc::new(Body::V2 { reign: 4, clock: 1_700_000_000_000_000, steps }))),
     ];
     payloads.into_iter().map(|payload| Entry { log_id: log_id(), payload }).collect()
 }
 
 fn meta() -> SnapshotMeta {
-    let Some(EntryPayload::Membership(membership)) = entries().pop().map(|entry| entry.payload) else { unreachable!() };
+    let Some(EntryPayload::Membership(membership)) = entries().into_iter().nth(2).map(|entry| entry.payload) else {
+        unreachable!()
+    };
     SnapshotMeta {
         last_log_id: Some(log_id()),
         last_membership: openraft::StoredMembership::new(Some(log_id()), membership),
@@ -331,10 +340,12 @@ fn disk(book: &mut Book) {
     book.bytes("sealed-entry", &sealed);
     assert_eq!(raft::unseal::<Entry>(&600_u64.to_be_bytes(), &sealed).unwrap(), entries()[1]);
     let groups = BTreeMap::from([(group(), ledger())]);
-    let snapshot = raft::encode_snapshot(&meta(), &groups).unwrap();
-    book.bytes("snapshot", &snapshot);
-    let recorded = book.recorded.get("snapshot").map_or(snapshot, |recorded| unhex(recorded));
-    assert_eq!(raft::decode_snapshot(&recorded).unwrap(), (meta(), groups));
+    // Nothing writes the first format any more.
+    let first = book.read("snapshot");
+    assert_eq!(raft::decode_snapshot(&first).unwrap(), Content { meta: meta(), sum: None, groups: groups.clone() });
+    let second = raft::encode_snapshot(&meta(), Some(700), &groups).unwrap();
+    book.bytes("snapshot.2", &second);
+    assert_eq!(raft::decode_snapshot(&second).unwrap(), Content { meta: meta(), sum: Some(700), groups });
 }
 
 fn calls(book: &mut Book) {
@@ -447,14 +458,19 @@ fn answers(book: &mut Book) {
 fn raft_calls(book: &mut Book) {
     let vote = Vote::new_committed(4, 5);
     let append =
-        AppendEntriesRequest { vote, prev_log_id: Some(log_id()), entries: entries(), leader_commit: Some(log_id()) };
+        |entries| AppendEntriesRequest { vote, prev_log_id: Some(log_id()), entries, leader_commit: Some(log_id()) };
+    let (mut first, second) = (entries(), entries().split_off(3));
+    first.truncate(3);
     let requests = [
-        RaftRequest::Append(append),
+        RaftRequest::Append(append(first)),
         RaftRequest::Vote(VoteRequest::new(Vote::new(4, 5), Some(log_id()))),
         RaftRequest::SnapshotBegin { stream: 1, vote, meta: meta() },
         RaftRequest::SnapshotChunk { stream: 1, offset: 2, bytes: vec![3] },
         RaftRequest::SnapshotEnd { stream: 1 },
         RaftRequest::TakeOver,
+        RaftRequest::Compare { index: 600 },
+        RaftRequest::Differs { index: 600, sum: 700 },
+        RaftRequest::Append(append(second)),
     ];
     book.values("raft-call", &requests.map(Request::Raft));
     let answers = [
@@ -466,6 +482,7 @@ fn raft_calls(book: &mut Book) {
         RaftAnswer::Taken,
         RaftAnswer::Installed(vote),
         RaftAnswer::Failed("f".into()),
+        RaftAnswer::Compared(Some(700)),
     ];
     book.values("raft-answer", &answers.map(Answer::Raft));
 }

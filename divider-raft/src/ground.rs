@@ -4,7 +4,7 @@
 //! Only what is done once for a connection, a commit or a start goes through here; no call to the store does.
 
 use std::{
-    fmt,
+    fmt, fs,
     io::{self, Read, Seek, Write},
     net::SocketAddr,
     path::PathBuf,
@@ -53,6 +53,9 @@ pub trait Ground: fmt::Debug + Send + Sync + 'static {
     /// A number that nobody else has drawn.
     fn draw(&self) -> u128;
 
+    /// The machine's clock, in microseconds since 1970. It decides nothing but where numbers begin in a new life of a group.
+    fn clock(&self) -> u64;
+
     /// The disk, where it is not the file system.
     fn disk(&self) -> Option<Arc<dyn Disk>>;
 }
@@ -93,17 +96,94 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// What the disk says.
     fn mark(&self) -> io::Result<Box<dyn Rewritable>>;
 
-    /// The newest snapshot, if there is one.
-    ///
-    /// # Errors
-    /// What the disk says.
-    fn snapshot(&self) -> io::Result<Option<Vec<u8>>>;
+    /// Where snapshots are.
+    fn files(&self) -> Arc<dyn Files>;
+}
 
-    /// Puts another snapshot in its place, synced.
+/// The files of one directory, by their names.
+pub trait Files: fmt::Debug + Send + Sync {
+    /// Makes an empty file, in the place of any of that name.
     ///
     /// # Errors
     /// What the disk says.
-    fn replace_snapshot(&self, bytes: &[u8]) -> io::Result<()>;
+    fn create(&self, name: &str) -> io::Result<Box<dyn StoredFile>>;
+
+    /// Opens a file to read it. It stays what it was when it was opened, whatever takes its name later.
+    ///
+    /// # Errors
+    /// What the disk says; [`NotFound`](io::ErrorKind::NotFound) where there is none.
+    fn open(&self, name: &str) -> io::Result<Box<dyn StoredFile>>;
+
+    /// Gives a file another name, in the place of any of that name.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// The names that there are.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn names(&self) -> io::Result<Vec<String>>;
+
+    /// Has the names survive a crash.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// An open file.
+pub trait StoredFile: Rewritable {
+    /// Has what was written survive a crash.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+impl StoredFile for fs::File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// A directory of the file system.
+#[derive(Debug)]
+pub(crate) struct Directory(pub(crate) PathBuf);
+
+impl Files for Directory {
+    fn create(&self, name: &str) -> io::Result<Box<dyn StoredFile>> {
+        let mut options = fs::OpenOptions::new();
+        Ok(Box::new(options.read(true).write(true).create(true).truncate(true).open(self.0.join(name))?))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn StoredFile>> {
+        Ok(Box::new(fs::File::open(self.0.join(name))?))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.0.join(from), self.0.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.0.join(name))
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let named = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+        fs::read_dir(&self.0)?.map(named).collect()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::File::open(&self.0)?.sync_all()
+    }
 }
 
 /// A file that is read once, and written again and again from its beginning.
@@ -155,6 +235,11 @@ impl Ground for ThisMachine {
         uuid::Uuid::new_v4().as_u128()
     }
 
+    fn clock(&self) -> u64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+
     fn disk(&self) -> Option<Arc<dyn Disk>> {
         None
     }
@@ -195,6 +280,14 @@ impl From<&std::path::Path> for Place {
 }
 
 impl Place {
+    /// Where snapshots are kept; `None` for what is only in memory.
+    pub(crate) fn files(&self) -> Option<Arc<dyn Files>> {
+        match &self.directory {
+            Some(directory) => Some(Arc::new(Directory(directory.clone()))),
+            None => self.ground.disk().map(|disk| disk.files()),
+        }
+    }
+
     /// Does what waits for the disk, and says what came of it; an error where that panicked or was given up.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,

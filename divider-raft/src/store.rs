@@ -228,6 +228,26 @@ impl RaftStore {
     }
 
     #[cfg(test)]
+    fn member(&self) -> Option<Arc<crate::member::Member>> {
+        self.cluster.running.read().as_ref()?.router.member.clone()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn distort(&self) {
+        self.member().into_iter().for_each(|member| member.machine.distort());
+    }
+
+    #[cfg(test)]
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.member().map_or(0, |member| member.log.bytes())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.member().is_some_and(|member| member.raft.view().stopped)
+    }
+
+    #[cfg(test)]
     pub(crate) fn raft_term(&self) -> Option<u64> {
         Some(self.cluster.running.read().as_ref()?.router.member.as_ref()?.raft.view().term)
     }
@@ -321,6 +341,18 @@ impl RaftStore {
     #[doc(hidden)]
     pub fn replica(&self) -> Option<(u64, Vec<u8>)> {
         self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.encoded()
+    }
+
+    /// A number over all that this member has applied, at the newest index at which all members note it.
+    #[doc(hidden)]
+    pub fn sum(&self) -> Option<(u64, u64)> {
+        self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.sum()
+    }
+
+    /// As [`sum`](Self::sum), at another index.
+    #[doc(hidden)]
+    pub fn sum_at(&self, index: u64) -> Option<u64> {
+        self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.sum_at(index)
     }
 
     fn handle(&self, group: Group) -> Self {
