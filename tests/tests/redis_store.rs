@@ -270,6 +270,88 @@ async fn a_promoted_replica_and_a_returned_primary_are_new_lineages() {
     assert_new_lineage(&at_first, session, token, revision, 2).await;
 }
 
+/// A field of `INFO`.
+fn info(server: &RedisServer, name: &str) -> String {
+    let info = server.cli(&["INFO", "everything"]);
+    info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+}
+
+/// Waits for a condition, with a bound.
+async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    while !done().await {
+        assert!(since.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_backup_a_first_replica_and_the_end_of_the_backlog_end_no_session() {
+    let server = RedisServer::with(&["--repl-backlog-ttl", "1"]);
+    let store = store(&server, "/backup/");
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    let last = std::cell::Cell::new(revision);
+    let unharmed = async |what: &str| {
+        store.renew(session).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let standing = store.poll(session, Claim::Lead { term }).await.unwrap();
+        assert_eq!(standing.leader.map(|leader| (leader.session, leader.term)), Some((session, term)), "{what}");
+        assert_eq!(store.holdings(session).await.unwrap().holdings[0].token, token, "{what}");
+        last.set(store.apply(&[add(what)]).await.unwrap().revision);
+        assert_eq!(store.changes(revision).await.unwrap().unwrap().len() as u64, last.get().0 - revision.0, "{what}");
+    };
+    let id = || info(&server, "master_replid:");
+
+    let before = id();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let backup = std::process::Command::new("redis-cli")
+        .args(["-p", &server.port().to_string(), "--rdb"])
+        .arg(file.path())
+        .output()
+        .unwrap();
+    assert!(backup.status.success());
+    let after = id();
+    assert_ne!(before, after, "the backup leaves a trace, or this tests nothing");
+    unharmed("a backup").await;
+    eventually("the backlog is given up", async || id() != after).await;
+    unharmed("the end of the backlog").await;
+
+    let before = id();
+    let replica = RedisServer::start();
+    replica.cli(&["REPLICAOF", "127.0.0.1", &server.port().to_string()]);
+    eventually("the replica follows", async || info(&replica, "master_link_status:") == "up").await;
+    assert_ne!(before, id());
+    unharmed("a first replica").await;
+
+    // A promotion after all that is noticed as ever.
+    let caught_up = async || info(&replica, "slave_repl_offset:") == info(&server, "master_repl_offset:");
+    eventually("the replica catches up", caught_up).await;
+    replica.cli(&["REPLICAOF", "NO", "ONE"]);
+    let promoted = RedisStore::builder(replica.url(), group("/backup/")).build().unwrap();
+    assert_new_lineage(&promoted, session, token, last.get(), 4).await;
+}
+
+/// The first primary takes over the data of the second, which had lost what came last, and is promoted again; nobody wrote
+/// to the second in between, so that its data still names the first one.
+#[tokio::test]
+async fn a_primary_that_took_its_own_older_data_back_is_a_new_lineage() {
+    let (first, second) = (RedisServer::start(), RedisServer::start());
+    let store = store(&first, "/back/");
+    let (session, term) = leading(&store).await;
+    let follow = async |replica: &RedisServer, primary: &RedisServer| {
+        replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+        eventually("the replica follows", async || info(replica, "master_link_status:") == "up").await;
+    };
+    follow(&second, &first).await;
+    second.cli(&["REPLICAOF", "NO", "ONE"]);
+    let token = granted(&store, term, session, "lost").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    follow(&first, &second).await;
+    first.cli(&["REPLICAOF", "NO", "ONE"]);
+    assert_new_lineage(&store, session, token, revision, 0).await;
+}
+
 #[tokio::test]
 async fn a_killed_subscription_ends_and_can_be_opened_anew() {
     let server = RedisServer::start();

@@ -244,7 +244,7 @@ end
 -- leads, and grants are held back. A group without a lineage is treated the same, since a new one and a flushed one look
 -- alike. All numbers leap, so that none that the forgotten past has issued is issued again, and the change log begins
 -- anew, so that no reader takes a batch of this past for the continuation of another.
-local found = current_lineage()
+local found = current_lineage(lineage)
 if not found then
   return redis.error_reply('DIVIDERLINEAGE the server does not tell run_id and master_replid')
 end
