@@ -8,7 +8,8 @@ local CHANNEL = ARGV[1]
 local pack = cmsgpack.pack
 -- Larger messages are announced without their content, so that a slow reader cannot be sent megabytes.
 local LARGEST_HINT = 65536
-local CHANGE_LOG = 16384
+-- The change log keeps this many changes, or two for each key of the group if that is more, and never more than these bytes.
+local LEAST_LOGGED, LARGEST_LOG = 512, 8388608
 -- 2^53: above every token, and exact in a double.
 local ABOVE_ALL = 9007199254740992
 -- Every new lineage lifts all numbers by this much, in case the store forgot some and its clock was set back too.
@@ -24,14 +25,14 @@ local NODE, AFFINITY, CAPACITY, LEASE, DRAINING, SETTLED, ENDED, SEQ, ALTERED, H
 local KEY, KEY_GONE, SESSION, SESSION_GONE, GROUP = 0, 1, 2, 3, 4
 local GRANTED, STOP, TAKEN, OVER = 0, 1, 2, 3
 
-local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended')
+local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended', 'log_bytes')
 if m[10] and m[10] ~= '1' then
   return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
 end
 local lineage = m[1]
 local revision, token, term = tonumber(m[2] or 0), tonumber(m[3] or 0), tonumber(m[4] or 0)
 local leader, leader_beat, hold = m[5] or '', tonumber(m[6] or 0), m[7] == '1'
-local logged, floor = tonumber(m[8] or 0), tonumber(m[9] or 0)
+local logged, log_bytes, floor = tonumber(m[8] or 0), tonumber(m[12] or 0), tonumber(m[9] or 0)
 -- When a session last ended.
 local ended = tonumber(m[11] or 0)
 local clock = redis.call('TIME')
@@ -180,6 +181,30 @@ local function write_zset(key, dirty)
   write('ZREM', key, gone)
 end
 
+-- Drops the oldest batches of a log that is too large, but for the last one.
+local function trim_log()
+  if logged <= LEAST_LOGGED and log_bytes <= LARGEST_LOG then
+    return
+  end
+  local most = math.max(LEAST_LOGGED, 2 * redis.call('HLEN', VIEWS))
+  if logged <= most and log_bytes <= LARGEST_LOG then
+    return
+  end
+  local length = redis.call('LLEN', LOG)
+  while length > 1 and (logged > most or log_bytes > LARGEST_LOG) do
+    local oldest = redis.call('LPOP', LOG)
+    local _, _, count = cmsgpack.unpack_limit(oldest, 2)
+    logged, log_bytes, length = logged - count, math.max(log_bytes - #oldest, 0), length - 1
+  end
+  if length == 1 then
+    -- Whatever was miscounted, by a version that did not count bytes, is right again from here on.
+    local last = redis.call('LRANGE', LOG, 0, 0)[1]
+    local _, _, count = cmsgpack.unpack_limit(last, 2)
+    logged, log_bytes = count, #last
+  end
+  redis.call('HSET', META, 'logged', logged, 'log_bytes', log_bytes)
+end
+
 -- Writes everything that has changed, as one revision, and tells whoever listens.
 local function commit()
   local messages, entry = {}, nil
@@ -197,7 +222,8 @@ local function commit()
     revision = revision + 1
     logged = logged + #changes
     entry = pack(revision, #changes) .. table.concat(changes)
-    meta_dirty.revision, meta_dirty.logged = revision, logged
+    log_bytes = log_bytes + #entry
+    meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
   end
 
   -- The first write is this one whenever anything but a record's own fields has changed; see the top of the file.
@@ -215,14 +241,7 @@ local function commit()
   write_zset(QUARANTINED, dirty_quarantined)
   if entry then
     redis.call('RPUSH', LOG, entry)
-    if logged > CHANGE_LOG then
-      local length = redis.call('LLEN', LOG)
-      while logged > CHANGE_LOG and length > 1 do
-        local _, _, count = cmsgpack.unpack_limit(redis.call('LPOP', LOG), 2)
-        logged, length = logged - count, length - 1
-      end
-      redis.call('HSET', META, 'logged', logged)
-    end
+    trim_log()
   end
 
   for channel, message in pairs(messages) do
@@ -251,9 +270,9 @@ end
 if found ~= lineage then
   lineage = found
   floor = math.max(now, math.max(floor, revision, token, term) + LINEAGE_LEAP)
-  revision, token, logged = floor, floor, 0
+  revision, token, logged, log_bytes = floor, floor, 0, 0
   meta_dirty.lineage, meta_dirty.format, meta_dirty.floor = lineage, '1', floor
-  meta_dirty.revision, meta_dirty.token, meta_dirty.logged = revision, token, logged
+  meta_dirty.revision, meta_dirty.token, meta_dirty.logged, meta_dirty.log_bytes = revision, token, logged, log_bytes
   -- Forgotten sessions have ended, too.
   ended = revision + 1
   meta_dirty.ended = ended
