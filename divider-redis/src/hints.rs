@@ -120,8 +120,16 @@ async fn connect(
 async fn listen(server: ConnectionInfo, channels: &[String]) -> RedisResult<(PubSubSink, PubSubStream)> {
     let (mut sink, stream) = Client::open(server)?.get_async_pubsub().await?.split();
     sink.subscribe(channels).await?;
-    sink.ping::<redis::Value>().await?;
+    ping(&mut sink).await?;
     Ok((sink, stream))
+}
+
+/// A refusal comes as a value, not as an error, where any value is asked for; and the answer has several forms.
+async fn ping(sink: &mut PubSubSink) -> RedisResult<()> {
+    match sink.ping::<redis::Value>().await? {
+        redis::Value::ServerError(refusal) => Err(refusal.into()),
+        _ => Ok(()),
+    }
 }
 
 /// The task of one subscription. It ends with the connection, with the stream, or with the store.
@@ -149,7 +157,7 @@ impl Pump {
         let alive = async {
             loop {
                 pings.tick().await;
-                let answer = within(self.interval, sink.ping::<redis::Value>()).await;
+                let answer = within(self.interval, ping(&mut sink)).await;
                 if !matches!(answer, Ok(Ok(_))) {
                     return;
                 }

@@ -226,6 +226,7 @@ fn beside(addr: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The connection's own Debug is not used: it belongs to another crate, and it knows the password.
-        f.debug_tuple("Target").field(&self.address()).finish()
+        let learned: Vec<String> = self.learned().iter().map(|info| info.addr().to_string()).collect();
+        f.debug_struct("Target").field("named", &self.address()).field("learned", &learned).finish()
     }
 }

@@ -567,10 +567,47 @@ async fn a_hundred_thousand_keys_are_scanned_held_and_told_while_they_change() {
     assert_eq!(stopping, at);
     let stats = store.stats().await.unwrap();
     assert_eq!((stats.registered, stats.stopping), ((KEYS + at) as u64, at as u64));
-    // The log is trimmed, so that far behind is too far.
-    assert_eq!(store.changes(Revision(first.unwrap().0 - 300)).await.unwrap(), None);
-    let length: u64 = server.cli(&["LLEN", "{divider:/many/}:log"]).parse().unwrap();
-    assert!(length < 200, "{length}");
+    let bytes = log_bytes(&server, "{divider:/many/}:log");
+    assert!(bytes <= 8 << 20, "{bytes}");
+}
+
+/// What the change log consists of.
+fn log_bytes(server: &RedisServer, log: &str) -> u64 {
+    let sum = "local n = 0 for _, e in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do n = n + #e end return n";
+    server.cli(&["EVAL", sum, "1", log]).parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_change_log_of_a_small_group_is_small() {
+    let server = RedisServer::start();
+    let store = store(&server, "/small/");
+    let (session, term) = leading(&store).await;
+    store.apply(&[add("k")]).await.unwrap();
+    let mut revisions = Vec::new();
+    for _ in 0..1000 {
+        let assign = Op::Assign { term, key: key("k"), session };
+        let Outcome::Granted(token) = store.apply(&[assign]).await.unwrap().outcomes[0] else { panic!() };
+        let confirm = Op::Confirm { session, key: key("k"), token, started: true };
+        revisions.push(store.apply(&[confirm]).await.unwrap().revision);
+    }
+    // 512 changes, each a batch of its own.
+    let [.., last] = revisions[..] else { panic!() };
+    assert_eq!(store.changes(Revision(last.0 - 513)).await.unwrap(), None);
+    assert!(store.changes(Revision(last.0 - 512)).await.unwrap().is_some());
+    assert_eq!(server.cli(&["LLEN", "{divider:/small/}:log"]), "512");
+    let counted = server.cli(&["HGET", "{divider:/small/}:meta", "log_bytes"]);
+    let bytes = log_bytes(&server, "{divider:/small/}:log");
+    assert_eq!(counted, bytes.to_string());
+    assert!(bytes < 65_536, "{bytes}");
+
+    // A large group's may have two changes for each key, but no more than 8 MiB.
+    for batch in 0..40 {
+        let ops: Vec<Op> = (0..256).map(|i| add(format!("{batch}-{i}-{}", "x".repeat(1000)))).collect();
+        store.apply(&ops).await.unwrap();
+    }
+    let bytes = log_bytes(&server, "{divider:/small/}:log");
+    assert!((7 << 20..=8 << 20).contains(&bytes), "{bytes}");
+    assert!(store.changes(last).await.unwrap().is_none());
 }
 
 /// The least that a user must be allowed; the same line stands in the README.
@@ -647,6 +684,19 @@ async fn an_evicting_server_is_refused_and_a_full_one_keeps_its_sessions() {
     let server = RedisServer::with(&["--maxmemory-policy", "allkeys-lru"]);
     let refused = store(&server, "/evict/").open().await.unwrap_err();
     assert!(matches!(&refused, StoreError::Misconfigured(text) if text.contains("noeviction")), "{refused}");
+
+    // These drop only keys with a time to live, of which a group has none.
+    server.cli(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]);
+    let volatile = RedisStore::builder(server.url(), group("/volatile/")).build().unwrap();
+    agree(&volatile, 31, 75).await;
+    for name in server.cli(&["KEYS", "*"]).lines() {
+        assert_eq!(server.cli(&["TTL", name]), "-1", "{name}");
+    }
+    let revision = volatile.apply(&[add("kept")]).await.unwrap().revision;
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(volatile.apply(&[add("more")]).await.unwrap_err().to_string().contains("OOM"));
+    assert_eq!(volatile.scan(None).await.unwrap().revision, revision);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
 
     server.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     let store = store(&server, "/full/");
