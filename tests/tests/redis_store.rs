@@ -515,7 +515,7 @@ async fn the_largest_keys_and_payloads_come_back_as_they_were() {
 async fn a_hundred_thousand_keys_are_scanned_held_and_told_while_they_change() {
     const KEYS: usize = 100_000;
     let server = RedisServer::start();
-    let store = store(&server, "/many/");
+    let store = patient(&server, "/many/");
     let (session, term) = leading(&store).await;
     let keys: Vec<Key> = (0..KEYS).map(|i| key(format!("key-{i}"))).collect();
     let since = Instant::now();
