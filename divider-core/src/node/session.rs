@@ -38,13 +38,24 @@ pub(crate) struct Opening {
     lost: Option<SessionId>,
     /// The newest revision that this node has been told.
     seen: Revision,
+    /// An earlier try may have opened the session.
+    doubtful: bool,
 }
 
 impl Opening {
     pub(crate) fn new(shared: &Shared, old: Option<SessionId>) -> Self {
         let seen = Revision(shared.applied.load(Ordering::Relaxed));
         let affinity = shared.with(|member| member.affinity());
-        Self { session: shared.machine.session(), hints: None, sent: None, affinity, old, lost: old, seen }
+        Self {
+            session: shared.machine.session(),
+            hints: None,
+            sent: None,
+            affinity,
+            old,
+            lost: old,
+            seen,
+            doubtful: false,
+        }
     }
 
     /// The session, which may have begun.
@@ -76,7 +87,8 @@ impl Opening {
             };
             // The end comes second: the join is refused where any session has ended since `seen`.
             let ops: Vec<Op> = [join].into_iter().chain(self.old.map(|session| Op::End { session })).collect();
-            let applied = shared.apply("join", &ops).await?;
+            let applied =
+                shared.apply("join", &ops).await.inspect_err(|error| self.doubtful |= !error.has_no_effect())?;
             shared.applied.store(applied.revision.0, Ordering::Relaxed);
             match applied.outcomes.first() {
                 Some(Outcome::Done | Outcome::Unchanged) => {
@@ -88,6 +100,11 @@ impl Opening {
                         absolve(shared);
                     }
                     return Ok((self.session, hints));
+                }
+                // An earlier try may have opened it, and it has ended since: what was told to it may still be on the way, and
+                // no session lives twice.
+                Some(Outcome::Refused(Refusal::Late)) if self.doubtful => {
+                    *self = Self { lost: self.lost, seen: applied.revision, ..Self::new(shared, Some(self.session)) };
                 }
                 // What a node that comes new to a group always hears if anybody was ever there before.
                 Some(Outcome::Refused(Refusal::Late)) => self.seen = applied.revision,

@@ -226,9 +226,14 @@ impl World {
         let server = self.net.server.lock();
         let begun = self.common.begun.lock();
         for (key, number) in &state.orders.1 {
-            let taken = server.orders.get(key).and_then(|orders| orders.taken.get(number));
-            let begun = begun.get(key).copied().unwrap_or_default();
-            if taken.is_none_or(|taken| begun <= *taken) && server.ledger().record(key).is_none() {
+            let orders = server.orders.get(key);
+            let taken = orders.and_then(|orders| orders.taken.get(number));
+            let (begun, given) = begun.get(key).cloned().unwrap_or_default();
+            // A grant that was made before may be told with what was ordered since.
+            let mut since =
+                orders.iter().flat_map(|orders| orders.sequence.iter().skip_while(|order| *order != number));
+            let told = since.any(|order| given.contains(order));
+            if !told && taken.is_none_or(|taken| begun <= *taken) && server.ledger().record(key).is_none() {
                 self.trace.broken(format!(
                     "order {number} of {key} was acknowledged, and nobody began it: taken in at {taken:?}, last begun {begun}"
                 ));
