@@ -80,11 +80,15 @@ CREATE TABLE keys (
     quarantined   boolean NOT NULL DEFAULT false,
     payload       bytea NOT NULL DEFAULT '',
     checkpoint    bytea NOT NULL DEFAULT '',
+    -- The key has ended, and is not there for anybody. Its row stays for as long as a transaction is open under
+    -- `assert_current`, since the lock on it is what keeps the next owner out; see `0003_runs.sql`.
+    gone          boolean NOT NULL DEFAULT false,
     PRIMARY KEY (group_id, key)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 CREATE INDEX keys_by_owner ON keys (group_id, owner) WHERE owner IS NOT NULL;
 CREATE INDEX keys_quarantined ON keys (group_id, key) WHERE quarantined;
+CREATE INDEX keys_gone ON keys (group_id) WHERE gone;
 
 -- The newest changes, for readers that fell behind: one row for each revision.
 CREATE TABLE changes (

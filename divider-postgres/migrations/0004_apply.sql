@@ -265,6 +265,7 @@ BEGIN
         END IF;
     END LOOP;
     revision := publish(d.g, d.changes, d.size, d.targets, d.notices, d.freed);
+    PERFORM bury(g.id);
 END $$;
 
 INSERT INTO schema_version VALUES (4);
