@@ -1,7 +1,7 @@
 -- The tables of Divider.
 --
--- By hand: run all files in order, in one transaction, with the schema of your choice in front:
---   psql -v ON_ERROR_STOP=1 -1 -c 'CREATE SCHEMA divider' -c 'SET LOCAL search_path TO divider' \
+-- By hand: run all files in order, in one transaction, with the schema of your choice in front and temporary objects last:
+--   psql -v ON_ERROR_STOP=1 -1 -c 'CREATE SCHEMA divider' -c 'SET LOCAL search_path TO divider, pg_temp' \
 --        -f 0001_tables.sql -f 0002_publish.sql -f 0003_runs.sql -f 0004_apply.sql -f 0005_lead.sql -f 0006_fence.sql
 --
 -- Rows that change at every beat or batch stand in tables of their own, with free room in each page and no index on what
