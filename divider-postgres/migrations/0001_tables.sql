@@ -17,8 +17,13 @@ CREATE TABLE groups (
     -- Every channel name is derived from this. Who cannot read this table can neither guess a channel nor listen to it.
     secret      uuid NOT NULL DEFAULT gen_random_uuid(),
     lineage     text NOT NULL,
-    revision    bigint NOT NULL DEFAULT 0,
-    token       bigint NOT NULL DEFAULT 0,
+    -- When the server began that wrote last, the last token that its predecessor had issued as far as is known, and the
+    -- one that it began with itself. Nothing between these two was ever issued, unless the disk has forgotten it.
+    life        timestamptz NOT NULL,
+    kept        bigint NOT NULL DEFAULT 0,
+    born        bigint NOT NULL,
+    revision    bigint NOT NULL,
+    token       bigint NOT NULL,
     term        bigint NOT NULL DEFAULT 0,
     leader      uuid,
     hold        boolean NOT NULL DEFAULT false,
@@ -26,8 +31,9 @@ CREATE TABLE groups (
     ended       bigint NOT NULL DEFAULT 0,
     registered  bigint NOT NULL DEFAULT 0,
     quarantined bigint NOT NULL DEFAULT 0,
-    -- How many changes the log holds.
-    logged      bigint NOT NULL DEFAULT 0
+    -- How many changes the log holds, and in how many bytes.
+    logged      bigint NOT NULL DEFAULT 0,
+    log_bytes   bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         vacuum_truncate = off);
 

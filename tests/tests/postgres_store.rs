@@ -881,7 +881,7 @@ async fn a_closed_store_says_so() {
 async fn what_is_answered_is_on_the_disk_whatever_the_databases_default() {
     let server = server().await;
     server.psql("ALTER DATABASE postgres SET synchronous_commit = off");
-    for call in ["divider.attach('g')", "divider.renew('g', gen_random_uuid(), true)"] {
+    for call in ["divider.attach('g', 0)", "divider.renew('g', gen_random_uuid(), true)"] {
         let shown = server
             .psql(&format!("BEGIN; SELECT FROM {call}; SHOW synchronous_commit; COMMIT; SHOW synchronous_commit"));
         assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), ["on", "off"], "{call}");
