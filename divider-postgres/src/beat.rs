@@ -45,17 +45,27 @@ impl Beater {
         let renewal = async {
             let mut kept = self.kept.lock().await;
             let runtime = Handle::current().id();
+            let mut sent = false;
             if let Some(mut known) = kept.take()
                 && (known.session, known.runtime) == (session, runtime)
-                // It may have been cut meanwhile: then a new one is opened at once. Twice raised is no harm.
-                && let Ok(beat) = self.raise(&mut known.connection, session, false).await
             {
-                *kept = beat.is_some().then_some(known);
-                return Ok(beat);
+                sent = true;
+                // It may have been cut meanwhile: then a new one is opened at once. Twice raised is no harm.
+                if let Ok(beat) = self.raise(&mut known.connection, session, false).await {
+                    *kept = beat.is_some().then_some(known);
+                    return Ok(beat);
+                }
             }
-            let mut connection = self.door.connect(until).await?;
-            let raised = self.raise(&mut connection, session, true).await;
-            let beat = raised.map_err(|error| store_error(error, limit))?;
+            let again = async {
+                let mut connection = self.door.connect(until).await?;
+                let raised = self.raise(&mut connection, session, true).await;
+                Ok((raised.map_err(|error| store_error(error, limit))?, connection))
+            };
+            let (beat, connection) = again.await.map_err(|error| match error {
+                // What is wrong now says nothing of the first attempt.
+                StoreError::Misconfigured(message) if sent => StoreError::Unavailable { message, source: None },
+                error => error,
+            })?;
             *kept = beat.is_some().then_some(Kept { connection, session, runtime });
             Ok(beat)
         };

@@ -189,7 +189,10 @@ fn without_target(url: &str) -> Option<String> {
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Credentials(Arc<dyn Fn() -> BoxFuture<'static, Result<(String, String), StoreError>> + Send + Sync>);
+pub struct Credentials(Arc<dyn Fn() -> Answer + Send + Sync>);
+
+/// User and password, once they are known.
+type Answer = BoxFuture<'static, Result<(String, String), StoreError>>;
 
 impl Credentials {
     /// Calls this for each connection. It must return the user and the password well within the
@@ -261,5 +264,28 @@ impl PostgresBuilder {
     /// [`ConfigError`] that names the first field that cannot be used. It never quotes a URL.
     pub fn build(self) -> Result<PostgresStore, ConfigError> {
         self.config.and_then(PostgresStore::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_may_name_several_hosts() {
+        let read = |url: &str| {
+            let config = PostgresConfig::new(url, Group::new("g").expect("a group"));
+            config.map(|config| {
+                let first = (config.connect.get_host().to_owned(), config.connect.get_port());
+                std::iter::once(first).chain(config.more_hosts).map(|(host, port)| format!("{host} {port}")).collect()
+            })
+        };
+        let hosts: Vec<String> =
+            read("postgres://u:p%40@a:1,b,[::1]:3/db?target_session_attrs=primary").expect("a URL");
+        assert_eq!(hosts, ["a 1", "b 5432", "[::1] 3"]);
+        assert_eq!(read("postgres://u@a/db?sslmode=disable").expect("a URL"), ["a 5432"]);
+        for wrong in ["postgres://a:1,b:x/db", "postgres://a/db?target_session_attrs=standby"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use divider_core::{
     Claim, Group, Hint, Key, NodeId, Notice, Op, Outcome, Refusal, SessionId, Store, StoreError, Term, Token, Topic,
     Work,
 };
-use divider_postgres::{PostgresBuilder, PostgresStore, QuerySource, migrate};
+use divider_postgres::{Credentials, PostgresBuilder, PostgresStore, QuerySource, migrate};
 use divider_tests::postgres::PostgresServer;
 use futures_util::{StreamExt, future::join_all};
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgPoolOptions};
@@ -542,4 +542,111 @@ async fn an_error_names_host_and_port_and_no_password() {
     let error = store.open().await.unwrap_err();
     let shown = format!("{error} {error:?}");
     assert!(shown.contains(&format!("127.0.0.1:{free}")) && !shown.contains("hunter2"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_only_follows_keeps_two_connections() {
+    let server = prepared(&[]).await;
+    let follower = builder(server.url()).configure(|c| c.idle_timeout = Duration::from_millis(500)).build().unwrap();
+    let session = joined(&follower).await;
+    follower.renew(session).await.unwrap();
+    // By then it has opened those that it makes ready in advance.
+    let opened = "SELECT count(*) >= 4 FROM pg_stat_activity WHERE application_name = 'divider'";
+    until(|| async { if server.psql(opened) == "t" { Ok(()) } else { Err("not yet") } }).await;
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'divider'";
+    until(|| async {
+        follower.renew(session).await.unwrap();
+        follower.poll(session, Claim::Follow).await.unwrap();
+        let left = server.psql(count);
+        if left == "2" { Ok(()) } else { Err(left) }
+    })
+    .await;
+    works(&follower, session).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_asked_for_before_each_connection() {
+    let server = prepared(&[]).await;
+    server.psql("CREATE ROLE first LOGIN SUPERUSER; CREATE ROLE second LOGIN SUPERUSER");
+    let name = Arc::new(parking_lot::Mutex::new("first"));
+    let asked = Arc::clone(&name);
+    let credentials = Credentials::new(move || {
+        let name = *asked.lock();
+        async move { Ok((name.to_owned(), "secret".to_owned())) }
+    });
+    let store = builder(server.url_as("nobody-of-this-name"));
+    let store = store.configure(|config| config.credentials = Some(credentials)).build().unwrap();
+    let session = joined(&store).await;
+    assert!(!format!("{store:?}").contains("secret"));
+    *name.lock() = "second";
+    server.psql(
+        "ALTER ROLE first NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'first'",
+    );
+    until(|| works(&store, session)).await;
+    let users = "SELECT DISTINCT usename FROM pg_stat_activity WHERE application_name = 'divider'";
+    until(|| async { if server.psql(users) == "second" { Ok(()) } else { Err(server.psql(users)) } }).await;
+}
+
+/// The server answers, and then the connection breaks while it waits for a standby.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_was_cut_off_is_of_unknown_effect_and_a_refused_one_of_none() {
+    let server = prepared(&[]).await;
+    server.psql(
+        "CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA divider TO app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA divider TO app;
+        GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA divider TO app",
+    );
+    let store = builder(server.url_as("app")).build().unwrap();
+    store.open().await.unwrap();
+    server.psql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'; SELECT pg_reload_conf()");
+    until(|| async {
+        let shown = server.psql("SHOW synchronous_standby_names");
+        if shown == "nobody" { Ok(()) } else { Err(shown) }
+    })
+    .await;
+    let done = tokio::spawn({
+        let waiting = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let url = server.url();
+        async move {
+            let mut other = PgConnection::connect(&url).await.unwrap();
+            loop {
+                let ended = sqlx::query(waiting).fetch_all(&mut other).await.unwrap();
+                if !ended.is_empty() {
+                    return;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+    });
+    let unknown = store.apply(&[add("k")]).await.unwrap_err();
+    assert!(matches!(unknown, StoreError::Unavailable { .. }), "{unknown:?}");
+    done.await.unwrap();
+    let reset = "ALTER SYSTEM RESET synchronous_standby_names";
+    server.psql(reset);
+    server.psql("SELECT pg_reload_conf()");
+    let (records, _) = until(|| async { store.records(&[key("k")]).await }).await;
+    assert!(records[0].is_some(), "what nobody knew of had happened");
+    server.psql("REVOKE INSERT ON divider.keys FROM app");
+    let none = store.apply(&[add("l")]).await.unwrap_err();
+    assert!(matches!(none, StoreError::Misconfigured(_)), "{none:?}");
+    server.psql("GRANT INSERT ON divider.keys TO app");
+    assert_eq!(store.records(&[key("l")]).await.unwrap(), [None]);
+}
+
+/// Aurora has a function of this name, and none that tells the log's position.
+#[tokio::test]
+async fn a_server_that_does_not_tell_the_logs_position_will_do_where_it_is_aurora() {
+    let server = prepared(&[]).await;
+    server.psql(
+        "CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA divider TO app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA divider TO app",
+    );
+    server.psql(
+        "SET allow_system_table_mods = on;
+        CREATE FUNCTION pg_catalog.aurora_version() RETURNS text LANGUAGE sql RETURN '15.4';
+        REVOKE EXECUTE ON FUNCTION pg_current_wal_lsn() FROM PUBLIC",
+    );
+    let store = builder(server.url_as("app")).build().unwrap();
+    let session = joined(&store).await;
+    works(&store, session).await.unwrap();
 }
