@@ -326,7 +326,7 @@ async fn a_restart_raises_tokens_and_ends_nothing() {
     assert_eq!(store.holdings(session).await.unwrap().holdings.len(), 2);
 }
 
-/// 256 keys of 64 KiB over a line that carries some 15 MB/s, and 300 ms for each call.
+/// 256 keys of 64 KiB over a line that carries some 6 MB/s, and a second for each call.
 #[tokio::test(flavor = "multi_thread")]
 async fn holdings_and_grants_of_any_size_are_read_over_a_slow_line() {
     const KEYS: usize = 256;
@@ -339,8 +339,8 @@ async fn holdings_and_grants_of_any_size_are_read_over_a_slow_line() {
             chunk.iter().map(|&i| Op::Add(Work::from(key(format!("k{i}"))).payload(payload(i)))).collect();
         leader.apply(&ops).await.unwrap();
     }
-    let way = Way::to(server.port(), Duration::from_millis(3)).await;
-    let slow = builder(way.url()).call_timeout(Duration::from_millis(300)).build().unwrap();
+    let way = Way::to(server.port(), Duration::from_millis(10)).await;
+    let slow = builder(way.url()).build().unwrap();
     let session = joined(&slow).await;
     let mut hints = slow.hints(Topic::Session(session)).await.unwrap();
     let assign = |i| Op::Assign { term, key: key(format!("k{i}")), session };
@@ -460,14 +460,18 @@ async fn attempts_to_connect_become_rarer_and_a_short_outage_is_over_quickly() {
     };
     let short = outage(1).await;
     assert!(short[0] <= 40, "{short:?}");
-    way.lead(server.port());
-    let (_, took) = until(|| works(&store, session)).await;
-    assert!(took < Duration::from_millis(400), "{took:?}");
+    let back = async |limit| {
+        way.came.store(0, Ordering::Relaxed);
+        way.lead(server.port());
+        let (_, took) =
+            until(|| async { if way.came.load(Ordering::Relaxed) > 0 { Ok(()) } else { Err("nobody") } }).await;
+        assert!(took < limit, "{took:?}");
+        until(|| works(&store, session)).await;
+    };
+    back(Duration::from_millis(300)).await;
     let long = outage(6).await;
     assert!(long[5] <= 6, "{long:?}");
-    way.lead(server.port());
-    let (_, took) = until(|| works(&store, session)).await;
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    back(Duration::from_secs(3)).await;
     askers.into_iter().for_each(|asker| asker.abort());
 }
 
@@ -504,7 +508,7 @@ async fn a_slow_query_of_a_source_takes_one_connection_and_ends_at_the_server() 
     for _ in 0..8 {
         // Whoever asks gives up sooner than the query.
         assert!(timeout(Duration::from_millis(100), slow.fetch()).await.is_err());
-        assert_eq!(server.psql(active), "1");
+        assert!(server.psql(active).parse::<u32>().unwrap() <= 1);
         drop(timeout(Duration::from_secs(1), pool.acquire()).await.expect("the program gets a connection").unwrap());
     }
     let (_, took) = until(|| async { if server.psql(active) == "0" { Ok(()) } else { Err("still there") } }).await;
@@ -598,7 +602,8 @@ async fn a_commit_that_was_cut_off_is_of_unknown_effect_and_a_refused_one_of_non
     );
     let store = builder(server.url_as("app")).build().unwrap();
     store.open().await.unwrap();
-    server.psql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'; SELECT pg_reload_conf()");
+    server.psql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    server.psql("SELECT pg_reload_conf()");
     until(|| async {
         let shown = server.psql("SHOW synchronous_standby_names");
         if shown == "nobody" { Ok(()) } else { Err(shown) }
@@ -633,20 +638,19 @@ async fn a_commit_that_was_cut_off_is_of_unknown_effect_and_a_refused_one_of_non
     assert_eq!(store.records(&[key("l")]).await.unwrap(), [None]);
 }
 
-/// Aurora has a function of this name, and none that tells the log's position.
+/// Aurora has a function of that name, and its log has no position unless logical replication is on.
 #[tokio::test]
 async fn a_server_that_does_not_tell_the_logs_position_will_do_where_it_is_aurora() {
-    let server = prepared(&[]).await;
-    server.psql(
-        "CREATE ROLE app LOGIN; GRANT USAGE ON SCHEMA divider TO app;
-        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA divider TO app",
-    );
+    let server = PostgresServer::start();
     server.psql(
         "SET allow_system_table_mods = on;
         CREATE FUNCTION pg_catalog.aurora_version() RETURNS text LANGUAGE sql RETURN '15.4';
-        REVOKE EXECUTE ON FUNCTION pg_current_wal_lsn() FROM PUBLIC",
+        ALTER FUNCTION pg_catalog.pg_current_wal_lsn() RENAME TO hidden;
+        CREATE FUNCTION pg_catalog.pg_current_wal_lsn() RETURNS pg_lsn LANGUAGE plpgsql
+        AS $$ BEGIN RAISE 'there is no position of the log'; END $$",
     );
-    let store = builder(server.url_as("app")).build().unwrap();
+    migrate(&server.url().parse().unwrap(), "divider").await.unwrap();
+    let store = store(&server);
     let session = joined(&store).await;
     works(&store, session).await.unwrap();
 }
