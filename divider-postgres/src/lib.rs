@@ -18,6 +18,7 @@ mod error;
 pub mod fuzzing;
 mod hints;
 mod holdings;
+mod line;
 mod link;
 mod migrate;
 mod pace;

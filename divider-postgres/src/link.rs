@@ -14,21 +14,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{Beat, Revision, SessionId, Sighting, Standing, StoreError, Term, Token};
+use divider_core::{SessionId, Standing, StoreError, Term};
 use sqlx::{
     Acquire, Row,
-    postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{sleep, timeout},
 };
-use uuid::Uuid;
 
 use crate::{
-    codec::{number, unsigned},
     door::Door,
     error::store_error,
+    line::{Line, channel, cut, poll, release, resign},
     pool::Lanes,
     seen::Seen,
     sql::Sql,
@@ -122,19 +121,6 @@ struct Subscription {
     channel: String,
     /// Ends when nobody reads any more.
     signal: watch::Sender<Signal>,
-}
-
-/// A connection that stands.
-struct Line {
-    listener: PgListener,
-    /// Has this one connection and serves to cut it.
-    pool: PgPool,
-    secret: Uuid,
-    group_channel: String,
-    leader_channel: String,
-    lock: i64,
-    /// The session for which the lock of leadership is held here.
-    holder: Option<SessionId>,
 }
 
 struct Task {
@@ -347,12 +333,6 @@ impl Task {
     }
 }
 
-/// The channel of a subscription.
-async fn channel(line: &mut Line, sql: &Sql, who: Option<SessionId>) -> Result<String, sqlx::Error> {
-    let Some(SessionId(who)) = who else { return Ok(line.group_channel.clone()) };
-    sqlx::query_scalar(sql.channel.safe()).bind(line.secret).bind(who.to_string()).fetch_one(&mut line.listener).await
-}
-
 /// Answers a command; false where the connection failed with it.
 fn answer<T>(
     reply: oneshot::Sender<Result<T, StoreError>>,
@@ -364,86 +344,4 @@ fn answer<T>(
     let good = result.is_ok();
     _ = reply.send(result.unwrap_or_else(|error| Err(store_error(error, limit))));
     good
-}
-
-/// Cuts a connection without waiting for anything that it may be in the middle of.
-fn cut(line: Option<Line>) {
-    if let Some(Line { listener, pool, .. }) = line {
-        drop(listener);
-        tokio::spawn(async move { pool.close().await });
-    }
-}
-
-async fn poll(
-    line: &mut Line,
-    sql: &Sql,
-    group: &str,
-    who: SessionId,
-    wants: bool,
-    stale: Option<Term>,
-) -> Result<Result<Standing, StoreError>, sqlx::Error> {
-    let row = sqlx::query(sql.poll.safe())
-        .bind(group)
-        .bind(who.0)
-        .bind(line.lock)
-        .bind(line.holder.map(|holder| holder.0))
-        .bind(wants)
-        .bind(stale.map(|term| number(term.0)))
-        .fetch_one(&mut line.listener)
-        .await?;
-    line.holder = row.try_get::<Option<Uuid>, _>(7)?.map(SessionId);
-    if !row.try_get::<bool, _>(0)? {
-        return Ok(Err(StoreError::SessionEnded));
-    }
-    let seq: i64 = row.try_get(1)?;
-    let revision: i64 = row.try_get(2)?;
-    let token: i64 = row.try_get(3)?;
-    let term: i64 = row.try_get(4)?;
-    let leader: Option<Uuid> = row.try_get(5)?;
-    let leader_beat: Option<i64> = row.try_get(6)?;
-    let standing = || {
-        let leader = leader.map(|leader| {
-            Ok::<_, StoreError>(Sighting {
-                term: Term(unsigned(term)?),
-                session: SessionId(leader),
-                // The lock says by itself when a leader is gone, so a leadership is never renewed.
-                beat: Beat(0),
-                session_beat: leader_beat.map(unsigned).transpose()?.map(Beat),
-                // It is gone in silence.
-                watched: false,
-            })
-        });
-        Ok(Standing {
-            leader: leader.transpose()?,
-            revision: Revision(unsigned(revision)?),
-            token: Token(unsigned(token)?),
-            seq: unsigned(seq)?,
-        })
-    };
-    Ok(standing())
-}
-
-async fn resign(
-    line: &mut Line,
-    sql: &Sql,
-    group: &str,
-    who: SessionId,
-    term: Term,
-) -> Result<Result<(), StoreError>, sqlx::Error> {
-    let holder: Option<Uuid> = sqlx::query_scalar(sql.resign.safe())
-        .bind(group)
-        .bind(who.0)
-        .bind(number(term.0))
-        .bind(line.lock)
-        .bind(line.holder.map(|holder| holder.0))
-        .fetch_one(&mut line.listener)
-        .await?;
-    line.holder = holder.map(SessionId);
-    Ok(Ok(()))
-}
-
-async fn release(line: &mut Line) -> Result<Result<(), StoreError>, sqlx::Error> {
-    sqlx::query("SELECT pg_advisory_unlock($1)").bind(line.lock).execute(&mut line.listener).await?;
-    line.holder = None;
-    Ok(Ok(()))
 }
