@@ -205,7 +205,8 @@ async fn a_node_that_was_led_to_a_standby_finds_back_to_the_primary() {
     // The connections to the standby stay open: nothing but the node itself can find out.
     way.lead(primary.port());
     let (_, took) = until(|| works(&store, session)).await;
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    // At most the longest pause, and the work itself.
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,13 +221,14 @@ async fn a_connection_that_was_opened_while_the_default_was_read_only_is_not_kep
                          AND backend_type = 'client backend'";
         server.psql("ALTER DATABASE postgres SET default_transaction_read_only = on");
         server.psql(terminate);
-        for _ in 0..20 {
+        for _ in 0..5 {
             let refused = store.apply(&[add("k")]).await.unwrap_err();
             assert!(refused.is_transient(), "{refused}");
         }
         server.psql("BEGIN READ WRITE; ALTER DATABASE postgres RESET default_transaction_read_only; COMMIT");
         let (_, took) = until(|| works(&store, session)).await;
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        // At most the longest pause, and the work itself.
+        assert!(took < Duration::from_secs(4), "{took:?}");
     }
 }
 
@@ -404,7 +406,7 @@ async fn a_transaction_that_stays_open_under_a_token_holds_up_nobody_but_the_nex
         let assign = Op::Assign { term, key: key("k"), session };
         let outcomes = store.apply(&[assign.clone(), Op::Remove { key: key("k") }]).await.unwrap().outcomes;
         let unknown = Outcome::Refused(Refusal::UnknownKey);
-        assert_eq!(outcomes, [unknown.clone(), unknown]);
+        assert_eq!(outcomes, [unknown, unknown]);
         // It may come back at once, as new, but has no owner before that transaction has ended.
         let outcomes = store.apply(&[add("k"), assign.clone()]).await.unwrap().outcomes;
         assert_eq!(outcomes, [Outcome::Done, Outcome::Refused(Refusal::NotFree)]);
@@ -412,7 +414,10 @@ async fn a_transaction_that_stays_open_under_a_token_holds_up_nobody_but_the_nex
         assert_eq!((record.view.attempts, record.checkpoint.len()), (0, 0));
         assert_eq!(store.apply(&[Op::Remove { key: key("k") }]).await.unwrap().outcomes, [Outcome::Done]);
         store.apply(&[add("k")]).await.unwrap();
-        assert_eq!(store.apply(&[assign.clone()]).await.unwrap().outcomes, [Outcome::Refused(Refusal::NotFree)]);
+        assert_eq!(
+            store.apply(std::slice::from_ref(&assign)).await.unwrap().outcomes,
+            [Outcome::Refused(Refusal::NotFree)]
+        );
         assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
         held.commit().await.unwrap();
         let Outcome::Granted(next) = store.apply(&[assign]).await.unwrap().outcomes[0] else { panic!("a grant") };
