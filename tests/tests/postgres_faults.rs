@@ -328,7 +328,7 @@ async fn a_restart_raises_tokens_and_ends_nothing() {
     assert_eq!(store.holdings(session).await.unwrap().holdings.len(), 2);
 }
 
-/// 256 keys of 64 KiB over a line that carries some 6 MB/s, and a second for each call.
+/// 256 keys of 64 KiB over a line that carries some 3 MB/s, and three seconds for each call.
 #[tokio::test(flavor = "multi_thread")]
 async fn holdings_and_grants_of_any_size_are_read_over_a_slow_line() {
     const KEYS: usize = 256;
@@ -341,13 +341,13 @@ async fn holdings_and_grants_of_any_size_are_read_over_a_slow_line() {
             chunk.iter().map(|&i| Op::Add(Work::from(key(format!("k{i}"))).payload(payload(i)))).collect();
         leader.apply(&ops).await.unwrap();
     }
-    let way = Way::to(server.port(), Duration::from_millis(10)).await;
-    let slow = builder(way.url()).build().unwrap();
+    let way = Way::to(server.port(), Duration::from_millis(20)).await;
+    let slow = builder(way.url()).call_timeout(Duration::from_secs(3)).build().unwrap();
     let session = joined(&slow).await;
     let mut hints = slow.hints(Topic::Session(session)).await.unwrap();
     let assign = |i| Op::Assign { term, key: key(format!("k{i}")), session };
     leader.apply(&(0..KEYS).map(assign).collect::<Vec<_>>()).await.unwrap();
-    let Some(Hint::Message(message)) = timeout(SOON, hints.next()).await.unwrap() else { panic!("a message") };
+    let Some(Hint::Message(message)) = timeout(SOON * 3, hints.next()).await.unwrap() else { panic!("a message") };
     assert_eq!(message.notices.len(), KEYS);
     assert!(message.notices.iter().all(|n| matches!(n, Notice::Granted(holding) if holding.payload.len() == 65536)));
     let holdings = slow.holdings(session).await.unwrap();

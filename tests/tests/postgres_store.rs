@@ -295,6 +295,8 @@ async fn a_dead_leader_is_replaced_at_once_and_a_silent_one_after_its_time() {
     // One whose process hangs: it holds its connection, but asks nothing of it.
     let c = open();
     let third = joined(&c).await;
+    // Its silence begins here, however long the other took to join.
+    b.poll(other, Claim::Lead { term: second }).await.unwrap();
     assert_eq!(take(&c, third).await.unwrap(), None);
     let (_, took) = until(|| async { take(&c, third).await.unwrap().ok_or("not yet") }).await;
     assert!((Duration::from_millis(200)..Duration::from_millis(900)).contains(&took), "{took:?}");
