@@ -1,7 +1,7 @@
 -- The tables of Divider.
 --
--- By hand: run all files in order, in one transaction, with the schema of your choice in front:
---   psql -v ON_ERROR_STOP=1 -1 -c 'CREATE SCHEMA divider' -c 'SET LOCAL search_path TO divider' \
+-- By hand: run all files in order, in one transaction, with the schema of your choice in front and temporary objects last:
+--   psql -v ON_ERROR_STOP=1 -1 -c 'CREATE SCHEMA divider' -c 'SET LOCAL search_path TO divider, pg_temp' \
 --        -f 0001_tables.sql -f 0002_publish.sql -f 0003_runs.sql -f 0004_apply.sql -f 0005_lead.sql -f 0006_fence.sql
 --
 -- Rows that change at every beat or batch stand in tables of their own, with free room in each page and no index on what
@@ -17,8 +17,13 @@ CREATE TABLE groups (
     -- Every channel name is derived from this. Who cannot read this table can neither guess a channel nor listen to it.
     secret      uuid NOT NULL DEFAULT gen_random_uuid(),
     lineage     text NOT NULL,
-    revision    bigint NOT NULL DEFAULT 0,
-    token       bigint NOT NULL DEFAULT 0,
+    -- When the server began that wrote last, the last token that its predecessor had issued as far as is known, and the
+    -- one that it began with itself. Nothing between these two was ever issued, unless the disk has forgotten it.
+    life        timestamptz NOT NULL,
+    kept        bigint NOT NULL DEFAULT 0,
+    born        bigint NOT NULL,
+    revision    bigint NOT NULL,
+    token       bigint NOT NULL,
     term        bigint NOT NULL DEFAULT 0,
     leader      uuid,
     hold        boolean NOT NULL DEFAULT false,
@@ -26,8 +31,9 @@ CREATE TABLE groups (
     ended       bigint NOT NULL DEFAULT 0,
     registered  bigint NOT NULL DEFAULT 0,
     quarantined bigint NOT NULL DEFAULT 0,
-    -- How many changes the log holds.
-    logged      bigint NOT NULL DEFAULT 0
+    -- How many changes the log holds, and in how many bytes.
+    logged      bigint NOT NULL DEFAULT 0,
+    log_bytes   bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
         vacuum_truncate = off);
 
@@ -80,11 +86,15 @@ CREATE TABLE keys (
     quarantined   boolean NOT NULL DEFAULT false,
     payload       bytea NOT NULL DEFAULT '',
     checkpoint    bytea NOT NULL DEFAULT '',
+    -- The key has ended, and is not there for anybody. Its row stays for as long as a transaction is open under
+    -- `assert_current`, since the lock on it is what keeps the next owner out; see `0003_runs.sql`.
+    gone          boolean NOT NULL DEFAULT false,
     PRIMARY KEY (group_id, key)
 ) WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 
 CREATE INDEX keys_by_owner ON keys (group_id, owner) WHERE owner IS NOT NULL;
 CREATE INDEX keys_quarantined ON keys (group_id, key) WHERE quarantined;
+CREATE INDEX keys_gone ON keys (group_id) WHERE gone;
 
 -- The newest changes, for readers that fell behind: one row for each revision.
 CREATE TABLE changes (

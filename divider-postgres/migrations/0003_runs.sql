@@ -23,11 +23,16 @@ BEGIN
         FROM unnest(keys, weights, priorities, dues, payloads) WITH ORDINALITY
                  AS o(key, weight, priority, due, payload, ix)
         LEFT JOIN LATERAL (
-            SELECT f.ctid AS place, f.* FROM keys f WHERE f.group_id = gid AND f.key = o.key OFFSET 0
+            SELECT f.ctid AS place, f.* FROM keys f WHERE f.group_id = gid AND f.key = o.key AND NOT f.gone OFFSET 0
         ) k ON true
     ), added AS (
         INSERT INTO keys (group_id, key, weight, priority, not_before_ms, payload)
         SELECT gid, op.key, op.weight, op.priority, op.due, op.payload FROM op WHERE NOT op.known
+        -- A row of a key that has ended and could not be deleted is this key's row again, together with the lock on it.
+        ON CONFLICT (group_id, key) DO UPDATE SET
+            weight = excluded.weight, priority = excluded.priority, not_before_ms = excluded.not_before_ms, attempts = 0,
+            fates = 0, avoid = NULL, owner = NULL, token = NULL, stopping = 0, quarantined = false,
+            payload = excluded.payload, checkpoint = '', gone = false
     ), altered AS (
         UPDATE keys k SET weight = op.weight, priority = op.priority, not_before_ms = op.due, payload = op.payload,
                           stopping = op.stopping
@@ -41,6 +46,14 @@ BEGIN
     INTO r FROM (SELECT * FROM op ORDER BY op.ix) op;
     RETURN r;
 END $$;
+
+-- Deletes rows of keys that have ended while somebody's transaction had a lock on them.
+CREATE FUNCTION bury(gid bigint) RETURNS void LANGUAGE sql
+BEGIN ATOMIC
+    DELETE FROM keys k USING (
+        SELECT f.ctid AS place FROM keys f WHERE f.group_id = gid AND f.gone LIMIT 64 FOR UPDATE SKIP LOCKED
+    ) l WHERE k.ctid = l.place;
+END;
 
 -- Forgets ended sessions that no key is in the name of any more.
 CREATE FUNCTION forget(gid bigint, gone uuid[]) RETURNS void LANGUAGE plpgsql AS $$
@@ -72,7 +85,7 @@ BEGIN
                     -- A key whose row is locked stands under `assert_current` in somebody's open transaction: it is not
                     -- free before that has ended, and waiting for it would hold up the group.
                     WHEN k.place IS NULL THEN
-                        CASE WHEN EXISTS (SELECT FROM keys e WHERE e.group_id = g.id AND e.key = o.key) THEN 15 ELSE 10 END
+                        CASE WHEN EXISTS (SELECT FROM keys e WHERE e.group_id = g.id AND e.key = o.key AND NOT e.gone) THEN 15 ELSE 10 END
                     WHEN k.quarantined OR (d.session IS NOT NULL AND d.ended IS NULL) THEN 15
                     WHEN s.session IS NULL OR s.ended IS NOT NULL THEN 12
                     WHEN s.draining OR s.affinity = 0 THEN 13
@@ -81,7 +94,7 @@ BEGIN
         LEFT JOIN LATERAL (
             SELECT f.ctid AS place, f.weight, f.priority, f.not_before_ms, f.attempts, f.fates, f.owner, f.token, f.quarantined,
                    blob_text(f.payload, f.checkpoint) AS blobs
-            FROM keys f WHERE f.group_id = g.id AND f.key = o.key FOR UPDATE SKIP LOCKED
+            FROM keys f WHERE f.group_id = g.id AND f.key = o.key AND NOT f.gone FOR UPDATE SKIP LOCKED
         ) k ON true
         LEFT JOIN known_sessions d ON d.session = k.owner
         LEFT JOIN known_sessions s ON s.session = o.owner
@@ -145,7 +158,7 @@ BEGIN
         FROM unnest(kinds, keys, sessions_, tokens, terms, numbers, blobs) WITH ORDINALITY
                  AS o(kind, key, actor, given, term, number, blob, ix)
         LEFT JOIN LATERAL (
-            SELECT f.ctid AS place, f.* FROM keys f WHERE f.group_id = g.id AND f.key = o.key OFFSET 0
+            SELECT f.ctid AS place, f.* FROM keys f WHERE f.group_id = g.id AND f.key = o.key AND NOT f.gone OFFSET 0
         ) k ON true
         LEFT JOIN known_sessions w ON w.session = k.owner
         LEFT JOIN known_sessions a ON a.session = o.actor
@@ -202,8 +215,16 @@ BEGIN
                           owner = op.owner, token = op.token, stopping = op.stopping, quarantined = op.quarantined,
                           checkpoint = CASE WHEN op.kind = 13 THEN op.blob ELSE k.checkpoint END
         FROM op WHERE op.ok AND NOT op.ends AND k.ctid = op.place
+    ), loose AS MATERIALIZED (
+        -- A row that stands under `assert_current` in somebody's open transaction cannot be deleted before that has ended,
+        -- and the group does not wait for it. Nor may its lock be lost, or the key could be added and granted again
+        -- meanwhile. So it is marked as gone, which that lock allows, and deleted by a later batch.
+        SELECT k.ctid AS place FROM op JOIN keys k ON k.ctid = op.place WHERE op.ok AND op.ends FOR UPDATE OF k SKIP LOCKED
     ), ended AS (
-        DELETE FROM keys k USING op WHERE op.ok AND op.ends AND k.ctid = op.place
+        DELETE FROM keys k USING loose l WHERE k.ctid = l.place
+    ), marked AS (
+        UPDATE keys k SET gone = true, owner = NULL, token = NULL, quarantined = false, payload = '', checkpoint = ''
+        FROM op WHERE op.ok AND op.ends AND k.ctid = op.place AND op.place NOT IN (SELECT l.place FROM loose l)
     ), recounted AS (
         UPDATE sessions s SET held = s.held - c.lost, stopping = s.stopping + c.stopped
         FROM (

@@ -166,6 +166,9 @@ DECLARE
     d draft;
     s record;
     now_lineage text := lineage();
+    now_life timestamptz := pg_postmaster_start_time();
+    -- Beyond any number that can have been issued so far: fewer than a million a second were.
+    floor bigint := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
 BEGIN
     -- A database that does not wait for the disk by default would forget what it has promised.
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -173,24 +176,31 @@ BEGIN
     END IF;
     SELECT * INTO g FROM groups x WHERE x.name = group_name FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        INSERT INTO groups (name, lineage) VALUES (group_name, now_lineage) ON CONFLICT (name) DO NOTHING;
+        -- It may have been here before, in a schema or a database that is no more.
+        INSERT INTO groups (name, lineage, life, born, revision, token)
+        VALUES (group_name, now_lineage, now_life, floor, floor, floor) ON CONFLICT (name) DO NOTHING;
         SELECT * INTO g FROM groups x WHERE x.name = group_name FOR NO KEY UPDATE;
     END IF;
+    IF g.lineage = now_lineage AND g.life = now_life THEN
+        RETURN g;
+    END IF;
+
+    -- A server that begins anew may have been given the disk of another day, with the same identity. What it has forgotten
+    -- may have been numbered already, so every number jumps ahead of any that can have been issued, and nobody's picture
+    -- of the group is continued from a revision that may have been another one.
+    UPDATE groups x SET life = now_life, kept = g.token, born = greatest(g.token, floor), token = greatest(g.token, floor),
+                        revision = greatest(g.revision, floor), logged = 0, log_bytes = 0
+    WHERE x.id = g.id RETURNING x.* INTO g;
+    DELETE FROM changes x WHERE x.group_id = g.id;
     IF g.lineage = now_lineage THEN
         RETURN g;
     END IF;
 
-    -- What this server has forgotten may have been numbered already, so every number jumps ahead of any that can have
-    -- been issued: fewer than a million a second were.
     g.lineage := now_lineage;
-    g.token := greatest(g.token, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
-    g.term := greatest(g.term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
-    g.revision := greatest(g.revision, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+    g.term := greatest(g.term, floor);
     g.hold := true;
     -- Forgotten sessions have ended, too.
     g.ended := g.revision + 1;
-    g.logged := 0;
-    DELETE FROM changes x WHERE x.group_id = g.id;
     d := ROW(g, '', 0, '{}', '{}', true)::draft;
     FOR s IN SELECT x.session FROM sessions x WHERE x.group_id = g.id AND x.ended IS NULL ORDER BY x.session LOOP
         d := end_session(d, s.session, 9007199254740992);
@@ -265,6 +275,7 @@ BEGIN
         END IF;
     END LOOP;
     revision := publish(d.g, d.changes, d.size, d.targets, d.notices, d.freed);
+    PERFORM bury(g.id);
 END $$;
 
 INSERT INTO schema_version VALUES (4);

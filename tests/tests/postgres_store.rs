@@ -303,6 +303,8 @@ async fn a_dead_leader_is_replaced_at_once_and_a_silent_one_after_its_time() {
     // One whose process hangs: it holds its connection, but asks nothing of it.
     let c = open();
     let third = joined(&c).await;
+    // Its silence begins here, however long the other took to join.
+    b.poll(other, Claim::Lead { term: second }).await.unwrap();
     assert_eq!(take(&c, third).await.unwrap(), None);
     let (_, took) = until(|| async { take(&c, third).await.unwrap().ok_or("not yet") }).await;
     assert!((Duration::from_millis(200)..Duration::from_millis(900)).contains(&took), "{took:?}");
@@ -896,7 +898,7 @@ async fn a_closed_store_says_so() {
 async fn what_is_answered_is_on_the_disk_whatever_the_databases_default() {
     let server = server().await;
     server.psql("ALTER DATABASE postgres SET synchronous_commit = off");
-    for call in ["divider.attach('g')", "divider.renew('g', gen_random_uuid(), true)"] {
+    for call in ["divider.attach('g', 0)", "divider.renew('g', gen_random_uuid(), true)"] {
         let shown = server
             .psql(&format!("BEGIN; SELECT FROM {call}; SHOW synchronous_commit; COMMIT; SHOW synchronous_commit"));
         assert_eq!(shown.split_whitespace().collect::<Vec<_>>(), ["on", "off"], "{call}");
