@@ -7,20 +7,27 @@
 
 -- Put together by hand, since `json_build_array` finds out anew for each row what types it has been given.
 CREATE FUNCTION key_json(
-    key text, weight bigint, priority integer, not_before_ms bigint, attempts bigint, fates bigint, avoid uuid,
-    owner uuid, token bigint, stopping smallint, quarantined boolean
+    key text, weight bigint, priority integer, not_before_ms bigint, retry_at_ms bigint, generation bigint, since bigint,
+    attempts bigint, failures bigint, deaths integer, alone integer, death bigint, avoid uuid, owner uuid, token bigint,
+    stopping smallint, aside smallint
 ) RETURNS text LANGUAGE sql STABLE
-RETURN concat('["k",', to_json(key), ',', weight, ',', priority, ',', not_before_ms, ',', attempts, ',', fates,
+RETURN concat('["k",', to_json(key), ',', weight, ',', priority, ',', not_before_ms, ',', retry_at_ms, ',', generation, ',',
+              since, ',', attempts, ',', failures, ',', deaths, ',', alone, ',', death,
               CASE WHEN avoid IS NULL THEN ',null,' ELSE concat(',"', avoid, '",') END,
-              CASE WHEN owner IS NULL THEN 'null,null,' ELSE concat('"', owner, '",', token, ',') END, stopping,
-              CASE WHEN quarantined THEN ',true]' ELSE ',false]' END);
+              CASE WHEN owner IS NULL THEN 'null,null,' ELSE concat('"', owner, '",', token, ',') END, stopping, ',',
+              aside, ']');
 
 CREATE FUNCTION session_json(s sessions) RETURNS text LANGUAGE sql STABLE
 RETURN json_build_array('s', s.session, s.node, s.affinity, s.capacity, s.lease_ms, s.draining, s.settled,
-                        s.ended)::text;
+                        CASE WHEN s.ended IS NOT NULL THEN json_build_array(s.ended, s.blame, s.blamed) END,
+                        s.reads, s.joined)::text;
 
 CREATE FUNCTION group_json(g groups) RETURNS text LANGUAGE sql STABLE
-RETURN json_build_array('g', g.term, g.leader, g.hold)::text;
+RETURN json_build_array('g', g.term, g.leader, g.hold, g.time_ms, g.format)::text;
+
+-- The last token that was really issued, as far as is known.
+CREATE FUNCTION issued(g groups) RETURNS bigint LANGUAGE sql STABLE
+RETURN CASE WHEN g.token = g.born THEN g.kept ELSE g.token END;
 
 -- What a grant says of payload and checkpoint: null where there is neither, both as they are where they are short, else a
 -- digest, by which the reader of the message knows whether what it finds in the key's row is still the same.
@@ -92,7 +99,7 @@ BEGIN
         INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']')
     ), kept AS (
         UPDATE groups SET lineage = g.lineage, revision = g.revision, token = g.token, term = g.term, leader = g.leader,
-                          hold = g.hold, ended = g.ended, registered = g.registered, quarantined = g.quarantined, logged = g.logged,
+                          hold = g.hold, time_ms = g.time_ms, format = g.format, declared = g.declared, ended = g.ended, registered = g.registered, quarantined = g.quarantined, logged = g.logged,
                           log_bytes = g.log_bytes
         WHERE id = g.id
     )
@@ -120,4 +127,4 @@ BEGIN
     RETURN g.revision;
 END $$;
 
-INSERT INTO schema_version VALUES (2);
+INSERT INTO schema_version VALUES (2, 2);

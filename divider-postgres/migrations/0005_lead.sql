@@ -78,7 +78,7 @@ BEGIN
         holder := NULL;
     END IF;
     revision := g.revision;
-    token := g.token;
+    token := issued(g);
     term := g.term;
     leader := CASE WHEN g.leader IS DISTINCT FROM who OR holder = who THEN g.leader END;
     SELECT b.beat INTO leader_beat FROM beats b WHERE b.group_id = g.id AND b.session = leader;
@@ -125,4 +125,4 @@ BEGIN
     secret := g.secret;
 END $$;
 
-INSERT INTO schema_version VALUES (5);
+INSERT INTO schema_version VALUES (5, 5);

@@ -32,4 +32,4 @@ BEGIN
     END LOOP;
 END $$;
 
-INSERT INTO schema_version VALUES (6);
+INSERT INTO schema_version VALUES (6, 6);

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::{
     door::{Door, writable},
     error::{POOLER, store_error},
-    migrate::VERSION,
+    migrate::fits,
     pool::{Lane, Lanes},
     read::{Inner, call},
     sql::Sql,
@@ -97,20 +97,14 @@ pub(crate) async fn schema(lanes: &Lanes, sql: &Sql, name: &str) -> Result<(), S
     let row = lane.finish(result)?;
     let read = |error| store_error(error, lanes.limit());
     let version: Option<i32> = row.try_get(0).map_err(read)?;
-    let encoding: String = row.try_get(1).map_err(read)?;
+    let compatible: Option<i32> = row.try_get(1).map_err(read)?;
+    let encoding: String = row.try_get(2).map_err(read)?;
     let wrong = |problem: String| Err(StoreError::Misconfigured(problem));
     if encoding != "UTF8" {
         return wrong(format!("the database's encoding is {encoding}; it must be UTF8"));
     }
-    crate::migrate::supported(version.unwrap_or_default(), name).map_err(StoreError::Misconfigured)?;
-    if version.unwrap_or_default() < VERSION {
-        return wrong(format!(
-            "the schema {name} is at version {}, this program needs {VERSION}; run divider_postgres::migrate(), or the \
-             files in migrations/",
-            version.unwrap_or_default()
-        ));
-    }
-    Ok(())
+    let (version, compatible) = (version.unwrap_or_default(), compatible.unwrap_or_default());
+    fits(version, compatible, name).map_err(StoreError::Misconfigured)
 }
 
 /// Begins the group, or its new lineage.

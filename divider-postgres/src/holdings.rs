@@ -116,13 +116,15 @@ impl Inner {
                 key,
                 token: self.get(row, 2)?,
                 attempts: self.get(row, 3)?,
-                weight: self.get(row, 4)?,
-                priority: self.get(row, 5)?,
-                stopping: self.get(row, 6)?,
-                payload: self.get::<Option<_>>(row, 8)?.unwrap_or_default(),
-                checkpoint: self.get::<Option<_>>(row, 9)?.unwrap_or_default(),
+                generation: self.get(row, 4)?,
+                failures: self.get(row, 5)?,
+                weight: self.get(row, 6)?,
+                priority: self.get(row, 7)?,
+                stopping: self.get(row, 8)?,
+                payload: self.get::<Option<_>>(row, 10)?.unwrap_or_default(),
+                checkpoint: self.get::<Option<_>>(row, 11)?.unwrap_or_default(),
             })?;
-            parts.push((holding, usize::try_from(self.get::<i32>(row, 7)?).unwrap_or_default()));
+            parts.push((holding, usize::try_from(self.get::<i32>(row, 9)?).unwrap_or_default()));
         }
         Ok(parts)
     }

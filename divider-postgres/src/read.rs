@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use divider_core::{
     Batch, Beat, Blob, Cursor, GroupView, Key, Message, Notice, Op, Page, Record, Revision, SessionId, Stats,
-    StoreError, Term, Topic,
+    StoreError, Term, Text as Why, Topic,
 };
 use sqlx::{
     Connection, Postgres, Row,
@@ -222,20 +222,7 @@ impl Inner {
         let Some((head, runs)) = rows.split_first() else { return Err(corrupt("a group")) };
         let mut keys = Vec::with_capacity(PAGE);
         for row in runs {
-            let run = codec::Run {
-                owner: self.get(row, 5)?,
-                stopping: self.get(row, 6)?,
-                quarantined: self.get(row, 7)?,
-                avoid: self.get(row, 8)?,
-                keys: self.get(row, 9)?,
-                tokens: self.get(row, 10)?,
-                weight: (self.get(row, 11)?, self.get(row, 12)?),
-                priority: (self.get(row, 13)?, self.get(row, 14)?),
-                not_before_ms: (self.get(row, 15)?, self.get(row, 16)?),
-                attempts: (self.get(row, 17)?, self.get(row, 18)?),
-                fates: (self.get(row, 19)?, self.get(row, 20)?),
-            };
-            run.views(&mut keys)?;
+            self.run(row)?.views(&mut keys)?;
         }
         let last = keys.iter().map(|view| &view.key).max().filter(|_| keys.len() == PAGE);
         let next = last.map(|key| Cursor(key.as_str().as_bytes().to_vec()));
@@ -245,10 +232,35 @@ impl Inner {
                 term: Term(self.count(head, 1)?),
                 leader: self.get::<Option<Uuid>>(head, 2)?.map(SessionId),
                 hold: self.get(head, 3)?,
+                time_ms: self.count(head, 4)?,
+                format: u16::try_from(self.get::<i32>(head, 5)?).map_err(|_| corrupt("a format"))?,
             },
-            sessions: codec::sessions(self.get(head, 4)?)?,
+            sessions: codec::sessions(self.get(head, 6)?)?,
             keys,
             next,
+        })
+    }
+
+    /// Keys of a page that stand in the same way.
+    fn run(&self, row: &PgRow) -> Result<codec::Run, StoreError> {
+        Ok(codec::Run {
+            owner: self.get(row, 7)?,
+            stopping: self.get(row, 8)?,
+            aside: self.get(row, 9)?,
+            avoid: self.get(row, 10)?,
+            keys: self.get(row, 11)?,
+            tokens: self.get(row, 12)?,
+            weight: (self.get(row, 13)?, self.get(row, 14)?),
+            priority: (self.get(row, 15)?, self.get(row, 16)?),
+            not_before_ms: (self.get(row, 17)?, self.get(row, 18)?),
+            retry_at_ms: (self.get(row, 19)?, self.get(row, 20)?),
+            generation: (self.get(row, 21)?, self.get(row, 22)?),
+            since: (self.get(row, 23)?, self.get(row, 24)?),
+            attempts: (self.get(row, 25)?, self.get(row, 26)?),
+            failures: (self.get(row, 27)?, self.get(row, 28)?),
+            deaths: (self.get(row, 29)?, self.get(row, 30)?),
+            alone: (self.get(row, 31)?, self.get(row, 32)?),
+            death: (self.get(row, 33)?, self.get(row, 34)?),
         })
     }
 
@@ -258,8 +270,9 @@ impl Inner {
         for (at, row) in self.by_keys(&self.sql.records, &names).await? {
             let view = codec::views(Some(self.get(&row, 4)?))?.pop();
             let (Some(place), Some(view)) = (records.get_mut(at), view) else { return Err(corrupt("a record")) };
-            let payload = Blob::from(self.get::<&[u8]>(&row, 2)?);
-            *place = Some(Record { view, payload, checkpoint: Blob::from(self.get::<&[u8]>(&row, 3)?) });
+            let bytes = |at| self.get::<&[u8]>(&row, at).map(Blob::from);
+            let why = Why::new(self.get(&row, 5)?);
+            *place = Some(Record { view, why, payload: bytes(2)?, checkpoint: bytes(3)? });
         }
         Ok(records)
     }

@@ -47,11 +47,17 @@ pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.attempts, k.fates, k.avoid, k.owner, \
-                    k.token, k.stopping, k.quarantined)";
+const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.retry_at_ms, k.generation, k.since, \
+                    k.attempts, k.failures, k.deaths, k.alone, k.death, k.avoid, k.owner, k.token, k.stopping, k.aside)";
+
+/// Numbers of a key, in the order in which a scan says them.
+const NUMBERS: [&str; 11] = [
+    "weight", "priority", "not_before_ms", "retry_at_ms", "generation", "since", "attempts", "failures", "deaths", "alone",
+    "death",
+];
 
 /// What a holding consists of, and how many bytes its payload and checkpoint have.
-const HELD: &str = "k.key, k.token, k.attempts, k.weight, k.priority, k.stopping, $OCTETS(k)";
+const HELD: &str = "k.key, k.token, k.attempts, k.generation, k.failures, k.weight, k.priority, k.stopping, $OCTETS(k)";
 
 impl Sql {
     pub(crate) fn new(schema: &str) -> Self {
@@ -63,15 +69,15 @@ impl Sql {
                 sql = sql.replace(&format!("$OCTETS({table})"), &octets);
             }
             // One number for all of them, or one for each.
-            for column in ["weight", "priority", "not_before_ms", "attempts", "fates"] {
+            let each = NUMBERS.map(|column| {
                 let (lowest, highest) = (format!("min(k.{column})"), format!("max(k.{column})"));
-                let each = format!("{lowest}, CASE WHEN {lowest} < {highest} THEN array_agg(k.{column}) END");
-                sql = sql.replace(&format!("$EACH({column})"), &each);
-            }
+                format!("{lowest}, CASE WHEN {lowest} < {highest} THEN array_agg(k.{column}) END")
+            });
+            sql = sql.replace("$EACH", &each.join(", "));
             Text(sql.replace('@', &format!("{schema}.")).into())
         };
         Self {
-            version: text("SELECT max(version), current_setting('server_encoding') FROM @schema_version"),
+            version: text("SELECT max(version), max(min_compatible), current_setting('server_encoding') FROM @schema_version"),
             attach: text("SELECT group_channel, leader_channel, leader_lock, secret FROM @attach($1, $2)"),
             apply: text("SELECT codes, vals, revision FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
             renew: text("SELECT @renew($1, $2, $3)"),
@@ -123,27 +129,28 @@ impl Sql {
             // A row of the group, then its keys. Making text of each key takes the server longer than reading it, and so does
             // sending each number: keys with the same owner are lists, and so is what differs among these.
             scan: text(
-                "SELECT g.revision, g.term, g.leader, g.hold,
+                "SELECT g.revision, g.term, g.leader, g.hold, g.time_ms, g.format,
                         CASE WHEN $2::text IS NULL THEN (
                             SELECT string_agg(@session_json(s), ',' ORDER BY s.session) FROM @sessions s
                             WHERE s.group_id = g.id
                         ) END,
-                        NULL::uuid, NULL::smallint, NULL::boolean, NULL::uuid, NULL::text[], NULL::bigint[],
+                        NULL::uuid, NULL::smallint, NULL::smallint, NULL::uuid, NULL::text[], NULL::bigint[],
                         NULL::bigint, NULL::bigint[], NULL::integer, NULL::integer[], NULL::bigint, NULL::bigint[],
-                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[]
+                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[],
+                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[], NULL::integer, NULL::integer[],
+                        NULL::integer, NULL::integer[], NULL::bigint, NULL::bigint[]
                  FROM @groups g WHERE g.name = $1
                  UNION ALL
-                 SELECT NULL, NULL, NULL, NULL, NULL, p.* FROM @groups g CROSS JOIN LATERAL (
-                     SELECT k.owner, k.stopping, k.quarantined, k.avoid, array_agg(k.key), array_agg(k.token),
-                            $EACH(weight), $EACH(priority), $EACH(not_before_ms), $EACH(attempts), $EACH(fates)
+                 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, p.* FROM @groups g CROSS JOIN LATERAL (
+                     SELECT k.owner, k.stopping, k.aside, k.avoid, array_agg(k.key), array_agg(k.token), $EACH
                      FROM (
                          SELECT * FROM @keys k WHERE k.group_id = g.id AND k.key > coalesce($2, '') AND NOT k.gone
                          ORDER BY k.key LIMIT 4096
-                     ) k GROUP BY k.owner, k.stopping, k.quarantined, k.avoid
+                     ) k GROUP BY k.owner, k.stopping, k.aside, k.avoid
                  ) p WHERE g.name = $1",
             ),
             records: text(
-                "SELECT k.ix, k.found, k.payload, k.checkpoint, $VIEW FROM (
+                "SELECT k.ix, k.found, k.payload, k.checkpoint, $VIEW, k.why FROM (
                      SELECT n.ix, count(*) OVER () AS found, f.*, sum($OCTETS(f)) OVER (ORDER BY n.ix) - $OCTETS(f) AS before
                      FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
                      CROSS JOIN LATERAL (
@@ -159,7 +166,7 @@ impl Sql {
             ),
             quarantined: text(
                 "SELECT k.key FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1)
-                   AND k.quarantined AND k.key > $3 ORDER BY k.key LIMIT $2",
+                   AND k.aside <> 0 AND k.key > $3 ORDER BY k.key LIMIT $2",
             ),
             revision: text("SELECT g.revision FROM @groups g WHERE g.name = $1"),
             seq: text(
