@@ -265,11 +265,13 @@ impl Store for RedisStore {
             }
             Some(_) => return Err(codec::corrupt("a cursor of this store")),
         };
-        let ([revision, term, leader, hold], [next, keys]) = (head.fields()?, page.fields()?);
+        let ([revision, term, leader, hold, time, format], [next, keys]) = (head.fields()?, page.fields()?);
         let group = GroupView {
             term: Term(term.number()?),
             leader: codec::maybe_session(leader.slice()?)?,
             hold: hold.number()? == 1,
+            time_ms: time.number()?,
+            format: u16::try_from(format.number()?).map_err(|_| codec::corrupt("a format"))?,
         };
         let session = |row: &[Reply]| codec::session_view(codec::session(row[0].slice()?)?, row[1].slice()?);
         let key = |row: &[Reply]| codec::view(codec::key(row[0].slice()?)?, row[1].slice()?);

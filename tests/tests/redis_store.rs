@@ -9,8 +9,8 @@ use std::{
 };
 
 use divider_core::{
-    Batch, Beat, Blob, Change, Claim, Cursor, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId,
-    SessionView, Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
+    Batch, Beat, Blame, Blob, Change, Claim, Cursor, Deaths, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision,
+    SessionId, SessionView, Store, StoreError, Term, Token, Topic, Verdict, Work, WorkSource, limits,
 };
 use divider_redis::{PubSubChannels, RedisConfig, RedisStore};
 use divider_tests::{
@@ -143,30 +143,31 @@ async fn nothing_is_left_of_keys_and_sessions_that_are_gone() {
 }
 
 #[tokio::test]
-async fn only_the_last_32_fates_of_a_key_are_kept() {
+async fn a_key_keeps_what_the_deaths_of_its_owners_say() {
     let server = RedisServer::start();
-    let store = store(&server, "/fates/");
+    let store = store(&server, "/deaths/");
     let (_, term) = leading(&store).await;
-    let mut expected = 0_u32;
+    let mut expected = Deaths::default();
     for i in 0..40 {
         let session = SessionId::fresh();
         store.apply(&[join(&store, session).await]).await.unwrap();
         let token = granted(&store, term, session, "k").await;
-        let died = i % 3 != 0;
-        let end = if died {
-            Op::Expire { term, session, beat: Beat(0), verdict: divider_core::Verdict::young(Token(0)) }
-        } else {
-            Op::Confirm { session, key: key("k"), token, started: true }
+        // A death is written down with the grant after it.
+        let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
+        assert_eq!((record.view.deaths, record.view.attempts), (expected, i + 1));
+        let blame = match i % 5 {
+            0 => Blame::Young,
+            1 => Blame::Only(token),
+            2 => Blame::Suspects(expected.count),
+            3 => Blame::Suspects(expected.count + 1),
+            _ => Blame::Only(Token(token.0 + 1)),
         };
+        let verdict = Verdict { healthy_below: Token(token.0 + u64::from(i == 20)), blame };
+        let end = Op::Expire { term, session, beat: Beat(0), verdict };
         assert_eq!(store.apply(&[end]).await.unwrap().outcomes, [Outcome::Done]);
-        expected = expected << 1 | u32::from(died);
+        expected = expected.after(verdict, token);
     }
-    // The last fate is written down with the next grant.
-    let session = SessionId::fresh();
-    store.apply(&[join(&store, session).await]).await.unwrap();
-    granted(&store, term, session, "k").await;
-    let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
-    assert_eq!((record.view.fates, record.view.attempts), (expected, 41));
+    assert_eq!((expected.count, expected.alone), (11, 4));
 }
 
 #[tokio::test]

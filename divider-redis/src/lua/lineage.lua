@@ -1,6 +1,6 @@
 -- What every script begins with: the names, and the lineage of the server that it runs on.
 
-local META, VIEWS, PAYLOADS, CHECKPOINTS, SESSIONS, BEATS, HELD, LOG, QUARANTINED = unpack(KEYS)
+local META, VIEWS, PAYLOADS, CHECKPOINTS, SESSIONS, BEATS, HELD, LOG, QUARANTINED, WHYS = unpack(KEYS)
 
 -- A server that may have forgotten something has another run id (it was started again, or it is another process) or
 -- another replication id (it was a replica, took over somebody else's data, and was promoted). The group's lineage is
