@@ -52,7 +52,16 @@ const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.ret
 
 /// Numbers of a key, in the order in which a scan says them.
 const NUMBERS: [&str; 11] = [
-    "weight", "priority", "not_before_ms", "retry_at_ms", "generation", "since", "attempts", "failures", "deaths", "alone",
+    "weight",
+    "priority",
+    "not_before_ms",
+    "retry_at_ms",
+    "generation",
+    "since",
+    "attempts",
+    "failures",
+    "deaths",
+    "alone",
     "death",
 ];
 

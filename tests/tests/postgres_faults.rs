@@ -58,7 +58,15 @@ async fn joined(store: &PostgresStore) -> SessionId {
     let session = SessionId::fresh();
     let node = NodeId::new("node").unwrap();
     let seen = store.apply(&[]).await.unwrap().revision;
-    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen };
+    let join = Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen,
+        reads: divider_core::format::NEWEST,
+    };
     assert_eq!(store.apply(&[join]).await.unwrap().outcomes, [Outcome::Done]);
     session
 }
@@ -397,7 +405,7 @@ async fn a_transaction_that_stays_open_under_a_token_holds_up_nobody_but_the_nex
         let since = Instant::now();
         let (remove, confirm) =
             (Op::Remove { key: key("k") }, Op::Confirm { session, key: key("k"), token, started: true });
-        let end = if removed { vec![remove, confirm] } else { vec![Op::Complete { session, key: key("k"), token }] };
+        let end = if removed { vec![remove, confirm] } else { vec![Op::complete(session, key("k"), token)] };
         let outcomes = store.apply(&end).await.unwrap().outcomes;
         assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Done), "{outcomes:?}");
         assert_eq!(store.records(&[key("k")]).await.unwrap(), [None]);
@@ -422,7 +430,7 @@ async fn a_transaction_that_stays_open_under_a_token_holds_up_nobody_but_the_nex
         held.commit().await.unwrap();
         let Outcome::Granted(next) = store.apply(&[assign]).await.unwrap().outcomes[0] else { panic!("a grant") };
         assert!(next > token);
-        store.apply(&[Op::Complete { session, key: key("k"), token: next }]).await.unwrap();
+        store.apply(&[Op::complete(session, key("k"), next)]).await.unwrap();
         // Nothing is left behind.
         let (_, _) = until(|| async {
             store.apply(&[add("other"), Op::Remove { key: key("other") }]).await.unwrap();
