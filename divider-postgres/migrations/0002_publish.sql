@@ -11,8 +11,11 @@ CREATE FUNCTION key_json(
     attempts bigint, failures bigint, deaths integer, alone integer, death bigint, avoid uuid, owner uuid, token bigint,
     stopping smallint, aside smallint
 ) RETURNS text LANGUAGE sql STABLE
-RETURN concat('["k",', to_json(key), ',', weight, ',', priority, ',', not_before_ms, ',', retry_at_ms, ',', generation, ',',
-              since, ',', attempts, ',', failures, ',', deaths, ',', alone, ',', death,
+RETURN concat('["k",', to_json(key), ',', weight, ',', priority, ',', not_before_ms, ',', generation, ',', since, ',',
+              attempts,
+              -- What few keys have.
+              CASE WHEN retry_at_ms = 0 AND failures = 0 AND deaths = 0 AND alone = 0 AND death = 0 THEN ',null'
+                   ELSE concat(',[', retry_at_ms, ',', failures, ',', deaths, ',', alone, ',', death, ']') END,
               CASE WHEN avoid IS NULL THEN ',null,' ELSE concat(',"', avoid, '",') END,
               CASE WHEN owner IS NULL THEN 'null,null,' ELSE concat('"', owner, '",', token, ',') END, stopping, ',',
               aside, ']');

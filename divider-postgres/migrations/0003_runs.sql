@@ -236,39 +236,41 @@ BEGIN
                 CASE WHEN l.aside <> 0 OR (l.alone = 0 AND (l.number <> 0 OR (l.deaths = 0 AND l.death = 0))) THEN 1 ELSE 0 END
             WHEN l.kind = 23 THEN CASE WHEN l.owed OR (l.deaths > 0 AND l.death = l.given) THEN 0 ELSE 1 END
             ELSE CASE WHEN l.owned OR l.aside <> 0 THEN 15 ELSE 0 END
-        END AS code FROM looked l OFFSET 0
+        END AS code,
+        -- Where it was declared again, that runs after this, and nothing of before is held against it.
+        l.kind = 3 OR (l.kind IN (12, 21) AND NOT l.current) AS forgives,
+        l.kind IN (11, 21) AND l.current AS tells,
+        l.kind IN (3, 10, 12, 16, 18, 21) OR l.owed AS frees FROM looked l OFFSET 0
     ), decided AS (
         SELECT j.ix, j.kind, j.key, j.place, j.blob, j.code, j.weight, j.priority, j.not_before_ms, j.generation, j.since,
                j.owned, j.dead_held, j.token AS old_token, j.owner AS old_owner, j.stopping AS old_stopping,
                j.aside AS old_aside, j.code = 0 AS ok,
                j.code = 0 AND ((j.kind = 12 AND (j.current OR j.stopping = 2)) OR (j.kind = 2 AND NOT j.owned)
                                OR (j.kind IN (10, 16, 21) AND j.stopping = 2)) AS ends,
-               j.kind IN (3, 10, 12, 16, 18, 21) OR j.owed AS frees,
-               -- Where it was declared again, that runs after this, and nothing of before is held against it.
-               CASE WHEN j.kind = 3 OR (j.kind IN (12, 21) AND NOT j.current) THEN 0
-                    WHEN j.kind = 11 AND j.current THEN CASE WHEN j.pause > 0 THEN g.time_ms + j.pause ELSE 0 END
+               j.frees,
+               CASE WHEN j.forgives THEN 0
+                    WHEN j.kind = 11 AND j.tells THEN CASE WHEN j.pause > 0 THEN g.time_ms + j.pause ELSE 0 END
                     ELSE j.retry_at_ms END AS retry_at_ms,
-               CASE WHEN j.kind = 3 OR (j.kind IN (12, 21) AND NOT j.current) THEN 0
-                    WHEN j.kind = 11 AND j.current THEN j.n ELSE j.failures END AS failures,
-               CASE WHEN j.kind = 3 OR (j.kind IN (12, 21) AND NOT j.current) THEN ''
+               CASE WHEN j.forgives THEN 0
+                    WHEN j.kind = 11 AND j.tells THEN j.n ELSE j.failures END AS failures,
+               CASE WHEN j.forgives THEN ''
                     -- An older format has no room for it.
-                    WHEN j.kind IN (11, 21) AND j.current
-                        THEN CASE WHEN g.format >= 2 THEN convert_from(j.blob, 'UTF8') ELSE '' END END AS why,
+                    WHEN j.tells THEN CASE WHEN g.format >= 2 THEN convert_from(j.blob, 'UTF8') ELSE '' END END AS why,
                CASE WHEN j.kind = 10 AND j.number = 0 THEN greatest(j.attempts - 1, 0) ELSE j.attempts END AS attempts,
-               CASE WHEN j.kind = 3 OR (j.kind IN (12, 21) AND NOT j.current) OR (j.kind = 22 AND j.number = 0) THEN 0
+               CASE WHEN j.forgives OR (j.kind = 22 AND j.number = 0) THEN 0
                     WHEN j.kind = 18 THEN deaths_after(j.found, j.deaths)
                     WHEN j.kind = 23 AND NOT j.owed THEN j.deaths - 1 ELSE j.deaths END AS deaths,
-               CASE WHEN j.kind IN (3, 22) OR (j.kind IN (12, 21) AND NOT j.current) THEN 0
+               CASE WHEN j.forgives OR j.kind = 22 THEN 0
                     WHEN j.kind = 18 THEN alone_after(j.found, j.alone)
                     WHEN j.kind = 23 AND NOT j.owed THEN greatest(j.alone - 1, 0) ELSE j.alone END AS alone,
-               CASE WHEN j.kind = 3 OR (j.kind IN (12, 21) AND NOT j.current) OR (j.kind = 22 AND j.number = 0)
+               CASE WHEN j.forgives OR (j.kind = 22 AND j.number = 0)
                          OR (j.kind = 23 AND NOT j.owed) THEN 0
                     WHEN j.kind = 18 THEN death_after(j.found, j.death, j.token) ELSE j.death END AS death,
                CASE WHEN j.kind = 11 OR (j.kind = 10 AND j.stopping = 0) THEN j.actor ELSE j.avoid END AS avoid,
                CASE WHEN j.kind = 2 THEN 2 WHEN j.kind IN (11, 15) THEN 1
-                    WHEN j.kind IN (3, 10, 12, 16, 18, 21) OR j.owed THEN 0
+                    WHEN j.frees THEN 0
                     ELSE j.stopping END::smallint AS stopping,
-               CASE WHEN j.kind = 18 THEN 1 WHEN j.kind = 21 AND j.current THEN 2
+               CASE WHEN j.kind = 18 THEN 1 WHEN j.kind = 21 AND j.tells THEN 2
                     WHEN j.kind = 3 OR (j.kind = 23 AND j.aside = 1) THEN 0 ELSE j.aside END::smallint AS aside,
                CASE WHEN j.code <> 0 THEN NULL
                     WHEN j.kind = 16 AND j.owned THEN concat('["t",', to_json(j.key), ',', j.token, ']')

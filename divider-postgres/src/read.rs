@@ -253,14 +253,19 @@ impl Inner {
             weight: (self.get(row, 13)?, self.get(row, 14)?),
             priority: (self.get(row, 15)?, self.get(row, 16)?),
             not_before_ms: (self.get(row, 17)?, self.get(row, 18)?),
-            retry_at_ms: (self.get(row, 19)?, self.get(row, 20)?),
-            generation: (self.get(row, 21)?, self.get(row, 22)?),
-            since: (self.get(row, 23)?, self.get(row, 24)?),
-            attempts: (self.get(row, 25)?, self.get(row, 26)?),
-            failures: (self.get(row, 27)?, self.get(row, 28)?),
-            deaths: (self.get(row, 29)?, self.get(row, 30)?),
-            alone: (self.get(row, 31)?, self.get(row, 32)?),
-            death: (self.get(row, 33)?, self.get(row, 34)?),
+            generation: (self.get(row, 19)?, self.get(row, 20)?),
+            attempts: (self.get(row, 21)?, self.get(row, 22)?),
+            since: self.get(row, 23)?,
+            past: match self.get(row, 24)? {
+                Some(retry_at_ms) => Some(codec::Past {
+                    retry_at_ms,
+                    failures: self.get(row, 25)?,
+                    deaths: self.get(row, 26)?,
+                    alone: self.get(row, 27)?,
+                    death: self.get(row, 28)?,
+                }),
+                None => None,
+            },
         })
     }
 

@@ -50,20 +50,11 @@ pub(crate) fn quoted(name: &str) -> String {
 const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.retry_at_ms, k.generation, k.since, \
                     k.attempts, k.failures, k.deaths, k.alone, k.death, k.avoid, k.owner, k.token, k.stopping, k.aside)";
 
-/// Numbers of a key, in the order in which a scan says them.
-const NUMBERS: [&str; 11] = [
-    "weight",
-    "priority",
-    "not_before_ms",
-    "retry_at_ms",
-    "generation",
-    "since",
-    "attempts",
-    "failures",
-    "deaths",
-    "alone",
-    "death",
-];
+/// Numbers that many keys have in common, in the order in which a scan says them.
+const COMMON: [&str; 5] = ["weight", "priority", "not_before_ms", "generation", "attempts"];
+
+/// Numbers that few keys have, in the same order; the others have 0.
+const PAST: [&str; 5] = ["retry_at_ms", "failures", "deaths", "alone", "death"];
 
 /// What a holding consists of, and how many bytes its payload and checkpoint have.
 const HELD: &str = "k.key, k.token, k.attempts, k.generation, k.failures, k.weight, k.priority, k.stopping, $OCTETS(k)";
@@ -78,11 +69,14 @@ impl Sql {
                 sql = sql.replace(&format!("$OCTETS({table})"), &octets);
             }
             // One number for all of them, or one for each.
-            let each = NUMBERS.map(|column| {
+            let each = COMMON.map(|column| {
                 let (lowest, highest) = (format!("min(k.{column})"), format!("max(k.{column})"));
                 format!("{lowest}, CASE WHEN {lowest} < {highest} THEN array_agg(k.{column}) END")
             });
-            sql = sql.replace("$EACH", &each.join(", "));
+            let past = PAST.map(|column| format!("array_agg(k.{column}) FILTER (WHERE k.past)"));
+            let has_past = PAST.map(|column| format!("f.{column} <> 0")).join(" OR ");
+            sql = sql.replace("$EACH", &each.join(", ")).replace("$HAS_PAST", &has_past);
+            sql = sql.replace("$PAST", &past.join(", "));
             Text(sql.replace('@', &format!("{schema}.")).into())
         };
         Self {
@@ -145,17 +139,18 @@ impl Sql {
                         ) END,
                         NULL::uuid, NULL::smallint, NULL::smallint, NULL::uuid, NULL::text[], NULL::bigint[],
                         NULL::bigint, NULL::bigint[], NULL::integer, NULL::integer[], NULL::bigint, NULL::bigint[],
-                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[],
-                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[], NULL::integer, NULL::integer[],
-                        NULL::integer, NULL::integer[], NULL::bigint, NULL::bigint[]
+                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[], NULL::bigint[], NULL::bigint[],
+                        NULL::bigint[], NULL::integer[], NULL::integer[], NULL::bigint[]
                  FROM @groups g WHERE g.name = $1
                  UNION ALL
                  SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, p.* FROM @groups g CROSS JOIN LATERAL (
-                     SELECT k.owner, k.stopping, k.aside, k.avoid, array_agg(k.key), array_agg(k.token), $EACH
+                     SELECT k.owner, k.stopping, k.aside, k.avoid, array_agg(k.key), array_agg(k.token), $EACH,
+                            array_agg(k.since), $PAST
                      FROM (
-                         SELECT * FROM @keys k WHERE k.group_id = g.id AND k.key > coalesce($2, '') AND NOT k.gone
-                         ORDER BY k.key LIMIT 4096
-                     ) k GROUP BY k.owner, k.stopping, k.aside, k.avoid
+                         SELECT f.*, $HAS_PAST AS past
+                         FROM @keys f WHERE f.group_id = g.id AND f.key > coalesce($2, '') AND NOT f.gone
+                         ORDER BY f.key LIMIT 4096
+                     ) k GROUP BY k.owner, k.stopping, k.aside, k.avoid, k.past
                  ) p WHERE g.name = $1",
             ),
             records: text(

@@ -154,6 +154,32 @@ fn verdict((healthy_below, whom, suspect): (u64, i16, u64)) -> Option<Verdict> {
 /// A number of all keys, or one for each where they differ.
 pub(crate) type Each<T> = (T, Option<Vec<T>>);
 
+/// What is held against keys, one of each for each of them.
+#[derive(Debug)]
+pub(crate) struct Past {
+    pub(crate) retry_at_ms: Vec<i64>,
+    pub(crate) failures: Vec<i64>,
+    pub(crate) deaths: Vec<i32>,
+    pub(crate) alone: Vec<i32>,
+    pub(crate) death: Vec<i64>,
+}
+
+impl Past {
+    /// Puts what is held against one of them into its view.
+    fn tell(&self, ix: usize, view: &mut KeyView) -> Result<(), StoreError> {
+        view.retry_at_ms = super::unsigned(nth(&self.retry_at_ms, ix)?)?;
+        view.failures = small(nth(&self.failures, ix)?)?;
+        let (count, alone) = (nth(&self.deaths, ix)?.into(), nth(&self.alone, ix)?.into());
+        let token = Token(super::unsigned(nth(&self.death, ix)?)?);
+        view.deaths = Deaths { count: small(count)?, alone: small(alone)?, token };
+        Ok(())
+    }
+}
+
+fn nth<T: Copy>(list: &[T], ix: usize) -> Result<T, StoreError> {
+    list.get(ix).copied().ok_or_else(|| corrupt("lists of one length"))
+}
+
 /// Keys of a page that stand in the same way.
 #[derive(Debug)]
 pub(crate) struct Run {
@@ -166,43 +192,39 @@ pub(crate) struct Run {
     pub(crate) weight: Each<i64>,
     pub(crate) priority: Each<i32>,
     pub(crate) not_before_ms: Each<i64>,
-    pub(crate) retry_at_ms: Each<i64>,
     pub(crate) generation: Each<i64>,
-    pub(crate) since: Each<i64>,
     pub(crate) attempts: Each<i64>,
-    pub(crate) failures: Each<i64>,
-    pub(crate) deaths: Each<i32>,
-    pub(crate) alone: Each<i32>,
-    pub(crate) death: Each<i64>,
+    pub(crate) since: Vec<i64>,
+    /// What few keys have.
+    pub(crate) past: Option<Past>,
 }
 
 impl Run {
     /// Appends the keys.
     pub(crate) fn views(self, views: &mut Vec<KeyView>) -> Result<(), StoreError> {
         fn at<T: Copy>((all, each): &Each<T>, at: usize) -> Result<T, StoreError> {
-            let Some(each) = each else { return Ok(*all) };
-            each.get(at).copied().ok_or_else(|| corrupt("lists of one length"))
+            each.as_ref().map_or(Ok(*all), |each| nth(each, at))
         }
         for (ix, key) in self.keys.into_iter().enumerate() {
             let token = self.tokens.get(ix).ok_or_else(|| corrupt("a token for each key"))?;
-            views.push(KeyView {
+            let mut view = KeyView {
                 key: Key::new(key).map_err(|e| StoreError::Corrupt(e.to_string()))?,
                 weight: small(at(&self.weight, ix)?)?,
                 priority: at(&self.priority, ix)?,
                 not_before_ms: super::unsigned(at(&self.not_before_ms, ix)?)?,
-                retry_at_ms: super::unsigned(at(&self.retry_at_ms, ix)?)?,
+                retry_at_ms: 0,
                 generation: small(at(&self.generation, ix)?)?,
-                since: super::unsigned(at(&self.since, ix)?)?,
+                since: super::unsigned(nth(&self.since, ix)?)?,
                 attempts: small(at(&self.attempts, ix)?)?,
-                failures: small(at(&self.failures, ix)?)?,
-                deaths: Deaths {
-                    count: small(at(&self.deaths, ix)?.into())?,
-                    alone: small(at(&self.alone, ix)?.into())?,
-                    token: Token(super::unsigned(at(&self.death, ix)?)?),
-                },
+                failures: 0,
+                deaths: Deaths::default(),
                 avoid: self.avoid.map(SessionId),
                 state: state(self.owner, token.map(super::unsigned).transpose()?, self.stopping, self.aside),
-            });
+            };
+            if let Some(past) = &self.past {
+                past.tell(ix, &mut view)?;
+            }
+            views.push(view);
         }
         Ok(())
     }
@@ -254,21 +276,26 @@ impl<'de, T: Kinds> Deserialize<'de> for Read<T> {
 impl Kinds for Change {
     fn of<'de, A: SeqAccess<'de>>(kind: &str, mut f: Fields<A>) -> Result<Self, A::Error> {
         Ok(match kind {
-            // In the order in which they stand there.
-            "k" => Change::Key(KeyView {
-                key: f.next()?,
-                weight: f.next()?,
-                priority: f.next()?,
-                not_before_ms: f.next()?,
-                retry_at_ms: f.next()?,
-                generation: f.next()?,
-                since: f.next()?,
-                attempts: f.next()?,
-                failures: f.next()?,
-                deaths: Deaths { count: f.next()?, alone: f.next()?, token: Token(f.next()?) },
-                avoid: f.next::<Option<Uuid>>()?.map(SessionId),
-                state: state(f.next()?, f.next()?, f.next()?, f.next()?),
-            }),
+            "k" => {
+                let (key, weight, priority, not_before_ms) = (f.next()?, f.next()?, f.next()?, f.next()?);
+                let (generation, since, attempts) = (f.next()?, f.next()?, f.next()?);
+                let past: Option<(u64, u32, u32, u32, u64)> = f.next()?;
+                let (retry_at_ms, failures, count, alone, token) = past.unwrap_or_default();
+                Change::Key(KeyView {
+                    key,
+                    weight,
+                    priority,
+                    not_before_ms,
+                    retry_at_ms,
+                    generation,
+                    since,
+                    attempts,
+                    failures,
+                    deaths: Deaths { count, alone, token: Token(token) },
+                    avoid: f.next::<Option<Uuid>>()?.map(SessionId),
+                    state: state(f.next()?, f.next()?, f.next()?, f.next()?),
+                })
+            }
             "K" => Change::KeyGone(f.next()?),
             "s" => Change::Session(SessionView {
                 session: SessionId(f.next()?),
