@@ -181,6 +181,18 @@ async fn a_restart_keeps_sessions_and_grants() {
         assert_eq!(standing.leader, None);
         assert!(take(&store, session).await.unwrap().unwrap() > term);
     }
+    // Numbers jump ahead where a server begins, which makes no grant of before younger than a session of after.
+    assert_eq!(store.poll(session, Claim::Follow).await.unwrap().token, token);
+    let newcomer = SessionId::fresh();
+    store.apply(&[join(&store, newcomer).await]).await.unwrap();
+    let sessions = store.scan(None).await.unwrap().sessions;
+    assert_eq!(sessions.iter().find(|view| view.session == newcomer).unwrap().joined, token);
+    assert!(granted(&store, term_of(&store, session).await, newcomer, "l").await > token);
+}
+
+/// The term in which a session leads.
+async fn term_of(store: &PostgresStore, session: SessionId) -> Term {
+    store.poll(session, Claim::Follow).await.unwrap().leader.unwrap().term
 }
 
 /// What the group looks like once the store has noticed that the server may have forgotten something.
