@@ -16,7 +16,7 @@ use crate::{Balance, ConfigError, MaxInFlight, NodeId, format, limits};
 /// | `resync` | 1 s |
 /// | `balance` | [`Balance::OnJoin`] |
 /// | `max_in_flight` | 10 % of the keys, at least 1 |
-/// | `flush_time_limit` | 30 s |
+/// | `flush_time_limit` | 25 s |
 /// | `stop_timeout` | none |
 /// | `quarantine` | after 3 isolated deaths, each within 10 s of the grant |
 /// | `step_after` | a day |
@@ -34,7 +34,8 @@ pub struct NodeConfig {
     /// How long the node may be out of touch before its keys go to others; 100 ms to 1 h. Every node of a group should
     /// have the same.
     pub lease: Duration,
-    /// How often the lease is renewed; at most a third of the lease.
+    /// How often the lease is renewed; at most a third of the lease. A renewal that does not come back is not waited for:
+    /// the next one is sent at its own time.
     pub beat: Option<Duration>,
     /// Where set, a session whose connection the store has seen end is expired after this long, although its lease still
     /// runs; 1 ms to the lease. That is sound for a node that has died. A node that lives on behind a lost connection still
@@ -47,7 +48,8 @@ pub struct NodeConfig {
     pub balance: Balance,
     /// Most keys that are between owners at once because of balance. Counts on the node that leads.
     pub max_in_flight: MaxInFlight,
-    /// How long [`flush`](crate::Divider::flush) waits for confirmations; at least 1 ms.
+    /// How long [`flush`](crate::Divider::flush) waits for confirmations; 1 ms to a day. The default leaves 5 s of the 30 s
+    /// that Kubernetes gives a pod.
     pub flush_time_limit: Duration,
     /// Takes a key from an owner that has not confirmed its stop for this long. Off by default: the old owner may still
     /// be acting, and only a sink that checks tokens is then safe. At least the lease. Counts on the node that leads.
@@ -61,7 +63,7 @@ pub struct NodeConfig {
     #[doc(hidden)]
     pub reads: u16,
     /// How long calls that do not belong to a session (such as [`add_work`](crate::Divider::add_work)) are tried again
-    /// while the store is out of reach; at least 1 ms.
+    /// while the store is out of reach, counted from when they were made; 1 ms to a day.
     pub call_time_limit: Duration,
 }
 
@@ -108,7 +110,7 @@ impl NodeConfig {
             resync: Duration::from_secs(1),
             balance: Balance::OnJoin,
             max_in_flight: MaxInFlight::Percent(10),
-            flush_time_limit: Duration::from_secs(30),
+            flush_time_limit: Duration::from_secs(25),
             stop_timeout: None,
             quarantine: Some(Quarantine::default()),
             step_after: Duration::from_secs(24 * 3600),

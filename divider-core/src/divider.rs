@@ -87,12 +87,29 @@ pub trait Divider: Send + Sync + 'static {
         self.give_up(key, token, Duration::ZERO).await
     }
 
-    /// Like [`send_stop_processing`](Self::send_stop_processing), but nobody starts the key again before `backoff` has
-    /// passed (milliseconds; on the wall clocks of this node and of the leader).
+    /// Like [`send_stop_processing`](Self::send_stop_processing), but nobody starts the key again before `pause` has passed.
+    ///
+    /// # Errors
+    /// As [`release`](Self::release).
+    async fn give_up(&self, key: &Key, token: Token, pause: Duration) -> Result<(), Error> {
+        self.release(key, token, Release::after(pause)).await
+    }
+
+    /// Like [`send_stop_processing`](Self::send_stop_processing), with a pause and a failure that stay with the key. They are
+    /// not kept where the work was declared again since it was given to this node: they would be about the work of before.
     ///
     /// # Errors
     /// [`Error::UnknownKey`], [`Error::StaleToken`] or [`Error::Lost`]; nothing has changed.
-    async fn give_up(&self, key: &Key, token: Token, backoff: Duration) -> Result<(), Error>;
+    async fn release(&self, key: &Key, token: Token, release: Release) -> Result<(), Error>;
+
+    /// Sets the key aside: the work cannot succeed without a person. Nobody starts it before it is [retried](Self::retry) or
+    /// declared again. Nothing more needs to be confirmed. `why` is kept with the key, up to
+    /// [`MAX_WHY_BYTES`](crate::limits::MAX_WHY_BYTES); the rest is cut. Where the work was declared again since it was given
+    /// to this node, it goes to its next owner instead.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    async fn set_aside(&self, key: &Key, token: Token, why: &str) -> Result<(), Error>;
 
     /// The work is done for good: the key ends, everywhere. Nothing more needs to be confirmed.
     ///
@@ -234,6 +251,30 @@ impl<D: Divider> IntoDivider for Arc<D> {
 
 impl IntoDivider for Arc<dyn Divider> {
     fn into_divider(self) -> Self {
+        self
+    }
+}
+
+/// How a key that is given up goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    pub(crate) pause: Duration,
+    pub(crate) failed: Option<(u32, String)>,
+}
+
+impl Release {
+    /// Nobody starts the key before `pause` has passed, counted by whoever leads from when it hears of this. A change of
+    /// leader may shorten what is left by up to a second. Longer ones than
+    /// [`MAX_PAUSE_MS`](crate::limits::MAX_PAUSE_MS) are cut.
+    pub fn after(pause: Duration) -> Self {
+        Self { pause, failed: None }
+    }
+
+    /// The work has failed for the reason `why`, which makes so many `failures` in a row. The next owner is told of the number
+    /// ([`Assignment::failures`]), and the [record](Divider::record) says why.
+    #[must_use]
+    pub fn failed(mut self, failures: u32, why: impl Into<String>) -> Self {
+        self.failed = Some((failures, why.into()));
         self
     }
 }

@@ -96,9 +96,19 @@ pub enum StoreError {
     /// The store cannot be used as it is set up. No effect; trying again without a change does not help.
     #[error("the store is not set up for Divider: {0}")]
     Misconfigured(String),
-    /// The store answered something that this version does not understand.
+    /// The store answered something that this version does not understand. Unknown effect.
     #[error("the store's answer cannot be read: {0}")]
     Corrupt(String),
+    /// The group is written in a format that this program does not read. No effect; a newer version of the program is needed.
+    #[error(
+        "the group needs a program that reads format {needs}; this one reads up to {reads}: deploy a newer version"
+    )]
+    TooOld {
+        /// The format of the group.
+        needs: u16,
+        /// The newest that this program reads.
+        reads: u16,
+    },
     /// The store handle has been closed. No effect.
     #[error("the store handle is closed")]
     Closed,
@@ -110,9 +120,16 @@ impl StoreError {
         Self::Unavailable { message: source.to_string(), source: Some(Arc::new(source)) }
     }
 
-    /// Whether the same call may succeed later without anybody changing the set-up.
+    /// Whether the same call may succeed later without anybody changing the set-up. Says nothing of the effect of this one:
+    /// for that, see [`has_no_effect`](Self::has_no_effect).
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::Timeout { .. })
+    }
+
+    /// Whether it is certain that the call has changed nothing. Otherwise its effect is unknown: it may have happened, it
+    /// may still happen later, or never. Says nothing of earlier tries of the same call.
+    pub fn has_no_effect(&self) -> bool {
+        matches!(self, Self::SessionEnded | Self::Misconfigured(_) | Self::TooOld { .. } | Self::Closed)
     }
 }
 

@@ -6,7 +6,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{Instant, SessionId};
+use parking_lot::Mutex;
+
+use crate::{Instant, SessionId, StoreError};
 
 /// One session's lease. The beat thread extends it, everybody reads it.
 #[derive(Debug)]
@@ -14,11 +16,23 @@ pub(crate) struct Lease {
     session: SessionId,
     /// Nanoseconds on the node's clock; 0 once it is dead.
     deadline: AtomicU64,
+    /// Why the last renewal failed, if it did. For people.
+    trouble: Mutex<Option<StoreError>>,
 }
 
 impl Lease {
     pub(crate) fn new(session: SessionId, deadline: Instant) -> Self {
-        Self { session, deadline: AtomicU64::new(deadline.0) }
+        Self { session, deadline: AtomicU64::new(deadline.0), trouble: Mutex::new(None) }
+    }
+
+    /// Notes how a renewal went.
+    pub(crate) fn note(&self, trouble: Option<StoreError>) {
+        *self.trouble.lock() = trouble;
+    }
+
+    /// Why the last renewal failed, if it did.
+    pub(crate) fn trouble(&self) -> Option<StoreError> {
+        self.trouble.lock().clone()
     }
 
     pub(crate) fn session(&self) -> SessionId {

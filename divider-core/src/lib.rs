@@ -47,7 +47,7 @@ mod worker;
 
 pub use clock::{Clock, Instant, SystemClock};
 pub use config::{NodeConfig, Quarantine};
-pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, IntoDivider, NotHandedOver, Stop};
+pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, IntoDivider, NotHandedOver, Release, Stop};
 pub use error::{ConfigError, Error, InvalidInput, StoreError};
 pub use ids::{Beat, Group, Key, NodeId, Revision, SessionId, Term, Token};
 pub use ledger::{Effects, Ledger};
@@ -61,7 +61,7 @@ pub use op::{
 };
 pub use planner::{Balance, MaxInFlight};
 pub use record::{Aside, Blob, Deaths, Declaration, KeyView, Record, State, StopReason, Text, Work};
-pub use source::{FnSource, SourceConfig, SourceError, SourceMode, WorkSource};
+pub use source::{FnSource, RemovalLimit, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};
 pub use worker::{Hold, Job, Next, Retry, SecondSignal, StopSignal, TaskError, Worker, shutdown_signal};
 

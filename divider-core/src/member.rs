@@ -51,6 +51,8 @@ pub struct Member {
     /// While the truth is being read: keys that were let go in the meantime, which it may still contain.
     let_go: Option<HashMap<Key, Token>>,
     outbox: Vec<Op>,
+    /// What the last lost session had.
+    forfeited: Vec<(Key, Token)>,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,8 @@ struct Lost {
     unread: Option<u64>,
     /// No stop has been queued, because a completion is on its way that probably took effect; its answer decides.
     completing: bool,
+    /// A grant of it has been declined, so that another node may run it meanwhile; the next one is held back.
+    declined: bool,
 }
 
 /// What the store said of a key's work when it was granted; whoever speaks of the work says of which.
@@ -146,7 +150,11 @@ impl Member {
         self.let_go = None;
         self.outbox.clear();
         // Here and below: in order, so that the same history is told in the same way again.
+        if had {
+            self.forfeited.clear();
+        }
         for (key, held) in self.held.take() {
+            self.forfeited.push((key.clone(), held.holding.token));
             self.mourn(key, &held);
         }
         had
@@ -160,7 +168,7 @@ impl Member {
                 self.starts.remove(&place);
                 return;
             }
-            Phase::HeldBack | Phase::Confirming => return,
+            Phase::HeldBack | Phase::Confirming(_) => return,
             Phase::Running => {
                 self.next += 1;
                 self.stops.insert(self.next, key.clone());
@@ -170,7 +178,7 @@ impl Member {
             Phase::Stopping(_) => None,
         };
         self.lost_unread += usize::from(unread.is_some());
-        self.lost.insert(key, Lost { token: held.holding.token, unread, completing: false });
+        self.lost.insert(key, Lost { token: held.holding.token, unread, completing: false, declined: false });
     }
 
     /// Applies a message. False where one before it was missed: read the truth then.
@@ -236,9 +244,11 @@ impl Member {
             // hear the answer first. A stop that it has read it will confirm, and one that it has confirmed is over.
             Some((token, phase, true)) => {
                 self.unqueue(&holding.key);
-                if phase != Phase::Confirming {
+                if !matches!(phase, Phase::Confirming(_)) {
                     let completing = !matches!(phase, Phase::Stopping(_));
-                    self.lost.insert(holding.key.clone(), Lost { token, unread: None, completing });
+                    // The answer is not far, so the new grant waits for it.
+                    let lost = Lost { token, unread: None, completing, declined: true };
+                    self.lost.insert(holding.key.clone(), lost);
                 }
             }
             // A newer grant under the same session: the older one was confirmed, or taken.
@@ -246,11 +256,19 @@ impl Member {
             None => {}
         }
         let key = holding.key.clone();
-        let phase = if self.lost.contains_key(&key) { Phase::HeldBack } else { self.queue_start(key.clone()) };
+        let lost = self.lost.get_mut(&key).map(|lost| std::mem::replace(&mut lost.declined, true));
+        let phase = if lost.is_some() { Phase::HeldBack } else { self.queue_start(key.clone()) };
         self.held.insert(Held { holding, phase, completing: false });
-        if self.draining || self.affinity == 0 {
+        // What was lost cannot be started here before the program has confirmed the loss. It goes to another node, or comes
+        // back where no other takes it.
+        if self.draining || self.affinity == 0 || lost == Some(false) {
             self.decline(&key);
         }
+    }
+
+    /// Gives back what cannot be started here yet: another node may take it by now.
+    pub fn offer_held_back(&mut self) {
+        self.decline_all(|phase| phase == Phase::HeldBack);
     }
 
     fn queue_start(&mut self, key: Key) -> Phase {
@@ -268,7 +286,7 @@ impl Member {
             _ => return,
         }
         let token = held.holding.token;
-        self.held.change(key, |held| held.phase = Phase::Confirming);
+        self.held.change(key, |held| held.phase = Phase::Confirming(None));
         self.outbox.push(Op::Confirm { session, key: key.clone(), token, started: false });
     }
 
@@ -282,14 +300,14 @@ impl Member {
                 self.held.change(key, |held| held.phase = Phase::StopQueued(self.next, reason));
                 self.stops.insert(self.next, key.clone());
             }
-            Phase::StopQueued(..) | Phase::Stopping(_) | Phase::Confirming => {}
+            Phase::StopQueued(..) | Phase::Stopping(_) | Phase::Confirming(_) => {}
         }
     }
 
     /// The key is not ours any more, without our doing.
     fn taken(&mut self, key: &Key, token: Token) {
         let Some(held) = self.held.get(key).filter(|held| held.holding.token == token) else { return };
-        if held.completing || held.phase == Phase::Confirming {
+        if held.completing || matches!(held.phase, Phase::Confirming(_)) {
             return; // Our own op took it; its answer is on the way.
         }
         if let Some(held) = self.held.remove(key) {
@@ -372,10 +390,8 @@ impl Member {
             return Ok(Confirmation::Local);
         }
         let (session, held) = self.current(key, token)?;
-        if !matches!(held.phase, Phase::Stopping(_)) {
-            return Err(Error::NotStopping { key: key.clone() });
-        }
-        self.held.change(key, |held| held.phase = Phase::Confirming);
+        let Phase::Stopping(reason) = held.phase else { return Err(Error::NotStopping { key: key.clone() }) };
+        self.held.change(key, |held| held.phase = Phase::Confirming(Some(reason)));
         Ok(Confirmation::Send(Op::Confirm { session, key: key.clone(), token, started: true }))
     }
 
@@ -431,7 +447,7 @@ impl Member {
         }
         if let Some(lost) = self.lost.get_mut(key).filter(|lost| lost.token == token && lost.completing) {
             self.next += 1;
-            *lost = Lost { token, unread: Some(self.next), completing: false };
+            *lost = Lost { token, unread: Some(self.next), completing: false, declined: true };
             self.stops.insert(self.next, key.clone());
             self.lost_unread += 1;
         }
@@ -442,6 +458,11 @@ impl Member {
     pub fn disowned(&mut self, key: &Key, token: Token) {
         self.not_completed(key, token);
         self.taken(key, token);
+    }
+
+    /// What the last lost session had, each told once.
+    pub fn take_forfeited(&mut self) -> Vec<(Key, Token)> {
+        std::mem::take(&mut self.forfeited)
     }
 
     /// The store has let go of the key for us: a confirmation or a completion has taken effect.
@@ -504,9 +525,12 @@ impl Member {
     }
 
     fn decline_unread(&mut self) {
-        let unread = |held: &Held| matches!(held.phase, Phase::Queued(_) | Phase::HeldBack);
-        let unread = self.held.iter().filter(|held| unread(held));
-        let keys: BTreeSet<Key> = unread.map(|held| held.holding.key.clone()).collect();
+        self.decline_all(|phase| matches!(phase, Phase::Queued(_) | Phase::HeldBack));
+    }
+
+    fn decline_all(&mut self, of: impl Fn(Phase) -> bool) {
+        let held = self.held.iter().filter(|held| of(held.phase));
+        let keys: BTreeSet<Key> = held.map(|held| held.holding.key.clone()).collect();
         for key in keys {
             self.decline(&key);
         }
@@ -517,9 +541,11 @@ impl Member {
         self.held.shown()
     }
 
-    /// What the program has still to confirm or to give back: all that it holds, and what it has lost.
+    /// What the program has still to confirm or to give back, and what the store has not taken a confirmation of: all that it
+    /// holds, and what it has lost.
     pub fn unconfirmed(&mut self) -> Vec<Assigned> {
         let mut all = self.assigned().to_vec();
+        all.extend(self.held.iter().filter_map(Held::confirming));
         let lost = self.lost.iter().filter(|(_, lost)| !lost.completing);
         let lost = lost.map(|(key, lost)| Assigned::new(key.clone(), lost.token, true, Some(StopReason::Lost)));
         all.extend(lost);

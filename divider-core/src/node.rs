@@ -11,10 +11,17 @@
 mod batcher;
 mod beat;
 mod drain;
+mod duty;
+mod ears;
+mod feed;
 mod lead;
 mod machine;
 mod observe;
+mod part;
+mod removals;
+mod seen;
 mod session;
+mod settle;
 mod shared;
 mod stream;
 mod supply;
@@ -23,11 +30,10 @@ use std::{
     collections::HashSet,
     fmt,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tracing::Instrument;
 
 #[doc(hidden)]
@@ -36,14 +42,15 @@ pub(crate) use observe::target;
 
 use crate::{
     Assigned, Assignment, Blob, Clock, ConfigError, Divider, Error, Event, Events, Flushed, InvalidInput, Key,
-    NodeConfig, Op, Outcome, Record, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock, Text, Token,
-    Work, limits,
+    NodeConfig, Op, Outcome, Record, Release, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock,
+    Text, Token, Work, limits,
     member::{Confirmation, Declared, Member, Queue},
     op::affinity_in_range,
 };
-use batcher::{Request, Then};
+use batcher::{HandedIn, Request};
 use machine::ThisMachine;
 use session::Opening;
+use settle::Then;
 use shared::Shared;
 
 /// A node of a group, over any [`Store`]. Clones are handles to the same node.
@@ -145,12 +152,7 @@ impl<S: Store> NodeBuilder<S> {
     /// [`ConfigError`] for the first contradiction.
     pub fn build(self) -> Result<Node, ConfigError> {
         self.config.validate()?;
-        if let Some(source) = &self.source
-            && source.interval < Duration::from_millis(1)
-        {
-            let problem = format!("is {:?}; it must be at least 1 ms", source.interval);
-            return Err(ConfigError { field: "source.interval", problem });
-        }
+        self.source.as_ref().map_or(Ok(()), SourceConfig::validate)?;
         observe::describe();
         let (requests, receiver) = mpsc::unbounded_channel();
         let shared = Shared::new(Arc::new(self.store), self.config, self.source, self.clock, self.machine, requests);
@@ -245,19 +247,13 @@ impl Node {
         shared.submit(vec![op(session, key.clone(), declared)], Some(session), then(key.clone(), token)).await.map(drop)
     }
 
-    async fn change_affinity(&self, op: impl FnOnce(SessionId, u64) -> Op) -> Result<u32, Error> {
-        let shared = self.running().await?;
-        let handed_in = shared.with(|member| {
-            let session = member.session().ok_or(Error::NoSession)?;
-            // Numbered and handed in under one lock: were two calls to overtake each other in between, the one with the
-            // lower number would be taken for a late copy, and lost.
-            let number = shared.altered.fetch_add(1, Ordering::SeqCst) + 1;
-            shared.hand_in(vec![op(session, number)], Some(session), Then::Affinity)
-        })?;
-        match handed_in.wait().await?.first() {
-            Some(Outcome::Affinity(affinity)) => Ok(*affinity),
-            _ => Err(StoreError::Corrupt("an affinity was changed without a new one".into()).into()),
-        }
+    /// Without a session the difference is to what the next one is opened with.
+    fn alter_without_session(member: &mut Member, by: i64) -> Result<u32, Error> {
+        let affinity = i64::from(member.affinity()).saturating_add(by);
+        affinity_in_range(affinity.into())?;
+        let affinity = u32::try_from(affinity).unwrap_or(limits::MAX_AFFINITY);
+        member.set_affinity(affinity);
+        Ok(affinity)
     }
 }
 
@@ -279,19 +275,19 @@ impl Divider for Node {
             return Ok(());
         }
         if !starting.opened {
-            shared.observer.call("open", shared.store.open()).await?;
+            shared.observer.unbounded("open", shared.store.open()).await?;
             starting.opened = true;
         }
         let opening = starting.opening.get_or_insert_with(|| Opening::new(shared, None));
-        let session = opening.join(shared).await?;
+        let (session, hints) = opening.join(shared).await?;
         // From here on nothing is awaited, so a started node is started whole.
         let unavailable = StoreError::unavailable;
         beat::spawn(shared).map_err(unavailable)?;
         let span = || tracing::info_span!(target: target::SESSION, "node", node = %shared.config.node);
         if let Some(requests) = starting.requests.take() {
-            shared.spawn(batcher::run(shared.clone(), requests).instrument(span()));
+            shared.spawn("the sending of ops", batcher::run(shared.clone(), requests).instrument(span()));
         }
-        shared.spawn(session::run(shared.clone(), session).instrument(span()));
+        shared.spawn("the session", session::run(shared.clone(), session, hints).instrument(span()));
         shared.started();
         Ok(())
     }
@@ -331,14 +327,22 @@ impl Divider for Node {
         }
     }
 
-    async fn give_up(&self, key: &Key, token: Token, backoff: Duration) -> Result<(), Error> {
-        let pause_ms = u64::try_from(backoff.as_millis()).unwrap_or(u64::MAX).min(limits::MAX_PAUSE_MS);
-        let op = |session, key, Declared { generation, failures }| {
-            let why = Text::default();
+    async fn release(&self, key: &Key, token: Token, release: Release) -> Result<(), Error> {
+        let pause_ms = u64::try_from(release.pause.as_millis()).unwrap_or(u64::MAX).min(limits::MAX_PAUSE_MS);
+        let op = |session, key, declared: Declared| {
+            let (failures, why) = release.failed.unwrap_or((declared.failures, String::new()));
+            let (generation, why) = (declared.generation, Text::new(&why));
             Op::GiveUp { session, key, token, generation, pause_ms, failures, why }
         };
         let check = |member: &mut Member| member.acting(key, token);
         self.act(key, token, check, op, |key, token| Then::GaveUp { key, token }).await
+    }
+
+    async fn set_aside(&self, key: &Key, token: Token, why: &str) -> Result<(), Error> {
+        let why = Text::new(why);
+        let op = |session, key, Declared { generation, .. }| Op::SetAside { session, key, token, generation, why };
+        let check = |member: &mut Member| member.completing(key, token);
+        self.act(key, token, check, op, |key, token| Then::Completed { key, token }).await
     }
 
     async fn complete(&self, key: &Key, token: Token) -> Result<(), Error> {
@@ -369,11 +373,29 @@ impl Divider for Node {
     async fn set_affinity(&self, affinity: i64) -> Result<(), Error> {
         affinity_in_range(affinity.into())?;
         let affinity = u32::try_from(affinity).unwrap_or(limits::MAX_AFFINITY);
-        self.change_affinity(|session, number| Op::SetAffinity { session, number, affinity }).await.map(drop)
+        let shared = self.running().await?;
+        let (reply, answer) = oneshot::channel();
+        shared.want_affinity(affinity, reply);
+        HandedIn::new(answer).wait().await.map(drop)
     }
 
     async fn alter_affinity(&self, by: i64) -> Result<u32, Error> {
-        self.change_affinity(|session, number| Op::AlterAffinity { session, number, delta: by }).await
+        let shared = self.running().await?;
+        let handed_in = shared.with(|member| {
+            let Some(session) = member.session() else { return Ok(Err(Self::alter_without_session(member, by)?)) };
+            // Numbered and handed in under one lock; see `Shared::ask_for`.
+            let number = shared.altered.fetch_add(1, Ordering::SeqCst) + 1;
+            let op = Op::AlterAffinity { session, number, delta: by };
+            shared.hand_in(vec![op], Some(session), Then::Affinity { wish: None }).map(Ok)
+        })?;
+        let handed_in = match handed_in {
+            Ok(handed_in) => handed_in,
+            Err(affinity) => return Ok(affinity),
+        };
+        match handed_in.wait().await?.first() {
+            Some(Outcome::Affinity(affinity)) => Ok(*affinity),
+            _ => Err(StoreError::Corrupt("an affinity was changed without a new one".into()).into()),
+        }
     }
 
     async fn flush(&self) -> Result<Flushed, Error> {
@@ -407,7 +429,7 @@ impl Divider for Node {
     async fn cancel(&self) -> Result<(), Error> {
         let shared = self.shared();
         // A start that is under way is waited for, so that it cannot leave a session behind.
-        let _starting = self.handle.starting.lock().await;
+        let starting = self.handle.starting.lock().await;
         if shared.has_ended() {
             return Ok(());
         }
@@ -416,6 +438,8 @@ impl Divider for Node {
             member.drain();
             (member.session(), !member.assigned().is_empty())
         });
+        // A start that failed may have opened one all the same.
+        let session = session.or(starting.opening.as_ref().filter(|_| !shared.is_started()).map(Opening::session));
         if !acting {
             drain::last_word(shared).await;
         }

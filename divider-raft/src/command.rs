@@ -24,6 +24,40 @@ pub(crate) enum Body {
         /// The requests, each atomic by itself, in order.
         steps: Vec<Step>,
     },
+    /// The second version.
+    V2 {
+        /// As in the first.
+        reign: u64,
+        /// The proposer's clock, in microseconds since 1970. Where a group begins with this entry its numbers begin here, and
+        /// so above those of an earlier life that all members have lost.
+        clock: u64,
+        /// As in the first.
+        steps: Vec<Step>,
+    },
+}
+
+impl Body {
+    /// The Raft term in which beats were compared.
+    pub(crate) fn reign(&self) -> u64 {
+        match self {
+            Self::V1 { reign, .. } | Self::V2 { reign, .. } => *reign,
+        }
+    }
+
+    /// Where the numbers of a group begin that begins with this entry.
+    pub(crate) fn clock(&self) -> u64 {
+        match self {
+            Self::V1 { .. } => 0,
+            Self::V2 { clock, .. } => *clock,
+        }
+    }
+
+    /// The requests, each atomic by itself, in order.
+    pub(crate) fn steps(&self) -> &[Step] {
+        match self {
+            Self::V1 { steps, .. } | Self::V2 { steps, .. } => steps,
+        }
+    }
 }
 
 /// One caller's request.

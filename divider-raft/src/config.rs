@@ -21,6 +21,8 @@ use crate::{
 /// | `listen`, `advertise` | none: a member on its own |
 /// | `seeds`, `seed_names` | none |
 /// | `security` | unset: must be chosen where `listen` or seeds are |
+/// | `members` | none: must be given to a member with TLS |
+/// | `administrators` | none but the members |
 /// | `heartbeat` | 100 ms |
 /// | `election` | 250 to 300 ms, after a leader's own lease of 300 ms |
 /// | `call_time_limit` | 1 s |
@@ -28,7 +30,9 @@ use crate::{
 /// | `snapshot_every` | 20,000 entries |
 /// | `snapshot_time_limit` | 30 s |
 /// | `voters` | 5 |
-/// | `replace_dead_after` | never |
+/// | `voters_to_found` | as many as `seeds`; must be given with `seed_names` |
+/// | `replace_dead_after` | 10 s, by a member that is to vote |
+/// | `leave_on_close` | if there is no `name` |
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RaftConfig {
@@ -48,10 +52,21 @@ pub struct RaftConfig {
     /// Addresses of members, `host:port`, this one perhaps among them. All members are given the same list: the one whose
     /// own address comes first founds the cluster, once all others of the list have said that there is none.
     pub seeds: Vec<String>,
-    /// Names, `host:port`, that are looked up in the DNS again at each try; every address they have is a seed.
+    /// Names, `host:port`, that are looked up in the DNS again at each try; every address they have is a seed. With TLS the
+    /// members there must show a certificate with the name's host.
     pub seed_names: Vec<String>,
+    /// How many voters found the cluster together, exactly: it is founded once so many have found each other, all seeds have
+    /// answered, and none of them belongs to a cluster. Must be given with `seed_names`, which may leave out anybody at any
+    /// moment; else the list of `seeds` says it.
+    pub voters_to_found: Option<usize>,
     /// How connections are protected.
     pub security: Security,
+    /// With TLS: who may be a member, by the names of members; `*.example` stands for all names that end so, and `*` for
+    /// every certificate of the authority. Members decide over everything together, so name no more than there are. Raft's
+    /// calls are taken from these alone.
+    pub members: Vec<String>,
+    /// With TLS: names in certificates whose holders may remove, promote and replace members, as members may.
+    pub administrators: Vec<String>,
     /// How often a leader makes itself heard; 10 ms to 10 s.
     pub heartbeat: Duration,
     /// A follower that has not heard of the leader for the second and then for a random time between both stands for
@@ -68,9 +83,13 @@ pub struct RaftConfig {
     pub snapshot_time_limit: Duration,
     /// Most voters: members that join with [`Role::Voter`] beyond that stay learners until one is needed. An odd number.
     pub voters: usize,
-    /// Replaces a voter that the leader has not heard of for this long by a learner that has caught up. Never, by
-    /// default: whoever was only away for longer than this comes back as a stranger.
+    /// A voter that the leader has not heard of for this long loses its vote to a member that has caught up: to one that is
+    /// to vote where there is one, else to any learner. By default 10 s, and only to a member that is to vote. Whoever was
+    /// only away goes on as a learner, and votes again when there is a place.
     pub replace_dead_after: Option<Duration>,
+    /// Whether this member leaves the cluster when its last handle is closed, so that the others do not count on it. By
+    /// default if it has no `name`: then whoever starts in its place is another one. One with a name is waited for.
+    pub leave_on_close: Option<bool>,
     /// What it all stands on. For the simulation of this repository.
     #[doc(hidden)]
     pub ground: Arc<dyn Ground>,
@@ -111,7 +130,10 @@ impl Default for RaftConfig {
             advertise: None,
             seeds: Vec::new(),
             seed_names: Vec::new(),
+            voters_to_found: None,
             security: Security::Unset,
+            members: Vec::new(),
+            administrators: Vec::new(),
             heartbeat: Duration::from_millis(100),
             election: (Duration::from_millis(250), Duration::from_millis(300)),
             call_time_limit: Duration::from_secs(1),
@@ -120,6 +142,7 @@ impl Default for RaftConfig {
             snapshot_time_limit: Duration::from_secs(30),
             voters: 5,
             replace_dead_after: None,
+            leave_on_close: None,
             ground: Arc::new(ThisMachine),
         }
     }
@@ -136,7 +159,7 @@ impl RaftConfig {
         if self.cluster.is_empty() || self.cluster.len() > 256 {
             return fail("cluster", "must have 1 to 256 bytes");
         }
-        let has_seeds = !self.seeds.is_empty() || !self.seed_names.is_empty();
+        let has_seeds = self.has_seeds();
         match self.role {
             Role::Client if !has_seeds => return fail("seeds", "are empty; a client needs the address of a member"),
             Role::Client => {}
@@ -150,7 +173,32 @@ impl RaftConfig {
             _ => {}
         }
         if (has_seeds || self.listen.is_some()) && matches!(self.security, Security::Unset) {
-            return fail("security", "is not set; use tls(..), or plaintext() where the network is closed to others");
+            return fail(
+                "security",
+                "is not set; use tls(..), secret(..), or plaintext() where the network is closed to others",
+            );
+        }
+        if let Some(problem) = self.security.problem(self.role != Role::Client) {
+            return fail("security", problem);
+        }
+        if self.role != Role::Client && self.listen.is_some() && self.members.is_empty() && self.security.proves_names()
+        {
+            return fail(
+                "members",
+                "are empty; say whose certificates are those of members, by name or as *.example: all others are clients",
+            );
+        }
+        if self.role == Role::Voter && !self.seed_names.is_empty() && self.voters_to_found.is_none() {
+            return fail(
+                "voters_to_found",
+                "is not set; say how many voters found the cluster, for at any moment the DNS may know fewer of them",
+            );
+        }
+        if self.voters_to_found == Some(0) {
+            return fail("voters_to_found", "must be at least 1");
+        }
+        if let Some(problem) = self.unreachable_address() {
+            return fail("advertise", problem);
         }
         if self.seeds.iter().chain(&self.seed_names).any(|seed| !seed.contains(':')) {
             return fail("seeds", "must be host:port each");
@@ -171,5 +219,32 @@ impl RaftConfig {
             return fail("voters", "must be odd: an even number survives no more losses than one less");
         }
         Ok(())
+    }
+
+    pub(crate) fn has_seeds(&self) -> bool {
+        !self.seeds.is_empty() || !self.seed_names.is_empty()
+    }
+
+    /// Whether a graceful end takes this member out of the cluster.
+    pub(crate) fn leaves(&self) -> bool {
+        self.leave_on_close.unwrap_or(self.name.is_none())
+    }
+
+    /// Why nobody could reach this member at what it tells the others.
+    fn unreachable_address(&self) -> Option<&'static str> {
+        let everywhere = |address: &String| {
+            let host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            host.is_empty() || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_unspecified())
+        };
+        match (&self.listen, &self.advertise) {
+            (_, Some(address)) if everywhere(address) => {
+                Some("is no address of one machine; say how the others reach it")
+            }
+            (Some(listen), None) if everywhere(listen) => {
+                Some("is not set, and `listen` is no address of one machine; say how the others reach this member")
+            }
+            _ => None,
+        }
     }
 }

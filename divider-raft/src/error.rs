@@ -29,6 +29,20 @@ pub enum DataError {
         /// What was found.
         problem: String,
     },
+    /// A newer version of the program has written it.
+    #[error(
+        "{} is in format {found}, which a newer version has written; this one reads formats up to {known}. Nothing is \
+         damaged: start the newer version",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The number of its format.
+        found: u8,
+        /// The newest format that can be read here.
+        known: u8,
+    },
     /// It belongs to somebody else.
     #[error(
         "the data directory {} belongs to {theirs}, not to {ours}; use the directory of this member, or an empty one",
@@ -58,8 +72,64 @@ impl DataError {
     }
 }
 
+/// Why bytes say nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unreadable {
+    /// They are not what was written.
+    #[error("{0}")]
+    Damaged(String),
+    /// A newer version wrote them.
+    #[error("it is in format {found}, and this version reads formats up to {known}")]
+    Newer { found: u8, known: u8 },
+}
+
+impl Unreadable {
+    pub(crate) fn at(self, path: impl Into<PathBuf>) -> DataError {
+        let path = path.into();
+        match self {
+            Self::Damaged(problem) => DataError::Corrupt { path, problem },
+            Self::Newer { found, known } => DataError::Newer { path, found, known },
+        }
+    }
+}
+
+impl<T: Into<String>> From<T> for Unreadable {
+    fn from(problem: T) -> Self {
+        Self::Damaged(problem.into())
+    }
+}
+
 impl From<DataError> for StoreError {
     fn from(error: DataError) -> Self {
-        Self::Misconfigured(error.to_string())
+        match &error {
+            // It heals without anybody changing the configuration.
+            DataError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Self::unavailable(error),
+            _ => Self::Misconfigured(error.to_string()),
+        }
+    }
+}
+
+/// Two programs whose formats have nothing in common: one of them is too old to be with the other. Nothing was exchanged.
+///
+/// It is the `source` of the [`StoreError`] of a call that failed because of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} is too old: it reads formats up to {reads}, and {needs} is needed; replace it by a newer one",
+    if *here { "this program" } else { "the program on the other side" }
+)]
+#[non_exhaustive]
+pub struct TooOld {
+    /// The lowest format that would do.
+    pub needs: u16,
+    /// The highest format that the older program reads.
+    pub reads: u16,
+    /// Whether the older one is this program.
+    pub here: bool,
+}
+
+impl TooOld {
+    /// The one behind an error of a connection, if it is one.
+    pub(crate) fn within(error: &io::Error) -> Option<Self> {
+        error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()).copied()
     }
 }

@@ -6,9 +6,9 @@
 use std::{collections::BTreeMap, fmt::Debug, fmt::Write as _, path::Path, sync::Arc, time::Duration};
 
 use divider_core::{
-    Applied, Batch, Beat, Blob, Change, Claim, Cursor, Group, GroupView, Hint, Holding, Holdings, Key, KeyView, Ledger,
-    Message, NodeId, Notice, Op, Outcome, Page, Record, Refusal, Revision, SessionId, SessionView, Sighting, Standing,
-    State, Stats, StopReason, Term, Token, Topic, Work,
+    Applied, Aside, Batch, Beat, Blame, Blob, Change, Claim, Cursor, Deaths, Declaration, Group, GroupView, Hint,
+    Holding, Holdings, Key, KeyView, Ledger, Message, NodeId, Notice, Op, Outcome, Page, Record, Refusal, Revision,
+    SessionId, SessionView, Sighting, Standing, State, Stats, StopReason, Term, Text, Token, Topic, Verdict, Work,
 };
 use openraft::{
     CommittedLeaderId, EntryPayload, Membership,
@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     command::{Body, Command, Done, Reply, Step},
-    raft::{self, Entry, Identity, LogId, Peer, RaftAnswer, RaftRequest, SnapshotMeta, Vote},
+    raft::{self, Content, Entry, Identity, LogId, Peer, RaftAnswer, RaftRequest, SnapshotMeta, Vote},
     wire::{Answer, Call, Fault, Frame, Hello, Owner, Query, Request, Status, Welcome},
 };
 
@@ -144,17 +144,32 @@ fn ops() -> Vec<Op> {
         Op::Drain { session },
         Op::End { session },
         Op::Confirm { session, key: key.clone(), token, started: true },
-        Op::GiveUp { session, key: key.clone(), token, not_before_ms: 9 },
+        Op::GiveUp { session, key: key.clone(), token, generation: 2, pause_ms: 9, failures: 3, why: Text::new("why") },
         Op::complete(session, key.clone(), token),
         Op::Checkpoint { session, key: key.clone(), token, bytes: Blob::from(*b"bytes") },
         Op::Assign { term, key: key.clone(), session },
         Op::Revoke { term, key: key.clone(), token },
         Op::Force { term, key: key.clone(), token },
         Op::Expire { term, session, beat: Beat(8), verdict: divider_core::Verdict::NONE },
-        Op::Quarantine { term, key },
+        Op::Quarantine { term, key: key.clone() },
         Op::Settle { term, session },
         Op::EndHold { term },
+        Op::SetAside { session, key: key.clone(), token, generation: 4, why: Text::new("why") },
+        Op::Clear { term, key: key.clone(), blames_only: true },
+        Op::Absolve { key, token },
+        Op::Advance { term, elapsed_ms: 70 },
+        Op::Step { term, format: 2 },
+        Op::Add(work().how(Declaration::Once)),
+        Op::Add(work().how(Declaration::Declare)),
+        Op::Add(work().how(Declaration::Refresh)),
+        Op::Expire { term, session, beat: Beat(8), verdict: Verdict::young(token) },
+        Op::Expire { term, session, beat: Beat(8), verdict: blaming(Blame::Suspects(3)) },
+        Op::Expire { term, session, beat: Beat(8), verdict: blaming(Blame::Only(token)) },
     ]
+}
+
+fn blaming(blame: Blame) -> Verdict {
+    Verdict { healthy_below: Token(5), blame }
 }
 
 fn outcomes() -> Vec<Outcome> {
@@ -172,6 +187,7 @@ fn outcomes() -> Vec<Outcome> {
         Refusal::Holding,
         Refusal::AffinityOutOfRange(-1),
         Refusal::Late,
+        Refusal::TooOld { needs: 2 },
     ];
     let mut outcomes = vec![Outcome::Done, Outcome::Unchanged, Outcome::Affinity(5), Outcome::Granted(TOKEN)];
     outcomes.extend(refusals.map(Outcome::Refused));
@@ -184,15 +200,20 @@ fn views() -> Vec<KeyView> {
         State::Pending,
         State::Assigned { session, token },
         State::Stopping { session, token, reason: StopReason::Removed },
-        State::Quarantined,
+        State::Quarantined(Aside::Deaths),
+        State::Quarantined(Aside::Failed),
     ];
     let view = |state| KeyView {
         key: key(),
         weight: 3,
         priority: -4,
         not_before_ms: 5,
+        retry_at_ms: 8,
+        generation: 9,
+        since: 10,
         attempts: 6,
-        fates: 7,
+        failures: 11,
+        deaths: Deaths { count: 7, alone: 1, token: TOKEN },
         avoid: Some(session),
         state,
     };
@@ -208,12 +229,14 @@ fn session_view() -> SessionView {
         lease_ms: 3000,
         draining: true,
         settled: false,
-        ended: Some(TOKEN),
+        ended: Some(blaming(Blame::Young)),
+        reads: 2,
+        joined: Token(9),
     }
 }
 
 fn group_view() -> GroupView {
-    GroupView { term: TERM, leader: Some(session()), hold: false }
+    GroupView { term: TERM, leader: Some(session()), hold: false, time_ms: 70, format: 2 }
 }
 
 fn changes() -> Vec<Change> {
@@ -236,6 +259,8 @@ fn holding() -> Holding {
         key: key(),
         token: TOKEN,
         attempts: 1,
+        generation: 4,
+        failures: 5,
         weight: 2,
         priority: 3,
         payload: Blob::from(*b"p"),
@@ -269,14 +294,17 @@ fn entries() -> Vec<Entry> {
     );
     let payloads = [
         EntryPayload::Blank,
-        EntryPayload::Normal(Command(Arc::new(Body::V1 { reign: 4, steps }))),
+        EntryPayload::Normal(Command(Arc::new(Body::V1 { reign: 4, steps: steps.clone() }))),
         EntryPayload::Membership(membership),
+        EntryPayload::Normal(Command(Arc::new(Body::V2 { reign: 4, clock: 1_700_000_000_000_000, steps }))),
     ];
     payloads.into_iter().map(|payload| Entry { log_id: log_id(), payload }).collect()
 }
 
 fn meta() -> SnapshotMeta {
-    let Some(EntryPayload::Membership(membership)) = entries().pop().map(|entry| entry.payload) else { unreachable!() };
+    let Some(EntryPayload::Membership(membership)) = entries().into_iter().nth(2).map(|entry| entry.payload) else {
+        unreachable!()
+    };
     SnapshotMeta {
         last_log_id: Some(log_id()),
         last_membership: openraft::StoredMembership::new(Some(log_id()), membership),
@@ -331,10 +359,10 @@ fn disk(book: &mut Book) {
     book.bytes("sealed-entry", &sealed);
     assert_eq!(raft::unseal::<Entry>(&600_u64.to_be_bytes(), &sealed).unwrap(), entries()[1]);
     let groups = BTreeMap::from([(group(), ledger())]);
-    let snapshot = raft::encode_snapshot(&meta(), &groups).unwrap();
+    // Nothing writes the first format any more.
+    let snapshot = raft::encode_snapshot(&meta(), Some(700), &groups).unwrap();
     book.bytes("snapshot", &snapshot);
-    let recorded = book.recorded.get("snapshot").map_or(snapshot, |recorded| unhex(recorded));
-    assert_eq!(raft::decode_snapshot(&recorded).unwrap(), (meta(), groups));
+    assert_eq!(raft::decode_snapshot(&snapshot).unwrap(), Content { meta: meta(), sum: Some(700), groups });
 }
 
 fn calls(book: &mut Book) {
@@ -401,6 +429,7 @@ fn answers(book: &mut Book) {
         Fault::Unknown("u".into()),
         Fault::SessionEnded,
         Fault::Refused("r".into()),
+        Fault::Denied("d".into()),
     ];
     book.values("fault", &faults.map(Answer::Fault));
     let sighting =
@@ -412,7 +441,8 @@ fn answers(book: &mut Book) {
         keys: views(),
         next: Some(Cursor(vec![3])),
     };
-    let record = Record { view: views().remove(1), payload: Blob::from(*b"p"), checkpoint: Blob::from(*b"c") };
+    let (payload, checkpoint) = (Blob::from(*b"p"), Blob::from(*b"c"));
+    let record = Record { view: views().remove(1), why: Text::new("why"), payload, checkpoint };
     let stats = Stats { sessions: 1, registered: 2, assigned: 3, pending: 4, stopping: 5, quarantined: 6 };
     let status = Status {
         me: peer(),
@@ -447,14 +477,19 @@ fn answers(book: &mut Book) {
 fn raft_calls(book: &mut Book) {
     let vote = Vote::new_committed(4, 5);
     let append =
-        AppendEntriesRequest { vote, prev_log_id: Some(log_id()), entries: entries(), leader_commit: Some(log_id()) };
+        |entries| AppendEntriesRequest { vote, prev_log_id: Some(log_id()), entries, leader_commit: Some(log_id()) };
+    let (mut first, second) = (entries(), entries().split_off(3));
+    first.truncate(3);
     let requests = [
-        RaftRequest::Append(append),
+        RaftRequest::Append(append(first)),
         RaftRequest::Vote(VoteRequest::new(Vote::new(4, 5), Some(log_id()))),
         RaftRequest::SnapshotBegin { stream: 1, vote, meta: meta() },
         RaftRequest::SnapshotChunk { stream: 1, offset: 2, bytes: vec![3] },
         RaftRequest::SnapshotEnd { stream: 1 },
         RaftRequest::TakeOver,
+        RaftRequest::Compare { index: 600 },
+        RaftRequest::Differs { index: 600, sum: 700 },
+        RaftRequest::Append(append(second)),
     ];
     book.values("raft-call", &requests.map(Request::Raft));
     let answers = [
@@ -466,6 +501,7 @@ fn raft_calls(book: &mut Book) {
         RaftAnswer::Taken,
         RaftAnswer::Installed(vote),
         RaftAnswer::Failed("f".into()),
+        RaftAnswer::Compared(Some(700)),
     ];
     book.values("raft-answer", &answers.map(Answer::Raft));
 }

@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     command::{Command, Reply},
-    raft::{Entry, Identity, LogId, SnapshotMeta, Vote, decode_snapshot, encode_snapshot, seal, unseal},
+    raft::{Entry, Identity, LogId, SnapshotMeta, Stored, Vote, decode_snapshot, encode_snapshot, seal, unseal},
     wire::{self, Answer, Frame, Hello, Request, Welcome},
 };
 
@@ -67,7 +67,7 @@ pub fn messages(bytes: &[u8]) -> bool {
 
 /// What is in the log's file.
 pub fn records(bytes: &[u8]) -> bool {
-    fn sealed<T: Serialize + DeserializeOwned>(key: &[u8], bytes: &[u8]) -> bool {
+    fn sealed<T: Stored>(key: &[u8], bytes: &[u8]) -> bool {
         let as_it_is = unseal::<T>(key, bytes).is_ok();
         let Ok(value) = wire::decode::<T>(bytes) else { return as_it_is };
         let value = seal(key, &value).expect(WRITES);
@@ -91,14 +91,14 @@ pub fn records(bytes: &[u8]) -> bool {
 /// Snapshots.
 pub fn snapshots(bytes: &[u8]) -> bool {
     let as_it_is = decode_snapshot(bytes);
-    let mut inside = encode_snapshot(&SnapshotMeta::default(), &Default::default()).expect(WRITES);
+    let mut inside = encode_snapshot(&SnapshotMeta::default(), None, &Default::default()).expect(WRITES);
     inside.truncate(8);
     inside.extend(bytes);
     inside.extend(xxh3_64(&inside).to_le_bytes());
     let mut any = false;
-    for (meta, groups) in [as_it_is, decode_snapshot(&inside)].into_iter().flatten() {
-        let encoded = encode_snapshot(&meta, &groups).expect(WRITES);
-        assert!(decode_snapshot(&encoded).expect(READS) == (meta, groups), "a snapshot is read as it was written");
+    for content in [as_it_is, decode_snapshot(&inside)].into_iter().flatten() {
+        let encoded = encode_snapshot(&content.meta, content.sum, &content.groups).expect(WRITES);
+        assert!(decode_snapshot(&encoded).expect(READS) == content, "a snapshot is read as it was written");
         assert!(decode_snapshot(&flipped(encoded)).is_err(), "a snapshot with a flipped bit");
         any = true;
     }

@@ -4,15 +4,17 @@
 //! Only what is done once for a connection, a commit or a start goes through here; no call to the store does.
 
 use std::{
-    fmt,
+    fmt, fs,
     io::{self, Read, Seek, Write},
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
     thread::JoinHandle,
+    time::Duration,
 };
 
 use async_trait::async_trait;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use redb::StorageBackend;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -52,6 +54,9 @@ pub trait Ground: fmt::Debug + Send + Sync + 'static {
 
     /// A number that nobody else has drawn.
     fn draw(&self) -> u128;
+
+    /// The machine's clock, in microseconds since 1970. It decides nothing but where numbers begin in a new life of a group.
+    fn clock(&self) -> u64;
 
     /// The disk, where it is not the file system.
     fn disk(&self) -> Option<Arc<dyn Disk>>;
@@ -93,17 +98,94 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// What the disk says.
     fn mark(&self) -> io::Result<Box<dyn Rewritable>>;
 
-    /// The newest snapshot, if there is one.
-    ///
-    /// # Errors
-    /// What the disk says.
-    fn snapshot(&self) -> io::Result<Option<Vec<u8>>>;
+    /// Where snapshots are.
+    fn files(&self) -> Arc<dyn Files>;
+}
 
-    /// Puts another snapshot in its place, synced.
+/// The files of one directory, by their names.
+pub trait Files: fmt::Debug + Send + Sync {
+    /// Makes an empty file, in the place of any of that name.
     ///
     /// # Errors
     /// What the disk says.
-    fn replace_snapshot(&self, bytes: &[u8]) -> io::Result<()>;
+    fn create(&self, name: &str) -> io::Result<Box<dyn StoredFile>>;
+
+    /// Opens a file to read it. It stays what it was when it was opened, whatever takes its name later.
+    ///
+    /// # Errors
+    /// What the disk says; [`NotFound`](io::ErrorKind::NotFound) where there is none.
+    fn open(&self, name: &str) -> io::Result<Box<dyn StoredFile>>;
+
+    /// Gives a file another name, in the place of any of that name.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// The names that there are.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn names(&self) -> io::Result<Vec<String>>;
+
+    /// Has the names survive a crash.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// An open file.
+pub trait StoredFile: Rewritable {
+    /// Has what was written survive a crash.
+    ///
+    /// # Errors
+    /// What the disk says.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+impl StoredFile for fs::File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+/// A directory of the file system.
+#[derive(Debug)]
+pub(crate) struct Directory(pub(crate) PathBuf);
+
+impl Files for Directory {
+    fn create(&self, name: &str) -> io::Result<Box<dyn StoredFile>> {
+        let mut options = fs::OpenOptions::new();
+        Ok(Box::new(options.read(true).write(true).create(true).truncate(true).open(self.0.join(name))?))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn StoredFile>> {
+        Ok(Box::new(fs::File::open(self.0.join(name))?))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.0.join(from), self.0.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.0.join(name))
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let named = |entry: io::Result<fs::DirEntry>| Ok(entry?.file_name().to_string_lossy().into_owned());
+        fs::read_dir(&self.0)?.map(named).collect()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        fs::File::open(&self.0)?.sync_all()
+    }
 }
 
 /// A file that is read once, and written again and again from its beginning.
@@ -136,7 +218,9 @@ impl Ground for ThisMachine {
     }
 
     async fn connect(&self, address: &str) -> io::Result<Stream> {
-        TcpStream::connect(address).await.map(Stream::Tcp)
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(address).await?.collect();
+        let tries = addresses.into_iter().map(TcpStream::connect);
+        first_of(tries).await.unwrap_or_else(|| Err(io::Error::other("the name has no address"))).map(Stream::Tcp)
     }
 
     async fn look_up(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
@@ -155,6 +239,11 @@ impl Ground for ThisMachine {
         uuid::Uuid::new_v4().as_u128()
     }
 
+    fn clock(&self) -> u64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+
     fn disk(&self) -> Option<Arc<dyn Disk>> {
         None
     }
@@ -169,6 +258,34 @@ impl Listener for TcpListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Self::local_addr(self)
+    }
+}
+
+/// How long a try goes on alone, before the next one is made beside it.
+const HEAD_START: Duration = Duration::from_millis(150);
+
+/// What the first try that succeeds gives, or the error of the last one. The next one begins when the one before has failed,
+/// or has taken a while: one of several addresses may be dead, and say nothing for a minute. `None` where there are none.
+pub(crate) async fn first_of<T, E, F: Future<Output = Result<T, E>>>(
+    tries: impl IntoIterator<Item = F>,
+) -> Option<Result<T, E>> {
+    let mut tries = tries.into_iter();
+    let mut running = FuturesUnordered::new();
+    running.push(tries.next()?);
+    loop {
+        let result = tokio::select! {
+            biased;
+            result = running.next() => result,
+            () = tokio::time::sleep(HEAD_START), if tries.size_hint().1 != Some(0) => None,
+        };
+        if let Some(Ok(done)) = result {
+            return Some(Ok(done));
+        }
+        match (tries.next(), result) {
+            (Some(next), _) => running.push(next),
+            (None, failed @ Some(_)) if running.is_empty() => return failed,
+            (None, _) => {}
+        }
     }
 }
 
@@ -195,6 +312,14 @@ impl From<&std::path::Path> for Place {
 }
 
 impl Place {
+    /// Where snapshots are kept; `None` for what is only in memory.
+    pub(crate) fn files(&self) -> Option<Arc<dyn Files>> {
+        match &self.directory {
+            Some(directory) => Some(Arc::new(Directory(directory.clone()))),
+            None => self.ground.disk().map(|disk| disk.files()),
+        }
+    }
+
     /// Does what waits for the disk, and says what came of it; an error where that panicked or was given up.
     pub(crate) async fn blocking<T: Send + 'static>(
         &self,
@@ -206,5 +331,43 @@ impl Place {
             let _ = done.send(work());
         }));
         result.await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures_util::future::{BoxFuture, FutureExt, ready};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    type Try = BoxFuture<'static, Result<u8, &'static str>>;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_says_nothing_holds_up_the_next_one_for_a_moment_only() {
+        let began = Instant::now();
+        let tries: [Try; 3] = [pending().boxed(), pending().boxed(), ready(Ok(3)).boxed()];
+        assert_eq!(first_of(tries).await, Some(Ok(3)));
+        assert_eq!(began.elapsed().as_millis(), 2 * HEAD_START.as_millis());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_refuses_holds_up_nobody_and_the_last_refusal_is_told() {
+        let began = Instant::now();
+        let tries: [Try; 2] = [ready(Err("first")).boxed(), ready(Ok(2)).boxed()];
+        assert_eq!(first_of(tries).await, Some(Ok(2)));
+        let tries: [Try; 2] = [ready(Err("first")).boxed(), ready(Err("last")).boxed()];
+        assert_eq!(first_of(tries).await, Some(Err("last")));
+        assert_eq!(first_of(Vec::<Try>::new()).await, None);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_began_first_may_still_be_the_first_to_succeed() {
+        let slow = |ms, result| tokio::time::sleep(Duration::from_millis(ms)).map(move |()| result).boxed();
+        let tries: [Try; 2] = [slow(400, Ok(1)), slow(400, Ok(2))];
+        assert_eq!(first_of(tries).await, Some(Ok(1)));
     }
 }

@@ -12,6 +12,7 @@
 //!
 //! Begin at [`RaftStore`].
 
+mod book;
 mod cluster;
 mod command;
 mod config;
@@ -24,15 +25,26 @@ mod fixtures;
 pub mod fuzzing;
 #[doc(hidden)]
 pub mod ground;
+mod house;
+#[cfg(all(test, feature = "tls"))]
+mod intruder;
 mod link;
+mod lives;
 mod member;
+mod newcomers;
 mod propose;
 mod raft;
 mod reign;
+mod rights;
 mod router;
+#[cfg(feature = "secret")]
+mod secret;
 mod security;
 mod seeds;
 mod server;
+mod settle;
+#[cfg(test)]
+mod small_disk;
 mod store;
 mod subscribe;
 mod succession;
@@ -42,10 +54,12 @@ mod url;
 mod wire;
 
 pub use config::{Data, RaftConfig, Role};
-pub use error::DataError;
-pub use raft::Peer;
+pub use error::{DataError, TooOld};
+pub use raft::{Peer, Recovered};
+#[cfg(feature = "secret")]
+pub use secret::Secret;
 pub use security::Security;
-pub use store::{RaftStore, RaftStoreBuilder};
+pub use store::{Condition, RaftStore, RaftStoreBuilder};
 #[cfg(feature = "tls")]
 pub use tls::{Tls, TlsError};
 pub use url::UrlError;

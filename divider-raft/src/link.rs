@@ -18,6 +18,7 @@ use std::{
 };
 
 use divider_core::{Group, Hint, Topic};
+use futures_util::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf},
@@ -27,7 +28,9 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    ground::Ground,
+    book::Book,
+    error::TooOld,
+    ground::{Ground, first_of},
     raft::Peer,
     security::{Connection, Security},
     wire::{self, Answer, Frame, Hello, Request, Welcome},
@@ -66,6 +69,17 @@ impl Target {
     pub(crate) fn seed(address: &str) -> Self {
         Self { address: address.to_owned(), id: None, name: None }
     }
+
+    /// One of the addresses that a name, `host:port`, stands for.
+    pub(crate) fn looked_up(address: &str, name: &str) -> Self {
+        Self { address: address.to_owned(), id: None, name: Some(host(name).to_owned()) }
+    }
+}
+
+/// Without the port.
+fn host(address: &str) -> &str {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 /// What a link carries: kinds that must not wait for one another have links of their own.
@@ -95,6 +109,16 @@ pub(crate) enum LinkError {
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Late(Duration),
+    /// The other side does not speak with this program, or not the other way round: it had no effect.
+    #[error("{0}: {1}")]
+    TooOld(String, TooOld),
+}
+
+impl LinkError {
+    /// Whether the request had no effect for certain.
+    pub(crate) fn is_harmless(&self) -> bool {
+        matches!(self, Self::NotSent(_) | Self::TooOld(..))
+    }
 }
 
 /// All links of a process.
@@ -118,6 +142,10 @@ pub(crate) struct Dialer {
     pub(crate) me: Option<Peer>,
     pub(crate) security: Security,
     pub(crate) ground: Arc<dyn Ground>,
+    /// Where members are, beside what the log says.
+    pub(crate) book: Book,
+    /// That the last dial which got as far as a handshake found two programs too far apart.
+    pub(crate) too_old: Mutex<Option<TooOld>>,
 }
 
 #[derive(Default)]
@@ -126,12 +154,21 @@ struct Slot(tokio::sync::Mutex<State>);
 #[derive(Default)]
 struct State {
     link: Option<Arc<Link>>,
-    failed: Option<(Instant, String)>,
+    failed: Option<(Instant, LinkError)>,
 }
 
 impl Links {
     pub(crate) fn new(dialer: Dialer) -> Self {
         Self { dialer: Arc::new(dialer), slots: Mutex::default() }
+    }
+
+    pub(crate) fn book(&self) -> &Book {
+        &self.dialer.book
+    }
+
+    /// Whether the last member that was dialled and answered does not speak with this program.
+    pub(crate) fn too_old(&self) -> Option<TooOld> {
+        *self.dialer.too_old.lock()
     }
 
     /// Sends a request and waits for its answer. A dropped future leaves the effect unknown.
@@ -150,7 +187,7 @@ impl Links {
         let began = Instant::now();
         let link = match tokio::time::timeout(limit, self.link(to, class)).await {
             Ok(link) => link?,
-            Err(_) => return Err(LinkError::NotSent(format!("not connected within {limit:?}"))),
+            Err(_) => return Err(LinkError::NotSent(format!("{}: not connected within {limit:?}", to.address))),
         };
         let left = limit.saturating_sub(began.elapsed());
         match tokio::time::timeout(left, link.call(&body)).await {
@@ -184,7 +221,7 @@ impl Links {
             if let Some((at, problem)) = &state.failed
                 && at.elapsed() < DIAL_PAUSE
             {
-                return Err(LinkError::NotSent(problem.clone()));
+                return Err(problem.clone());
             }
         }
         let (dialer, to) = (self.dialer.clone(), to.clone());
@@ -194,7 +231,8 @@ impl Links {
                 return Ok(link.clone());
             }
             let dialled = tokio::time::timeout(DIAL, dialer.dial(&to)).await;
-            let dialled = dialled.unwrap_or_else(|_| Err(io::Error::other(format!("no handshake within {DIAL:?}"))));
+            let dialled = dialled
+                .unwrap_or_else(|_| Err(io::Error::other(format!("{}: no handshake within {DIAL:?}", to.address))));
             match dialled {
                 Ok(link) => {
                     let link = Arc::new(link);
@@ -202,9 +240,12 @@ impl Links {
                     Ok(link)
                 }
                 Err(error) => {
-                    let problem = format!("{}: {error}", to.address);
+                    let problem = match TooOld::within(&error) {
+                        Some(too_old) => LinkError::TooOld(to.address, too_old),
+                        None => LinkError::NotSent(error.to_string()),
+                    };
                     *state = State { link: None, failed: Some((Instant::now(), problem.clone())) };
-                    Err(LinkError::NotSent(problem))
+                    Err(problem)
                 }
             }
         });
@@ -213,11 +254,27 @@ impl Links {
 }
 
 impl Dialer {
+    /// At each address where the member may be: the first at which it says that it is the one.
     async fn dial(&self, to: &Target) -> io::Result<Link> {
-        let stream = self.ground.connect(&to.address).await?;
-        let host = to.address.rsplit_once(':').map_or(to.address.as_str(), |(host, _)| host);
-        let name = to.name.as_deref().unwrap_or(host);
-        let mut stream = self.security.dialled(stream, name).await?;
+        let addresses = self.book.addresses(to.id, &to.address);
+        let tries: Vec<_> = addresses.into_iter().map(|address| self.dial_at(address, to).boxed()).collect();
+        first_of(tries).await.unwrap_or_else(|| Err(io::Error::other("it has no address")))
+    }
+
+    async fn dial_at(&self, address: String, to: &Target) -> io::Result<Link> {
+        let dialled = self.try_at(&address, to).await;
+        match dialled.as_ref().map_err(TooOld::within) {
+            Ok(_) => *self.too_old.lock() = None,
+            Err(Some(too_old)) => *self.too_old.lock() = Some(too_old),
+            Err(None) => return dialled.map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}"))),
+        }
+        dialled
+    }
+
+    async fn try_at(&self, address: &str, to: &Target) -> io::Result<Link> {
+        let stream = self.ground.connect(address).await?;
+        let name = to.name.as_deref().unwrap_or(host(address));
+        let mut stream = self.security.dialled(stream, name, &*self.ground).await?;
         let cluster_id = *self.cluster_id.read();
         let hello = Hello { cluster: self.cluster.clone(), cluster_id, target: to.id, from: self.me.clone() };
         wire::greet(&mut stream, &hello).await?;
@@ -466,4 +523,50 @@ fn millis(since: Instant) -> u64 {
 
 fn millis_of(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use divider_core::{Store, StoreError};
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::RaftStore;
+
+    /// Answers each hello as a later program does, which reads nothing as old as what this one reads.
+    async fn later_program() -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut said = b"DVDR".to_vec();
+                said.extend([7_u16, 9, 8].iter().flat_map(|number| number.to_le_bytes()));
+                said.extend(0_u32.to_le_bytes());
+                let _ = stream.write_all(&said).await;
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_program_that_is_too_old_is_told_what_is_needed() {
+        let address = later_program().await;
+        let client = RaftStore::builder("/test/").unwrap().client([&address]).plaintext();
+        let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
+        let StoreError::Unavailable { message, source } = client.open().await.unwrap_err() else { panic!() };
+        let source = source.unwrap();
+        let too_old = source.downcast_ref::<TooOld>().unwrap();
+        assert_eq!((too_old.needs, too_old.reads, too_old.here), (8, wire::SPEAKS.highest, true));
+        assert!(message.contains("too old"), "{message}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_error_says_which_host_and_port() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let client = RaftStore::builder("/test/").unwrap().client([&gone]).plaintext();
+        let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
+        let error = client.open().await.unwrap_err().to_string();
+        assert!(error.contains(&gone) && error.contains("refused"), "{error}");
+    }
 }

@@ -24,8 +24,10 @@ use crate::{
     ground::Place,
     link::Links,
     propose::Proposer,
-    raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, Receiving, Refused, View, owner},
+    raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, RaftRequest, Receiving, Refused, View, owner},
+    rights::Caller,
     security::Proof,
+    succession,
     wire::{Answer, Call, Fault, Hello, Query, Request, Status},
 };
 
@@ -36,6 +38,8 @@ const RENEWAL: u32 = 16;
 /// and for no longer than this: a call has a time limit of its own, however long the lease. openraft looks every one and a
 /// half heartbeats whether one is due, so by default this is the longest that the next one can take, and its answers.
 const RENEWAL_MOST: Duration = Duration::from_millis(175);
+/// A voter that has answered no heartbeat for this long is not counted on where another one leaves.
+const SILENT: Duration = Duration::from_secs(2);
 /// A session of this process that was not heard of for this long is none any more.
 const LOCAL: Duration = Duration::from_secs(10);
 
@@ -73,8 +77,15 @@ impl Member {
         *self.cluster_id.read()
     }
 
-    /// Why whoever says `hello` has come to the wrong place; `proved` is its certificate.
-    pub(crate) fn objection(&self, hello: &Hello, proved: Option<&Proof>) -> Option<String> {
+    /// Lets in whoever says `hello`, or says why not; `proved` is its certificate.
+    pub(crate) fn let_in(&self, hello: &Hello, proved: Option<&Proof>) -> Result<Caller, String> {
+        let caller = self.objection(hello).map_or_else(|| Caller::of(hello, proved, &self.config), Err)?;
+        caller.member.iter().for_each(|peer| self.links.book().met(peer));
+        Ok(caller)
+    }
+
+    /// Why whoever says `hello` has come to the wrong place.
+    fn objection(&self, hello: &Hello) -> Option<String> {
         if hello.cluster != self.config.cluster {
             return Some(format!("this member is of the cluster {:?}, not {:?}", self.config.cluster, hello.cluster));
         }
@@ -86,16 +97,15 @@ impl Member {
         {
             return Some(format!("this member belongs to the cluster {mine}, not to {theirs}"));
         }
-        if let (Some(proved), Some(from)) = (proved, &hello.from)
-            && !proved.carries(&from.name)
-        {
-            return Some(format!("the certificate does not carry the name {:?}", from.name));
-        }
         None
     }
 
-    /// Answers a request that came over the wire.
-    pub(crate) async fn serve(&self, request: Request, hello: &Hello) -> Answer {
+    /// Answers a request that came over the wire, if its caller may ask for that.
+    pub(crate) async fn serve(&self, request: Request, caller: &Caller) -> Answer {
+        if let Err(problem) = caller.may(&request, self.me.id, &self.raft.view()) {
+            tracing::warn!(target: "divider::raft", ?caller, problem, "refused what the caller may not ask for");
+            return Answer::Fault(Fault::Denied(problem));
+        }
         match request {
             Request::Call(call) => {
                 let limit = self.config.call_time_limit;
@@ -106,8 +116,11 @@ impl Member {
             }
             Request::Raft(request) => {
                 // A newcomer learns which cluster it joins before it asks to be taken in, so this holds from then on.
-                if self.cluster_id().is_none() || hello.cluster_id != self.cluster_id() {
+                if self.cluster_id().is_none() || caller.cluster_id != self.cluster_id() {
                     return Answer::Raft(RaftAnswer::Failed("this member does not belong to that cluster".into()));
+                }
+                if request == RaftRequest::TakeOver {
+                    succession::wait_for_votes(self).await;
                 }
                 Answer::Raft(self.raft.answer(request, &self.machine, &self.receiving).await)
             }
@@ -187,11 +200,13 @@ impl Member {
 
     fn status(&self) -> Status {
         let view = self.raft.view();
+        // Where each was met last: whoever asks may look for somebody who has moved.
+        let placed = |peer: &Peer| self.links.book().placed(peer);
         Status {
             me: self.me.clone(),
             cluster_id: self.cluster_id(),
-            leader: view.leader.and_then(|id| view.members.get(&id)).map(|(peer, _)| peer.clone()),
-            members: view.members.into_values().collect(),
+            leader: view.leader.and_then(|id| view.members.get(&id)).map(|(peer, _)| placed(peer)),
+            members: view.members.values().map(|(peer, votes)| (placed(peer), *votes)).collect(),
         }
     }
 
@@ -398,6 +413,15 @@ impl Member {
         }
         if voters.is_empty() {
             return Err(Fault::Refused("the last voter cannot leave".into()));
+        }
+        let heard = |id: &&u64| {
+            **id == self.me.id || self.raft.answered(**id).is_none_or(|answered| answered.elapsed() < SILENT)
+        };
+        if voters.is_subset(&before) && voters.iter().filter(heard).count() * 2 <= voters.len() {
+            // It would be the last thing that they decide.
+            return Err(Fault::Busy(
+                "too few of the voters that would be left can be heard; remove those first".into(),
+            ));
         }
         if voters != before {
             self.raft.set_voters(voters).await.map_err(changing)?;

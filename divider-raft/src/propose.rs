@@ -124,7 +124,8 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, mut batch:
         });
     }
     let steps = batch.iter().map(|request| request.step.clone()).collect();
-    let command = Command(Arc::new(Body::V1 { reign, steps }));
+    let clock = machine.place().ground.clock();
+    let command = Command(Arc::new(Body::V2 { reign, clock, steps }));
     // The entry may still be decided long after its callers have given up; until then the doomed stay doomed. Not beyond the
     // term: where a snapshot takes the place of a log that was never decided, Raft forgets who waits, and the places here
     // would be taken for good. In a later term nobody counts a renewal before this entry is applied or lost.

@@ -1,11 +1,17 @@
 //! openraft, and the only place that names its types: the rest of the crate speaks of members, entries and readings.
 
+mod compare;
 mod log;
 mod network;
+mod origin;
 mod quorum;
+mod recover;
 mod silence;
 mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 mod state;
+mod sum;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +31,12 @@ use tokio::time::Instant;
 
 pub(crate) use log::{Identity, Log};
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use log::{seal, unseal};
+pub(crate) use log::{Stored, seal, unseal};
 pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
+pub use recover::Recovered;
+pub(crate) use recover::recover;
+#[cfg(test)]
+pub(crate) use snapshot::Content;
 pub(crate) use snapshot::{SnapshotData, Snapshots};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};
@@ -38,6 +48,9 @@ use crate::{
     config::RaftConfig,
     link::Links,
 };
+
+/// Most bytes of the log, about, however few entries they are.
+const LOG_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 
 /// A member as the others know it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -152,17 +165,50 @@ impl Raft {
         let quorum = quorum::Quorum::default();
         let silence = silence::Silence::default();
         let network = network::Network {
-            links,
+            links: links.clone(),
             log: log.clone(),
             quorum: quorum.clone(),
             silence: silence.clone(),
             ground: config.ground.clone(),
         };
-        let machine = MachineHandle { machine, log: log.clone() };
-        let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), machine).await;
+        let handle = MachineHandle { machine: machine.clone(), log: log.clone() };
+        let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), handle).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.server_metrics(), config.election.1.mul_f64(1.5)));
-        Ok(Self { raft, id, log, quorum, silence, ending: Arc::default() })
+        let raft = Self { raft, id, log, quorum, silence, ending: Arc::default() };
+        tokio::spawn(raft.clone().bound_log());
+        tokio::spawn(raft.clone().compare(machine, links));
+        Ok(raft)
+    }
+
+    /// openraft counts entries, and one may have a megabyte: where the log has too many bytes, a snapshot is made before its
+    /// time, and fewer entries are kept behind it.
+    async fn bound_log(self) {
+        let mut metrics = self.raft.metrics();
+        let bound = async {
+            while let Ok(upto) = self.log.outgrows(LOG_BYTES).await {
+                let (snapshot, applied) = {
+                    let metrics = self.raft.metrics();
+                    let metrics = metrics.borrow();
+                    (metrics.snapshot.map(|log| log.index), metrics.last_applied.map(|log| log.index))
+                };
+                let trigger = self.raft.trigger();
+                let asked = match snapshot {
+                    snapshot if snapshot >= Some(upto) => trigger.purge_log(upto).await,
+                    snapshot if snapshot < applied => trigger.snapshot().await,
+                    _ => Ok(()),
+                };
+                if asked.is_err() {
+                    return;
+                }
+                // Both take their time, and may wait for followers.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            () = bound => {}
+            _ = metrics.wait_for(|metrics| metrics.running_state.is_err()) => {}
+        }
     }
 
     pub(crate) fn is_ending(&self) -> bool {
@@ -250,6 +296,16 @@ impl Raft {
     /// Waits until another member has answered. One at a time may wait. Cancel safe.
     pub(crate) async fn answers(&self) {
         self.quorum.more().await;
+    }
+
+    /// When a member last answered what this one sent as a leader.
+    pub(crate) fn answered(&self, id: u64) -> Option<Instant> {
+        self.quorum.last(id)
+    }
+
+    /// Why Raft has stopped for good, if it has.
+    pub(crate) fn why_stopped(&self) -> Option<String> {
+        self.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
     }
 
     /// When this member last heard of a leader, or led.

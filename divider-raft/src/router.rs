@@ -34,6 +34,8 @@ pub(crate) struct Router {
     pub(crate) config: Arc<RaftConfig>,
     pub(crate) member: Option<Arc<Member>>,
     pub(crate) links: Arc<Links>,
+    /// Why this process is a client although it is to be a member.
+    pub(crate) note: Option<String>,
     known: Mutex<Known>,
 }
 
@@ -42,6 +44,8 @@ pub(crate) struct Router {
 struct Known {
     leader: Option<Target>,
     members: Vec<Peer>,
+    /// Why somebody did not say who leads, when all were asked last.
+    problem: Option<String>,
 }
 
 /// Where the leader is.
@@ -53,7 +57,7 @@ enum Leader {
 
 impl Router {
     pub(crate) fn new(config: Arc<RaftConfig>, member: Option<Arc<Member>>, links: Arc<Links>) -> Self {
-        Self { config, member, links, known: Mutex::default() }
+        Self { config, member, links, note: None, known: Mutex::default() }
     }
 
     /// Has the leader answer a call. `again` says that twice does no harm.
@@ -67,7 +71,7 @@ impl Router {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(last.map_or(StoreError::Timeout { limit }, unavailable));
+                return Err(last.map_or(StoreError::Timeout { limit }, |problem| self.unavailable(problem)));
             }
             let (problem, pause) = match self.leader(left).await {
                 Leader::Here(member) => match timeout(left, member.call(call.clone(), true)).await {
@@ -89,16 +93,16 @@ impl Router {
                         Ok(answer) => return Ok(answer),
                         Err(error) => {
                             self.lost(&target);
-                            let harmless = again || matches!(error, LinkError::NotSent(_));
+                            let harmless = again || error.is_harmless();
                             let problem = format!("the leader at {}: {error}", target.address);
                             if !harmless {
-                                return Err(unavailable(problem));
+                                return Err(self.unavailable(problem));
                             }
                             (problem, PAUSE * 2)
                         }
                     }
                 }
-                Leader::Nowhere => ("no leader is known at the moment".to_owned(), PAUSE),
+                Leader::Nowhere => (self.nobody(), PAUSE),
             };
             last = Some(problem);
             tokio::time::sleep(pause).await;
@@ -114,9 +118,10 @@ impl Router {
             }
             Fault::Busy(problem) => Ok((problem, PAUSE * 2)),
             Fault::Unknown(problem) if again => Ok((problem, PAUSE)),
-            Fault::Unknown(problem) => Err(unavailable(problem)),
+            Fault::Unknown(problem) => Err(self.unavailable(problem)),
             Fault::SessionEnded => Err(StoreError::SessionEnded),
             Fault::Refused(problem) => Err(StoreError::Corrupt(problem)),
+            Fault::Denied(problem) => Err(StoreError::Misconfigured(problem)),
         }
     }
 
@@ -132,6 +137,12 @@ impl Router {
                 return;
             }
         }
+    }
+
+    /// That no leader is known, and why, as far as that was said.
+    pub(crate) fn nobody(&self) -> String {
+        let why = self.known.lock().problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
+        format!("no leader is known at the moment{why}")
     }
 
     fn lost(&self, target: &Target) {
@@ -166,8 +177,7 @@ impl Router {
     /// Asks the members, and the seeds, until one knows the leader.
     async fn look(&self) -> Option<Target> {
         let mut targets: Vec<Target> = self.known.lock().members.iter().map(Target::member).collect();
-        let seeds = seeds::addresses(&self.config).await;
-        targets.extend(seeds.iter().map(|seed| Target::seed(seed)));
+        targets.extend(seeds::targets(&self.config).await);
         let request = Request::Call(Call::Status);
         let mut asking = tokio::task::JoinSet::new();
         for target in targets {
@@ -175,8 +185,19 @@ impl Router {
             asking.spawn(async move { links.call(&target, Class::Calls, &request, STATUS).await });
         }
         while let Some(answer) = asking.join_next().await {
-            if let Ok(Ok(Answer::Status(Status { leader: Some(leader), members, .. }))) = answer {
-                self.known.lock().members = members.into_iter().map(|(peer, _)| peer).collect();
+            let status = match answer {
+                Ok(Ok(Answer::Status(status))) => status,
+                Ok(Err(error)) => {
+                    self.known.lock().problem = Some(error.to_string());
+                    continue;
+                }
+                _ => continue,
+            };
+            self.links.book().met(&status.me);
+            if let Status { leader: Some(leader), members, .. } = status {
+                let mut known = self.known.lock();
+                known.members = members.into_iter().map(|(peer, _)| peer).collect();
+                known.problem = None;
                 return Some(Target::member(&leader));
             }
         }
@@ -196,8 +217,16 @@ impl Router {
         }
         targets
     }
-}
 
-fn unavailable(message: String) -> StoreError {
-    StoreError::Unavailable { message, source: None }
+    /// Nobody answered as it was needed. Where that is because programs are too far apart, the error has that as its source.
+    pub(crate) fn unavailable(&self, problem: String) -> StoreError {
+        let note = self.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
+        let too_old = self.links.too_old();
+        let message = match &too_old {
+            Some(too_old) => format!("{problem}; {too_old}{note}"),
+            None => problem + &note,
+        };
+        let source = too_old.map(|too_old| Arc::new(too_old) as Arc<dyn std::error::Error + Send + Sync>);
+        StoreError::Unavailable { message, source }
+    }
 }

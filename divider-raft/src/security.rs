@@ -1,10 +1,10 @@
-//! Who may speak to whom: mutual TLS, or nothing at all where that was asked for by name.
+//! Who may speak to whom: mutual TLS, a shared secret, or nothing at all where that was asked for by name.
 
 use std::{fmt, io};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::ground::Stream;
+use crate::ground::{Ground, Stream};
 
 /// How connections between members and clients are protected.
 #[derive(Clone, Default)]
@@ -18,6 +18,9 @@ pub enum Security {
     /// Mutual TLS: each side must show a certificate of the given authorities.
     #[cfg(feature = "tls")]
     Tls(crate::tls::Tls),
+    /// A secret that both sides prove to know: keeps strangers out, and hides nothing of what is sent.
+    #[cfg(feature = "secret")]
+    Secret(crate::secret::Secret),
 }
 
 impl fmt::Debug for Security {
@@ -27,6 +30,8 @@ impl fmt::Debug for Security {
             Self::Plaintext => "Plaintext",
             #[cfg(feature = "tls")]
             Self::Tls(_) => "Tls",
+            #[cfg(feature = "secret")]
+            Self::Secret(_) => "Secret",
         })
     }
 }
@@ -38,17 +43,46 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 /// A connection, and what the other side has proved about itself; `None` where nothing was to be proved.
 pub(crate) type Secured = (Box<dyn Connection>, Option<Proof>);
 
-#[cfg(feature = "tls")]
-pub(crate) use crate::tls::Proof;
+/// What the other side has proved.
+pub(crate) enum Proof {
+    /// That it owns this certificate.
+    #[cfg(feature = "tls")]
+    Certificate(crate::tls::Shown),
+    /// That it knows the secret, of members or of clients.
+    #[cfg(feature = "secret")]
+    Secret {
+        /// Which of them.
+        member: bool,
+    },
+}
 
-/// Without TLS nothing can be proved.
-#[cfg(not(feature = "tls"))]
-pub(crate) enum Proof {}
-
-#[cfg(not(feature = "tls"))]
 impl Proof {
-    pub(crate) fn carries(&self, _: &str) -> bool {
-        match *self {}
+    /// Why whoever has proved this is not the member of that name; `named` says whether the configuration names it as one.
+    #[allow(unused_variables, reason = "not used where nothing can be proved")]
+    pub(crate) fn objection(&self, name: &str, named: bool) -> Option<String> {
+        match *self {
+            #[cfg(feature = "tls")]
+            Self::Certificate(ref shown) if !shown.carries(name) => {
+                Some(format!("the certificate does not carry the name {name:?}"))
+            }
+            #[cfg(feature = "tls")]
+            Self::Certificate(_) => {
+                (!named).then(|| format!("{name:?} is not among the `members` that this one is configured with"))
+            }
+            #[cfg(feature = "secret")]
+            Self::Secret { member } => (!member).then(|| format!("{name:?} knows the secret of clients only")),
+        }
+    }
+
+    /// Whether it is somebody of that name, member or not.
+    #[allow(unused_variables, reason = "not used where nothing can be proved")]
+    pub(crate) fn carries(&self, name: &str) -> bool {
+        match *self {
+            #[cfg(feature = "tls")]
+            Self::Certificate(ref shown) => shown.carries(name),
+            #[cfg(feature = "secret")]
+            Self::Secret { .. } => false,
+        }
     }
 }
 
@@ -69,9 +103,33 @@ impl Stream {
 }
 
 impl Security {
+    /// Whether names are proved by certificates.
+    pub(crate) fn proves_names(&self) -> bool {
+        #[cfg(feature = "tls")]
+        let proves = matches!(self, Self::Tls(_));
+        #[cfg(not(feature = "tls"))]
+        let proves = false;
+        proves
+    }
+
+    /// What is wrong with it for a process that is a member, or is none.
+    #[cfg_attr(not(feature = "secret"), allow(unused_variables, reason = "a secret alone can be wrong"))]
+    pub(crate) fn problem(&self, member: bool) -> Option<&'static str> {
+        match self {
+            #[cfg(feature = "secret")]
+            Self::Secret(secret) => secret.problem(member),
+            _ => None,
+        }
+    }
+
     /// Protects a connection that was dialled to `name`.
-    #[cfg_attr(not(feature = "tls"), allow(clippy::unused_async, unused_variables, reason = "TLS waits"))]
-    pub(crate) async fn dialled(&self, stream: Stream, name: &str) -> io::Result<Box<dyn Connection>> {
+    #[allow(clippy::unused_async, unused_variables, reason = "only what protects waits and draws")]
+    pub(crate) async fn dialled(
+        &self,
+        stream: Stream,
+        name: &str,
+        ground: &dyn Ground,
+    ) -> io::Result<Box<dyn Connection>> {
         stream.prepare()?;
         match self {
             Self::Unset => Err(io::Error::other("neither TLS nor plaintext was chosen")),
@@ -81,12 +139,18 @@ impl Security {
                 Stream::Tcp(stream) => tls.dialled(stream, name).await,
                 Stream::Other(stream) => tls.dialled(stream, name).await,
             },
+            #[cfg(feature = "secret")]
+            Self::Secret(secret) => {
+                let mut stream = stream.boxed();
+                secret.dialled(&mut stream, drawn(ground)).await?;
+                Ok(stream)
+            }
         }
     }
 
     /// Protects a connection that was accepted.
-    #[cfg_attr(not(feature = "tls"), allow(clippy::unused_async, reason = "TLS waits"))]
-    pub(crate) async fn accepted(&self, stream: Stream) -> io::Result<Secured> {
+    #[allow(clippy::unused_async, unused_variables, reason = "only what protects waits and draws")]
+    pub(crate) async fn accepted(&self, stream: Stream, ground: &dyn Ground) -> io::Result<Secured> {
         stream.prepare()?;
         match self {
             Self::Unset => Err(io::Error::other("neither TLS nor plaintext was chosen")),
@@ -96,6 +160,21 @@ impl Security {
                 Stream::Tcp(stream) => tls.accepted(stream).await,
                 Stream::Other(stream) => tls.accepted(stream).await,
             },
+            #[cfg(feature = "secret")]
+            Self::Secret(secret) => {
+                let mut stream = stream.boxed();
+                let member = secret.accepted(&mut stream, drawn(ground)).await?;
+                Ok((stream, Some(Proof::Secret { member })))
+            }
         }
     }
+}
+
+/// What nobody else has drawn.
+#[cfg(feature = "secret")]
+fn drawn(ground: &dyn Ground) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&ground.draw().to_le_bytes());
+    bytes[16..].copy_from_slice(&ground.draw().to_le_bytes());
+    bytes
 }

@@ -9,8 +9,11 @@ use tokio::{
 };
 
 use crate::{
-    ground::{Listener, Stream},
+    error::TooOld,
+    ground::{Connection, Listener, Stream},
     member::Member,
+    newcomers::{Newcomers, Place},
+    rights::Caller,
     succession::Presence,
     wire::{self, Answer, Fault, Frame, Hello, Request, Welcome},
 };
@@ -21,20 +24,18 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(10);
 /// Requests of one connection that are worked on at the same time; more wait in the connection.
 const AT_ONCE: usize = 512;
-/// Most connections that have not said who they are yet.
-const NEWCOMERS: usize = 64;
 
 /// Accepts until it is aborted.
 pub(crate) async fn listen(listener: Box<dyn Listener>, member: Arc<Member>) {
     let mut connections = JoinSet::new();
-    let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
+    let newcomers = Newcomers::default();
     loop {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (member, newcomers) = (member.clone(), newcomers.clone());
+                let (member, place) = (member.clone(), newcomers.enter());
                 connections.spawn(async move {
-                    if let Err(error) = serve(stream, &member, &newcomers).await
+                    if let Err(error) = serve(stream, &member, place).await
                         && error.kind() != io::ErrorKind::UnexpectedEof
                     {
                         tracing::debug!(target: "divider::raft", %from, %error, "a connection ended");
@@ -49,25 +50,38 @@ pub(crate) async fn listen(listener: Box<dyn Listener>, member: Arc<Member>) {
     }
 }
 
-async fn serve(stream: Stream, member: &Arc<Member>, newcomers: &Semaphore) -> io::Result<()> {
-    let handshake = async {
-        let _place = newcomers.acquire().await.map_err(io::Error::other)?;
-        let (mut stream, proved) = member.config().security.accepted(stream).await?;
-        let hello: Hello = wire::greeted(&mut stream).await?;
-        let problem = member.objection(&hello, proved.as_ref());
-        let welcome = match &problem {
-            Some(problem) => Welcome::Refused(problem.clone()),
-            None => Welcome::Ok { id: member.me().id, cluster_id: member.cluster_id() },
-        };
-        wire::greet(&mut stream, &welcome).await?;
-        match problem {
-            Some(problem) => Err(io::Error::other(problem)),
-            None => Ok((stream, hello)),
+/// Finds out who has come, and lets it in or says why not.
+async fn shake_hands(stream: Stream, member: &Arc<Member>) -> io::Result<(Box<dyn Connection>, Caller)> {
+    let (mut stream, proved) = member.config().security.accepted(stream, &*member.config().ground).await?;
+    let hello: Hello = match wire::greeted(&mut stream).await {
+        Ok(hello) => hello,
+        Err(error) => {
+            if let Some(too_old) = TooOld::within(&error) {
+                let problem = format!("no format in common: {} is needed", too_old.needs);
+                wire::greet(&mut stream, &Welcome::Refused(problem)).await?;
+            }
+            return Err(error);
         }
     };
-    let late = |_| io::Error::other("no handshake in time");
-    let (stream, hello) = tokio::time::timeout(HANDSHAKE, handshake).await.map_err(late)??;
-    let _presence = hello.from.as_ref().map(|from| Presence::new(member, from.id));
+    let caller = member.let_in(&hello, proved.as_ref());
+    let welcome = match &caller {
+        Err(problem) => Welcome::Refused(problem.clone()),
+        Ok(_) => Welcome::Ok { id: member.me().id, cluster_id: member.cluster_id() },
+    };
+    wire::greet(&mut stream, &welcome).await?;
+    Ok((stream, caller.map_err(io::Error::other)?))
+}
+
+async fn serve(stream: Stream, member: &Arc<Member>, place: Place) -> io::Result<()> {
+    let (stream, caller) = tokio::select! {
+        biased;
+        shaken = tokio::time::timeout(HANDSHAKE, shake_hands(stream, member)) => {
+            shaken.map_err(|_| io::Error::other("no handshake in time"))??
+        }
+        () = place.taken() => return Err(io::Error::other("it said nothing, and others had come")),
+    };
+    drop(place);
+    let _presence = caller.member.as_ref().map(|from| Presence::new(member, from.id));
     let (reading, mut writing) = tokio::io::split(stream);
     let (outbox, mut frames) = mpsc::channel::<Vec<u8>>(256);
     let mut tasks = JoinSet::new();
@@ -92,7 +106,7 @@ async fn serve(stream: Stream, member: &Arc<Member>, newcomers: &Semaphore) -> i
     let mut partial: HashMap<u64, Vec<u8>> = HashMap::new();
     let mut subscriptions: HashMap<u64, AbortHandle> = HashMap::new();
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
-    let hello = Arc::new(hello);
+    let caller = Arc::new(caller);
     loop {
         while tasks.try_join_next().is_some() {}
         match tokio::time::timeout(SILENCE, wire::read_frame(&mut reading, &mut buffer)).await {
@@ -133,9 +147,9 @@ async fn serve(stream: Stream, member: &Arc<Member>, newcomers: &Semaphore) -> i
                     continue;
                 }
                 let place = at_once.clone().acquire_owned().await.map_err(io::Error::other)?;
-                let hello = hello.clone();
+                let caller = caller.clone();
                 tasks.spawn(async move {
-                    let answer = member.serve(request, &hello).await;
+                    let answer = member.serve(request, &caller).await;
                     // The caller may be gone.
                     let _ = reply(&outbox, id, &answer).await;
                     drop(place);

@@ -15,14 +15,17 @@ use divider_core::{
     Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, InvalidInput, Key, NodeId, Op, Page,
     Record, Revision, SessionId, Standing, Stats, Store, StoreError, Term, Topic,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    cluster::Running,
+    cluster::{End, Running, Threads},
     config::{Data, RaftConfig, Role},
+    error::DataError,
+    ground::{Place, ThisMachine},
     link::Class,
-    raft::{Machine, Peer},
+    lives,
+    raft::{Machine, Peer, Recovered, recover},
     router::Router,
     security::Security,
     wire::{Answer, Call, Owner, Query, Status},
@@ -61,18 +64,54 @@ pub struct RaftStore {
     group: Group,
     /// Set by `close`, for this handle alone.
     closed: AtomicBool,
-    /// A member's own copy, once this handle has been asked of it: what runs stays the same while a handle is open.
+    /// A member's own copy, once this handle has been asked of it: most often what runs stays the same while a handle is open.
     copy: OnceLock<Arc<Machine>>,
 }
 
+/// How this process takes part in its cluster at the moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Condition {
+    /// It has not been opened, or was closed.
+    Closed,
+    /// It is a client of the members, as it is configured.
+    Client,
+    /// It is a member.
+    Member,
+    /// It is a member whose Raft has stopped, for example because its disk was full. It is a client meanwhile, and is opened
+    /// again by itself; the text says why it stopped.
+    Stopped(String),
+    /// It was a member and has been removed. It goes on as a client; when it starts again it joins again.
+    Removed,
+}
+
 /// What all handles share.
-struct Cluster {
-    config: Arc<RaftConfig>,
+pub(crate) struct Cluster {
+    pub(crate) config: Arc<RaftConfig>,
     /// Held while starting, so that it happens once.
     starting: tokio::sync::Mutex<()>,
     running: RwLock<Option<Arc<Running>>>,
+    /// Why its member is none at the moment, where that is so. Written with `running` locked.
+    ended: Mutex<Option<End>>,
     /// Handles that have not been closed.
     open: AtomicUsize,
+}
+
+impl Cluster {
+    pub(crate) fn current(&self) -> Option<Arc<Running>> {
+        self.running.read().clone()
+    }
+
+    /// Puts another one in the place of what runs; false where that was closed meanwhile.
+    pub(crate) fn replace(&self, old: &Arc<Running>, new: Arc<Running>, ended: Option<End>) -> bool {
+        let mut running = self.running.write();
+        let same = running.as_ref().is_some_and(|running| Arc::ptr_eq(running, old));
+        if same {
+            *running = Some(new);
+            *self.ended.lock() = ended;
+        }
+        same
+    }
 }
 
 /// Builds a [`RaftStore`].
@@ -176,6 +215,13 @@ impl RaftStoreBuilder {
         self.configure(|config| config.security = Security::Tls(tls))
     }
 
+    /// Lets in whoever knows a secret; what is sent is not hidden.
+    #[cfg(feature = "secret")]
+    #[must_use]
+    pub fn secret(self, secret: crate::Secret) -> Self {
+        self.configure(|config| config.security = Security::Secret(secret))
+    }
+
     /// Checks the configuration. Nothing is opened before [`Store::open`], which [`start`](divider_core::Divider::start)
     /// calls.
     ///
@@ -187,6 +233,7 @@ impl RaftStoreBuilder {
             config: Arc::new(self.config),
             starting: tokio::sync::Mutex::default(),
             running: RwLock::default(),
+            ended: Mutex::default(),
             open: AtomicUsize::new(1),
         };
         let closed = AtomicBool::new(false);
@@ -221,10 +268,42 @@ impl RaftStore {
         self.cluster.running.read().as_ref()?.router.member.as_ref().map(|member| member.me().clone())
     }
 
+    /// How this process takes part at the moment.
+    pub fn condition(&self) -> Condition {
+        let running = self.cluster.running.read();
+        match (&*running, self.cluster.ended.lock().clone()) {
+            (None, _) => Condition::Closed,
+            (Some(_), Some(End::Stopped(why))) => Condition::Stopped(why),
+            (Some(_), Some(End::Removed)) => Condition::Removed,
+            (Some(running), None) if running.router.member.is_some() => Condition::Member,
+            (Some(_), None) => Condition::Client,
+        }
+    }
+
     /// Whether this process leads Raft at the moment, as far as it knows.
     pub fn leads_raft(&self) -> bool {
         let running = self.cluster.running.read();
         running.as_ref().and_then(|running| running.router.member.as_ref()).is_some_and(|m| m.raft.view().leads)
+    }
+
+    #[cfg(test)]
+    fn member(&self) -> Option<Arc<crate::member::Member>> {
+        self.cluster.running.read().as_ref()?.router.member.clone()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn distort(&self) {
+        self.member().into_iter().for_each(|member| member.machine.distort());
+    }
+
+    #[cfg(test)]
+    pub(crate) fn log_bytes(&self) -> u64 {
+        self.member().map_or(0, |member| member.log.bytes())
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.member().is_some_and(|member| member.raft.view().stopped)
     }
 
     #[cfg(test)]
@@ -239,6 +318,10 @@ impl RaftStore {
     /// [`StoreError`] where a client cannot reach the cluster.
     pub async fn owner_of(&self, key: &Key) -> Result<Option<Owner>, StoreError> {
         if let Some(copy) = self.copy() {
+            return Ok(copy.owner(&self.group, key));
+        }
+        // Another member has taken the place of the one that this handle knew.
+        if let Some(copy) = self.machine() {
             return Ok(copy.owner(&self.group, key));
         }
         // In a box, so that whoever is answered at once carries no room for a question to others around.
@@ -308,6 +391,35 @@ impl RaftStore {
         }
     }
 
+    /// **Begins a new life of the cluster, with one member, from the data directory of one that has survived. For when a
+    /// majority of the voters is lost for good, and for nothing else.**
+    ///
+    /// What was acknowledged and had not reached this member is lost: take the survivor whose log goes furthest. All sessions
+    /// are ended, and tokens go on far above all that were ever given. Nothing of the old life may run any more, or there
+    /// would be two: end all other members first, and give them empty directories before they start again. Those that come
+    /// back with their old ones are refused.
+    ///
+    /// The member must not be running. Its directory is replaced, and kept as `<directory>.before-recovery`. Start it after
+    /// that as always, and the others after it, as newcomers. Blocks on the disk; the clock must not be behind.
+    ///
+    /// # Errors
+    /// [`DataError`] where the directory is in use, damaged or not of a member; then nothing has been changed.
+    pub fn recover(directory: impl AsRef<std::path::Path>) -> Result<Recovered, DataError> {
+        let directory = directory.as_ref().to_owned();
+        let place = |directory| Place { directory: Some(directory), ground: Arc::new(ThisMachine) };
+        // On a thread of its own, so that it does not matter whether the caller is on a runtime.
+        let recovering = std::thread::spawn(move || recover(&directory, place));
+        let recovered = recovering.join().unwrap_or_else(|_| {
+            Err(DataError::Corrupt { path: PathBuf::new(), problem: "reading it failed unexpectedly".into() })
+        })?;
+        tracing::warn!(
+            target: "divider::raft",
+            ?recovered,
+            "A NEW LIFE OF THE CLUSTER BEGINS FROM ONE MEMBER: what had not reached it is lost"
+        );
+        Ok(recovered)
+    }
+
     /// Writes a snapshot now, and forgets the log before it. Happens by itself every
     /// [`snapshot_every`](RaftConfig::snapshot_every) entries.
     pub async fn snapshot(&self) {
@@ -321,6 +433,18 @@ impl RaftStore {
     #[doc(hidden)]
     pub fn replica(&self) -> Option<(u64, Vec<u8>)> {
         self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.encoded()
+    }
+
+    /// A number over all that this member has applied, at the newest index at which all members note it.
+    #[doc(hidden)]
+    pub fn sum(&self) -> Option<(u64, u64)> {
+        self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.sum()
+    }
+
+    /// As [`sum`](Self::sum), at another index.
+    #[doc(hidden)]
+    pub fn sum_at(&self, index: u64) -> Option<u64> {
+        self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.sum_at(index)
     }
 
     fn handle(&self, group: Group) -> Self {
@@ -338,10 +462,17 @@ impl RaftStore {
             return None;
         }
         if let Some(copy) = self.copy.get() {
-            return Some(copy);
+            return Some(&**copy).filter(|copy| !copy.subscribers.is_closed());
         }
-        let machine = self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.clone();
+        let machine = self.machine()?;
         Some(self.copy.get_or_init(|| machine))
+    }
+
+    fn machine(&self) -> Option<Arc<Machine>> {
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(self.cluster.running.read().as_ref()?.router.member.as_ref()?.machine.clone())
     }
 
     fn running(&self) -> Result<Arc<Running>, StoreError> {
@@ -358,7 +489,7 @@ impl RaftStore {
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
         let running = self.running()?;
-        let task = running.handle.spawn(work(running.router.clone()));
+        let task = running.ground.handle.spawn(work(running.router.clone()));
         task.await.unwrap_or(Err(StoreError::Closed))
     }
 
@@ -428,8 +559,10 @@ impl Store for RaftStore {
             match known {
                 Some(running) => running,
                 None => {
-                    let running = Running::start(self.cluster.config.clone()).await?;
+                    let config = self.cluster.config.clone();
+                    let running = Running::start(config.clone(), Threads::start(&config)?).await?;
                     *self.cluster.running.write() = Some(running.clone());
+                    running.ground.handle.spawn(lives::look_after(Arc::downgrade(&self.cluster)));
                     running
                 }
             }
@@ -550,6 +683,7 @@ impl Store for RaftStore {
         }
         if self.cluster.open.fetch_sub(1, Ordering::Relaxed) == 1 {
             let running = self.cluster.running.write().take();
+            *self.cluster.ended.lock() = None;
             if let Some(running) = running {
                 running.stop().await;
             }

@@ -1,6 +1,9 @@
 //! Hints: what the entries that are applied here mean for those who listen here.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use divider_core::{Effects, Group, Hint, SessionId, Topic};
 use parking_lot::Mutex;
@@ -11,7 +14,11 @@ const BACKLOG: usize = 1024;
 
 /// Who listens on this member.
 #[derive(Debug, Default)]
-pub(crate) struct Subscribers(Mutex<HashMap<Group, Listeners>>);
+pub(crate) struct Subscribers {
+    groups: Mutex<HashMap<Group, Listeners>>,
+    /// Nothing is applied here any more. Written with `groups` locked.
+    closed: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Listeners {
@@ -23,7 +30,11 @@ impl Subscribers {
     /// From the return on, everything that is applied here is heard, or the stream ends.
     pub(crate) fn subscribe(&self, group: &Group, topic: Topic) -> mpsc::Receiver<Hint> {
         let (sender, receiver) = mpsc::channel(BACKLOG);
-        let mut groups = self.0.lock();
+        let mut groups = self.groups.lock();
+        if self.is_closed() {
+            // Its end is the gap.
+            return receiver;
+        }
         let listeners = groups.entry(group.clone()).or_default();
         listeners.sessions.retain(|_, subscribers| {
             subscribers.retain(|subscriber| !subscriber.is_closed());
@@ -37,8 +48,21 @@ impl Subscribers {
         receiver
     }
 
+    /// The member has ended: all streams end, and later ones at once.
+    pub(crate) fn close(&self) {
+        let mut groups = self.groups.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        groups.clear();
+    }
+
+    /// Whether what is here stays as it is.
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn tell(&self, group: &Group, effects: Effects, leader_gone: bool) {
-        let mut groups = self.0.lock();
+        let mut groups = self.groups.lock();
         let Some(listeners) = groups.get_mut(group) else { return };
         for (session, message) in effects.messages {
             if let Some(subscribers) = listeners.sessions.get_mut(&session) {
@@ -55,14 +79,14 @@ impl Subscribers {
 
     /// This member leads now, so its sessions should look whether they can lead their groups.
     pub(crate) fn leads(&self) {
-        for listeners in self.0.lock().values_mut() {
+        for listeners in self.groups.lock().values_mut() {
             listeners.sessions.values_mut().for_each(|subscribers| send(subscribers, &Hint::LeaderGone));
         }
     }
 
     /// Something was missed.
     pub(crate) fn gap(&self) {
-        for listeners in self.0.lock().values_mut() {
+        for listeners in self.groups.lock().values_mut() {
             listeners.sessions.values_mut().for_each(|subscribers| send(subscribers, &Hint::Gap));
             send(&mut listeners.followers, &Hint::Gap);
         }

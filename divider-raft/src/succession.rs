@@ -44,6 +44,15 @@ impl Drop for Presence {
     }
 }
 
+/// Where the leader hands over, and its vote and this member's are not enough: waits until the others may vote, for whoever
+/// stands before that loses, and stands again in another term.
+pub(crate) async fn wait_for_votes(member: &Member) {
+    let voters = member.raft.view().members.values().filter(|(_, votes)| *votes).count();
+    if voters > 3 {
+        sleep_until(member.raft.last_heard() + member.config.election.1 + SKEW).await;
+    }
+}
+
 /// Stands for election when the leader has died, until it is aborted.
 pub(crate) async fn watch(member: Arc<Member>) {
     loop {
@@ -52,7 +61,7 @@ pub(crate) async fn watch(member: Arc<Member>) {
         let Some((leader, _)) = view.leader.and_then(|id| view.members.get(&id)) else { continue };
         let mut heirs = view.members.iter().filter(|(id, (_, votes))| *votes && **id != leader.id);
         let Some(turn) = heirs.position(|(id, _)| *id == member.me.id) else { continue };
-        match timeout(PROBE, member.config.ground.connect(&leader.address)).await {
+        match timeout(PROBE, member.config.ground.connect(&member.links.book().placed(leader).address)).await {
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {}
             _ => continue,
         }
@@ -63,6 +72,45 @@ pub(crate) async fn watch(member: Arc<Member>) {
         if (now.term, now.leader) == (view.term, view.leader) && member.raft.last_heard() == last {
             tracing::info!(target: "divider::raft", member = %member.me, %leader, "the leader has died: stands for election");
             member.raft.stand().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::TcpListener,
+        time::{Duration, Instant},
+    };
+
+    use divider_core::{Op, Store, Work};
+
+    use crate::RaftStore;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_leader_of_five_voters_hands_over_within_one_term() {
+        let bound: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+        drop(bound);
+        let build = |at: usize| {
+            let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+            builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
+        };
+        let mut stores: Vec<_> = (0..5).map(build).collect();
+        let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
+        opened.into_iter().for_each(Result::unwrap);
+        // Twice: three voters are left then, and one after the other is a majority of five.
+        for round in 0..2 {
+            let leader = stores.iter().position(RaftStore::leads_raft).unwrap();
+            let before = stores[leader].raft_term();
+            let began = Instant::now();
+            stores.remove(leader).close().await;
+            let add = [Op::Add(Work::new(format!("{round}")).unwrap())];
+            while stores[0].apply(&add).await.is_err() {
+                assert!(began.elapsed() < Duration::from_secs(10));
+            }
+            println!("figure: five voters, hand-over: {:?}", began.elapsed());
+            assert_eq!(stores[0].raft_term(), before.map(|term| term + 1));
         }
     }
 }

@@ -15,7 +15,9 @@ pub enum UrlError {
     #[error("a store of Raft begins with raft:, such as raft:/var/lib/me")]
     Scheme,
     /// A setting that does not exist.
-    #[error("there is no setting {0:?}; use name, cluster, role, listen, advertise, seeds, seed_names or plaintext")]
+    #[error(
+        "there is no setting {0:?}; use name, cluster, role, listen, advertise, seeds, seed_names, voters_to_found or plaintext"
+    )]
     Unknown(String),
     /// A setting whose value is not one of its own.
     #[error("{setting} cannot be {value:?}; use {instead}")]
@@ -73,6 +75,15 @@ impl RaftStore {
                 "advertise" => builder.configure(|config| config.advertise = Some(value.to_owned())),
                 "seeds" => builder.seeds(list()),
                 "seed_names" => builder.configure(|config| config.seed_names = list()),
+                "voters_to_found" => {
+                    let value_of = |_| UrlError::Value {
+                        setting: "voters_to_found",
+                        value: value.to_owned(),
+                        instead: "a number such as 3",
+                    };
+                    let founders = value.parse().map_err(value_of)?;
+                    builder.configure(|config| config.voters_to_found = Some(founders))
+                }
                 "plaintext" => builder.plaintext(),
                 "role" => {
                     let role = match value {
@@ -104,6 +115,7 @@ mod tests {
         assert!(refused("raft:/x?lsten=y").contains("listen"));
         assert!(refused("raft:/x?role=boss").contains("client"));
         assert!(refused("raft:/x?name=").contains("empty"));
+        assert!(refused("raft:/x?voters_to_found=few").contains("number"));
     }
 
     #[test]
@@ -116,9 +128,16 @@ mod tests {
             ("raft:?role=client&plaintext", "seeds"),
             ("raft:/x?role=learner", "seeds"),
             ("raft:/x?listen=h:1&seeds=h&plaintext", "seeds"),
+            ("raft:/x?listen=h:1&seed_names=h:1&plaintext", "voters_to_found"),
+            ("raft:/x?listen=0.0.0.0:1&plaintext", "advertise"),
+            ("raft:/x?listen=[::]:1&plaintext", "advertise"),
+            ("raft:/x?listen=:1&plaintext", "advertise"),
+            ("raft:/x?listen=h:1&advertise=0.0.0.0:1&plaintext", "advertise"),
         ] {
             assert_eq!(build(url).unwrap_err().field, field, "{url}");
         }
         build("raft:/x").unwrap();
+        build("raft:/x?listen=0.0.0.0:1&advertise=h:1&plaintext").unwrap();
+        build("raft:/x?listen=h:1&seed_names=h:1&voters_to_found=3&plaintext").unwrap();
     }
 }

@@ -1,9 +1,9 @@
 //! What goes over a connection: a handshake, and after it frames.
 //!
 //! # Why it looks like this
-//! The first bytes say which protocol, which cluster and which member is meant, and nothing else is decoded before they
-//! fit: a program that was pointed at the wrong port, cluster or successor of a member finds out at once. Every length is
-//! compared with a cap before memory is taken for it. Long bodies are cut into parts, so that a page of keys does not hold
+//! The first bytes say which protocol, which formats, which cluster and which member is meant, and nothing else is decoded
+//! before they fit: both sides go on with the highest format that both read, and a program that was pointed at the wrong
+//! port, cluster or successor of a member finds out at once. Every length is compared with a cap before memory is taken. Long bodies are cut into parts, so that a page of keys does not hold
 //! up a heartbeat, and so that the cap of a frame can be low.
 //!
 //! Variants and fields are only ever appended; recorded bytes of the first version are kept as fixtures.
@@ -18,12 +18,16 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use uuid::Uuid;
 
-use crate::raft::{Peer, RaftAnswer, RaftRequest};
+use crate::{
+    error::TooOld,
+    raft::{Peer, RaftAnswer, RaftRequest},
+};
 
 /// The first bytes of a connection, both ways.
 const MAGIC: [u8; 4] = *b"DVDR";
-/// Version of the protocol. Programs of one version read what is appended by later ones only where it says so.
-pub(crate) const PROTOCOL: u16 = 1;
+/// What this program reads and writes. The first version of the handshake had one number, and so begins with a 1; programs
+/// of that version know from the first of these numbers that they are too old.
+pub(crate) const SPEAKS: Speaks = Speaks { lowest: 2, highest: 2, writes: 2 };
 /// Most bytes of a handshake.
 const MAX_HELLO: u32 = 4096;
 /// Most bytes of a body in one frame; longer ones come in parts.
@@ -300,6 +304,8 @@ pub(crate) enum Fault {
     SessionEnded,
     /// Nothing was done, and trying again does not help.
     Refused(String),
+    /// Nothing was done: whoever asked may not ask for that.
+    Denied(String),
 }
 
 pub(crate) fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
@@ -353,37 +359,127 @@ pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin), buffer: &mut
     Ok(())
 }
 
+/// What a program can read and writes, as numbers of the format of everything that crosses a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Speaks {
+    /// The lowest format that it reads.
+    pub(crate) lowest: u16,
+    /// The highest format that it reads.
+    pub(crate) highest: u16,
+    /// The format that it writes to what others must read: whoever does not read this one is too old.
+    pub(crate) writes: u16,
+}
+
+impl Speaks {
+    /// The highest format that both sides read.
+    pub(crate) fn settle(self, theirs: Self) -> Result<u16, TooOld> {
+        let (mine_needed, theirs_needed) = (theirs.lowest.max(theirs.writes), self.lowest.max(self.writes));
+        if self.highest < mine_needed {
+            return Err(TooOld { needs: mine_needed, reads: self.highest, here: true });
+        }
+        if theirs.highest < theirs_needed {
+            return Err(TooOld { needs: theirs_needed, reads: theirs.highest, here: false });
+        }
+        Ok(self.highest.min(theirs.highest))
+    }
+
+    fn to_bytes(self) -> [u8; 6] {
+        let [l, h, w] = [self.lowest, self.highest, self.writes].map(u16::to_le_bytes);
+        [l[0], l[1], h[0], h[1], w[0], w[1]]
+    }
+}
+
 /// Says hello or welcome.
 pub(crate) async fn greet<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), greeting: &T) -> io::Result<()> {
     let body = encode(greeting)?;
     let len = u32::try_from(body.len()).ok().filter(|len| *len <= MAX_HELLO);
     let len = len.ok_or_else(|| io::Error::other("the names are too long for a handshake"))?;
     let mut bytes = MAGIC.to_vec();
-    bytes.extend(PROTOCOL.to_le_bytes());
+    bytes.extend(SPEAKS.to_bytes());
     bytes.extend(len.to_le_bytes());
     bytes.extend(body);
     to.write_all(&bytes).await?;
     to.flush().await
 }
 
-/// Hears hello or welcome. Nothing is decoded before magic, version and length fit.
+/// Hears hello or welcome. Nothing is decoded before magic, formats and length fit; where the formats do not, the error is
+/// a [`TooOld`] inside.
 pub(crate) async fn greeted<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
     let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
-    let mut head = [0; 10];
-    from.read_exact(&mut head).await?;
-    let [m0, m1, m2, m3, v0, v1, len @ ..] = head;
-    if [m0, m1, m2, m3] != MAGIC {
+    let mut magic = [0; 4];
+    from.read_exact(&mut magic).await?;
+    if magic != MAGIC {
         return Err(invalid("the other side does not speak Divider's protocol (or speaks it through TLS)".into()));
     }
-    let version = u16::from_le_bytes([v0, v1]);
-    if version != PROTOCOL {
-        return Err(invalid(format!("the other side speaks version {version} of the protocol, this one {PROTOCOL}")));
-    }
-    let len = u32::from_le_bytes(len);
+    let theirs = hear_formats(from).await?;
+    SPEAKS.settle(theirs).map_err(io::Error::other)?;
+    let len = from.read_u32_le().await?;
     if len > MAX_HELLO {
         return Err(invalid(format!("a handshake of {len} bytes is over the limit")));
     }
     let mut body = vec![0; len as usize];
     from.read_exact(&mut body).await?;
     decode(&body)
+}
+
+/// The first version says one number where later ones say three.
+async fn hear_formats(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Speaks> {
+    let lowest = from.read_u16_le().await?;
+    if lowest <= 1 {
+        return Ok(Speaks { lowest, highest: lowest, writes: lowest });
+    }
+    let (highest, writes) = (from.read_u16_le().await?, from.read_u16_le().await?);
+    Ok(Speaks { lowest, highest, writes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn speaks(lowest: u16, highest: u16, writes: u16) -> Speaks {
+        Speaks { lowest, highest, writes }
+    }
+
+    #[test]
+    fn two_programs_settle_on_the_highest_format_that_both_read() {
+        for (mine, theirs, settled) in [
+            (speaks(2, 3, 2), speaks(2, 2, 2), 2),
+            (speaks(2, 3, 3), speaks(2, 4, 3), 3),
+            (speaks(3, 5, 4), speaks(2, 4, 3), 4),
+        ] {
+            assert_eq!(mine.settle(theirs), Ok(settled), "{mine:?} {theirs:?}");
+            assert_eq!(theirs.settle(mine), Ok(settled), "{theirs:?} {mine:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_is_too_old_is_told_what_is_needed() {
+        for (old, new, needs) in [
+            (speaks(2, 2, 2), speaks(3, 4, 3), 3),
+            // It could still be read, but does not read what is written.
+            (speaks(2, 2, 2), speaks(2, 4, 4), 4),
+            (speaks(1, 1, 1), speaks(2, 2, 2), 2),
+        ] {
+            let reads = old.highest;
+            assert_eq!(old.settle(new), Err(TooOld { needs, reads, here: true }));
+            assert_eq!(new.settle(old), Err(TooOld { needs, reads, here: false }));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_version_is_known_by_its_one_number() {
+        let said = b"DVDR\x01\x00\x05\x00\x00\x00hello";
+        let error = greeted::<Hello>(&mut &said[..]).await.unwrap_err();
+        let too_old = TooOld::within(&error).unwrap();
+        assert_eq!((too_old.needs, too_old.reads, too_old.here), (SPEAKS.lowest, 1, false));
+    }
+
+    #[tokio::test]
+    async fn what_announces_too_much_is_refused_before_memory_is_taken() {
+        let mut said = MAGIC.to_vec();
+        said.extend(SPEAKS.to_bytes());
+        said.extend(u32::MAX.to_le_bytes());
+        let error = greeted::<Hello>(&mut &said[..]).await.unwrap_err();
+        assert!(error.to_string().contains("over the limit"), "{error}");
+    }
 }

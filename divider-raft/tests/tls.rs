@@ -37,6 +37,7 @@ fn member(name: &str, address: &str, seeds: &[String]) -> RaftStoreBuilder {
     builder.listen(address).seeds(seeds).configure(|config| {
         config.advertise = Some(address.to_owned());
         config.open_time_limit = Duration::from_secs(5);
+        config.members = vec!["node-a".into(), "node-b".into(), "node-c".into(), "node-d".into()];
     })
 }
 
@@ -59,6 +60,16 @@ async fn members_and_clients_with_certificates_come_together_and_others_do_not()
     good.apply(&[Op::Add(Work::new("k").unwrap())]).await.unwrap();
     assert_eq!(stores[0].stats().await.unwrap().registered, 1);
 
+    // By a name in the DNS: what it stands for is an address, and the certificates carry the name.
+    let by_name = soon(
+        client()
+            .configure(|config| {
+                config.seed_names = std::mem::take(&mut config.seeds);
+            })
+            .tls(authority.issue("client-2")),
+    );
+    by_name.open().await.unwrap();
+
     // Of another authority, or without any.
     assert!(soon(client().tls(Authority::new().issue("client-1"))).open().await.is_err());
     assert!(soon(client().plaintext()).open().await.is_err());
@@ -66,6 +77,9 @@ async fn members_and_clients_with_certificates_come_together_and_others_do_not()
     let address = &addresses(1)[0];
     let liar = soon(member("node-d", address, &seeds).tls(authority.issue("node-e")));
     assert!(liar.open().await.is_err());
+    // And a name of a member: a certificate alone makes a client.
+    let address = &addresses(1)[0];
+    assert!(soon(member("node-e", address, &seeds).tls(authority.issue("node-e"))).open().await.is_err());
     let honest = member("node-d", &addresses(1)[0], &seeds).tls(authority.issue("node-d")).build().unwrap();
     honest.open().await.unwrap();
     assert_eq!(honest.stats().await.unwrap().registered, 1);

@@ -51,7 +51,11 @@ async fn main() -> Result<(), AnyError> {
         let builder = RaftStore::builder(GROUP)?.name(NAMES[at])?.data_dir(disk.path().join(NAMES[at]));
         let builder = builder.listen(&seeds[at]).seeds(&seeds).tls(authority.issue(NAMES[at])?);
         // What is listened at is an address; what the others look for is a host in a certificate.
-        Ok::<_, AnyError>(builder.configure(|config| config.advertise = Some(seeds[at].clone())))
+        Ok::<_, AnyError>(builder.configure(|config| {
+            config.advertise = Some(seeds[at].clone());
+            // Whoever else has a certificate of the authority is a client.
+            config.members = NAMES.map(str::to_owned).into();
+        }))
     };
     let (anna, _bert, _carl) = tokio::try_join!(start(member(0)?), start(member(1)?), start(member(2)?))?;
     anna.add_work(vec![Work::new("tenant-1")?]).await?;

@@ -40,7 +40,7 @@ fn node(name: &str, url: &str, pool: &PgPool) -> Result<Node, AnyError> {
     let query = "SELECT id AS key, size AS weight FROM example_tenant WHERE active";
     let source = Arc::new(QuerySource::new(pool.clone(), query));
     let interval = Duration::from_secs(5);
-    let builder = Node::builder(store).source(SourceConfig { source, mode: SourceMode::Authoritative, interval });
+    let builder = Node::builder(store).source(SourceConfig::new(source, SourceMode::Authoritative, interval));
     let id = NodeId::new(name)?;
     Ok(builder.configure(|config| config.node = id).build()?)
 }

@@ -33,6 +33,9 @@ use printer::Printer;
 /// How long to wait before a store that could not be reached is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// How long a process lives with a key that kills it.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// What the tasks share.
 struct Worker {
     node: Node,
@@ -118,6 +121,9 @@ impl Worker {
             match event {
                 Event::Start(start) => {
                     self.say_of(Kind::Start, &start.key, start.token, |line| line.count = Some(start.attempts.into()));
+                    if self.options.killer.iter().any(|killer| killer == start.key.as_str()) {
+                        die_soon();
+                    }
                     self.running.lock().insert(start.key, start.token);
                 }
                 Event::Stop(stop) => {
@@ -204,6 +210,14 @@ impl Worker {
             self.error(command, error);
         }
     }
+}
+
+/// Ends the process without a warning, as work does that takes too much memory.
+fn die_soon() {
+    std::thread::spawn(|| {
+        std::thread::sleep(LAST_WORDS);
+        std::process::abort();
+    });
 }
 
 /// Standard input on a thread of its own, which no other task can keep from reading. Its end says nothing: the node goes

@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::{
     Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Page, Record, Revision, SessionId,
@@ -46,8 +47,8 @@ pub enum Call<'a> {
     Stats,
     /// [`Store::quarantined`].
     Quarantined,
-    /// [`Store::hints`].
-    Hints,
+    /// [`Store::hints`], and what it is about.
+    Hints(Topic),
 }
 
 impl Call<'_> {
@@ -71,6 +72,14 @@ pub enum Fault {
     DelayCall(Duration),
     /// The call is made at once, and its answer comes after this time.
     DelayReply(Duration),
+    /// The call has no effect, and is answered as by a store that is not set up: rights that are missing for a moment.
+    Misconfigured,
+    /// The call takes effect, and its answer cannot be read.
+    Corrupt,
+    /// The call never reaches the store, and is never answered.
+    Hang,
+    /// The call panics.
+    Panic,
 }
 
 /// A fault that was ordered. Dropping it changes nothing; see [`lift`](Self::lift).
@@ -110,6 +119,8 @@ pub struct Faults(Arc<Plan>);
 struct Plan {
     rules: Mutex<Vec<Rule>>,
     deaf: AtomicBool,
+    /// Counts how often all subscriptions were cut.
+    cut: watch::Sender<u64>,
 }
 
 type Condition = Box<dyn Fn(&Call<'_>) -> bool + Send + Sync>;
@@ -154,6 +165,11 @@ impl Faults {
     /// Whether hints are swallowed, without any sign of a gap.
     pub fn lose_hints(&self, lose: bool) {
         self.0.deaf.store(lose, Ordering::SeqCst);
+    }
+
+    /// Ends all subscriptions that stand.
+    pub fn cut_hints(&self) {
+        self.0.cut.send_modify(|cuts| *cuts += 1);
     }
 
     fn meet(&self, call: Call<'_>) -> Fault {
@@ -214,6 +230,13 @@ impl<S: Store> FaultyStore<S> {
                 tokio::time::sleep(time).await;
                 result
             }
+            Fault::Misconfigured => Err(StoreError::Misconfigured("not allowed, to order".into())),
+            Fault::Corrupt => {
+                let _ = future.await;
+                Err(StoreError::Corrupt("unreadable to order".into()))
+            }
+            Fault::Hang => std::future::pending().await,
+            Fault::Panic => panic!("a panic to order"),
         }
     }
 }
@@ -281,10 +304,11 @@ impl<S: Store> Store for FaultyStore<S> {
     }
 
     async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
-        let hints = self.call(Call::Hints, self.store.hints(topic)).await?;
+        let hints = self.call(Call::Hints(topic), self.store.hints(topic)).await?;
         let faults = self.faults.clone();
+        let mut cut = faults.0.cut.subscribe();
         let deaf = move |_: &Hint| std::future::ready(!faults.0.deaf.load(Ordering::SeqCst));
-        Ok(Box::pin(hints.filter(deaf)))
+        Ok(Box::pin(hints.filter(deaf).take_until(async move { drop(cut.changed().await) })))
     }
 
     async fn close(&self) {

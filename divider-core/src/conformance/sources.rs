@@ -19,7 +19,7 @@ async fn node<B: Backend>(trial: &Trial<B>, said: &Said, mode: SourceMode) -> Pl
         let said = said.lock().clone();
         async move { said.ok_or_else(|| SourceError::from("the source is out of order")) }
     });
-    let source = SourceConfig { source: Arc::new(source), mode, interval: Duration::from_millis(30) };
+    let source = SourceConfig::new(Arc::new(source), mode, Duration::from_millis(30));
     let lease = trial.short();
     let builder = trial.builder(trial.store().await).configure(|config| config.lease = lease).source(source);
     let seat = Seat::new(&trial.history, builder.build().unwrap());

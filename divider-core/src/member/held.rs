@@ -32,7 +32,8 @@ pub(super) enum Phase {
     Running,
     StopQueued(u64, StopReason),
     Stopping(StopReason),
-    Confirming,
+    /// The confirmation is on its way: of a stop for this reason, or of a start that was never read.
+    Confirming(Option<StopReason>),
 }
 
 impl Held {
@@ -48,9 +49,17 @@ impl Held {
             Phase::Queued(_) | Phase::HeldBack => (false, None),
             Phase::Running => (true, None),
             Phase::StopQueued(_, reason) | Phase::Stopping(reason) => (true, Some(reason)),
-            Phase::Confirming => return None,
+            Phase::Confirming(_) => return None,
         };
         Some(Assigned::new(self.holding.key.clone(), self.holding.token, started, stopping))
+    }
+}
+
+impl Held {
+    /// A key that the program has stopped, and the store has not heard of it.
+    pub(super) fn confirming(&self) -> Option<Assigned> {
+        let Phase::Confirming(Some(reason)) = self.phase else { return None };
+        Some(Assigned::new(self.holding.key.clone(), self.holding.token, true, Some(reason)))
     }
 }
 

@@ -82,6 +82,12 @@ fn a_loss_is_read_before_any_new_start_and_confirmed_before_a_start_of_the_same_
     member.joined(SessionId::fresh());
     grant(&mut member, "b", 3);
     grant(&mut member, "a", 4);
+    let declined = member.take_outbox();
+    assert!(matches!(&declined[..], [Op::Confirm { started: false, token: Token(4), .. }]), "{declined:?}");
+    member.gone(&key("a"), Token(4));
+    // It comes back: nobody else takes it.
+    grant(&mut member, "a", 5);
+    assert!(member.take_outbox().is_empty());
     assert_eq!(member.next_start(), None);
     let stop = member.next_stop().unwrap();
     assert_eq!((stop.key, stop.token, stop.reason), (key("a"), Token(1), StopReason::Lost));
@@ -89,7 +95,27 @@ fn a_loss_is_read_before_any_new_start_and_confirmed_before_a_start_of_the_same_
     assert_eq!(member.next_start().unwrap().key, key("b"));
     assert_eq!(member.next_start(), None, "`a` waits for the confirmation");
     assert_eq!(member.confirm(&key("a"), Token(1)).unwrap(), Confirmation::Local);
-    assert_eq!(member.next_start().unwrap().token, Token(4));
+    assert_eq!(member.next_start().unwrap().token, Token(5));
+}
+
+#[test]
+fn a_key_that_is_held_back_is_offered_to_others_again() {
+    let mut member = joined();
+    started(&mut member, "a", 1);
+    member.lose();
+    member.next_stop().unwrap();
+    member.joined(SessionId::fresh());
+    for token in [2, 3, 4] {
+        grant(&mut member, "a", token);
+        member.offer_held_back();
+        let declined = member.take_outbox();
+        assert!(matches!(&declined[..], [Op::Confirm { started: false, .. }]), "{declined:?}");
+        member.gone(&key("a"), Token(token));
+    }
+    member.confirm(&key("a"), Token(1)).unwrap();
+    grant(&mut member, "a", 5);
+    member.offer_held_back();
+    assert_eq!(member.next_start().unwrap().token, Token(5), "nothing holds it back any more");
 }
 
 #[test]

@@ -1,57 +1,86 @@
 //! One task that carries the node's ops to the store: whatever has gathered while one batch was on its way goes with the
 //! next, so that a thousand confirmations cost a handful of calls.
 //!
-//! What an answer means for the member is settled here and not in the program's futures, so that a dropped future loses
-//! nothing: once an op is in the queue, it is carried to its end.
+//! What an answer means for the member is [settled](super::settle) here and not in the program's futures, so that a dropped
+//! future loses nothing: once an op is in the queue, it is carried to its end. An op of a session is tried until the store has decided
+//! it or the session is over, whatever the store says meanwhile: a store that has once been opened may refuse everything
+//! for a moment, and an answer that cannot be read says nothing of the effect.
 
 use std::{
+    collections::{HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{drain, shared::Shared};
-use crate::{Error, InvalidInput, Key, Op, Outcome, Refusal, SessionId, StopReason, StoreError, Token, limits};
+use super::{observe::target, settle::Then, shared::Shared};
+use crate::{Applied, Error, Instant, Key, Op, Outcome, SessionId, StoreError, Token, limits};
 
-/// What the answer means for this node.
-#[derive(Clone, Debug)]
-pub(crate) enum Then {
-    Nothing,
-    Confirmed { key: Key, token: Token },
-    Completed { key: Key, token: Token },
-    GaveUp { key: Key, token: Token },
-    Checkpointed { key: Key, token: Token },
-    Affinity,
-    Drained,
-    Retried { key: Key },
-}
+/// Pauses after failures: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// After so many refusals running it is not one op that the store does not take.
+const MOST_REFUSALS: usize = 8;
+
+pub(crate) type Reply = oneshot::Sender<Result<Vec<Outcome>, Error>>;
 
 /// Ops that go together, and who waits for them.
 pub(crate) struct Request {
-    pub(crate) ops: Vec<Op>,
+    ops: Vec<Op>,
     /// The session that the ops speak for; without it they make no sense.
-    pub(crate) session: Option<SessionId>,
-    pub(crate) then: Then,
-    /// How long to try while the store is out of reach. Ops of a session are tried for as long as it lives.
-    pub(crate) time_limit: Option<Duration>,
-    pub(crate) reply: Option<oneshot::Sender<Result<Vec<Outcome>, Error>>>,
+    pub(super) session: Option<SessionId>,
+    pub(super) then: Then,
+    /// How long to try while the store fails, and until when that is. Without it, for as long as the session lives.
+    limit: Option<(Duration, Instant)>,
+    /// The store has failed since this was asked for.
+    failed: bool,
+    /// An earlier try may have taken effect.
+    pub(super) again: bool,
+    pub(super) reply: Option<Reply>,
 }
 
 impl Request {
+    /// Ops that are tried for as long as the session lives.
+    pub(crate) fn of(session: SessionId, ops: Vec<Op>, then: Then, reply: Option<Reply>) -> Self {
+        Self { ops, session: Some(session), then, limit: None, failed: false, again: false, reply }
+    }
+
     /// A confirmation that nobody waits for.
-    pub(crate) fn decline(op: Op) -> Self {
-        let (session, then) = match &op {
-            Op::Confirm { session, key, token, .. } => {
-                (Some(*session), Then::Confirmed { key: key.clone(), token: *token })
-            }
-            _ => (None, Then::Nothing),
-        };
-        Self { ops: vec![op], session, then, time_limit: None, reply: None }
+    pub(crate) fn decline(session: SessionId, key: Key, token: Token) -> Self {
+        let op = Op::Confirm { session, key: key.clone(), token, started: false };
+        Self::of(session, vec![op], Then::Confirmed { key, token }, None)
     }
 
     fn bytes(&self) -> usize {
         self.ops.iter().map(Op::bytes).sum()
+    }
+
+    /// What the ops are about: ops about the same stay in order.
+    fn subjects(&self) -> impl Iterator<Item = Option<Key>> {
+        self.ops.iter().map(|op| subject(op).cloned())
+    }
+
+    /// To be tried again after this.
+    fn after(mut self, error: &StoreError) -> Self {
+        self.failed = true;
+        self.again |= !error.has_no_effect();
+        self
+    }
+}
+
+/// The key that an op of a node is about; `None` for the session itself.
+fn subject(op: &Op) -> Option<&Key> {
+    match op {
+        Op::Add(work) => Some(&work.key),
+        Op::Remove { key }
+        | Op::Retry { key }
+        | Op::Confirm { key, .. }
+        | Op::GiveUp { key, .. }
+        | Op::Complete { key, .. }
+        | Op::SetAside { key, .. }
+        | Op::Absolve { key, .. }
+        | Op::Checkpoint { key, .. } => Some(key),
+        _ => None,
     }
 }
 
@@ -68,11 +97,33 @@ impl Shared {
 
     /// Hands ops to the batcher, which takes them in the order in which they come here.
     pub(crate) fn hand_in(&self, ops: Vec<Op>, session: Option<SessionId>, then: Then) -> Result<HandedIn, Error> {
+        let limit = session.is_none().then_some(self.config.call_time_limit);
+        self.hand_in_for(ops, session, then, limit)
+    }
+
+    /// As [`hand_in`](Self::hand_in), with a limit of its own for how long it is tried.
+    pub(crate) fn hand_in_for(
+        &self,
+        ops: Vec<Op>,
+        session: Option<SessionId>,
+        then: Then,
+        limit: Option<Duration>,
+    ) -> Result<HandedIn, Error> {
         let (reply, answer) = oneshot::channel();
-        let time_limit = session.is_none().then_some(self.config.call_time_limit);
-        let request = Request { ops, session, then, time_limit, reply: Some(reply) };
+        let limit = limit.map(|limit| (limit, self.clock.now() + limit));
+        let request = Request { ops, session, then, limit, failed: false, again: false, reply: Some(reply) };
         self.requests.send(request).map_err(|_| Error::Cancelled)?;
         Ok(HandedIn(answer))
+    }
+
+    /// Applies a batch. An answer that does not say of each op what became of it cannot be read.
+    pub(crate) async fn apply(&self, call: &'static str, ops: &[Op]) -> Result<Applied, StoreError> {
+        let applied = self.observer.call(call, self.store.apply(ops)).await?;
+        if applied.outcomes.len() == ops.len() {
+            return Ok(applied);
+        }
+        let (said, of) = (applied.outcomes.len(), ops.len());
+        Err(StoreError::Corrupt(format!("{said} outcomes of {of} ops")))
     }
 }
 
@@ -80,211 +131,176 @@ impl Shared {
 pub(crate) struct HandedIn(oneshot::Receiver<Result<Vec<Outcome>, Error>>);
 
 impl HandedIn {
+    pub(crate) fn new(answer: oneshot::Receiver<Result<Vec<Outcome>, Error>>) -> Self {
+        Self(answer)
+    }
+
     pub(crate) async fn wait(self) -> Result<Vec<Outcome>, Error> {
         self.0.await.map_err(|_| Error::Cancelled)?
     }
 }
 
+struct Batcher {
+    shared: Arc<Shared>,
+    requests: mpsc::UnboundedReceiver<Request>,
+    /// What is to go next, in order.
+    waiting: VecDeque<Request>,
+    /// How long to wait after the next failure.
+    pause: Duration,
+    /// Why the last round failed; `None` while all is well.
+    trouble: Option<StoreError>,
+}
+
 /// Runs until the node ends.
-pub(crate) async fn run(shared: Arc<Shared>, mut requests: mpsc::UnboundedReceiver<Request>) {
-    let mut next = None;
-    loop {
-        let first = match next.take() {
-            Some(request) => request,
-            None => match tokio::select! { biased; () = shared.end() => None, request = requests.recv() => request } {
-                Some(request) => request,
-                None => return,
-            },
-        };
-        // Whoever is about to ask at the same moment, such as a program that confirms many stops, goes along.
-        tokio::task::yield_now().await;
-        let (mut ops, mut bytes) = (first.ops.len(), first.bytes());
-        let mut batch = vec![first];
-        while let Ok(request) = requests.try_recv() {
-            ops += request.ops.len();
-            bytes += request.bytes();
-            if ops > limits::MAX_BATCH_OPS || bytes > limits::MAX_BATCH_BYTES {
-                next = Some(request);
-                break;
-            }
-            batch.push(request);
-        }
-        tokio::select! {
-            biased;
-            () = shared.end() => return,
-            () = carry(&shared, batch) => {}
-        }
+pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) {
+    let mut batcher =
+        Batcher { shared: shared.clone(), requests, waiting: VecDeque::new(), pause: PAUSES.0, trouble: None };
+    tokio::select! {
+        biased;
+        () = shared.end() => {}
+        () = async { while batcher.gather().await { batcher.round().await } } => {}
     }
 }
 
-/// Applies a batch, again and again until it is known what became of it or nobody wants to know any more.
-async fn carry(shared: &Arc<Shared>, mut batch: Vec<Request>) {
-    let began = shared.clock.now();
-    let mut pause = Duration::from_millis(5);
-    let mut again = false;
-    let mut last = None;
-    loop {
-        let session = shared.with(|member| member.session());
-        let waited = shared.clock.now().since(began);
-        batch = batch
-            .into_iter()
-            .filter_map(|request| {
-                let over = request.session.is_some() && request.session != session;
-                let late = request.time_limit.is_some_and(|limit| again && waited >= limit);
-                if over {
-                    request.settle(shared, Err(Error::NoSession), again);
-                } else if late {
-                    let limit = request.time_limit.unwrap_or_default();
-                    let error = last.clone().unwrap_or(StoreError::Timeout { limit });
-                    request.settle(shared, Err(error.into()), again);
-                } else {
-                    return Some(request);
-                }
-                None
-            })
-            .collect();
+impl Batcher {
+    /// Waits until there is something to do; false where nothing can come any more.
+    async fn gather(&mut self) -> bool {
+        if self.waiting.is_empty() {
+            let Some(first) = self.requests.recv().await else { return false };
+            self.waiting.push_back(first);
+            // Whoever is about to ask at the same moment, such as a program that confirms many stops, goes along.
+            tokio::task::yield_now().await;
+        }
+        while let Ok(request) = self.requests.try_recv() {
+            self.waiting.push_back(request);
+        }
+        true
+    }
+
+    /// One try with as much as goes into a batch.
+    async fn round(&mut self) {
+        let session = self.shared.with(|member| member.session());
+        if self.trouble.is_some() {
+            // Whoever has waited for long enough does not wait for its turn as well.
+            for request in std::mem::take(&mut self.waiting) {
+                let request = self.still_wanted(Request { failed: true, ..request }, session);
+                self.waiting.extend(request);
+            }
+        }
+        let batch = self.batch(session);
         if batch.is_empty() {
             return;
         }
         let ops: Vec<Op> = batch.iter().flat_map(|request| request.ops.iter().cloned()).collect();
-        match shared.observer.call("apply", shared.store.apply(&ops)).await {
-            Ok(applied) => {
-                shared.applied.fetch_max(applied.revision.0, Ordering::Relaxed);
-                let mut outcomes = applied.outcomes.into_iter();
-                for request in batch {
-                    let mine = outcomes.by_ref().take(request.ops.len()).collect();
-                    request.settle(shared, Ok(mine), again);
-                }
-                return;
-            }
-            Err(error) if error.is_transient() => {
-                again = true;
-                last = Some(error);
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(100));
-            }
+        match self.shared.apply("apply", &ops).await {
+            Ok(applied) => self.applied(batch, applied),
             Err(error) => {
-                for request in batch {
-                    request.settle(shared, Err(error.clone().into()), again);
-                }
-                return;
+                self.failed(batch, error).await;
+                tokio::time::sleep(self.pause).await;
+                self.pause = (self.pause * 2).min(PAUSES.1);
             }
         }
     }
-}
 
-impl Request {
-    /// Draws the consequences of an answer, and passes it on. `again` says that the ops may have been applied before.
-    fn settle(self, shared: &Arc<Shared>, answer: Result<Vec<Outcome>, Error>, again: bool) {
-        let refusal = match answer.as_ref().map(|outcomes| outcomes.first()) {
-            Ok(Some(Outcome::Refused(refusal))) => Some(*refusal),
-            _ => None,
+    /// The first that are waiting, as many as go into one batch.
+    fn batch(&mut self, session: Option<SessionId>) -> Vec<Request> {
+        let (mut batch, mut ops, mut bytes) = (Vec::new(), 0, 0);
+        while let Some(request) = self.waiting.pop_front() {
+            ops += request.ops.len();
+            bytes += request.bytes();
+            if !batch.is_empty() && (ops > limits::MAX_BATCH_OPS || bytes > limits::MAX_BATCH_BYTES) {
+                self.waiting.push_front(request);
+                break;
+            }
+            batch.extend(self.still_wanted(request, session));
+        }
+        batch
+    }
+
+    /// Settles what is over or late, and returns the others.
+    fn still_wanted(&self, request: Request, session: Option<SessionId>) -> Option<Request> {
+        let late = request.limit.filter(|(_, until)| request.failed && *until <= self.shared.clock.now());
+        if request.session.is_some() && request.session != session {
+            request.settle(&self.shared, Err(Error::NoSession));
+        } else if let Some((limit, _)) = late {
+            let error = self.trouble.clone().unwrap_or(StoreError::Timeout { limit });
+            request.settle(&self.shared, Err(error.into()));
+        } else {
+            return Some(request);
+        }
+        None
+    }
+
+    fn applied(&mut self, batch: Vec<Request>, applied: Applied) {
+        self.pause = PAUSES.0;
+        self.trouble = None;
+        self.shared.applied.fetch_max(applied.revision.0, Ordering::Relaxed);
+        let mut outcomes = applied.outcomes.into_iter();
+        for request in batch {
+            let mine = outcomes.by_ref().take(request.ops.len()).collect();
+            request.settle(&self.shared, Ok(mine));
+        }
+    }
+
+    /// Puts back what is to be tried again.
+    async fn failed(&mut self, batch: Vec<Request>, error: StoreError) {
+        if !error.is_transient() && self.trouble.as_ref().is_none_or(StoreError::is_transient) {
+            let node = &self.shared.config.node;
+            tracing::warn!(target: target::STORE, %node, %error, "the store does not take ops; they are tried again");
+        }
+        let batch = batch.into_iter().map(|request| request.after(&error));
+        let mut back: VecDeque<Request> = if error.is_transient() {
+            batch.collect()
+        } else if batch.len() == 1 {
+            batch.filter_map(|request| self.refused(request, &error)).collect()
+        } else {
+            let batch = batch.collect();
+            self.one_by_one(batch).await
         };
-        if refusal == Some(Refusal::SessionEnded)
-            && let Some(session) = self.session
-        {
-            shared.session_ended(session);
-        }
-        let result = consequences(shared, &self.then, answer, refusal, again);
-        if let Some(reply) = self.reply {
-            // Whoever asked may have gone.
-            let _ = reply.send(result);
-        }
+        self.trouble = Some(error);
+        back.append(&mut self.waiting);
+        self.waiting = back;
     }
-}
 
-fn consequences(
-    shared: &Arc<Shared>,
-    then: &Then,
-    answer: Result<Vec<Outcome>, Error>,
-    refusal: Option<Refusal>,
-    again: bool,
-) -> Result<Vec<Outcome>, Error> {
-    let lost = |key: &Key| match &answer {
-        Err(Error::NoSession) => Some(Error::Lost { key: key.clone() }),
-        _ if refusal == Some(Refusal::SessionEnded) => Some(Error::Lost { key: key.clone() }),
-        _ => None,
-    };
-    // The ledger refuses the ops of an owner only where it is none any more.
-    let not_ours = |key: &Key, token: Token| {
-        shared.with(|member| member.disowned(key, token));
-        // Where it was sent twice, the first may have taken effect, and that may be why the second is refused.
-        if again { Error::Lost { key: key.clone() } } else { Error::StaleToken { key: key.clone(), given: token } }
-    };
-    match then {
-        Then::Nothing => answer,
-        Then::Confirmed { key, token } => {
-            // Whatever the store says, the program has stopped and the key is not this node's any more: done, taken, or
-            // lost with the session. Only if it cannot be told does the key stay, until the session ends.
-            if answer.is_ok() {
-                shared.with(|member| member.gone(key, *token));
+    /// What the store does not take may be a single op, which must not hold up all others: each request is tried alone. What
+    /// is to be tried again comes back, what has not been tried first.
+    async fn one_by_one(&mut self, batch: Vec<Request>) -> VecDeque<Request> {
+        let (mut untried, mut kept, mut about) = (VecDeque::new(), VecDeque::new(), HashSet::new());
+        let mut refusals = 0;
+        for request in batch {
+            if request.subjects().any(|subject| about.contains(&subject)) {
+                about.extend(request.subjects());
+                kept.push_back(request);
+                continue;
             }
-            match &answer {
-                Err(Error::NoSession) => Ok(Vec::new()),
-                _ => answer,
+            if refusals >= MOST_REFUSALS {
+                untried.push_back(request);
+                continue;
             }
-        }
-        Then::Completed { key, token } => {
-            let done = match (&answer, refusal) {
-                (Ok(_), None) => true,
-                (Ok(_), Some(Refusal::UnknownKey)) => again,
-                _ => false,
-            };
-            if done {
-                shared.with(|member| member.gone(key, *token));
-                return Ok(Vec::new());
-            }
-            shared.with(|member| member.not_completed(key, *token));
-            match (lost(key), refusal) {
-                (Some(error), _) => Err(error),
-                (None, Some(_)) => Err(not_ours(key, *token)),
-                (None, None) => answer,
-            }
-        }
-        Then::GaveUp { key, token } => match (lost(key), refusal) {
-            (Some(error), _) => Err(error),
-            (None, Some(_)) => Err(not_ours(key, *token)),
-            (None, None) => {
-                if answer.is_ok() {
-                    shared.with(|member| member.told_to_stop(key, *token, StopReason::Rebalanced));
+            match self.shared.apply("apply", &request.ops).await {
+                Ok(applied) => {
+                    refusals = 0;
+                    self.applied(vec![request], applied);
                 }
-                answer
-            }
-        },
-        Then::Checkpointed { key, token } => match (lost(key), refusal) {
-            (Some(error), _) => Err(error),
-            (None, Some(_)) => Err(not_ours(key, *token)),
-            (None, None) => answer,
-        },
-        Then::Affinity => match (answer, refusal) {
-            (Ok(_), Some(Refusal::AffinityOutOfRange(value))) => Err(InvalidInput::OutOfRange {
-                what: "affinity",
-                value: value.into(),
-                min: 0,
-                max: limits::MAX_AFFINITY.into(),
-            }
-            .into()),
-            (Ok(_), Some(_)) => Err(Error::NoSession),
-            (Ok(outcomes), None) => {
-                if let Some(Outcome::Affinity(affinity)) = outcomes.first() {
-                    shared.with(|member| member.set_affinity(*affinity));
+                Err(error) => {
+                    refusals = if error.is_transient() { MOST_REFUSALS } else { refusals + 1 };
+                    if let Some(request) = self.refused(request.after(&error), &error) {
+                        about.extend(request.subjects());
+                        kept.push_back(request);
+                    }
                 }
-                Ok(outcomes)
-            }
-            (Err(error), _) => Err(error),
-        },
-        Then::Drained => {
-            // Without a session there is nothing to drain, and none will be opened any more.
-            shared.spawn(drain::stop_all(shared.clone()));
-            match answer {
-                Err(Error::NoSession) => Ok(Vec::new()),
-                answer => answer,
             }
         }
-        Then::Retried { key } => match refusal {
-            // Where it was sent twice, the first may have done it.
-            Some(_) if !again => Err(Error::UnknownKey { key: key.clone() }),
-            _ => answer,
-        },
+        untried.append(&mut kept);
+        untried
+    }
+
+    /// A request alone that has failed: whether it is to be tried again.
+    fn refused(&self, request: Request, error: &StoreError) -> Option<Request> {
+        if error.is_transient() || request.limit.is_none() {
+            return Some(request);
+        }
+        request.settle(&self.shared, Err(error.clone().into()));
+        None
     }
 }

@@ -3,13 +3,11 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{Notify, watch};
 
-use super::{
-    observe::{Observer, target},
-    shared::Shared,
-};
-use crate::{Clock, Instant, Store, StoreError, lease::Lease};
+use super::{observe::Observer, part::Part, shared::Shared};
+use crate::{Clock, Instant, SessionId, Store, StoreError, lease::Lease};
 
 /// What the thread needs; nothing that would keep the node alive.
 struct Beat {
@@ -24,7 +22,7 @@ struct Beat {
 }
 
 /// Starts the thread. It ends when the node does.
-pub(crate) fn spawn(shared: &Shared) -> io::Result<()> {
+pub(crate) fn spawn(shared: &Arc<Shared>) -> io::Result<()> {
     let beat = Beat {
         store: shared.store.clone(),
         clock: shared.clock.clone(),
@@ -34,7 +32,12 @@ pub(crate) fn spawn(shared: &Shared) -> io::Result<()> {
         leases: shared.lease.subscribe(),
         died: shared.lease_died.clone(),
     };
-    shared.machine.beat(Box::pin(beat.run()))
+    let node = Arc::downgrade(shared);
+    shared.machine.beat(Box::pin(async move {
+        let part = Part::of(node, "the renewal of the lease");
+        beat.run().await;
+        part.done();
+    }))
 }
 
 impl Beat {
@@ -58,45 +61,58 @@ impl Beat {
         }
     }
 
-    /// Renews until the lease is dead.
+    /// Renews until the lease is dead. A renewal that is not back when the next one is due does not hold it up.
     async fn keep(&self, lease: &Lease) {
-        let session = lease.session();
+        let mut renewals = FuturesUnordered::new();
+        let mut due = self.clock.now();
         loop {
-            let sent = self.clock.now();
-            // A renewal that is not back after two intervals is given up: its connection may be dead, and the next one
-            // still has the rest of the lease.
-            let limit = self.interval * 2;
-            let renewal = async {
-                let timed_out = |_| StoreError::Timeout { limit };
-                tokio::time::timeout(limit, self.store.renew(session)).await.map_err(timed_out)?
-            };
-            let result = self.observer.call("renew", renewal).await;
             let now = self.clock.now();
-            let alive = match &result {
-                Ok(_) => lease.extend(now, sent + self.believed),
-                Err(StoreError::SessionEnded) => {
-                    lease.kill();
-                    false
+            if due <= now {
+                renewals.push(self.renewal(lease.session(), now));
+                due = now + self.interval;
+            }
+            tokio::select! {
+                biased;
+                Some((sent, result)) = renewals.next() => {
+                    if !self.alive(lease, sent, &result) {
+                        return self.died.notify_one();
+                    }
+                    if result.is_err() {
+                        due = due.min(self.clock.now() + self.interval / 8);
+                    }
                 }
-                Err(_) => lease.is_valid(now),
-            };
-            if !alive {
-                tracing::warn!(
-                    target: target::SESSION, node = %self.observer.node, %session, error = ?result.err(),
-                    "the session is lost: its lease could not be renewed in time"
-                );
-                self.died.notify_one();
-                return;
+                () = tokio::time::sleep(due.since(now)) => {}
             }
-            let spent = now.since(sent);
-            if result.is_err() || spent > self.interval {
-                self.observer.beat_late();
+        }
+    }
+
+    /// One renewal, and when it was sent.
+    async fn renewal(&self, session: SessionId, sent: Instant) -> (Instant, Result<crate::Beat, StoreError>) {
+        // One that is not back after two intervals is given up, since its connection may be dead: and early enough that
+        // one more has its time, on a connection that it does not have to share with this one.
+        let left = self.believed.saturating_sub(self.interval);
+        let limit = (self.interval * 2).min(left * 2 / 3);
+        let renewal = async {
+            let timed_out = |_| StoreError::Timeout { limit };
+            tokio::time::timeout(limit, self.store.renew(session)).await.map_err(timed_out)?
+        };
+        (sent, self.observer.call("renew", renewal).await)
+    }
+
+    /// What an answer does to the lease.
+    fn alive(&self, lease: &Lease, sent: Instant, result: &Result<crate::Beat, StoreError>) -> bool {
+        let now = self.clock.now();
+        if result.is_err() || now.since(sent) > self.interval {
+            self.observer.beat_late();
+        }
+        lease.note(result.as_ref().err().cloned());
+        match result {
+            Ok(_) => lease.extend(now, sent + self.believed),
+            Err(StoreError::SessionEnded) => {
+                lease.kill();
+                false
             }
-            let pause = match result {
-                Ok(_) => self.interval.saturating_sub(spent),
-                Err(_) => self.interval / 8,
-            };
-            tokio::time::sleep(pause).await;
+            Err(_) => lease.is_valid(now),
         }
     }
 }

@@ -10,12 +10,24 @@ use futures_util::{FutureExt, StreamExt, future::maybe_done};
 
 use tracing::Instrument;
 
-use super::{observe::target, shared::Shared, supply};
+use super::{
+    duty::{Duties, Duty},
+    feed::{self, Feed},
+    observe::target,
+    seen::Seen,
+    shared::{Loss, Shared},
+    supply::Supply,
+};
 use crate::{
-    Claim, Cursor, Hint, HintStream, Instant, Revision, SessionId, Sighting, Standing, StoreError, Term, Topic,
+    Batch, Claim, Cursor, Hint, Instant, Revision, SessionId, Standing, StoreError, Term,
     leader::{Deposed, Fed, Leader},
     limits,
 };
+
+/// How often a leader asks for changes that must be there before it reads the whole group again.
+const ASKS: u32 = 10;
+/// As far as the changes go.
+const NEWEST: Revision = Revision(u64::MAX);
 
 /// Why a leader stopped.
 enum Over {
@@ -23,25 +35,36 @@ enum Over {
     Lost,
     /// The picture has a hole that only a new scan closes.
     Behind,
+    /// This node may lead, but is not let do what a leader does: another one may be.
+    Unable(Duty),
 }
 
 /// Runs until the session is over.
 pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
     let mut seen: Option<Seen> = None;
+    // Until then the leadership is left to others.
+    let mut abstains = Instant(0);
     loop {
+        let now = shared.clock.now();
         let claim = match &seen {
-            _ if shared.with(|member| member.draining()) => Claim::Follow,
-            Some(seen) => Claim::Take { stale: seen.stale(shared.clock.now(), shared.config.lease) },
+            _ if now < abstains || shared.with(|member| member.draining()) => Claim::Follow,
+            Some(seen) => Claim::Take { stale: seen.stale(now, shared.config.lease) },
             None => Claim::Take { stale: None },
         };
         let mut pause = shared.config.poll_interval();
         match look(&shared, session, claim).await {
-            Err(StoreError::SessionEnded) => return shared.session_ended(session),
-            Err(_) => seen.iter_mut().for_each(|seen| seen.unanswered = true),
+            Err(StoreError::SessionEnded) => return shared.session_ended(session, Loss::Ended("a poll")),
+            Err(_) => seen.iter_mut().for_each(Seen::unanswered),
             Ok(Standing { leader: Some(leader), .. }) if leader.session == session => {
                 let deposed = seen.take().and_then(|seen| seen.deposed());
-                lead(&shared, session, leader.term, deposed).await;
-                continue;
+                if now >= abstains {
+                    let Some(duty) = lead(&shared, session, leader.term, deposed).await else { continue };
+                    let node = &shared.config.node;
+                    tracing::warn!(target: target::LEADER, %node, "could not {duty} for a lease: lets others lead");
+                    abstains = shared.clock.now() + shared.config.lease * 2;
+                }
+                // Best effort: it is not renewed either.
+                let _ = shared.observer.call("resign", shared.store.resign(session, leader.term)).await;
             }
             Ok(Standing { leader: Some(leader), .. }) => {
                 let now = shared.clock.now();
@@ -68,55 +91,21 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
 
 /// One poll, and what every poll is good for.
 async fn look(shared: &Shared, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    let asked = shared.clock.now();
     let standing = shared.observer.call("poll", shared.store.poll(session, claim)).await?;
     shared.marks.lock().note(shared.clock.now(), standing.token);
     // What the poll before this one knew of must have come by now, or it is lost.
     let expected = shared.expected.swap(standing.seq, Ordering::Relaxed);
     if shared.with(|member| member.session() == Some(session) && member.seq() < expected) {
         shared.resync.notify_one();
+    } else {
+        shared.ears.lock().knows_all(asked);
     }
     Ok(standing)
 }
 
-/// Another node's leadership, as it is watched from here.
-struct Seen {
-    leader: Sighting,
-    /// Since when the leadership's beat has stood still.
-    since: Instant,
-    /// Since when the beat of the leader's session has.
-    session_since: Instant,
-    /// The store failed to answer since: the silence may be its own.
-    unanswered: bool,
-}
-
-impl Seen {
-    fn new(leader: Sighting, now: Instant) -> Self {
-        Self { leader, since: now, session_since: now, unanswered: false }
-    }
-
-    fn update(&mut self, leader: Sighting, now: Instant) {
-        if (self.leader.term, self.leader.beat) != (leader.term, leader.beat) {
-            self.since = now;
-        }
-        if (self.leader.session, self.leader.session_beat) != (leader.session, leader.session_beat) {
-            self.session_since = now;
-            self.unanswered = false;
-        }
-        self.leader = leader;
-    }
-
-    /// The leadership, if it has stood still for a lease.
-    fn stale(&self, now: Instant, lease: Duration) -> Option<(Term, crate::Beat)> {
-        (self.since + lease <= now).then_some((self.leader.term, self.leader.beat))
-    }
-
-    fn deposed(&self) -> Option<Deposed> {
-        let beat = self.leader.session_beat?;
-        Some(Deposed { session: self.leader.session, beat, since: self.session_since, unanswered: self.unanswered })
-    }
-}
-
-async fn lead(shared: &Arc<Shared>, session: SessionId, term: Term, deposed: Option<Deposed>) {
+/// Leads until it is over. Returns what this node could not do, where that is the reason.
+async fn lead(shared: &Arc<Shared>, session: SessionId, term: Term, deposed: Option<Deposed>) -> Option<Duty> {
     tracing::info!(target: target::LEADER, node = %shared.config.node, %session, %term, "leads");
     shared.leading.send_replace(Some(term));
     shared.rested.send_replace(Some(Revision(0)));
@@ -124,16 +113,16 @@ async fn lead(shared: &Arc<Shared>, session: SessionId, term: Term, deposed: Opt
     let _guard = Leading(shared);
     loop {
         let leader = Leader::new(shared.config.clone(), term, deposed);
-        let reign = Reign { shared, session, leader, ticked: shared.clock.now() };
         let span = tracing::info_span!(target: target::LEADER, "lead", %term);
-        match reign.run().instrument(span).await {
+        match Reign::new(shared, session, leader).run().instrument(span).await {
             Over::Behind => {
                 tracing::info!(target: target::LEADER, node = %shared.config.node, %term, "reads the group again");
             }
             Over::Lost => {
                 tracing::info!(target: target::LEADER, node = %shared.config.node, %term, "leads no more");
-                return;
+                return None;
             }
+            Over::Unable(duty) => return Some(duty),
         }
     }
 }
@@ -153,17 +142,25 @@ struct Reign<'a> {
     shared: &'a Arc<Shared>,
     session: SessionId,
     leader: Leader,
+    /// Begins to read when the group is known.
+    supply: Supply,
+    duties: Duties,
     /// When leadership was renewed last.
     ticked: Instant,
 }
 
-impl Reign<'_> {
+impl<'a> Reign<'a> {
+    fn new(shared: &'a Arc<Shared>, session: SessionId, leader: Leader) -> Self {
+        let (supply, ticked) = (Supply::new(shared), shared.clock.now());
+        Self { shared, session, leader, supply, duties: Duties::default(), ticked }
+    }
+
     async fn run(mut self) -> Over {
-        let mut feed = match self.load().await {
-            Ok(feed) => feed,
-            Err(over) => return over,
-        };
-        let mut supply = supply::spawn(self.shared);
+        if let Err(over) = self.load().await {
+            return over;
+        }
+        let mut feed = feed::follow(self.shared);
+        self.supply.begin(self.shared);
         let mut ticks = tokio::time::interval(self.shared.config.poll_interval());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -182,9 +179,9 @@ impl Reign<'_> {
             // where the store is slow; the feed is read before each decision as well.
             let step = tokio::select! {
                 biased;
-                find = supply.next() => {
-                    let ops = supply.compare(find, &self.leader);
-                    supply.declare(self.shared, ops);
+                find = self.supply.next() => {
+                    let ops = self.supply.compare(find, &self.leader, self.shared.clock.now());
+                    self.supply.declare(self.shared, ops);
                     Ok(())
                 }
                 () = &mut wake => {
@@ -192,7 +189,7 @@ impl Reign<'_> {
                     Ok(())
                 }
                 _ = ticks.tick() => self.tick().await,
-                hint = feed.next() => self.hear(hint).await,
+                Some(hint) = feed.next() => self.hear(hint).await,
             };
             if let Err(over) = step {
                 return over;
@@ -200,15 +197,10 @@ impl Reign<'_> {
         }
     }
 
-    /// Reads the whole group, after subscribing to its changes.
-    async fn load(&mut self) -> Result<HintStream, Over> {
+    /// Reads the whole group. The changes since the first page are taken in after each page: all at once, a busy group's
+    /// would be forgotten before they are asked for.
+    async fn load(&mut self) -> Result<(), Over> {
         let began = self.shared.clock.now();
-        let feed = loop {
-            match self.shared.observer.call("subscribe", self.shared.store.hints(Topic::Group)).await {
-                Ok(feed) => break feed,
-                Err(_) => self.pause_and_renew().await?,
-            }
-        };
         let shared = self.shared;
         let scan =
             |cursor: Option<Cursor>| Box::pin(maybe_done(shared.observer.call("scan", shared.store.scan(cursor))));
@@ -216,12 +208,16 @@ impl Reign<'_> {
         let mut coming = scan(None);
         loop {
             coming.as_mut().await;
-            let Some(Ok(page)) = coming.as_mut().take_output() else {
+            let read = coming.as_mut().take_output().and_then(Result::ok);
+            // What is older than the changes that have been taken in must not undo them.
+            let Some(page) = read.filter(|page| first || page.revision >= self.leader.revision()) else {
+                self.duties.failed(Duty::Read, shared.clock.now());
                 self.pause_and_renew().await?;
                 coming = scan(cursor.clone());
                 continue;
             };
-            let now = shared.now();
+            self.duties.done(Duty::Read);
+            let (now, revision) = (shared.now(), page.revision);
             cursor = page.next.clone();
             if cursor.is_some() {
                 coming = scan(cursor.clone());
@@ -232,6 +228,7 @@ impl Reign<'_> {
             }
             self.leader.page(page, now, first);
             first = false;
+            self.catch_up(revision).await?;
             if cursor.is_none() {
                 break;
             }
@@ -240,7 +237,7 @@ impl Reign<'_> {
                 renewed = now.mono;
             }
         }
-        self.catch_up().await?;
+        self.catch_up(NEWEST).await?;
         self.leader.loaded(self.shared.now());
         self.beats().await;
         if let Ok(silences) = self.shared.observer.call("silences", self.shared.store.silences()).await {
@@ -250,28 +247,37 @@ impl Reign<'_> {
             target: target::LEADER, node = %self.shared.config.node, counts = ?self.leader.counts(),
             took = ?self.shared.clock.now().since(began), "knows the group"
         );
-        Ok(feed)
+        Ok(())
     }
 
-    async fn pause_and_renew(&self) -> Result<(), Over> {
+    async fn pause_and_renew(&mut self) -> Result<(), Over> {
         tokio::time::sleep(Duration::from_millis(20)).await;
         self.renew().await.map(drop)
     }
 
     /// Renews the leadership. A store that cannot be reached says nothing about it: the ledger refuses what a deposed
     /// leader proposes.
-    async fn renew(&self) -> Result<Option<Standing>, Over> {
+    async fn renew(&mut self) -> Result<Option<Standing>, Over> {
         let claim = Claim::Lead { term: self.leader.term() };
         match look(self.shared, self.session, claim).await {
             Ok(standing) => {
                 let still = standing.leader.map(|leader| (leader.session, leader.term));
-                if still == Some((self.session, self.leader.term())) { Ok(Some(standing)) } else { Err(Over::Lost) }
+                if still != Some((self.session, self.leader.term())) {
+                    return Err(Over::Lost);
+                }
+                match self.duties.neglected(self.shared.clock.now(), self.shared.config.lease) {
+                    Some(duty) => Err(Over::Unable(duty)),
+                    None => Ok(Some(standing)),
+                }
             }
             Err(StoreError::SessionEnded) => {
-                self.shared.session_ended(self.session);
+                self.shared.session_ended(self.session, Loss::Ended("a poll"));
                 Err(Over::Lost)
             }
-            Err(_) => Ok(None),
+            Err(_) => {
+                self.duties.excuse();
+                Ok(None)
+            }
         }
     }
 
@@ -281,7 +287,7 @@ impl Reign<'_> {
         self.beats().await;
         self.leader.seen(standing.revision);
         if self.leader.is_behind() {
-            self.catch_up().await?;
+            self.catch_up(NEWEST).await?;
         }
         self.leader.tick(self.shared.now());
         self.shared.observer.counts(self.leader.counts());
@@ -289,8 +295,12 @@ impl Reign<'_> {
     }
 
     async fn beats(&mut self) {
-        if let Ok(beats) = self.shared.observer.call("beats", self.shared.store.beats()).await {
-            self.leader.beats(&beats, self.shared.now());
+        match self.shared.observer.call("beats", self.shared.store.beats()).await {
+            Ok(beats) => {
+                self.duties.done(Duty::Watch);
+                self.leader.beats(&beats, self.shared.now());
+            }
+            Err(_) => self.duties.failed(Duty::Watch, self.shared.clock.now()),
         }
         if self.shared.config.lock_delay.is_some()
             && let Ok(gone) = self.shared.observer.call("gone", self.shared.store.gone()).await
@@ -299,58 +309,69 @@ impl Reign<'_> {
         }
     }
 
-    /// Takes in one hint, and all that have come with it.
+    /// Takes in one hint.
     async fn hear(&mut self, hint: Option<Hint>) -> Result<(), Over> {
         match hint {
-            Some(Hint::Batch(batch)) => match self.leader.feed(batch, self.shared.now()) {
+            Some(Hint::Batch(batch)) => match self.take_in(batch) {
                 Fed::Applied | Fed::Known => Ok(()),
-                Fed::Gap => self.catch_up().await,
+                Fed::Gap => self.catch_up(NEWEST).await,
             },
             Some(Hint::Gap) => {
                 self.shared.observer.hint_missed();
-                self.catch_up().await
+                self.catch_up(NEWEST).await
             }
             Some(Hint::Message(_) | Hint::LeaderGone) => Ok(()),
-            // The subscription is gone, and everything since with it: begin again with a new one.
-            None => {
-                self.shared.observer.hint_missed();
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                self.renew().await?;
-                Err(Over::Behind)
-            }
+            // A subscription has begun, which knows nothing of what was before.
+            None => self.catch_up(NEWEST).await,
         }
     }
 
-    /// Reads the changes until the picture is up to date.
-    async fn catch_up(&mut self) -> Result<(), Over> {
-        loop {
+    fn take_in(&mut self, batch: Batch) -> Fed {
+        self.supply.note(&batch);
+        self.leader.feed(batch, self.shared.now())
+    }
+
+    /// Reads the changes until the picture is up to date, but none that are newer than `to`.
+    async fn catch_up(&mut self, to: Revision) -> Result<(), Over> {
+        let mut asks = 0;
+        while to == NEWEST || self.leader.revision() < to {
             let since = self.leader.revision();
             match self.shared.observer.call("changes", self.shared.store.changes(since)).await {
-                Ok(Some(batches)) if batches.is_empty() => {
-                    // Whoever said that there is more spoke of another lineage.
-                    return if self.leader.is_behind() { Err(Over::Behind) } else { Ok(()) };
-                }
                 Ok(Some(batches)) => {
-                    for batch in batches {
-                        if self.leader.feed(batch, self.shared.now()) == Fed::Gap {
+                    self.duties.done(Duty::Read);
+                    let none = batches.is_empty();
+                    for batch in batches.into_iter().filter(|batch| batch.revision <= to) {
+                        if self.take_in(batch) == Fed::Gap {
                             return Err(Over::Behind);
                         }
                     }
                     if !self.leader.is_behind() {
                         return Ok(());
                     }
+                    if none {
+                        // Whoever said that there is more spoke of another lineage, or knows more than who answers here.
+                        asks += 1;
+                        if asks == ASKS {
+                            return Err(Over::Behind);
+                        }
+                        self.pause_and_renew().await?;
+                    }
                 }
                 Ok(None) => return Err(Over::Behind),
-                Err(_) => self.pause_and_renew().await?,
+                Err(_) => {
+                    self.duties.failed(Duty::Read, self.shared.clock.now());
+                    self.pause_and_renew().await?;
+                }
             }
         }
+        Ok(())
     }
 
     /// Proposes until there is nothing to do. Between two batches it takes in what has come, so that each is decided on
     /// the newest picture.
-    async fn decide(&mut self, feed: &mut HintStream) -> Result<(), Over> {
+    async fn decide(&mut self, feed: &mut Feed) -> Result<(), Over> {
         loop {
-            while let Some(hint) = feed.next().now_or_never() {
+            while let Some(Some(hint)) = feed.next().now_or_never() {
                 self.hear(hint).await?;
             }
             let proposal = {
@@ -364,8 +385,9 @@ impl Reign<'_> {
                 self.shared.rested.send_replace(Some(self.leader.revision()));
                 return Ok(());
             }
-            match self.shared.observer.call("propose", self.shared.store.apply(&proposal.ops)).await {
+            match self.shared.apply("propose", &proposal.ops).await {
                 Ok(applied) => {
+                    self.duties.done(Duty::Propose);
                     self.shared.observer.moved(&proposal.ops, &applied.outcomes);
                     tracing::debug!(
                         target: target::LEADER, node = %self.shared.config.node, ops = proposal.ops.len(), "moved"
@@ -375,6 +397,7 @@ impl Reign<'_> {
                     }
                 }
                 Err(_) => {
+                    self.duties.failed(Duty::Propose, self.shared.clock.now());
                     self.leader.unanswered(&proposal);
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     return Ok(());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::{
-    Op, Outcome, StoreError,
+    NodeConfig, Op, Outcome, StoreError,
     leader::{Counts, Timing},
 };
 
@@ -42,9 +42,19 @@ pub(crate) fn describe() {
 pub(crate) struct Observer {
     pub(crate) node: String,
     pub(crate) store: &'static str,
+    /// After this a call is given up. Every store has a time limit of its own, well below; this is for one that has not kept
+    /// to it, so that a call which never comes back cannot silence a node for good.
+    pub(crate) limit: Duration,
 }
 
+/// The least for that.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 impl Observer {
+    pub(crate) fn new(config: &NodeConfig, store: &'static str) -> Self {
+        Self { node: config.node.to_string(), store, limit: config.lease.max(PATIENCE) }
+    }
+
     pub(crate) fn held(&self, keys: usize) {
         gauge!("divider_keys_held", "node" => self.node.clone()).set(keys as f64);
     }
@@ -96,8 +106,22 @@ impl Observer {
         counter!("divider_hints_missed_total", "node" => self.node.clone()).increment(1);
     }
 
-    /// Times a call to the store, and counts and logs its failure.
+    /// Times a call to the store, counts and logs its failure, and gives it up where it never comes back.
     pub(crate) async fn call<T>(
+        &self,
+        call: &'static str,
+        future: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        let limit = self.limit;
+        let bounded = async {
+            let timed_out = |_| StoreError::Timeout { limit };
+            tokio::time::timeout(limit, future).await.map_err(timed_out)?
+        };
+        self.unbounded(call, bounded).await
+    }
+
+    /// As [`call`](Self::call), for one that may take its time.
+    pub(crate) async fn unbounded<T>(
         &self,
         call: &'static str,
         future: impl Future<Output = Result<T, StoreError>>,

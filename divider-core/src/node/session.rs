@@ -1,22 +1,38 @@
-//! The life of a node's sessions: join, listen, and after a loss join again.
+//! The life of a node's sessions: listen, join, and after a loss join again.
 
 use std::{
+    future::pending,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use futures_util::StreamExt;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
 
-use super::{batcher::Then, lead, observe::target, shared::Shared};
-use crate::{Hint, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic};
+use super::{
+    lead,
+    observe::target,
+    settle::Then,
+    shared::{Loss, Shared},
+};
+use crate::{Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic, limits};
+
+/// Between two tries of a program that is too old for its group.
+const TOO_OLD: Duration = Duration::from_secs(10);
+/// Pauses between tries to subscribe: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// A session that is being opened. Kept from one try to the next, so that one whose answer was lost is not left behind.
 pub(crate) struct Opening {
     session: SessionId,
+    /// What is told to it. The subscription comes first: a node that cannot hear must not be given anything.
+    hints: Option<HintStream>,
     /// When the first try was sent: the session may have begun then, and its lease with it.
-    sent: Instant,
+    sent: Option<Instant>,
+    /// What all tries ask for, since any of them may be the one that counts.
+    affinity: u32,
     /// The session before, whose keys this node acts on no more.
     old: Option<SessionId>,
     /// The newest revision that this node has been told.
@@ -26,21 +42,32 @@ pub(crate) struct Opening {
 impl Opening {
     pub(crate) fn new(shared: &Shared, old: Option<SessionId>) -> Self {
         let seen = Revision(shared.applied.load(Ordering::Relaxed));
-        Self { session: shared.machine.session(), sent: shared.clock.now(), old, seen }
+        let affinity = shared.with(|member| member.affinity());
+        Self { session: shared.machine.session(), hints: None, sent: None, affinity, old, seen }
+    }
+
+    /// The session, which may have begun.
+    pub(crate) fn session(&self) -> SessionId {
+        self.session
     }
 
     /// One try.
-    pub(crate) async fn join(&mut self, shared: &Shared) -> Result<SessionId, StoreError> {
+    pub(crate) async fn join(&mut self, shared: &Shared) -> Result<(SessionId, HintStream), StoreError> {
         let config = &shared.config;
         loop {
-            if shared.deadline(self.sent) <= shared.clock.now() {
+            if self.sent.is_some_and(|sent| shared.deadline(sent) <= shared.clock.now()) {
                 // An earlier try may have opened it, but it would be dead by now.
-                *self = Self { old: Some(self.session), ..Self::new(shared, None) };
+                *self = Self::new(shared, Some(self.session));
             }
+            if self.hints.is_none() {
+                let topic = Topic::Session(self.session);
+                self.hints = Some(shared.observer.call("subscribe", shared.store.hints(topic)).await?);
+            }
+            let sent = *self.sent.get_or_insert_with(|| shared.clock.now());
             let join = Op::Join {
                 session: self.session,
                 node: config.node.clone(),
-                affinity: shared.with(|member| member.affinity()),
+                affinity: self.affinity,
                 capacity: config.capacity,
                 lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
                 seen: self.seen,
@@ -48,16 +75,23 @@ impl Opening {
             };
             // The end comes second: the join is refused where any session has ended since `seen`.
             let ops: Vec<Op> = [join].into_iter().chain(self.old.map(|session| Op::End { session })).collect();
-            let applied = shared.observer.call("join", shared.store.apply(&ops)).await?;
+            let applied = shared.apply("join", &ops).await?;
             shared.applied.store(applied.revision.0, Ordering::Relaxed);
             match applied.outcomes.first() {
                 Some(Outcome::Done | Outcome::Unchanged) => {
-                    shared.joined(self.session, shared.deadline(self.sent));
+                    let Some(hints) = self.hints.take() else { continue };
+                    shared.joined(self.session, shared.deadline(sent), self.affinity);
                     tracing::info!(target: target::SESSION, node = %config.node, session = %self.session, "joined");
-                    return Ok(self.session);
+                    if matches!(applied.outcomes.get(1), Some(Outcome::Refused(_))) {
+                        absolve(shared);
+                    }
+                    return Ok((self.session, hints));
                 }
                 // What a node that comes new to a group always hears if anybody was ever there before.
                 Some(Outcome::Refused(Refusal::Late)) => self.seen = applied.revision,
+                Some(Outcome::Refused(Refusal::TooOld { needs })) => {
+                    return Err(StoreError::TooOld { needs: *needs, reads: config.reads });
+                }
                 _ => {
                     *self = Self::new(shared, self.old);
                     return Err(StoreError::SessionEnded);
@@ -67,25 +101,49 @@ impl Opening {
     }
 }
 
+/// The session before was ended by somebody who took this node for dead. It had lived, so nothing is to be held against what
+/// it ran. Best effort: a key is set aside only after several such deaths.
+fn absolve(shared: &Shared) {
+    let ops = shared.with(|member| member.take_forfeited()).into_iter();
+    let ops: Vec<Op> = ops.map(|(key, token)| Op::Absolve { key, token }).collect();
+    for ops in ops.chunks(limits::MAX_BATCH_OPS) {
+        // The batcher is gone only when the node has ended.
+        let _ = shared.hand_in(ops.to_vec(), None, Then::Nothing);
+    }
+}
+
 /// Runs until the node ends.
-pub(crate) async fn run(shared: Arc<Shared>, mut session: SessionId) {
+pub(crate) async fn run(shared: Arc<Shared>, mut session: SessionId, mut hints: HintStream) {
     loop {
         let mut tasks = JoinSet::new();
-        tasks.spawn(shared.task(listen(shared.clone(), session).in_current_span()));
+        tasks.spawn(shared.task(listen(shared.clone(), session, hints).in_current_span()));
         tasks.spawn(shared.task(lead::run(shared.clone(), session).in_current_span()));
         tokio::select! {
             biased;
             () = shared.end() => return,
+            error = broken(&mut tasks) => return shared.collapse(&error.to_string()),
             () = until_lost(&shared, session) => {}
+            () = until_deaf(&shared) => shared.session_ended(session, Loss::Deaf),
         }
         tasks.shutdown().await;
-        tracing::warn!(target: target::SESSION, node = %shared.config.node, %session, "lost the session");
+        let (why, until) = shared.loss();
+        tracing::warn!(target: target::SESSION, node = %shared.config.node, %session, %why, "lost the session");
         tokio::select! {
             biased;
             () = shared.end() => return,
-            next = join_again(&shared, session) => session = next,
+            next = join_again(&shared, session, until) => (session, hints) = next,
         }
     }
+}
+
+/// Completes when a task of the session has died of a panic.
+async fn broken(tasks: &mut JoinSet<()>) -> JoinError {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            return error;
+        }
+    }
+    pending().await
 }
 
 /// Watches the deadline of the lease, and what the beat thread finds.
@@ -105,25 +163,40 @@ async fn until_lost(shared: &Shared, session: SessionId) {
     }
 }
 
+/// Completes when the node has not known for a lease what it was given. Until then, what it cannot start yet is offered to
+/// others once in each lease.
+async fn until_deaf(shared: &Shared) {
+    let lease = shared.config.lease;
+    for look in 1_u64.. {
+        tokio::time::sleep(lease / 4).await;
+        if shared.ears.lock().deaf_for(shared.clock.now(), lease) {
+            return;
+        }
+        if look.is_multiple_of(4) {
+            shared.with(|member| member.offer_held_back());
+        }
+    }
+}
+
 /// Opens the next session, once the program has read of the loss of the last one: before, it could not start anything.
-async fn join_again(shared: &Shared, lost: SessionId) -> SessionId {
-    let mut changed = shared.changed.subscribe();
+async fn join_again(shared: &Shared, lost: SessionId, until: Instant) -> (SessionId, HintStream) {
     let mut opening = None;
     let mut pause = Duration::from_millis(10);
     loop {
         // A flush may also begin between two tries; it is final.
-        while shared.with(|member| member.has_unread_loss() || member.draining()) {
-            // The sender lives as long as `shared`.
-            let _ = changed.changed().await;
-        }
+        wound_up(shared, until).await;
         match opening.get_or_insert_with(|| Opening::new(shared, Some(lost))).join(shared).await {
-            Ok(session) => {
+            Ok((session, hints)) => {
                 if shared.with(|member| member.draining()) {
                     // The flush began while the join was on its way, so it had no session to speak for. The answer is
                     // settled by the batcher, which is gone only when the node has ended.
                     let _ = shared.hand_in(vec![Op::Drain { session }], Some(session), Then::Drained);
                 }
-                return session;
+                return (session, hints);
+            }
+            Err(error @ StoreError::TooOld { .. }) => {
+                tracing::error!(target: target::SESSION, node = %shared.config.node, %error, "cannot join any more");
+                pause = TOO_OLD;
             }
             Err(error) => {
                 tracing::debug!(target: target::SESSION, node = %shared.config.node, %error, "could not join yet");
@@ -134,42 +207,92 @@ async fn join_again(shared: &Shared, lost: SessionId) -> SessionId {
     }
 }
 
-/// Follows the messages to the session.
-async fn listen(shared: Arc<Shared>, session: SessionId) {
+/// Waits until the last session may be ended and the next one makes sense: the program has read of every loss, and has
+/// confirmed it, or the old lease is over for everybody. Ended earlier, its keys would be started elsewhere while their
+/// work winds up here.
+async fn wound_up(shared: &Shared, until: Instant) {
+    let mut changed = shared.changed.subscribe();
     loop {
-        let hints = shared.observer.call("subscribe", shared.store.hints(Topic::Session(session))).await;
-        let Ok(mut hints) = hints else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        resync(&shared, session).await;
-        loop {
-            let hint = tokio::select! {
-                biased;
-                () = shared.resync.notified() => Some(Hint::Gap),
-                hint = hints.next() => hint,
-            };
-            match hint {
-                Some(Hint::Message(message)) => {
-                    let follows = shared.with(|member| member.session() != Some(session) || member.message(message));
-                    if !follows {
-                        shared.observer.hint_missed();
-                        resync(&shared, session).await;
-                    }
-                }
-                Some(Hint::Gap) => {
-                    shared.observer.hint_missed();
-                    resync(&shared, session).await;
-                }
-                Some(Hint::LeaderGone) => shared.leader_gone.notify_one(),
-                Some(Hint::Batch(_)) => {}
-                None => {
-                    shared.observer.hint_missed();
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    break;
-                }
-            }
+        let (waits, idle) = shared.with(|member| (member.has_unread_loss() || member.draining(), member.is_idle()));
+        let left = until.since(shared.clock.now());
+        if !waits && (idle || left.is_zero()) {
+            return;
         }
+        tokio::select! {
+            biased;
+            // The sender lives as long as `shared`.
+            _ = changed.changed() => {}
+            () = tokio::time::sleep(left), if !left.is_zero() => {}
+        }
+    }
+}
+
+/// Follows the messages to the session.
+async fn listen(shared: Arc<Shared>, session: SessionId, mut hints: HintStream) {
+    // Whatever the session before could hear.
+    shared.ears.lock().hears();
+    loop {
+        shared.ears.lock().missed(shared.clock.now());
+        resync(&shared, session).await;
+        shared.ears.lock().hears();
+        follow(&shared, session, &mut hints).await;
+        shared.observer.hint_missed();
+        shared.ears.lock().missed(shared.clock.now());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        hints = read_until_it_hears(&shared, session).await;
+    }
+}
+
+/// Returns when the subscription has ended.
+async fn follow(shared: &Shared, session: SessionId, hints: &mut HintStream) {
+    loop {
+        let hint = tokio::select! {
+            biased;
+            () = shared.resync.notified() => Some(Hint::Gap),
+            hint = hints.next() => hint,
+        };
+        let follows = match hint {
+            Some(Hint::Message(message)) => {
+                shared.with(|member| member.session() != Some(session) || member.message(message))
+            }
+            Some(Hint::Gap) => false,
+            Some(Hint::LeaderGone) => {
+                shared.leader_gone.notify_one();
+                true
+            }
+            Some(Hint::Batch(_)) => true,
+            None => return,
+        };
+        if !follows {
+            shared.observer.hint_missed();
+            shared.ears.lock().missed(shared.clock.now());
+            resync(shared, session).await;
+            shared.ears.lock().hears();
+        }
+    }
+}
+
+/// Subscribes anew. Until that succeeds, the truth is read whenever a poll shows that there is something to read.
+async fn read_until_it_hears(shared: &Shared, session: SessionId) -> HintStream {
+    let mut subscription = pin!(subscribe(shared, Topic::Session(session)));
+    loop {
+        tokio::select! {
+            biased;
+            () = shared.resync.notified() => resync(shared, session).await,
+            hints = &mut subscription => return hints,
+        }
+    }
+}
+
+/// Subscribes, again and again until that succeeds.
+pub(crate) async fn subscribe(shared: &Shared, topic: Topic) -> HintStream {
+    let mut pause = PAUSES.0;
+    loop {
+        if let Ok(hints) = shared.observer.call("subscribe", shared.store.hints(topic)).await {
+            return hints;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
     }
 }
 
@@ -177,6 +300,7 @@ async fn listen(shared: Arc<Shared>, session: SessionId) {
 async fn resync(shared: &Shared, session: SessionId) {
     loop {
         shared.with(|member| member.reading());
+        let asked = shared.clock.now();
         match shared.observer.call("holdings", shared.store.holdings(session)).await {
             Ok(truth) => {
                 shared.with(|member| {
@@ -184,10 +308,11 @@ async fn resync(shared: &Shared, session: SessionId) {
                         member.read(truth);
                     }
                 });
+                shared.ears.lock().knows_all(asked);
                 return;
             }
             Err(StoreError::SessionEnded) => {
-                shared.session_ended(session);
+                shared.session_ended(session, Loss::Ended("a reading of what it holds"));
                 return;
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,

@@ -1,6 +1,7 @@
 //! What the node's tasks, its beat thread and the program's calls have in common.
 
 use std::{
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,9 +13,16 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{Machine, Task, batcher::Request, observe::Observer};
+use super::{
+    Machine, Task,
+    batcher::{Reply, Request},
+    ears::Ears,
+    observe::{Observer, target},
+    part::Part,
+    settle::Then,
+};
 use crate::{
-    Clock, Instant, Key, NodeConfig, Revision, SessionId, Store, Term, Token,
+    Clock, Instant, Key, NodeConfig, Op, Outcome, Revision, SessionId, Store, StoreError, Term, Token,
     leader::{Marks, Now},
     lease::Lease,
     member::{Member, Queue},
@@ -52,14 +60,49 @@ pub(crate) struct Shared {
     pub(crate) marks: Mutex<Marks>,
     /// Number of the last message that the store had sent at the last poll.
     pub(crate) expected: AtomicU64,
+    /// Whether the node hears what it is told.
+    pub(crate) ears: Mutex<Ears>,
     started: AtomicBool,
     /// Number of the last change of affinity under the current session. Changes under the lock of `state` alone.
     pub(crate) altered: AtomicU64,
+    /// Number of the program's last wish for an affinity.
+    wishes: AtomicU64,
+}
+
+/// An affinity that the program wants. It outlives the session: what has not been acknowledged is asked for again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    number: u64,
+    affinity: u32,
+}
+
+/// What was noticed of the end of a session.
+#[derive(Clone, Debug)]
+pub(crate) enum Loss {
+    /// No renewal has counted for a whole lease.
+    Lapsed(Option<StoreError>),
+    /// The store has said so, in answer to this: the leader expired it, or the store has begun anew.
+    Ended(&'static str),
+    /// The node could neither hear what it was told nor read it, for a whole lease.
+    Deaf,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lapsed(None) => f.write_str("no renewal was answered in time"),
+            Self::Lapsed(Some(error)) => write!(f, "its lease could not be renewed in time; the last try: {error}"),
+            Self::Ended(call) => write!(f, "the store answered {call} with the news that it has ended"),
+            Self::Deaf => f.write_str("the node could neither hear nor read what it was given"),
+        }
+    }
 }
 
 struct State {
     member: Member,
     lease: Option<Arc<Lease>>,
+    /// What ended the last session, and until when others may still take its node for the owner of what it held.
+    loss: Option<(Loss, Instant)>,
     /// Streams that wait for an event.
     readers: Vec<(Queue, Waker)>,
 }
@@ -73,10 +116,11 @@ impl Shared {
         machine: Arc<dyn Machine>,
         requests: mpsc::UnboundedSender<Request>,
     ) -> Self {
-        let back = config.quarantine.map_or(Duration::from_secs(10), |quarantine| quarantine.within) + config.lease * 2;
-        let state = State { member: Member::new(config.affinity), lease: None, readers: Vec::new() };
+        let within = config.quarantine.map_or(Duration::from_secs(10), |quarantine| quarantine.within);
+        let back = within.saturating_add(config.lease * 2);
+        let state = State { member: Member::new(config.affinity), lease: None, loss: None, readers: Vec::new() };
         Self {
-            observer: Observer { node: config.node.to_string(), store: store.name() },
+            observer: Observer::new(&config, store.name()),
             store,
             config,
             source,
@@ -95,14 +139,20 @@ impl Shared {
             applied: AtomicU64::new(0),
             marks: Mutex::new(Marks::new(back)),
             expected: AtomicU64::new(0),
+            ears: Mutex::new(Ears::default()),
             started: AtomicBool::new(false),
             altered: AtomicU64::new(0),
+            wishes: AtomicU64::new(0),
         }
     }
 
-    /// Spawns a task that nobody waits for.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        tokio::spawn(self.task(task));
+    /// Spawns a task that nobody waits for, and without which the node cannot go on.
+    pub(crate) fn spawn(self: &Arc<Self>, what: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let part = Part::of(Arc::downgrade(self), what);
+        tokio::spawn(self.task(async move {
+            task.await;
+            part.done();
+        }));
     }
 
     /// What is to be spawned so that `task` runs.
@@ -143,7 +193,7 @@ impl Shared {
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut Member) -> R) -> R {
         let mut state = self.state.lock();
         let before = state.situation();
-        state.fence(self.clock.now());
+        state.fence(self.clock.now(), self.config.drift_margin());
         let result = act(&mut state.member);
         self.follow_up(state, before);
         result
@@ -157,8 +207,10 @@ impl Shared {
         let readers: Vec<_> = readers.extract_if(.., |(queue, _)| member.readable(*queue)).collect();
         drop(state);
         for op in outbox {
-            // The batcher is gone only when the node has ended.
-            let _ = self.requests.send(Request::decline(op));
+            if let Op::Confirm { session, key, token, .. } = op {
+                // The batcher is gone only when the node has ended.
+                let _ = self.requests.send(Request::decline(session, key, token));
+            }
         }
         readers.into_iter().for_each(|(_, reader)| reader.wake());
         if after.coarse() != before.coarse() {
@@ -181,7 +233,7 @@ impl Shared {
     ) -> Option<T> {
         let mut state = self.state.lock();
         let before = state.situation();
-        state.fence(self.clock.now());
+        state.fence(self.clock.now(), self.config.drift_margin());
         let event = next(&mut state.member);
         if event.is_none() && !state.readers.iter().any(|(of, reader)| *of == queue && reader.will_wake(waker)) {
             state.readers.push((queue, waker.clone()));
@@ -197,33 +249,96 @@ impl Shared {
             && state.lease.as_ref().is_some_and(|lease| lease.is_valid(self.clock.now()))
     }
 
-    /// Takes up a new session.
-    pub(crate) fn joined(&self, session: SessionId, deadline: Instant) {
+    /// Takes up a new session, which was opened with this affinity.
+    pub(crate) fn joined(&self, session: SessionId, deadline: Instant, affinity: u32) {
         let lease = Arc::new(Lease::new(session, deadline));
         let mut state = self.state.lock();
         state.member.joined(session);
         state.lease = Some(lease.clone());
+        state.loss = None;
         // While nobody can see the new session: a change that was numbered before would put all that follow out of order.
         self.altered.store(0, Ordering::SeqCst);
         self.expected.store(0, Ordering::Relaxed);
+        let wanted = state.member.affinity();
+        if wanted != affinity {
+            // It was changed while the join was on its way.
+            let number = self.wishes.fetch_add(1, Ordering::SeqCst) + 1;
+            self.ask_for(session, Wish { number, affinity: wanted }, None);
+        }
         drop(state);
         self.lease.send_replace(Some(lease));
     }
 
+    /// The program wants this affinity.
+    pub(crate) fn want_affinity(&self, affinity: u32, reply: Reply) {
+        let number = self.wishes.fetch_add(1, Ordering::SeqCst) + 1;
+        self.wish(Wish { number, affinity }, Some(reply));
+    }
+
+    /// Asks for an affinity under the current session, or keeps it for the next one.
+    pub(crate) fn wish(&self, wish: Wish, reply: Option<Reply>) {
+        let kept = self.with(|member| {
+            if wish.number != self.wishes.load(Ordering::SeqCst) {
+                return reply; // Another one was asked for since.
+            }
+            match member.session() {
+                Some(session) => {
+                    self.ask_for(session, wish, reply);
+                    None
+                }
+                None => {
+                    member.set_affinity(wish.affinity);
+                    reply
+                }
+            }
+        });
+        if let Some(reply) = kept {
+            // Whoever asked may have gone.
+            let _ = reply.send(Ok(vec![Outcome::Affinity(wish.affinity)]));
+        }
+    }
+
+    /// Numbered and handed in under the lock of the state: were two changes to overtake each other in between, the one with
+    /// the lower number would be taken for a late copy, and lost.
+    fn ask_for(&self, session: SessionId, wish: Wish, reply: Option<Reply>) {
+        let number = self.altered.fetch_add(1, Ordering::SeqCst) + 1;
+        let op = Op::SetAffinity { session, number, affinity: wish.affinity };
+        // The batcher is gone only when the node has ended.
+        let _ = self.requests.send(Request::of(session, vec![op], Then::Affinity { wish: Some(wish) }, reply));
+    }
+
     /// The session has turned out to be over.
-    pub(crate) fn session_ended(&self, session: SessionId) {
+    pub(crate) fn session_ended(&self, session: SessionId, loss: Loss) {
         let mut state = self.state.lock();
         let before = state.situation();
-        if let Some(lease) = state.lease.as_ref().filter(|lease| lease.session() == session) {
+        if let Some(lease) = state.lease.clone().filter(|lease| lease.session() == session) {
+            let (now, margin) = (self.clock.now(), self.config.drift_margin());
+            let until = if matches!(loss, Loss::Deaf) { lease.deadline() + margin } else { now };
             lease.kill();
+            state.loss.get_or_insert((loss, until));
         }
-        state.fence(self.clock.now());
+        state.fence(self.clock.now(), self.config.drift_margin());
         self.follow_up(state, before);
+    }
+
+    /// What ended the last session, and until when others may still take this node for the owner of what it held.
+    pub(crate) fn loss(&self) -> (Loss, Instant) {
+        let loss = self.state.lock().loss.clone();
+        loss.unwrap_or_else(|| (Loss::Ended("nothing, but sent a message"), self.clock.now()))
     }
 
     /// The deadline of the current lease.
     pub(crate) fn lease_deadline(&self) -> Option<Instant> {
         self.state.lock().lease.as_ref().map(|lease| lease.deadline())
+    }
+
+    /// A part of the node has died, and the rest must not go on without it: it would renew, and do nothing.
+    pub(crate) fn collapse(&self, what: &str) {
+        if !self.has_ended() {
+            let node = &self.config.node;
+            tracing::error!(target: target::SESSION, %node, what, "a part of the node has died; the node ends");
+            self.shut_down();
+        }
     }
 
     /// Stops everything, without a word to the store.
@@ -267,8 +382,12 @@ impl State {
     }
 
     /// Ends a session whose lease has run out.
-    fn fence(&mut self, now: Instant) {
+    fn fence(&mut self, now: Instant, margin: Duration) {
         if let Some(lease) = self.lease.take_if(|lease| !lease.is_valid(now)) {
+            self.loss.get_or_insert_with(|| match lease.deadline() {
+                Instant(0) => (Loss::Ended("a renewal"), now),
+                deadline => (Loss::Lapsed(lease.trouble()), deadline + margin),
+            });
             lease.kill();
             self.member.lose();
         }

@@ -78,6 +78,10 @@ impl<T> Drop for Reader<T> {
         if self.claimed == Some(true) {
             self.handle.readers.release(self.queue);
         }
+        // What this reader was told to start runs no more, and nobody is left to say so.
+        if std::thread::panicking() {
+            self.handle.shared.collapse("a reader of its events");
+        }
     }
 }
 

@@ -3,26 +3,50 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
-    sync::Arc,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use futures_util::FutureExt;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinHandle,
+    time::Instant as Tick,
 };
 
-use super::{batcher::Then, observe::target, shared::Shared};
-use crate::{Key, Op, SourceMode, Work, leader::Leader, limits};
+use super::{observe::target, removals::Removals, settle::Then, shared::Shared};
+use crate::{
+    Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, leader::Leader, limits,
+    source::SourceError,
+};
+
+/// One reading.
+pub(super) struct Find {
+    number: u64,
+    work: Vec<Work>,
+}
 
 /// What has been read, and when the next reading may begin.
 pub(super) struct Supply {
     mode: SourceMode,
-    finds: mpsc::Receiver<Vec<Work>>,
+    finds: Option<mpsc::Receiver<Find>>,
     /// Lets one reading begin; given when the one before has been declared.
     turn: Arc<Semaphore>,
+    /// Number of the reading that is under way; 0 for none.
+    under_way: Arc<AtomicU64>,
+    /// Keys that ended while the reading of this number was under way: it may have begun before, so it must not add them.
+    ended: (u64, HashSet<Key>),
     /// What the source said of each key last, as a hash, so that only differences are declared.
     said: HashMap<Key, u64>,
+    /// Something of it has not been declared after all.
+    undeclared: Arc<AtomicBool>,
     hasher: RandomState,
+    removals: Removals,
+    node: NodeId,
     /// Ends with the leadership.
     reader: Option<JoinHandle<()>>,
 }
@@ -35,97 +59,169 @@ impl Drop for Supply {
     }
 }
 
-/// Starts to read the source, if the node has one.
-pub(super) fn spawn(shared: &Arc<Shared>) -> Supply {
-    let (found, finds) = mpsc::channel(1);
-    let turn = Arc::new(Semaphore::new(1));
-    let mode = shared.source.as_ref().map_or(SourceMode::AddOnly, |config| config.mode);
-    let reader = shared.source.clone().map(|config| {
-        let (turn, node) = (turn.clone(), shared.config.node.clone());
-        let task = async move {
-            loop {
-                match turn.acquire().await {
-                    Ok(permit) => permit.forget(),
-                    Err(_) => return,
-                }
-                let next = tokio::time::Instant::now() + config.interval;
-                loop {
-                    match tokio::time::timeout(config.interval, config.source.fetch()).await {
-                        Ok(Ok(work)) => {
-                            if found.send(work).await.is_err() {
-                                return;
-                            }
-                            break;
-                        }
-                        Ok(Err(error)) => {
-                            tracing::warn!(target: target::SOURCE, %node, %error, "the work source failed");
-                        }
-                        Err(_) => {
-                            let limit = config.interval;
-                            tracing::warn!(target: target::SOURCE, %node, ?limit, "the work source did not answer");
-                        }
+/// Reads the source, time and again.
+struct Reader {
+    config: SourceConfig,
+    node: NodeId,
+    found: mpsc::Sender<Find>,
+    turn: Arc<Semaphore>,
+    under_way: Arc<AtomicU64>,
+}
+
+impl Reader {
+    async fn run(self) {
+        let interval = self.config.interval;
+        for number in 1.. {
+            let began = Tick::now();
+            match self.read(number).await {
+                Ok(work) => {
+                    if self.found.send(Find { number, work }).await.is_err() {
+                        return;
                     }
-                    tokio::time::sleep(config.interval).await;
+                    tokio::time::sleep(interval.saturating_sub(began.elapsed())).await;
+                    match self.turn.acquire().await {
+                        Ok(permit) => permit.forget(),
+                        Err(_) => return,
+                    }
                 }
-                tokio::time::sleep_until(next).await;
+                Err(error) => {
+                    tracing::warn!(target: target::SOURCE, node = %self.node, %error, "the work source failed");
+                    tokio::time::sleep(interval).await;
+                }
             }
-        };
-        tokio::spawn(shared.task(task))
-    });
-    Supply { mode, finds, turn, said: HashMap::new(), hasher: RandomState::new(), reader }
+        }
+    }
+
+    /// One reading. A source that panics has failed, like one that says so, and is read again.
+    async fn read(&self, number: u64) -> Result<Vec<Work>, SourceError> {
+        let limit = self.config.interval;
+        self.under_way.store(number, Ordering::SeqCst);
+        let reading = AssertUnwindSafe(async { self.config.source.fetch().await }).catch_unwind();
+        match tokio::time::timeout(limit, reading).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(_)) => Err("it panicked".into()),
+            Err(_) => Err(format!("it did not answer within {limit:?}").into()),
+        }
+    }
 }
 
 impl Supply {
+    /// Nothing is read before [`begin`](Self::begin).
+    pub(super) fn new(shared: &Shared) -> Self {
+        let source = shared.source.as_ref();
+        Self {
+            mode: source.map_or(SourceMode::AddOnly, |config| config.mode),
+            finds: None,
+            turn: Arc::new(Semaphore::new(0)),
+            under_way: Arc::default(),
+            ended: (0, HashSet::new()),
+            said: HashMap::new(),
+            undeclared: Arc::default(),
+            hasher: RandomState::new(),
+            removals: Removals::new(source.map(|config| config.removals).unwrap_or_default()),
+            node: shared.config.node.clone(),
+            reader: None,
+        }
+    }
+
+    /// Starts to read the source, if the node has one.
+    pub(super) fn begin(&mut self, shared: &Shared) {
+        let Some(config) = shared.source.clone() else { return };
+        let (found, finds) = mpsc::channel(1);
+        self.finds = Some(finds);
+        let (turn, under_way) = (self.turn.clone(), self.under_way.clone());
+        let reader = Reader { config, node: self.node.clone(), found, turn, under_way };
+        self.reader = Some(tokio::spawn(shared.task(reader.run())));
+    }
+
     /// The next reading. Never completes without a source.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn next(&mut self) -> Vec<Work> {
-        match self.finds.recv().await {
-            Some(work) => work,
+    pub(super) async fn next(&mut self) -> Find {
+        match &mut self.finds {
+            Some(finds) => match finds.recv().await {
+                Some(find) => find,
+                None => std::future::pending().await,
+            },
             None => std::future::pending().await,
         }
     }
 
+    /// Takes note of keys that end while a reading is under way.
+    pub(super) fn note(&mut self, batch: &Batch) {
+        let number = self.under_way.load(Ordering::SeqCst);
+        if number == 0 {
+            return;
+        }
+        if self.ended.0 != number {
+            self.ended = (number, HashSet::new());
+        }
+        let gone = batch.changes.iter().filter_map(|change| match change {
+            Change::KeyGone(key) => Some(key.clone()),
+            _ => None,
+        });
+        self.ended.1.extend(gone);
+    }
+
     /// What has to be declared so that the group agrees with the source.
-    pub(super) fn compare(&mut self, find: Vec<Work>, leader: &Leader) -> Vec<Op> {
+    pub(super) fn compare(&mut self, find: Find, leader: &Leader, now: Instant) -> Vec<Op> {
+        let (number, ended) = std::mem::take(&mut self.ended);
+        let ended = if number == find.number { ended } else { HashSet::new() };
+        self.under_way.store(0, Ordering::SeqCst);
+        if self.undeclared.swap(false, Ordering::SeqCst) {
+            self.said.clear();
+        }
         let mut ops = Vec::new();
-        let mut named = HashSet::with_capacity(find.len());
-        for work in find {
+        let mut named = HashSet::with_capacity(find.work.len());
+        for work in find.work {
             if let Err(error) = work.validate() {
                 tracing::warn!(target: target::SOURCE, key = %work.key, %error, "the work source named bad work");
                 continue;
             }
-            let fields = (work.weight, work.priority, work.not_before_ms, work.payload.as_slice());
-            let hash = self.hasher.hash_one(fields);
-            if !named.insert(work.key.clone()) {
+            if !named.insert(work.key.clone()) || ended.contains(&work.key) {
                 continue;
             }
-            if self.said.insert(work.key.clone(), hash) != Some(hash) || !leader.wants(&work.key) {
-                ops.push(Op::Add(work));
+            let fields = (work.weight, work.priority, work.not_before_ms, work.payload.as_slice());
+            let hash = self.hasher.hash_one(fields);
+            let wanted = leader.wants(&work.key);
+            if self.said.insert(work.key.clone(), hash) != Some(hash) || !wanted {
+                ops.push(declaration(work, wanted));
             }
         }
         self.said.retain(|key, _| named.contains(key));
         if self.mode == SourceMode::Authoritative {
-            let gone = leader.keys().filter(|key| !named.contains(*key) && leader.wants(key));
-            ops.extend(gone.map(|key| Op::Remove { key: key.clone() }));
+            let wanted = || leader.keys().filter(|key| leader.wants(key));
+            let gone: HashSet<Key> = wanted().filter(|key| !named.contains(*key)).cloned().collect();
+            let removed = self.removals.allow(gone, wanted().count(), now, &self.node);
+            ops.extend(removed.into_iter().map(|key| Op::Remove { key }));
         }
         ops
     }
 
     /// Declares it, beside the leader's own work, and then lets the next reading begin.
     pub(super) fn declare(&mut self, shared: &Arc<Shared>, ops: Vec<Op>) {
-        let (shared, turn) = (shared.clone(), self.turn.clone());
+        let (shared, turn, undeclared) = (shared.clone(), self.turn.clone(), self.undeclared.clone());
         let session = shared.with(|member| member.session());
         let spawner = shared.clone();
-        spawner.spawn(async move {
+        spawner.spawn("the declaring of work", async move {
+            let limit = Some(shared.config.call_time_limit.max(Duration::from_secs(1)));
             for ops in ops.chunks(limits::MAX_BATCH_OPS) {
-                if let Err(error) = shared.submit(ops.to_vec(), session, Then::Nothing).await {
+                let declared = match shared.hand_in_for(ops.to_vec(), session, Then::Nothing, limit) {
+                    Ok(handed_in) => handed_in.wait().await,
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = declared {
                     tracing::warn!(target: target::SOURCE, node = %shared.config.node, %error, "could not declare work");
-                    break;
+                    undeclared.store(true, Ordering::SeqCst);
                 }
             }
             turn.add_permits(1);
         });
     }
+}
+
+/// How a reading declares work. What is `known` only takes new fields: it may have ended meanwhile.
+fn declaration(work: Work, known: bool) -> Op {
+    Op::Add(work.how(if known { Declaration::Refresh } else { Declaration::Declare }))
 }

@@ -11,12 +11,8 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::{
-    Retry,
-    retry::Pause,
-    tally::{Tally, What},
-};
-use crate::{Divider, Key, NotHandedOver, Token, node::target};
+use super::{Retry, retry::Pause, tally::Tally};
+use crate::{Assignment, Divider, Key, NotHandedOver, Release, Token, node::target};
 
 pub(super) struct Common {
     pub(super) divider: Arc<dyn Divider>,
@@ -51,6 +47,18 @@ pub(super) struct Failure {
 }
 
 impl Rest {
+    pub(super) fn release(&self) -> Release {
+        let release = Release::after(self.pause);
+        match &self.failed {
+            Some(Failure { failures, why, .. }) => release.failed(*failures, why),
+            None => release,
+        }
+    }
+
+    pub(super) fn why(&self) -> &str {
+        self.failed.as_ref().map_or("", |failure| &failure.why)
+    }
+
     pub(super) fn log(&self, key: &Key, token: Token) {
         let pause = self.pause;
         match &self.failed {
@@ -59,7 +67,7 @@ impl Rest {
                 tracing::warn!(target: target::WORKER, %key, %token, failures, why, ?pause, "the task failed");
             }
             Some(Failure { failures, why, is_last: true }) => {
-                tracing::error!(target: target::WORKER, %key, %token, failures, why, ?pause, "the task fails again and again");
+                tracing::error!(target: target::WORKER, %key, %token, failures, why, "the task fails again and again: it is set aside");
             }
         }
     }
@@ -68,25 +76,26 @@ impl Rest {
 impl Common {
     /// Decides how a key goes on whose task has ended by itself after it `ran` for so long, and has `failed` or wants to run
     /// again.
-    pub(super) fn rest(&self, key: &Key, failed: Option<String>, ran: Duration) -> Rest {
+    pub(super) fn rest(&self, work: &Assignment, failed: Option<String>, ran: Duration) -> Rest {
         let Some(why) = failed else {
-            let releases = self.count(key, What::Released, ran > self.release.most);
+            let releases = self.count(&work.key, ran > self.release.most);
             return Rest { pause: self.release.after(releases), failed: None };
         };
-        let failures = self.count(key, What::Failed, ran > self.retry.pause.most);
+        // A task that ran for long enough did not fail for the reason it failed for before.
+        let before = if ran > self.retry.pause.most { 0 } else { work.failures };
+        let failures = before.saturating_add(1);
         let is_last = failures >= self.retry.failures;
-        // What is not tried any more rests for as long as there is.
-        let pause = self.retry.pause.after(if is_last { u32::MAX } else { failures });
+        let pause = self.retry.pause.after(failures);
         Rest { pause, failed: Some(Failure { failures, is_last, why }) }
     }
 
-    /// How often in a row this makes. A task that ran for long enough did not end for the reason it ended for before.
-    fn count(&self, key: &Key, what: What, anew: bool) -> u32 {
+    /// How often in a row the key was released. A task that ran for long enough did not end for the reason it ended for before.
+    fn count(&self, key: &Key, anew: bool) -> u32 {
         let mut tally = self.tally.lock();
         if anew {
             tally.forget(key);
         }
-        tally.count(key, what)
+        tally.count(key)
     }
 
     pub(super) fn forget(&self, key: &Key) {

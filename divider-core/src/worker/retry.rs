@@ -44,8 +44,8 @@ impl Retry {
         self
     }
 
-    /// After how many failures in a row on this node an error is logged, and the key rests for the longest pause each time;
-    /// at least 1.
+    /// After how many failures in a row, on whatever node, the key is [set aside](crate::Divider::set_aside) with what went
+    /// wrong last; at least 1.
     #[must_use]
     pub fn failures(mut self, failures: u32) -> Self {
         self.failures = failures;

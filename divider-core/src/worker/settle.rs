@@ -92,8 +92,11 @@ impl Ending {
             (How::Failed(problem), _) | (_, HandOver::Failed(problem)) => Some(problem),
             _ => None,
         };
-        let rest = self.common.rest(&self.job.key, failed, ran);
+        let rest = self.common.rest(&self.job, failed, ran);
         rest.log(&self.job.key, self.job.token);
+        if rest.failed.as_ref().is_some_and(|failure| failure.is_last) {
+            return !self.teller.tell(&Word::SetAside(rest)).await && self.teller.confirm_if_asked().await;
+        }
         match self.teller.tell(&Word::GiveUp(rest)).await {
             // The stop is on its way, if it is not here.
             true => self.teller.confirm().await,
@@ -107,6 +110,7 @@ impl Ending {
 enum Word {
     Complete,
     GiveUp(Rest),
+    SetAside(Rest),
     Confirm,
 }
 
@@ -114,15 +118,15 @@ impl Word {
     async fn say(&self, divider: &dyn Divider, key: &Key, token: Token) -> Result<(), Error> {
         match self {
             Self::Complete => divider.complete(key, token).await,
-            // The one place that knows how a node is told of a rest, a failure and an end of trying.
-            Self::GiveUp(rest) => divider.give_up(key, token, rest.pause).await,
+            Self::GiveUp(rest) => divider.release(key, token, rest.release()).await,
+            Self::SetAside(rest) => divider.set_aside(key, token, rest.why()).await,
             Self::Confirm => divider.confirm_stop_processing(key, token).await,
         }
     }
 
     /// A key that is to be stopped needs no giving up.
     fn is_wanted(&self, stop: &StopSignal) -> bool {
-        !matches!(self, Self::GiveUp(_)) || stop.reason().is_none()
+        !matches!(self, Self::GiveUp(_) | Self::SetAside(_)) || stop.reason().is_none()
     }
 }
 

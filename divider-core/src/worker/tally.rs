@@ -1,4 +1,4 @@
-//! How often in a row a key's task has failed or released the key here.
+//! How often in a row a key's task has released the key here.
 //!
 //! Kept in memory, and only for the last keys that did: it is no record of the work, only what the pauses are made from.
 
@@ -9,29 +9,23 @@ use crate::Key;
 /// How many keys are remembered. A key that is forgotten is counted anew, so its next pause is short.
 const KEYS: usize = 10_000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum What {
-    Failed,
-    Released,
-}
-
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    counts: HashMap<Key, (What, u32)>,
+    counts: HashMap<Key, u32>,
     /// The keys, those that were counted first at the front. A key that was forgotten meanwhile may still stand here.
     order: VecDeque<Key>,
 }
 
 impl Tally {
     /// Counts, and says how often in a row that makes.
-    pub(super) fn count(&mut self, key: &Key, what: What) -> u32 {
+    pub(super) fn count(&mut self, key: &Key) -> u32 {
         if !self.counts.contains_key(key) {
             self.make_room();
             self.order.push_back(key.clone());
         }
-        let count = self.counts.entry(key.clone()).or_insert((what, 0));
-        *count = (what, if count.0 == what { count.1.saturating_add(1) } else { 1 });
-        count.1
+        let count = self.counts.entry(key.clone()).or_default();
+        *count = count.saturating_add(1);
+        *count
     }
 
     pub(super) fn forget(&mut self, key: &Key) {
@@ -56,24 +50,23 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_are_counted_until_they_are_forgotten() {
+    fn releases_in_a_row_are_counted_until_they_are_forgotten() {
         let mut tally = Tally::default();
-        assert_eq!([(); 3].map(|()| tally.count(&key(1), What::Failed)), [1, 2, 3]);
-        assert_eq!(tally.count(&key(2), What::Failed), 1);
-        assert_eq!(tally.count(&key(1), What::Released), 1);
+        assert_eq!([(); 3].map(|()| tally.count(&key(1))), [1, 2, 3]);
+        assert_eq!(tally.count(&key(2)), 1);
         tally.forget(&key(1));
-        assert_eq!(tally.count(&key(1), What::Released), 1);
+        assert_eq!(tally.count(&key(1)), 1);
     }
 
     #[test]
-    fn it_stays_small_however_many_keys_fail() {
+    fn it_stays_small_however_many_keys_are_released() {
         let mut tally = Tally::default();
         for name in 0..3 * KEYS {
-            tally.count(&key(name), What::Failed);
+            tally.count(&key(name));
             // Also where the same keys come and go.
             tally.forget(&key(name % 7));
         }
         assert!(tally.counts.len() <= KEYS && tally.order.len() <= KEYS);
-        assert_eq!(tally.count(&key(3 * KEYS - 1), What::Failed), 2, "the last ones are remembered");
+        assert_eq!(tally.count(&key(3 * KEYS - 1)), 2, "the last ones are remembered");
     }
 }

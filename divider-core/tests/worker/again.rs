@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{ConfigError, Divider, Error, MemoryStore, Next, Retry, Worker};
+use divider_core::{Aside, ConfigError, Divider, Error, Key, MemoryStore, Next, Retry, State, Worker};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{PATIENCE, add, moody::Moody, node, store, until};
@@ -69,9 +69,11 @@ async fn a_task_that_always_fails_is_tried_no_more_after_so_many_failures() {
         }
     }));
     until("five runs", async || runs.load(Ordering::SeqCst) == 5).await;
-    // Without an end, the sixth would follow after 16 ms.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let key = Key::new("a").unwrap();
+    until("it is set aside", async || node.quarantined(9).await.unwrap().contains(&key)).await;
     assert_eq!(runs.load(Ordering::SeqCst), 5);
+    let record = node.record(&key).await.unwrap().unwrap();
+    assert_eq!((record.why.as_str(), record.view.state), ("a deliberate error", State::Quarantined(Aside::Failed)));
     worker.abort();
 }
 

@@ -31,7 +31,7 @@
 //! what was acknowledged, and is refused.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt,
     fs::{self, OpenOptions},
     io::{self, SeekFrom},
@@ -57,7 +57,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Entry, LogId, StorageError, Types, Vote};
 use crate::{
     command::{Body, Step},
-    error::DataError,
+    error::{DataError, Unreadable},
     ground::{LogWriter, Place, Rewritable},
 };
 
@@ -65,8 +65,8 @@ const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
 const FILE: &str = "log.redb";
 const MARK: &str = "log.mark";
-/// Format of what is in the tables.
-const VERSION: u8 = 1;
+/// The newest format of a value in the tables. Each value is in the oldest one that can say it, and all are read.
+const FORMAT: u8 = 2;
 /// The newest entries are kept in memory up to this many bytes of it, which has room for all that are on their way to the
 /// followers and the machine.
 const CACHE_BYTES: usize = 4 << 20;
@@ -76,6 +76,11 @@ const PAGES_BYTES: usize = 4 << 20;
 const READ_BYTES: usize = 1 << 20;
 /// Most bytes in one commit, unless a single write is larger.
 const COMMIT_BYTES: usize = 16 << 20;
+/// redb never makes its file smaller by itself. That is done where the file is larger than this,
+const COMPACT_BYTES: u64 = if cfg!(test) { 4 << 20 } else { 32 << 20 };
+/// and so many times as large as the entries in it: it takes as long as it takes to write what is left, so it costs little
+/// where little is left.
+const COMPACT_RATIO: u64 = 4;
 
 /// Who a data directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +98,8 @@ pub(crate) struct Identity {
 pub(crate) struct Log(Arc<Shared>);
 
 struct Shared {
-    database: Arc<Database>,
+    /// Held alone only while the file is made smaller.
+    database: Arc<RwLock<Database>>,
     path: PathBuf,
     cache: Arc<RwLock<Cache>>,
     /// To the writing thread, which ends when this is dropped.
@@ -114,11 +120,63 @@ struct Cache {
     memory: usize,
     last: Option<LogId>,
     purged: Option<LogId>,
+    /// Of all entries in the log.
+    sizes: Sizes,
     vote: Option<Vote>,
     /// Number of the last append.
     appends: u64,
     /// Number of the last commit.
     commit: u64,
+}
+
+/// How many bytes each entry takes in the log.
+#[derive(Debug, Default)]
+struct Sizes {
+    /// Index of the first.
+    first: u64,
+    each: VecDeque<u32>,
+    all: u64,
+}
+
+impl Sizes {
+    fn push(&mut self, index: u64, bytes: usize) {
+        if self.each.is_empty() {
+            self.first = index;
+        }
+        self.truncate(index);
+        self.each.push_back(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.all += bytes as u64;
+    }
+
+    /// Those from this index on are gone.
+    fn truncate(&mut self, from: u64) {
+        while self.first + self.each.len() as u64 > from
+            && let Some(bytes) = self.each.pop_back()
+        {
+            self.all -= u64::from(bytes);
+        }
+    }
+
+    /// Those up to this index are gone.
+    fn purge(&mut self, to: u64) {
+        while self.first <= to
+            && let Some(bytes) = self.each.pop_front()
+        {
+            self.all -= u64::from(bytes);
+            self.first += 1;
+        }
+    }
+
+    /// Up to which index entries must go, so that the rest takes no more than so many bytes.
+    fn surplus(&self, most: u64) -> Option<u64> {
+        let mut rest = self.all;
+        let gone = self.each.iter().take_while(|bytes| {
+            let over = rest > most;
+            rest -= u64::from(**bytes);
+            over
+        });
+        (self.first + gone.count() as u64).checked_sub(1).filter(|upto| *upto >= self.first)
+    }
 }
 
 struct Held {
@@ -160,10 +218,33 @@ impl fmt::Debug for Log {
     }
 }
 
+/// What is put into the tables, and in which format at least.
+pub(crate) trait Stored: Serialize + DeserializeOwned {
+    /// The oldest format that has a form for this value.
+    fn format(&self) -> u8 {
+        1
+    }
+}
+
+impl Stored for Identity {}
+impl Stored for Vote {}
+impl Stored for LogId {}
+impl Stored for u64 {}
+impl Stored for [u8; 8] {}
+
+impl Stored for Entry {
+    fn format(&self) -> u8 {
+        match &self.payload {
+            EntryPayload::Normal(command) if matches!(*command.0, Body::V2 { .. }) => 2,
+            _ => 1,
+        }
+    }
+}
+
 /// Puts a checksum over the key and the bytes before them.
-pub(crate) fn seal<T: Serialize>(key: &[u8], value: &T) -> io::Result<Vec<u8>> {
+pub(crate) fn seal<T: Stored>(key: &[u8], value: &T) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; 8];
-    bytes.push(VERSION);
+    bytes.push(value.format());
     let mut bytes = postcard::to_extend(value, bytes).map_err(io::Error::other)?;
     let sum = checksum(key, &bytes[8..]);
     bytes[..8].copy_from_slice(&sum);
@@ -174,23 +255,32 @@ fn checksum(key: &[u8], bytes: &[u8]) -> [u8; 8] {
     (xxh3_64(bytes) ^ xxh3_64(key).rotate_left(1)).to_le_bytes()
 }
 
-pub(crate) fn unseal<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> Result<T, String> {
+pub(crate) fn unseal<T: Stored>(key: &[u8], bytes: &[u8]) -> Result<T, Unreadable> {
     let (sum, rest) = bytes.split_first_chunk::<8>().ok_or("a value is cut short")?;
     if *sum != checksum(key, rest) {
         return Err("a checksum does not match".into());
     }
     match rest.split_first() {
-        Some((&VERSION, body)) => postcard::from_bytes(body).map_err(|error| error.to_string()),
-        Some((version, _)) => Err(format!("it is of format {version}, which this version does not know")),
+        Some((1..=FORMAT, body)) => postcard::from_bytes(body).map_err(|error| error.to_string().into()),
+        Some((newer, _)) => Err(Unreadable::Newer { found: *newer, known: FORMAT }),
         None => Err("a value is cut short".into()),
     }
 }
 
 /// Runs what redb does; it panics on some damaged files, which is as good as an error.
-fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, String> {
+fn guarded<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> io::Result<T> {
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("its structure is broken".into()),
+        Ok(Err(redb::Error::Io(error))) => Err(error),
+        Ok(result) => result.map_err(io::Error::other),
+        Err(_) => Err(io::Error::other("its structure is broken")),
+    }
+}
+
+/// A disk that is full has damaged nothing.
+fn unusable(path: &Path, error: io::Error) -> DataError {
+    match error.kind() {
+        io::ErrorKind::StorageFull => DataError::io(path, error),
+        _ => DataError::Corrupt { path: path.to_owned(), problem: error.to_string() },
     }
 }
 
@@ -200,13 +290,18 @@ impl Log {
         let (directory, disk) = (place.directory.as_deref(), place.ground.disk());
         let path = directory.map(|directory| directory.join(FILE)).unwrap_or_default();
         let corrupt = |problem: String| DataError::Corrupt { path: path.clone(), problem };
-        let database = match (directory, &disk) {
+        let mut database = match (directory, &disk) {
             (Some(directory), _) => open_file(directory, &path)?,
             (None, Some(disk)) => {
                 let backend = disk.log().map_err(|error| DataError::io(&path, error))?;
                 let existed = backend.len().is_ok_and(|len| len > 0);
-                checked(existed, || Database::builder().create_with_backend(Backend(backend)))
-                    .map_err(|unusable| corrupt(unusable.map_or_else(|problem| problem, |error| error.to_string())))?
+                checked(existed, || Database::builder().create_with_backend(Backend(backend))).map_err(|what| {
+                    match what {
+                        Ok(redb::DatabaseError::Storage(redb::StorageError::Io(error))) => unusable(&path, error),
+                        Ok(error) => corrupt(error.to_string()),
+                        Err(problem) => corrupt(problem),
+                    }
+                })?
             }
             (None, None) => {
                 let backend = InMemoryBackend::new();
@@ -224,10 +319,10 @@ impl Log {
             write.commit()?;
             Ok(known)
         });
-        let identity = identity.map_err(corrupt)?;
+        let identity = identity.map_err(|error| unusable(&path, error))?;
         let mut cache = Cache::default();
         let found = guarded(|| Ok(load(&database, &mut cache)));
-        found.map_err(corrupt)?.map_err(corrupt)?;
+        found.map_err(|error| unusable(&path, error))?.map_err(|unreadable| unreadable.at(&path))?;
         let mark = match (directory, &disk) {
             (Some(directory), _) => Mark::file(&directory.join(MARK)).map(Some),
             (None, Some(disk)) => disk.mark().and_then(Mark::open).map(Some),
@@ -238,7 +333,7 @@ impl Log {
             return Err(corrupt("what it acknowledged last is not in it any more".into()));
         }
         let known = match identity {
-            Some(bytes) => Some(unseal::<Identity>(b"identity", &bytes).map_err(corrupt)?),
+            Some(bytes) => Some(unseal::<Identity>(b"identity", &bytes).map_err(|unreadable| unreadable.at(&path))?),
             None if cache.last.is_some() || cache.vote.is_some() => {
                 return Err(corrupt("it does not say whose it is".into()));
             }
@@ -250,13 +345,23 @@ impl Log {
             // Whatever it led is over: see above.
             vote.committed = false;
         }
-        let database = Arc::new(database);
+        let file = match (directory, &disk) {
+            (Some(_), _) => LogFile::Path(path.clone()),
+            (None, Some(disk)) => LogFile::Backend(disk.log().map_err(|error| DataError::io(&path, error))?),
+            (None, None) => LogFile::Memory,
+        };
+        if file.is_too_large(cache.sizes.all) {
+            guarded(|| Ok(database.compact()))
+                .map_err(|error| unusable(&path, error))?
+                .map_err(|e| corrupt(e.to_string()))?;
+        }
+        let database = Arc::new(RwLock::new(database));
         let cache = Arc::new(RwLock::new(cache));
         let (writes, receiver) = mpsc::channel();
         let commit = cache.read().commit;
         let (wrote, written) = watch::channel(Ok(0));
         let mut writer =
-            Writer { writes: receiver, database: database.clone(), cache: cache.clone(), commit, mark, wrote };
+            Writer { writes: receiver, database: database.clone(), file, cache: cache.clone(), commit, mark, wrote };
         let identity = match known {
             Some(identity) => identity,
             None => {
@@ -291,6 +396,23 @@ impl Log {
     /// Index of the last entry that was purged: the machine must know everything up to there from a snapshot.
     pub(crate) fn purged(&self) -> Option<u64> {
         self.0.cache.read().purged.map(|log| log.index)
+    }
+
+    /// Waits until the log takes more than so many bytes, and says up to which index entries must go until it takes half of
+    /// that. An error where nothing is written any more. Cancel safe.
+    pub(crate) async fn outgrows(&self, most: u64) -> Result<u64, watch::error::RecvError> {
+        let mut written = self.0.written.clone();
+        loop {
+            written.mark_unchanged();
+            let surplus = {
+                let cache = self.0.cache.read();
+                (cache.sizes.all > most).then(|| cache.sizes.surplus(most / 2)).flatten()
+            };
+            match surplus {
+                Some(upto) => return Ok(upto),
+                None => written.changed().await?,
+            }
+        }
     }
 
     /// There is a snapshot on disk with everything up to this entry, or there will be none.
@@ -342,6 +464,21 @@ impl Log {
         }
     }
 
+    /// Bytes of all entries.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.cache.read().sizes.all
+    }
+
+    /// Some entries from this index on, up to another one and not including it. Blocks on the disk.
+    pub(crate) fn some(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
+        self.read(from, to, READ_BYTES)
+    }
+
+    /// Whether nothing is written any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.writes.lock().is_none()
+    }
+
     fn send(&self, write: Write) -> io::Result<()> {
         let ended = || io::Error::other("the log is closed");
         self.0.writes.lock().as_ref().ok_or_else(ended)?.send(write).map_err(|_| ended())
@@ -356,7 +493,8 @@ impl Log {
     /// Entries `from..to` that are no longer in memory.
     fn read_disk(&self, from: u64, to: u64, bytes: usize) -> io::Result<Vec<Entry>> {
         let read = guarded(|| {
-            let read = self.0.database.begin_read()?;
+            let database = self.0.database.read();
+            let read = database.begin_read()?;
             let table = read.open_table(ENTRIES)?;
             let mut entries = Vec::new();
             let mut size = 0;
@@ -371,7 +509,7 @@ impl Log {
             }
             Ok(entries)
         });
-        read.map_err(io::Error::other)?.into_iter().map(|entry| entry.map_err(io::Error::other)).collect()
+        read?.into_iter().map(|entry| entry.map_err(io::Error::other)).collect()
     }
 
     fn read(&self, from: u64, to: u64, bytes: usize) -> io::Result<Vec<Entry>> {
@@ -410,10 +548,10 @@ fn open_file(directory: &Path, path: &Path) -> Result<Database, DataError> {
         return Err(DataError::Corrupt { path: path.to_owned(), problem });
     }
     let corrupt = |problem: String| DataError::Corrupt { path: path.to_owned(), problem };
-    checked(existed, || Database::builder().set_cache_size(PAGES_BYTES).create(path)).map_err(|unusable| match unusable
-    {
+    checked(existed, || Database::builder().set_cache_size(PAGES_BYTES).create(path)).map_err(|what| match what {
         Ok(redb::DatabaseError::DatabaseAlreadyOpen) => DataError::InUse { path: directory.to_owned() },
         Ok(redb::DatabaseError::Storage(redb::StorageError::Io(error))) if !existed => DataError::io(path, error),
+        Ok(redb::DatabaseError::Storage(redb::StorageError::Io(error))) => unusable(path, error),
         Ok(error) => corrupt(error.to_string()),
         Err(problem) => corrupt(problem),
     })
@@ -469,7 +607,7 @@ impl StorageBackend for Backend {
 }
 
 /// Reads and checks everything, and keeps the newest entries.
-fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
+fn load(database: &Database, cache: &mut Cache) -> Result<(), Unreadable> {
     let text = |error: redb::Error| error.to_string();
     let read = database.begin_read().map_err(|error| text(error.into()))?;
     let facts = read.open_table(FACTS).map_err(|error| text(error.into()))?;
@@ -480,7 +618,7 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
             "purged" => cache.purged = Some(unseal(b"purged", value.value())?),
             "commit" => cache.commit = unseal(b"commit", value.value())?,
             "identity" => {}
-            other => return Err(format!("it holds a fact called {other:?}, which this version does not know")),
+            other => return Err(format!("it holds a fact called {other:?}, which this version does not know").into()),
         }
     }
     cache.last = cache.purged;
@@ -491,7 +629,7 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
         let index = index.value();
         let entry: Entry = unseal(&index.to_be_bytes(), value.value())?;
         if entry.log_id.index != index || next.is_some_and(|next| next != index) {
-            return Err(format!("entry {index} is not where it should be"));
+            return Err(format!("entry {index} is not where it should be").into());
         }
         next = Some(index + 1);
         cache.last = Some(entry.log_id);
@@ -504,11 +642,9 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), String> {
 impl Cache {
     fn insert(&mut self, entry: Entry, bytes: usize, append: u64) {
         self.last = Some(entry.log_id);
+        self.sizes.push(entry.log_id.index, bytes);
         let memory = match &entry.payload {
-            EntryPayload::Normal(command) => {
-                let Body::V1 { steps, .. } = &*command.0;
-                steps.iter().map(Step::bytes).sum()
-            }
+            EntryPayload::Normal(command) => command.0.steps().iter().map(Step::bytes).sum(),
             EntryPayload::Blank | EntryPayload::Membership(_) => bytes,
         };
         self.memory += memory;
@@ -534,12 +670,32 @@ impl Cache {
 /// The writing thread.
 struct Writer {
     writes: mpsc::Receiver<Write>,
-    database: Arc<Database>,
+    database: Arc<RwLock<Database>>,
+    file: LogFile,
     cache: Arc<RwLock<Cache>>,
     /// Number of the last commit.
     commit: u64,
     mark: Option<Mark>,
     wrote: watch::Sender<Result<u64, String>>,
+}
+
+/// Whose length is looked at.
+enum LogFile {
+    Path(PathBuf),
+    Backend(Box<dyn StorageBackend>),
+    Memory,
+}
+
+impl LogFile {
+    /// Whether it is worth while to make it smaller, where so many bytes of entries are in it.
+    fn is_too_large(&self, entries: u64) -> bool {
+        let length = match self {
+            Self::Path(path) => fs::metadata(path).map_or(0, |metadata| metadata.len()),
+            Self::Backend(backend) => backend.len().unwrap_or(0),
+            Self::Memory => 0,
+        };
+        length > COMPACT_BYTES.max(entries * COMPACT_RATIO)
+    }
 }
 
 /// The file with the number of the last commit.
@@ -602,7 +758,7 @@ impl Writer {
         // After a failure nothing is written any more: what comes later would stand on what is missing.
         let earlier = self.wrote.borrow().clone();
         let result = earlier.and_then(|_| {
-            let result = guarded(|| self.commit(&group, self.commit + 1));
+            let result = guarded(|| self.commit(&group, self.commit + 1)).map_err(|error| error.to_string());
             if let Err(problem) = &result {
                 tracing::error!(target: "divider::raft", problem, "the log could not be written; this member stops");
             }
@@ -625,13 +781,34 @@ impl Writer {
             }
             Err(problem) => _ = self.wrote.send_replace(Err(problem.clone())),
         }
+        let purges = group.iter().any(|write| matches!(write, Write::Purge { .. }));
         for write in group {
             write.settle(result.as_ref().map(|&()| ()).map_err(|problem| io::Error::other(problem.clone())));
+        }
+        if purges && result.is_ok() {
+            self.compact();
+        }
+    }
+
+    /// Makes the file smaller where that pays. Nobody reads or writes meanwhile.
+    fn compact(&self) {
+        if !self.file.is_too_large(self.cache.read().sizes.all) {
+            return;
+        }
+        let began = std::time::Instant::now();
+        let done = guarded(|| Ok(self.database.write().compact())).and_then(|done| done.map_err(io::Error::other));
+        match done {
+            Ok(_) => {
+                tracing::debug!(target: "divider::raft", took = ?began.elapsed(), "the log's file was made smaller")
+            }
+            // Nothing is lost but the space. Where the disk fails, the next commit says so.
+            Err(error) => tracing::warn!(target: "divider::raft", %error, "the log's file could not be made smaller"),
         }
     }
 
     fn commit(&self, group: &[Write], number: u64) -> Result<(), redb::Error> {
-        let mut write = self.database.begin_write()?;
+        let database = self.database.read();
+        let mut write = database.begin_write()?;
         write.set_durability(Durability::Immediate)?;
         {
             let mut entries = write.open_table(ENTRIES)?;
@@ -786,6 +963,7 @@ impl RaftLogStorage<Types> for Log {
         };
         let mut cache = self.0.cache.write();
         cache.entries.split_off(&log.index);
+        cache.sizes.truncate(log.index);
         cache.recount();
         cache.last = last.or(cache.purged);
         Ok(())
@@ -806,6 +984,7 @@ impl RaftLogStorage<Types> for Log {
         self.send(Write::Purge { to: log.index, value }).map_err(failed)?;
         let mut cache = self.0.cache.write();
         cache.entries = cache.entries.split_off(&(log.index + 1));
+        cache.sizes.purge(log.index);
         cache.recount();
         cache.purged = Some(log);
         if cache.last.is_none_or(|last| last.index < log.index) {

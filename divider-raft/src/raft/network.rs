@@ -7,7 +7,7 @@
 //! longer, because there are many of them or a disk stalls, they would be sent again and again and never be through. So
 //! the first call goes on, heartbeats pass it, and whoever would send the same again waits for its answer.
 
-use std::{collections::HashMap, io::Read, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use openraft::{
     RaftNetwork, RaftNetworkFactory, Snapshot,
@@ -19,7 +19,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{task::JoinHandle, time::Instant};
 
-use super::{Log, LogId, Machine, Peer, Raft, SnapshotMeta, Types, Vote, quorum::Quorum, silence::Silence, snapshot};
+use super::{
+    Log, LogId, Machine, Peer, Raft, SnapshotData, SnapshotMeta, Types, Vote, quorum::Quorum, silence::Silence,
+    snapshot,
+};
 use crate::{
     ground::Ground,
     link::{Class, LinkError, Links, Target},
@@ -31,7 +34,9 @@ const DISK: Duration = Duration::from_millis(10);
 /// How long entries may take to be taken in, and how late an answer counts as a sign of life.
 const APPEND: Duration = Duration::from_secs(2);
 /// How long a leader that ends may take to have another one lead.
-const HAND_OVER: Duration = Duration::from_millis(500);
+const HAND_OVER: Duration = Duration::from_millis(800);
+/// And how often it looks whether another one can.
+const LOOK: Duration = Duration::from_millis(10);
 /// Bytes of a snapshot in one call.
 const CHUNK: usize = 256 << 10;
 
@@ -67,6 +72,18 @@ pub(crate) enum RaftRequest {
     },
     /// The leader ends, and whoever is asked should stand for election at once.
     TakeOver,
+    /// What the number over all that was applied was at an index; see [`sum`](super::sum).
+    Compare {
+        /// At which index.
+        index: u64,
+    },
+    /// What that number is on most members, or on the leader: one that has another one differs from the others.
+    Differs {
+        /// At which index.
+        index: u64,
+        /// The number.
+        sum: u64,
+    },
 }
 
 /// The answers, in the same order.
@@ -78,10 +95,12 @@ pub(crate) enum RaftAnswer {
     Vote(VoteResponse<u64>, u64),
     /// Of a snapshot's beginning, of its chunks, and of a leader that ends.
     Taken,
-    /// Of a snapshot's end: the receiver's vote.
+    /// Of a snapshot's end: the receiver's vote. Of its beginning: a newer vote, and nothing is taken in.
     Installed(Vote),
     /// Raft has stopped there, or the disk failed.
     Failed(String),
+    /// Of a comparison: the number, where it is known.
+    Compared(Option<u64>),
 }
 
 impl PartialEq for RaftRequest {
@@ -105,6 +124,7 @@ impl Clone for RaftAnswer {
             Self::Taken => Self::Taken,
             Self::Installed(vote) => Self::Installed(*vote),
             Self::Failed(problem) => Self::Failed(problem.clone()),
+            Self::Compared(sum) => Self::Compared(*sum),
         }
     }
 }
@@ -115,9 +135,57 @@ impl PartialEq for RaftAnswer {
     }
 }
 
-/// The snapshot that a member is receiving: at most one, since a member follows at most one leader.
+/// The snapshot that a member is receiving: at most one, since a member follows at most one leader. One that is whole is
+/// none of these any more: what begins later does not touch it.
 #[derive(Debug, Default)]
-pub(crate) struct Receiving(Mutex<HashMap<u64, (Vote, SnapshotMeta, snapshot::Spool)>>);
+pub(crate) struct Receiving(Mutex<Option<Stream>>);
+
+#[derive(Debug)]
+struct Stream {
+    id: u64,
+    vote: Vote,
+    meta: SnapshotMeta,
+    spool: snapshot::Spool,
+}
+
+impl Receiving {
+    /// Takes the place of an older stream, but of none of a newer leader.
+    fn begin(&self, stream: Stream) -> Result<(), String> {
+        let mut receiving = self.0.lock();
+        if let Some(other) = receiving.as_ref().filter(|other| is_older(&stream.vote, &other.vote)) {
+            return Err(format!("a newer leader, {}, sends a snapshot", other.vote));
+        }
+        *receiving = Some(stream);
+        Ok(())
+    }
+
+    fn write(&self, id: u64, offset: u64, bytes: Vec<u8>) -> Result<(), String> {
+        let mut receiving = self.0.lock();
+        let stream = receiving.as_mut().filter(|stream| stream.id == id).ok_or(OTHER)?;
+        stream.spool.write(offset, bytes).map_err(|error| error.to_string())
+    }
+
+    fn end(&self, id: u64) -> Result<Stream, String> {
+        Ok(self.0.lock().take_if(|stream| stream.id == id).ok_or(OTHER)?)
+    }
+}
+
+/// Votes of one term for two members come after neither.
+fn is_older(vote: &Vote, known: &Vote) -> bool {
+    vote.partial_cmp(known).is_none_or(std::cmp::Ordering::is_lt)
+}
+
+const OTHER: &str = "another snapshot has begun";
+
+/// Why these entries can be none of a log: openraft stops where one is missing.
+pub(super) fn gap(request: &AppendEntriesRequest<Types>) -> Option<String> {
+    let mut before = request.prev_log_id;
+    request.entries.iter().map(|entry| entry.log_id).find_map(|log| {
+        let last = before.replace(log);
+        let follows = last.map_or(0, |last| last.index + 1) == log.index && last.is_none_or(|last| last < log);
+        (!follows).then(|| format!("the entry {log} does not follow on {last:?}"))
+    })
+}
 
 impl Raft {
     /// Answers a call of another member.
@@ -125,6 +193,9 @@ impl Raft {
         let failed = |error: &dyn std::fmt::Display| RaftAnswer::Failed(error.to_string());
         match request {
             RaftRequest::Append(request) => {
+                if let Some(problem) = gap(&request) {
+                    return failed(&problem);
+                }
                 self.silence.breaks();
                 let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
                 let answer = match self.raft.append_entries(request).await {
@@ -152,33 +223,55 @@ impl Raft {
                     Err(error) => failed(&error),
                 }
             }
-            RaftRequest::SnapshotBegin { stream, vote, meta } => match machine.receive() {
-                Ok(spool) => {
-                    let mut receiving = receiving.0.lock();
-                    receiving.clear();
-                    receiving.insert(stream, (vote, meta, spool));
-                    RaftAnswer::Taken
+            RaftRequest::SnapshotBegin { stream, vote, meta } => {
+                let known = self.raft.metrics().borrow().vote;
+                if known > vote {
+                    // Whoever led in an older term learns of it here, perhaps from nobody else.
+                    return RaftAnswer::Installed(known);
                 }
-                Err(error) => failed(&error),
-            },
-            RaftRequest::SnapshotChunk { stream, offset, bytes } => {
-                let mut receiving = receiving.0.lock();
-                match receiving.get_mut(&stream).map(|(_, _, spool)| spool.write(offset, &bytes)) {
-                    Some(Ok(())) => RaftAnswer::Taken,
-                    Some(Err(error)) => failed(&error),
-                    None => failed(&"another snapshot has begun"),
+                if !vote.is_committed() || is_older(&vote, &known) {
+                    return failed(&format!("{vote} is not the vote of a leader that is known here, {known}"));
+                }
+                let spool = match machine.receive() {
+                    Ok(spool) => spool,
+                    Err(error) => return failed(&error),
+                };
+                match receiving.begin(Stream { id: stream, vote, meta, spool }) {
+                    Ok(()) => RaftAnswer::Taken,
+                    Err(problem) => failed(&problem),
                 }
             }
-            RaftRequest::SnapshotEnd { stream } => {
-                let received = receiving.0.lock().remove(&stream);
-                let Some((vote, meta, spool)) = received else { return failed(&"another snapshot has begun") };
-                let snapshot = Snapshot { meta, snapshot: Box::new(spool.finish()) };
-                match self.raft.install_full_snapshot(vote, snapshot).await {
-                    Ok(answer) => RaftAnswer::Installed(answer.vote),
-                    Err(error) => failed(&error),
+            RaftRequest::SnapshotChunk { stream, offset, bytes } => match receiving.write(stream, offset, bytes) {
+                Ok(()) => RaftAnswer::Taken,
+                Err(problem) => failed(&problem),
+            },
+            RaftRequest::SnapshotEnd { stream } => match receiving.end(stream) {
+                Ok(stream) => self.take_in(machine, stream).await.unwrap_or_else(|problem| failed(&problem)),
+                Err(problem) => failed(&problem),
+            },
+            RaftRequest::Compare { index } => RaftAnswer::Compared(machine.sum_at(index)),
+            RaftRequest::Differs { index, sum } => {
+                if machine.sum_at(index).is_some_and(|own| own != sum) {
+                    self.stop_differing(machine, index);
                 }
+                RaftAnswer::Taken
             }
         }
+    }
+
+    /// Installs a snapshot that is whole. What is damaged, is not what was announced, or cannot be put on the disk is refused
+    /// before Raft hears of it, and costs no more than another try.
+    async fn take_in(&self, machine: &Machine, stream: Stream) -> Result<RaftAnswer, String> {
+        let Stream { vote, meta, spool, .. } = stream;
+        let announced = meta.clone();
+        let check = move || spool.finish().map_err(|error| error.to_string())?.check(&announced);
+        let checked = machine.place().blocking(check).await;
+        let received = checked.map_err(|error| error.to_string()).flatten().inspect_err(|problem| {
+            tracing::warn!(target: "divider::raft", problem, "a snapshot that came in is refused");
+        })?;
+        let snapshot = Box::new(SnapshotData::Received(Arc::new(Mutex::new(Some(received)))));
+        let installed = self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot }).await;
+        installed.map(|answer| RaftAnswer::Installed(answer.vote)).map_err(|error| error.to_string())
     }
 }
 
@@ -190,7 +283,7 @@ impl Raft {
         self.ending.store(true, std::sync::atomic::Ordering::Relaxed);
         let hand_over = async {
             let heir = loop {
-                tokio::time::sleep(HAND_OVER / 50).await;
+                tokio::time::sleep(LOOK).await;
                 let view = self.view();
                 if !view.leads {
                     return;
@@ -206,6 +299,8 @@ impl Raft {
                     break peer;
                 }
             };
+            // Each heartbeat would keep the others from voting for the heir.
+            self.quorum.hush();
             let take_over = Request::Raft(RaftRequest::TakeOver);
             // One that does not know of this refuses, and an election follows as if nobody had asked.
             if links.call(&Target::member(&heir), Class::Raft, &take_over, HAND_OVER).await.is_ok() {
@@ -319,7 +414,7 @@ type CallError = RPCError<u64, Peer, RaftError<u64>>;
 fn rpc(error: LinkError) -> CallError {
     match error {
         // There is nobody: openraft waits a little before it tries again.
-        LinkError::NotSent(_) => Unreachable::new(&error).into(),
+        LinkError::NotSent(_) | LinkError::TooOld(..) => Unreachable::new(&error).into(),
         _ => NetworkError::new(&error).into(),
     }
 }
@@ -377,18 +472,19 @@ impl RaftNetwork<Types> for Line {
         let send = async {
             let limit = option.hard_ttl();
             let io = |error: std::io::Error| StreamingError::Network(NetworkError::new(&error));
-            let lost = |error: LinkError| match error {
-                LinkError::NotSent(_) => StreamingError::Unreachable(Unreachable::new(&error)),
-                _ => StreamingError::Network(NetworkError::new(&error)),
-            };
+            // openraft begins again at once, unless it is told that nobody is there: a receiver whose disk is full would be sent
+            // the same as fast as the network is.
+            let lost = |error: LinkError| StreamingError::Unreachable(Unreachable::new(&error));
             let stream = (self.network.ground.draw() >> 64) as u64;
             let begin = RaftRequest::SnapshotBegin { stream, vote, meta: snapshot.meta };
-            self.call(Class::Bulk, begin, limit).await.map_err(lost)?;
-            let mut content = snapshot::chunks(&snapshot.snapshot).map_err(io)?;
+            match self.call(Class::Bulk, begin, limit).await.map_err(lost)? {
+                RaftAnswer::Installed(newer) if newer > vote => return Ok(SnapshotResponse::new(newer)),
+                RaftAnswer::Taken => {}
+                _ => return Err(lost(LinkError::Lost("an answer to another question".into()))),
+            }
             let mut offset = 0;
             loop {
-                let mut bytes = Vec::with_capacity(CHUNK);
-                content.by_ref().take(CHUNK as u64).read_to_end(&mut bytes).map_err(io)?;
+                let bytes = snapshot.snapshot.chunk(offset, CHUNK).map_err(io)?;
                 if bytes.is_empty() {
                     break;
                 }

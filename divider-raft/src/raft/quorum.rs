@@ -42,6 +42,8 @@ struct Shared {
     lost: AtomicBool,
     /// And now is a time to be silent.
     silent: AtomicBool,
+    /// This member hands over, and leads no more.
+    over: AtomicBool,
 }
 
 /// What was heard of a member.
@@ -63,6 +65,11 @@ impl Quorum {
         self.0.more.notify_one();
     }
 
+    /// When a member answered last.
+    pub(super) fn last(&self, id: u64) -> Option<Instant> {
+        self.0.heard.lock().get(&id).map(|heard| heard.last)
+    }
+
     /// Waits for another answer. One at a time may wait. Cancel safe.
     pub(super) async fn more(&self) {
         self.0.more.notified().await;
@@ -80,7 +87,12 @@ impl Quorum {
 
     /// Whether this member should say nothing as a leader.
     pub(super) fn is_silent(&self) -> bool {
-        self.0.silent.load(Ordering::Relaxed)
+        self.0.silent.load(Ordering::Relaxed) || self.0.over.load(Ordering::Relaxed)
+    }
+
+    /// From now on this member says nothing as a leader: it hands over.
+    pub(super) fn hush(&self) {
+        self.0.over.store(true, Ordering::Relaxed);
     }
 
     /// Looks after it until Raft ends. `patience` is how long a leader goes on without answers.

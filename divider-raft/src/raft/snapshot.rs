@@ -2,13 +2,22 @@
 //!
 //! A snapshot is written beside the one before and takes its place by a rename, so that at every moment one whole
 //! snapshot is there. What does not carry its own checksum is never believed.
+//!
+//! # Why nothing is found by its name twice
+//! A newer snapshot takes the name of the one before while that is still being sent, perhaps for minutes. So whoever knows
+//! what a snapshot is of also holds its file open, both taken under one lock: the bytes stay those of the snapshot that was
+//! announced. Whoever receives one compares what is inside with what was announced before anything is replaced by it, and
+//! each stream is received into a file of its own, so that nobody writes into what somebody else reads.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Read, Write},
-    path::{Path, PathBuf},
-    sync::Arc,
+    fmt,
+    io::{self, Read, SeekFrom},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use divider_core::{Group, Ledger};
@@ -17,91 +26,141 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::SnapshotMeta;
-use crate::{error::DataError, ground::Place};
+use crate::{
+    error::{DataError, Unreadable},
+    ground::{Files, Place, StoredFile},
+};
 
-/// The first bytes of a snapshot; the last one counts versions of the format.
-const MAGIC: [u8; 8] = *b"DVDRSNP\x01";
+/// The first bytes of a snapshot, before the number of its format.
+const MAGIC: [u8; 7] = *b"DVDRSNP";
+/// The format that is written, and read.
+const FORMAT: u8 = 1;
 const CURRENT: &str = "snapshot";
+/// How the names of files end that are not whole yet.
+const PART: &str = ".part";
 const CHECKSUM: usize = 8;
 
-/// The bytes of a snapshot, on their way or at rest.
-#[derive(Clone, Debug)]
-pub(crate) enum SnapshotData {
-    /// A file in the data directory.
-    File(PathBuf),
-    /// For members without a disk.
-    Memory(Arc<Vec<u8>>),
-}
-
-impl SnapshotData {
-    pub(crate) fn read(&self) -> io::Result<Arc<Vec<u8>>> {
-        match self {
-            Self::File(path) => fs::read(path).map(Arc::new),
-            Self::Memory(bytes) => Ok(bytes.clone()),
-        }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-struct Content {
-    meta: SnapshotMeta,
-    groups: BTreeMap<Group, Ledger>,
+/// What a snapshot says.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Content {
+    pub(crate) meta: SnapshotMeta,
+    /// See [`Sum`](super::sum::Sum).
+    pub(crate) sum: Option<u64>,
+    pub(crate) groups: BTreeMap<Group, Ledger>,
 }
 
 /// As [`Content`], without owning the ledgers.
 #[derive(Serialize)]
 struct ContentRef<'a> {
     meta: &'a SnapshotMeta,
+    sum: Option<u64>,
     groups: &'a BTreeMap<Group, Ledger>,
 }
 
-pub(crate) fn encode(meta: &SnapshotMeta, groups: &BTreeMap<Group, Ledger>) -> io::Result<Vec<u8>> {
-    let mut bytes = postcard::to_extend(&ContentRef { meta, groups }, MAGIC.to_vec()).map_err(io::Error::other)?;
+pub(crate) fn encode(meta: &SnapshotMeta, sum: Option<u64>, groups: &BTreeMap<Group, Ledger>) -> io::Result<Vec<u8>> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.push(FORMAT);
+    let mut bytes = postcard::to_extend(&ContentRef { meta, sum, groups }, bytes).map_err(io::Error::other)?;
     bytes.extend(xxh3_64(&bytes).to_le_bytes());
     Ok(bytes)
 }
 
-pub(crate) fn decode(bytes: &[u8]) -> Result<(SnapshotMeta, BTreeMap<Group, Ledger>), String> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<Content, Unreadable> {
     let (content, sum) = bytes.split_last_chunk::<CHECKSUM>().ok_or("it is cut short")?;
-    let body = content.strip_prefix(&MAGIC).ok_or("it does not begin like a snapshot of this version")?;
+    let (format, body) = content.strip_prefix(&MAGIC).and_then(<[u8]>::split_first).ok_or("it is no snapshot")?;
     if xxh3_64(content).to_le_bytes() != *sum {
         return Err("its checksum does not match".into());
     }
-    let content: Content = postcard::from_bytes(body).map_err(|error| error.to_string())?;
-    Ok((content.meta, content.groups))
+    let text = |error: postcard::Error| Unreadable::from(error.to_string());
+    match format {
+        &FORMAT => postcard::from_bytes(body).map_err(text),
+        newer => Err(Unreadable::Newer { found: *newer, known: FORMAT }),
+    }
+}
+
+/// The bytes of a snapshot, on their way or at rest.
+#[derive(Clone)]
+pub(crate) enum SnapshotData {
+    /// An open file.
+    File(Arc<Mutex<Box<dyn StoredFile>>>),
+    /// For members without a disk.
+    Memory(Arc<Vec<u8>>),
+    /// One that was received and is what was announced. It is taken once.
+    Received(Arc<Mutex<Option<Received>>>),
+}
+
+/// A snapshot that is whole and checked, and not in its place yet.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) content: Content,
+    pub(crate) kept: Kept,
+}
+
+impl fmt::Debug for SnapshotData {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File(_) => "File",
+            Self::Memory(_) => "Memory",
+            Self::Received(_) => "Received",
+        })
+    }
+}
+
+impl SnapshotData {
+    /// At most so many bytes from this place on; none at the end. Blocks on the disk.
+    pub(crate) fn chunk(&self, offset: u64, most: usize) -> io::Result<Vec<u8>> {
+        match self {
+            Self::File(file) => {
+                let mut file = file.lock();
+                file.seek(SeekFrom::Start(offset))?;
+                let mut bytes = Vec::with_capacity(most.min(1 << 20));
+                file.by_ref().take(most as u64).read_to_end(&mut bytes)?;
+                Ok(bytes)
+            }
+            Self::Memory(bytes) => {
+                let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
+                Ok(rest[..rest.len().min(most)].to_vec())
+            }
+            Self::Received(_) => Err(io::Error::other("what was received is not sent on before it is installed")),
+        }
+    }
+
+    /// How many bytes it has.
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::File(file) => file.lock().seek(SeekFrom::End(0)).unwrap_or(0),
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::Received(_) => 0,
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
+        self.chunk(0, usize::MAX)
+    }
 }
 
 /// Where a member keeps its newest snapshot.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
     place: Place,
+    /// `None` where nothing outlives the process.
+    files: Option<Arc<dyn Files>>,
+    /// What it is of, and its bytes: changed together with the name of the file.
     current: Mutex<Option<(SnapshotMeta, SnapshotData)>>,
-    /// Held while one is being written: one may be received while another one is being made.
-    writing: Mutex<()>,
+    /// Numbers the files that are not whole yet.
+    parts: AtomicU64,
 }
 
 impl Snapshots {
     /// Opens the place, and reads the newest snapshot if there is one.
-    pub(crate) fn open(place: Place) -> Result<(Self, Option<Loaded>), DataError> {
-        let mut loaded = None;
-        let mut current = None;
-        if let Some(disk) = place.ground.disk() {
-            let path = PathBuf::from(CURRENT);
-            if let Some(bytes) = disk.snapshot().map_err(|error| DataError::io(&path, error))? {
-                let (meta, groups) = decode(&bytes).map_err(|problem| DataError::Corrupt { path, problem })?;
-                current = Some((meta.clone(), SnapshotData::Memory(Arc::new(bytes))));
-                loaded = Some((meta, groups));
-            }
-        } else if let Some(path) =
-            place.directory.as_ref().map(|directory| directory.join(CURRENT)).filter(|path| path.exists())
-        {
-            let bytes = fs::read(&path).map_err(|error| DataError::io(&path, error))?;
-            let (meta, groups) =
-                decode(&bytes).map_err(|problem| DataError::Corrupt { path: path.clone(), problem })?;
-            current = Some((meta.clone(), SnapshotData::File(path)));
-            loaded = Some((meta, groups));
-        }
-        Ok((Self { place, current: Mutex::new(current), writing: Mutex::default() }, loaded))
+    pub(crate) fn open(place: Place) -> Result<(Self, Option<Content>), DataError> {
+        let path = place.directory.clone().unwrap_or_default().join(CURRENT);
+        let files = place.files();
+        let found = files.as_deref().map_or(Ok(None), |files| open(files, &path))?;
+        let (content, data) = found.unzip();
+        let current = content.as_ref().map(|content| content.meta.clone()).zip(data);
+        Ok((Self { place, files, current: Mutex::new(current), parts: AtomicU64::new(0) }, content))
     }
 
     pub(crate) fn place(&self) -> &Place {
@@ -112,91 +171,142 @@ impl Snapshots {
         self.current.lock().clone()
     }
 
-    /// Puts a whole, checked snapshot in the place of the one before, and says which one is there now: a newer one stays,
-    /// since the log may have been purged up to it. Blocks on the disk.
-    pub(crate) fn replace(&self, meta: SnapshotMeta, bytes: Vec<u8>) -> io::Result<(SnapshotMeta, SnapshotData)> {
-        let _writing = self.writing.lock();
-        if let Some(newer) = self.current().filter(|(known, _)| known.last_log_id > meta.last_log_id) {
-            return Ok(newer);
-        }
-        let data = match &self.place.directory {
-            None => {
-                self.place.ground.disk().map_or(Ok(()), |disk| disk.replace_snapshot(&bytes))?;
-                SnapshotData::Memory(Arc::new(bytes))
-            }
-            Some(directory) => {
-                let path = directory.join(CURRENT);
-                write_atomically(&path, &bytes)?;
-                SnapshotData::File(path)
-            }
-        };
-        *self.current.lock() = Some((meta.clone(), data.clone()));
-        Ok((meta, data))
+    /// Writes a snapshot as a whole, synced, and not in its place yet. Blocks on the disk.
+    pub(crate) fn write(&self, bytes: Vec<u8>) -> io::Result<Kept> {
+        let mut spool = self.spool()?;
+        spool.write(0, bytes)?;
+        spool.finish()
     }
 
-    /// Somewhere to gather the chunks of a snapshot that is being received.
-    pub(crate) fn spool(&self) -> io::Result<Spool> {
-        match &self.place.directory {
-            None => Ok(Spool { file: None, bytes: Vec::new(), received: 0 }),
-            Some(directory) => {
-                let path = directory.join("snapshot.receiving");
-                let file = File::create(&path)?;
-                Ok(Spool { file: Some((file, path)), bytes: Vec::new(), received: 0 })
+    /// Puts a whole, checked snapshot in the place of the one before, and says which one is there now: a newer one stays,
+    /// since the log may have been purged up to it. Blocks on the disk.
+    pub(crate) fn adopt(&self, meta: SnapshotMeta, kept: Kept) -> io::Result<(SnapshotMeta, SnapshotData)> {
+        let current = {
+            let mut current = self.current.lock();
+            if let Some(newer) = current.clone().filter(|(known, _)| known.last_log_id > meta.last_log_id) {
+                return Ok(newer);
             }
-        }
+            let data = kept.place()?;
+            current.insert((meta, data)).clone()
+        };
+        // Nothing is purged before this returns.
+        self.files.as_deref().map_or(Ok(()), Files::sync)?;
+        Ok(current)
+    }
+
+    /// Somewhere to gather a snapshot, chunk by chunk.
+    pub(crate) fn spool(&self) -> io::Result<Spool> {
+        let part = match &self.files {
+            None => None,
+            Some(files) => {
+                let name = format!("{CURRENT}.{}{PART}", self.parts.fetch_add(1, Ordering::Relaxed));
+                let file = files.create(&name)?;
+                Some((file, Part { files: files.clone(), name }))
+            }
+        };
+        Ok(Spool { part, bytes: Vec::new(), received: 0 })
     }
 }
 
-/// What [`Snapshots::open`] found.
-pub(crate) type Loaded = (SnapshotMeta, BTreeMap<Group, Ledger>);
+/// The snapshot that is there.
+fn open(files: &dyn Files, path: &Path) -> Result<Option<(Content, SnapshotData)>, DataError> {
+    let io = |error| DataError::io(path, error);
+    // What an earlier life did not finish, whatever it was called then.
+    let left = |name: &String| name.ends_with(PART) || name == "snapshot.new" || name == "snapshot.receiving";
+    for name in files.names().map_err(io)?.into_iter().filter(left) {
+        files.remove(&name).map_err(io)?;
+    }
+    let file = match files.open(CURRENT) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+    };
+    let data = SnapshotData::File(Arc::new(Mutex::new(file)));
+    let bytes = data.read().map_err(io)?;
+    let content = decode(&bytes).map_err(|unreadable| unreadable.at(path))?;
+    Ok(Some((content, data)))
+}
 
-/// A snapshot that is being received, chunk by chunk.
-#[derive(Debug)]
+/// The name of a file that is not whole yet, or not in its place. It is removed with this.
+struct Part {
+    files: Arc<dyn Files>,
+    name: String,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // It has its place by now, or is removed at the next start.
+        let _ = self.files.remove(&self.name);
+    }
+}
+
+impl fmt::Debug for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// A snapshot that is being gathered, chunk by chunk.
 pub(crate) struct Spool {
-    file: Option<(File, PathBuf)>,
+    part: Option<(Box<dyn StoredFile>, Part)>,
     bytes: Vec<u8>,
     received: u64,
 }
 
+impl fmt::Debug for Spool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spool").field("received", &self.received).finish_non_exhaustive()
+    }
+}
+
 impl Spool {
     /// Takes the next chunk, which must begin where the last one ended.
-    pub(crate) fn write(&mut self, offset: u64, chunk: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&mut self, offset: u64, mut chunk: Vec<u8>) -> io::Result<()> {
         if offset != self.received {
             return Err(io::Error::other(format!("a chunk at {offset} came after {} bytes", self.received)));
         }
-        match &mut self.file {
-            Some((file, _)) => file.write_all(chunk)?,
-            None => self.bytes.extend_from_slice(chunk),
-        }
         self.received += chunk.len() as u64;
+        match &mut self.part {
+            Some((file, _)) => file.write_all(&chunk)?,
+            None if self.bytes.is_empty() => self.bytes = chunk,
+            None => self.bytes.append(&mut chunk),
+        }
         Ok(())
     }
 
-    pub(crate) fn finish(self) -> SnapshotData {
-        match self.file {
-            Some((_, path)) => SnapshotData::File(path),
-            None => SnapshotData::Memory(Arc::new(self.bytes)),
+    /// All of it is there. Blocks on the disk.
+    pub(crate) fn finish(self) -> io::Result<Kept> {
+        let Some((mut file, part)) = self.part else {
+            return Ok(Kept { data: SnapshotData::Memory(Arc::new(self.bytes)), part: None });
+        };
+        file.sync()?;
+        Ok(Kept { data: SnapshotData::File(Arc::new(Mutex::new(file))), part: Some(part) })
+    }
+}
+
+/// A snapshot that is whole and synced, but not in its place.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    data: SnapshotData,
+    part: Option<Part>,
+}
+
+impl Kept {
+    /// Reads it, and compares what is inside with what was announced.
+    pub(crate) fn check(self, meta: &SnapshotMeta) -> Result<Received, String> {
+        let bytes = self.data.read().map_err(|error| error.to_string())?;
+        let content = decode(&bytes).map_err(|unreadable| unreadable.to_string())?;
+        if content.meta != *meta {
+            let (inside, said) = (content.meta.last_log_id, meta.last_log_id);
+            return Err(format!("a snapshot of {said:?} was announced, and what came is one of {inside:?}"));
         }
+        Ok(Received { content, kept: self })
     }
-}
 
-/// Writes a file so that after a crash either the old or the new one is there, whole.
-fn write_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    match path.parent() {
-        Some(directory) => File::open(directory)?.sync_all(),
-        None => Ok(()),
+    fn place(self) -> io::Result<SnapshotData> {
+        if let Some(part) = &self.part {
+            part.files.rename(&part.name, CURRENT)?;
+        }
+        Ok(self.data)
     }
-}
-
-/// Reads a snapshot piece by piece, to send it.
-pub(crate) fn chunks(data: &SnapshotData) -> io::Result<Box<dyn Read + Send>> {
-    Ok(match data {
-        SnapshotData::File(path) => Box::new(File::open(path)?),
-        SnapshotData::Memory(bytes) => Box::new(io::Cursor::new(bytes.as_ref().clone())),
-    })
 }

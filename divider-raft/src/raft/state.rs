@@ -6,7 +6,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use divider_core::{Applied, Group, Key, Ledger, Op, Outcome, Refusal, Revision, SessionId, Term, Token};
@@ -14,14 +18,24 @@ use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot, StorageIOError, stor
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::{Entry, Log, LogId, Membership, SnapshotData, SnapshotMeta, Snapshots, StorageError, Types, snapshot};
+use super::{
+    Entry, Log, LogId, Membership, SnapshotData, SnapshotMeta, Snapshots, StorageError, Types,
+    snapshot::{self, Content, Received},
+    sum::{Deeds, Sums},
+};
 use crate::{
-    command::{Body, Done, Reply, Step},
+    command::{Done, Reply, Step},
     ground::Place,
     reign::Reign,
     subscribe::Subscribers,
     wire::Owner,
 };
+
+/// A state is large from so many bytes of a snapshot or of the log on, or from so many keys on: writing it takes some 10 ms.
+const LARGE: (u64, u64) = if cfg!(test) { (64 << 10, 100) } else { (8 << 20, 20_000) };
+
+/// How long a member waits before it tries again to write a snapshot, at first and at most.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// The ledgers, and what goes with them on this member.
 #[derive(Debug)]
@@ -30,28 +44,112 @@ pub(crate) struct Machine {
     /// Index of the last entry that was applied; readers wait on it.
     applied: watch::Sender<u64>,
     snapshots: Snapshots,
+    sums: Sums,
+    /// This replica is not what the others are: nobody is told of what is in it.
+    differs: AtomicBool,
     pub(crate) reign: Reign,
     pub(crate) subscribers: Subscribers,
 }
 
-#[derive(Debug, Default)]
-struct State {
+#[derive(Debug)]
+pub(super) struct State {
     applied: Option<LogId>,
     membership: Membership,
     groups: BTreeMap<Group, Ledger>,
+    /// Over all that was applied; see [`Sums`]. `None` where that is not known.
+    sum: Option<u64>,
+    deeds: Deeds,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Content { sum: Some(0), ..Content::default() }.into()
+    }
+}
+
+impl From<Content> for State {
+    fn from(Content { meta, sum, groups }: Content) -> Self {
+        let membership = meta.last_membership;
+        Self { applied: meta.last_log_id, membership, groups, sum, deeds: Deeds::default() }
+    }
+}
+
+/// What listeners are to be told of a step: whose it was, what changed, and whether the group has lost its leader by it.
+type Heard = (Group, divider_core::Effects, bool);
+
+impl State {
+    /// Applies an entry. What it did is told to `applied`, step by step.
+    fn apply(
+        &mut self,
+        entry: Entry,
+        mut applied: impl FnMut(u64, &Step, &Done, &Ledger),
+        heard: &mut Vec<Heard>,
+    ) -> Reply {
+        let Self { groups, deeds, .. } = self;
+        let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
+        let reply = match entry.payload {
+            EntryPayload::Blank => Reply::default(),
+            EntryPayload::Membership(membership) => {
+                self.membership = Membership::new(Some(entry.log_id), membership);
+                Reply::default()
+            }
+            EntryPayload::Normal(command) => {
+                let body = &*command.0;
+                let steps = body.steps().iter().map(|step| {
+                    let group = step.group();
+                    let ledger = match groups.get_mut(group) {
+                        Some(ledger) => ledger,
+                        None => groups.entry(group.clone()).or_insert_with(|| begin(body.clock())),
+                    };
+                    let led = ledger.group().leader;
+                    let (done, effects) = one(ledger, step, Token(index), body.clock(), body.reign() == term);
+                    applied(term, step, &done, ledger);
+                    deeds.step(&done, ledger);
+                    heard.push((group.clone(), effects, led.is_some() && ledger.group().leader.is_none()));
+                    done
+                });
+                Reply(steps.collect())
+            }
+        };
+        self.applied = Some(entry.log_id);
+        self.sum = self.sum.map(|sum| self.deeds.end(sum, entry.log_id));
+        reply
+    }
+}
+
+impl State {
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+            snapshot_id: self.applied.map_or_else(String::new, |log| log.to_string()),
+        }
+    }
+
+    /// As a snapshot.
+    pub(super) fn encoded(&self) -> std::io::Result<(SnapshotMeta, Vec<u8>)> {
+        let meta = self.meta();
+        let bytes = snapshot::encode(&meta, self.sum, &self.groups)?;
+        Ok((meta, bytes))
+    }
+}
+
+/// A group's ledger at the beginning of its life. Its numbers begin at the clock of whoever proposed its first entry, and
+/// so above those of an earlier life whose disks were all lost: whoever compares tokens refuses nobody for that.
+fn begin(clock: u64) -> Ledger {
+    Ledger::above(Token(clock))
 }
 
 impl Machine {
-    pub(crate) fn new(snapshots: Snapshots, loaded: Option<snapshot::Loaded>) -> Arc<Self> {
-        let mut state = State::default();
-        if let Some((meta, groups)) = loaded {
-            state = State { applied: meta.last_log_id, membership: meta.last_membership, groups };
-        }
+    pub(crate) fn new(snapshots: Snapshots, loaded: Option<Content>) -> Arc<Self> {
+        let state = loaded.map_or_else(State::default, State::from);
         let index = state.applied.map_or(0, |log| log.index);
         Arc::new(Self {
             state: RwLock::new(state),
             applied: watch::Sender::new(index),
             snapshots,
+            sums: Sums::default(),
+            differs: AtomicBool::new(false),
             reign: Reign::default(),
             subscribers: Subscribers::default(),
         })
@@ -69,7 +167,15 @@ impl Machine {
     /// Who owns a key, as far as this member has come.
     #[inline]
     pub(crate) fn owner(&self, group: &Group, key: &Key) -> Option<Owner> {
+        if self.differs() {
+            return None;
+        }
         owner(self.state.read().groups.get(group)?, key)
+    }
+
+    /// Whether it is decided that somebody is a member. A leader that writes so may be replaced before it is.
+    pub(crate) fn is_member(&self, id: u64) -> bool {
+        self.state.read().membership.membership().get_node(&id).is_some()
     }
 
     /// Who leads which group.
@@ -96,14 +202,42 @@ impl Machine {
     /// What has been applied, for comparison with another member.
     pub(crate) fn encoded(&self) -> Option<(u64, Vec<u8>)> {
         let state = self.state.read();
-        let bytes = snapshot::encode(&SnapshotMeta::default(), &state.groups).ok()?;
+        let bytes = snapshot::encode(&SnapshotMeta::default(), state.sum, &state.groups).ok()?;
         Some((state.applied?.index, bytes))
     }
 
-    fn place(&self) -> &Place {
+    /// The newest index at which all members note their numbers, and this one's; see [`Sums`].
+    pub(crate) fn sum(&self) -> Option<(u64, u64)> {
+        self.sums.newest()
+    }
+
+    /// This member's number at an index, if it is known.
+    pub(crate) fn sum_at(&self, index: u64) -> Option<u64> {
+        self.sums.at(index)
+    }
+
+    /// Whether this replica is known to be another one than the others'.
+    pub(crate) fn differs(&self) -> bool {
+        self.differs.load(Ordering::Relaxed)
+    }
+
+    /// It is.
+    pub(crate) fn set_differs(&self) {
+        self.differs.store(true, Ordering::Relaxed);
+    }
+
+    /// As if this replica had applied something else.
+    #[cfg(test)]
+    pub(crate) fn distort(&self) {
+        let mut state = self.state.write();
+        state.sum = state.sum.map(|sum| !sum);
+    }
+
+    pub(crate) fn place(&self) -> &Place {
         self.snapshots.place()
     }
 
+    /// Somewhere to gather a snapshot that comes in.
     pub(crate) fn receive(&self) -> std::io::Result<snapshot::Spool> {
         self.snapshots.spool()
     }
@@ -114,39 +248,19 @@ impl Machine {
     }
 
     fn apply(&self, entries: impl Iterator<Item = Entry>) -> Vec<Reply> {
-        let mut replies = Vec::new();
         let mut heard = Vec::new();
         let mut index = 0;
         let mut state = self.state.write();
-        for entry in entries {
-            state.applied = Some(entry.log_id);
+        let replies = entries.map(|entry| {
             index = entry.log_id.index;
-            let reply = match entry.payload {
-                EntryPayload::Blank => Reply::default(),
-                EntryPayload::Membership(membership) => {
-                    state.membership = Membership::new(Some(entry.log_id), membership);
-                    Reply::default()
-                }
-                EntryPayload::Normal(command) => {
-                    let Body::V1 { reign, steps } = &*command.0;
-                    let term = entry.log_id.leader_id.term;
-                    let steps = steps.iter().map(|step| {
-                        let group = step.group();
-                        let ledger = match state.groups.get_mut(group) {
-                            Some(ledger) => ledger,
-                            None => state.groups.entry(group.clone()).or_default(),
-                        };
-                        let led = ledger.group().leader;
-                        let (done, effects) = one(ledger, step, Token(index), *reign == term);
-                        self.reign.applied(term, group, step, &done, ledger);
-                        heard.push((group.clone(), effects, led.is_some() && ledger.group().leader.is_none()));
-                        done
-                    });
-                    Reply(steps.collect())
-                }
+            let told = |term, step: &Step, done: &Done, ledger: &Ledger| {
+                self.reign.applied(term, step.group(), step, done, ledger);
             };
-            replies.push(reply);
-        }
+            let reply = state.apply(entry, told, &mut heard);
+            state.sum.inspect(|sum| self.sums.note(index, *sum));
+            reply
+        });
+        let replies = replies.collect();
         drop(state);
         // Hints go out before the caller has its answer, so that whoever was asked after it cannot be told later.
         for (group, effects, leader_gone) in heard {
@@ -154,6 +268,73 @@ impl Machine {
         }
         self.applied.send_replace(index);
         replies
+    }
+
+    /// Puts a snapshot in the place of all that there was. Blocks on the disk.
+    fn install(&self, Received { content, kept }: Received) -> std::io::Result<()> {
+        self.snapshots.adopt(content.meta.clone(), kept)?;
+        let index = content.meta.last_log_id.map_or(0, |log| log.index);
+        let old = {
+            let mut state = self.state.write();
+            self.sums.clear();
+            std::mem::replace(&mut *state, content.into())
+        };
+        self.reign.jumped();
+        // Nobody knows what happened in between.
+        self.subscribers.gap();
+        self.applied.send_replace(index);
+        drop(old);
+        Ok(())
+    }
+
+    /// Makes a snapshot of all that has been applied. Blocks on the disk.
+    ///
+    /// Entries wait while the ledgers are written into memory, which takes longer than an election where there are a million
+    /// keys. So a large state is made a second time, of the snapshot before and the entries since: nobody waits for that,
+    /// and it is the same, since entries alone decide what it is.
+    pub(crate) fn build(&self, log: &Log) -> std::io::Result<(SnapshotMeta, SnapshotData)> {
+        let again = if self.is_large(log) { self.again(log) } else { None };
+        let (meta, bytes) = match again {
+            Some(state) => state.encoded()?,
+            None => self.state.read().encoded()?,
+        };
+        self.snapshots.adopt(meta, self.snapshots.write(bytes)?)
+    }
+
+    pub(super) fn is_large(&self, log: &Log) -> bool {
+        let before = self.snapshots.current().map_or(0, |(_, data)| data.len());
+        let keys = |state: &State| state.groups.values().map(|ledger| ledger.stats().registered).sum::<u64>();
+        before.max(log.bytes()) > LARGE.0 || keys(&self.state.read()) > LARGE.1
+    }
+
+    /// The state as it is now, of the snapshot before and the log. `None` where these are no longer there, since another
+    /// snapshot has just been installed, or where something else comes of them.
+    pub(super) fn again(&self, log: &Log) -> Option<State> {
+        let (applied, sum) = {
+            let state = self.state.read();
+            (state.applied?, state.sum)
+        };
+        let before = self.snapshots.current().map(|(_, data)| data.read().map(|bytes| snapshot::decode(&bytes)));
+        let mut state = match before {
+            Some(content) => content.ok()?.ok()?.into(),
+            None => State::default(),
+        };
+        while state.applied < Some(applied) {
+            let next = state.applied.map_or(0, |log| log.index + 1);
+            let entries = log.some(next, applied.index + 1).ok()?;
+            if entries.first()?.log_id.index != next {
+                return None;
+            }
+            entries.into_iter().for_each(|entry| _ = state.apply(entry, |_, _, _, _| {}, &mut Vec::new()));
+        }
+        if state.applied != Some(applied) {
+            return None;
+        }
+        if state.sum != sum {
+            tracing::error!(target: "divider::raft", %applied, "the log and the snapshot before say something else than the replica");
+            return None;
+        }
+        Some(state)
     }
 }
 
@@ -172,8 +353,9 @@ impl Step {
     }
 }
 
-/// Applies one step. `same_reign` says that beats could not move between their comparison and this entry.
-fn one(ledger: &mut Ledger, step: &Step, floor: Token, same_reign: bool) -> (Done, divider_core::Effects) {
+/// Applies one step. `same_reign` says that beats could not move between their comparison and this entry; the first term is
+/// above `clock`.
+fn one(ledger: &mut Ledger, step: &Step, floor: Token, clock: u64, same_reign: bool) -> (Done, divider_core::Effects) {
     match step {
         Step::Apply { ops, .. } => {
             let stale = |op: &Op| !same_reign && matches!(op, Op::Expire { .. });
@@ -192,7 +374,8 @@ fn one(ledger: &mut Ledger, step: &Step, floor: Token, same_reign: bool) -> (Don
             (Done::Applied(Applied { outcomes: effects.outcomes.clone(), revision: Revision(revision) }), effects)
         }
         Step::Lead { session, over, .. } if ledger.group().term == *over => {
-            let (_, effects) = ledger.lead(*session, *over);
+            // The first term is above those of an earlier life, like the tokens.
+            let (_, effects) = ledger.lead(*session, if *over == Term(0) { Term(clock) } else { *over });
             (Done::Looked, effects)
         }
         Step::Lead { .. } => (Done::Looked, divider_core::Effects::default()),
@@ -237,29 +420,19 @@ impl RaftStateMachine<Types> for MachineHandle {
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotData>, StorageError> {
-        let spool = self.machine.receive().map_err(|error| storage(&error))?;
-        Ok(Box::new(spool.finish()))
+        // Snapshots are received by `network.rs`, whole.
+        Ok(Box::new(SnapshotData::Memory(Arc::default())))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Box<SnapshotData>) -> Result<(), StorageError> {
         let (machine, meta) = (self.machine.clone(), meta.clone());
         let install = move || -> std::io::Result<()> {
-            let bytes = data.read()?;
-            let (_, groups) = snapshot::decode(&bytes).map_err(std::io::Error::other)?;
-            let bytes = Arc::unwrap_or_clone(bytes);
-            machine.snapshots.replace(meta.clone(), bytes)?;
-            let index = meta.last_log_id.map_or(0, |log| log.index);
-            let old = {
-                let mut state = machine.state.write();
-                let membership = meta.last_membership;
-                std::mem::replace(&mut *state, State { applied: meta.last_log_id, membership, groups })
+            let received = match *data {
+                SnapshotData::Received(received) => received.lock().take().ok_or("it was installed already".to_owned()),
+                // Only suites hand on what they have not received.
+                data => machine.snapshots.write(data.read()?)?.check(&meta),
             };
-            machine.reign.jumped();
-            // Nobody knows what happened in between.
-            machine.subscribers.gap();
-            machine.applied.send_replace(index);
-            drop(old);
-            Ok(())
+            machine.install(received.map_err(std::io::Error::other)?)
         };
         let done = self.machine.place().blocking(install).await;
         let done = done.map_err(std::io::Error::other).flatten();
@@ -278,26 +451,26 @@ impl RaftStateMachine<Types> for MachineHandle {
 }
 
 impl RaftSnapshotBuilder<Types> for MachineHandle {
+    /// A disk that is full for a while costs nothing but the place of the log, so this goes on until it can be written.
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
-        let (machine, log) = (self.machine.clone(), self.log.clone());
-        let build = move || -> std::io::Result<Snapshot<Types>> {
-            // Entries wait while the ledgers are written into memory; the disk is waited for without them.
-            let (meta, bytes) = {
-                let state = machine.state.read();
-                let meta = SnapshotMeta {
-                    last_log_id: state.applied,
-                    last_membership: state.membership.clone(),
-                    snapshot_id: state.applied.map_or_else(String::new, |log| log.to_string()),
-                };
-                let bytes = snapshot::encode(&meta, &state.groups)?;
-                (meta, bytes)
+        let mut pause = PAUSE.0;
+        loop {
+            let (machine, log) = (self.machine.clone(), self.log.clone());
+            let built = self.machine.place().blocking(move || machine.build(&log)).await;
+            let error = match built.map_err(std::io::Error::other).flatten() {
+                Ok((meta, data)) => {
+                    self.log.snapshot_is_kept(Ok(meta.last_log_id.map_or(0, |log| log.index)));
+                    return Ok(Snapshot { meta, snapshot: Box::new(data) });
+                }
+                Err(error) => error,
             };
-            let (meta, data) = machine.snapshots.replace(meta, bytes)?;
-            log.snapshot_is_kept(Ok(meta.last_log_id.map_or(0, |log| log.index)));
-            Ok(Snapshot { meta, snapshot: Box::new(data) })
-        };
-        let done = self.machine.place().blocking(build).await;
-        done.map_err(|error| storage(&error))?.map_err(|error| storage(&error))
+            if self.log.is_closed() {
+                return Err(storage(&error));
+            }
+            tracing::warn!(target: "divider::raft", %error, ?pause, "a snapshot could not be written; it is tried again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
     }
 }
 

@@ -40,7 +40,7 @@ fn identity() -> Identity {
     Identity { id: 1, name: "a".into(), cluster: "test".into(), cluster_id: None }
 }
 
-async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
+pub(super) async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
     tokio::task::spawn_blocking(move || {
         let (log, _) = Log::open(&directory.clone().into(), identity).unwrap();
         let (snapshots, loaded) = Snapshots::open(directory.into()).unwrap();
@@ -126,14 +126,15 @@ fn an_older_snapshot_does_not_take_the_place_of_a_newer_one() {
     let directory = tempfile::tempdir().unwrap();
     let snapshot = |index| {
         let meta = super::SnapshotMeta { last_log_id: Some(entry(index).log_id), ..Default::default() };
-        (meta.clone(), super::snapshot::encode(&meta, &Default::default()).unwrap())
+        (meta.clone(), super::snapshot::encode(&meta, None, &Default::default()).unwrap())
     };
     let (snapshots, _) = Snapshots::open(directory.path().into()).unwrap();
     for (index, kept) in [(20, 20), (15, 20), (21, 21)] {
         let (meta, bytes) = snapshot(index);
-        assert_eq!(snapshots.replace(meta, bytes).unwrap().0.last_log_id, Some(entry(kept).log_id));
+        let written = snapshots.write(bytes).unwrap();
+        assert_eq!(snapshots.adopt(meta, written).unwrap().0.last_log_id, Some(entry(kept).log_id));
         let (_, loaded) = Snapshots::open(directory.path().into()).unwrap();
-        assert_eq!(loaded.unwrap().0.last_log_id, Some(entry(kept).log_id));
+        assert_eq!(loaded.unwrap().meta.last_log_id, Some(entry(kept).log_id));
     }
 }
 

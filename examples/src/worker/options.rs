@@ -68,6 +68,9 @@ pub struct Options {
     /// How long a write takes from the look whether the node may act to its sending, in milliseconds.
     #[arg(long, default_value_t = 0)]
     pub sink_delay_ms: u64,
+    /// A key whose work kills its process 200 ms after its start. May be given several times.
+    #[arg(long)]
+    pub killer: Vec<String>,
     /// Threads of the program's runtime.
     #[arg(long, default_value_t = 2)]
     pub worker_threads: usize,

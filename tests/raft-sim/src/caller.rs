@@ -279,6 +279,31 @@ impl Caller {
         }
     }
 
+    /// In a new life: has a key granted, where its session leads its group.
+    pub(crate) async fn grant(&mut self) -> Option<(Token, Term)> {
+        let mut mind = Mind::default();
+        self.join(&mut mind).await;
+        let Some(session) = mind.session else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            return None;
+        };
+        for _ in 0..100 {
+            self.poll(&mut mind, session).await;
+            if let Some(term) = mind.term {
+                let key = Key::new(format!("{}/first", self.name)).expect("a short key");
+                let add = Op::Add(Work::from(key.clone()));
+                let (outcomes, _) = self.apply(vec![add, Op::Assign { term, key, session }]).await?;
+                return outcomes.into_iter().find_map(|outcome| match outcome {
+                    Outcome::Granted(token) => Some((token, term)),
+                    _ => None,
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.apply(vec![Op::End { session }]).await;
+        None
+    }
+
     /// After healing: whether a batch is applied, and what it did is read.
     pub(crate) async fn works(&mut self, round: u64) -> bool {
         let key = format!("{}/healed/{round}", self.name);

@@ -28,12 +28,19 @@ pub struct Ground {
     dice: Mutex<Dice>,
     /// Milliseconds that a commit takes at most.
     pub pace: Arc<AtomicU64>,
+    /// Milliseconds since the beginning.
+    pub now: AtomicU64,
 }
 
 impl Ground {
     /// A new machine.
     pub fn new(mut dice: Dice) -> Self {
-        Self { disk: Disk::new(dice.split()), dice: Mutex::new(dice), pace: Arc::new(AtomicU64::new(3)) }
+        Self {
+            disk: Disk::new(dice.split()),
+            dice: Mutex::new(dice),
+            pace: Arc::new(AtomicU64::new(3)),
+            now: AtomicU64::new(0),
+        }
     }
 }
 
@@ -93,6 +100,11 @@ impl ground::Ground for Ground {
     fn draw(&self) -> u128 {
         let mut dice = self.dice.lock();
         u128::from(dice.roll()) << 64 | u128::from(dice.roll())
+    }
+
+    fn clock(&self) -> u64 {
+        // Not of our time, or a fault that took the machine's own clock would not be seen.
+        1_000_000_000_000_000 + self.now.load(Ordering::Relaxed) * 1000
     }
 
     fn disk(&self) -> Option<Arc<dyn ground::Disk>> {

@@ -11,8 +11,16 @@ use std::{
 };
 
 use divider_core::{
-    Applied, Change, Effects, GroupView, Key, Ledger, Op, Outcome, Page, Refusal, Revision, SessionId, State, Token,
+    Applied, Change, Effects, GroupView, Key, Ledger, Op, Outcome, Page, Refusal, Revision, SessionId, State, Term,
+    Token,
 };
+
+fn token(outcome: &Outcome) -> Option<Token> {
+    match outcome {
+        Outcome::Granted(token) => Some(*token),
+        _ => None,
+    }
+}
 
 /// What was asked.
 #[derive(Clone, Debug)]
@@ -68,6 +76,30 @@ impl Event {
         }
     }
 
+    /// The terms that it names.
+    fn terms(&self) -> Vec<Term> {
+        let mut terms = Vec::new();
+        if let Call::Apply(ops) = &self.call {
+            terms.extend(ops.iter().filter_map(|op| match op {
+                Op::Assign { term, .. } | Op::Expire { term, .. } => Some(*term),
+                _ => None,
+            }));
+        }
+        if let Answer::Page(page) = &self.answer {
+            terms.extend((page.group.term > Term(0)).then_some(page.group.term));
+        }
+        terms
+    }
+
+    /// The tokens that it names.
+    fn tokens(&self) -> Vec<Token> {
+        match &self.answer {
+            Answer::Applied(applied) => applied.outcomes.iter().filter_map(token).collect(),
+            Answer::Page(page) => page.keys.iter().filter_map(|view| Some(view.state.owner()?.1)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether it made a revision. Checkpoints make none.
     fn changes(&self) -> bool {
         let (Call::Apply(ops), Answer::Applied(applied)) = (&self.call, &self.answer) else { return false };
@@ -94,6 +126,8 @@ pub struct Verdict {
     pub undecided: u64,
 }
 
+/// Most terms before the first one that anybody named, and one.
+const UNNAMED: u64 = 6;
 /// Most steps of the search in a group.
 const STEPS: usize = 20_000;
 
@@ -112,6 +146,13 @@ impl History {
             self.events[number].until = self.clock;
             self.events[number].answer = answer;
         }
+    }
+
+    /// The highest token and the highest term of a group.
+    pub fn highest(&self, group: usize) -> (Token, Term) {
+        let events = || self.events.iter().filter(|event| event.group == group);
+        let token = events().flat_map(Event::tokens).max();
+        (token.unwrap_or_default(), events().flat_map(Event::terms).max().unwrap_or_default())
     }
 
     /// Looks whether each group's answers are those of a ledger.
@@ -208,6 +249,8 @@ struct Search<'a> {
     leaders: BTreeMap<SessionId, u64>,
     /// Who leads, where a scan shows it.
     shown: BTreeMap<u64, GroupView>,
+    /// The lowest term that anybody named. A group's first one is above a clock, and those after it follow one by one.
+    term: Option<Term>,
     last: u64,
 }
 
@@ -232,6 +275,7 @@ impl<'a> Search<'a> {
             unknown: Vec::new(),
             leaders: BTreeMap::new(),
             shown: BTreeMap::new(),
+            term: events.iter().flat_map(|event| event.terms()).min(),
             last: 0,
         };
         let before = |event: &Event| {
@@ -328,9 +372,11 @@ impl<'a> Search<'a> {
         };
         let asked = |(session, after): &(&SessionId, &u64)| group.leader != Some(**session) && **after <= revision;
         for (session, _) in self.leaders.iter().filter(asked) {
-            let mut next = Place { past_adding: true, ..place.clone() };
-            next.ledger.lead(*session, group.term);
-            offer(next);
+            for floor in self.floors(group.term) {
+                let mut next = Place { past_adding: true, ..place.clone() };
+                next.ledger.lead(*session, floor);
+                offer(next);
+            }
         }
         if let Some(leader) = group.leader {
             let mut next = Place { past_adding: true, ..place.clone() };
@@ -351,6 +397,16 @@ impl<'a> Search<'a> {
                 next.guessed.extend(granted(ops, &effects.outcomes).map(|key| (key.clone(), None)));
                 offer(next);
             }
+        }
+    }
+
+    /// Above which terms the next one may be. Nobody may have named the first ones.
+    fn floors(&self, term: Term) -> Vec<Term> {
+        match self.term {
+            Some(Term(least)) if term == Term(0) => {
+                (1..=UNNAMED.min(least)).map(|before| Term(least - before)).collect()
+            }
+            _ => vec![term],
         }
     }
 

@@ -1,4 +1,4 @@
-//! The Raft backend that ships, three voters and a client of theirs, on simulated disks, wires and time, from a seed.
+//! The Raft backend that ships, three voters, a learner and a client of theirs, on simulated disks, wires and time, from a seed.
 //!
 //! # Why
 //! What a Raft group may lose, it loses in a crash between two writes, or where a leader that was cut off still answers.

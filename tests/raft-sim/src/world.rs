@@ -1,16 +1,16 @@
-//! One run: three voters and a client, what is done to them, and what is looked at in the end.
+//! One run: three voters, a client and a learner that comes later, what is done to them, and what is looked at in the end.
 
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use divider_core::{Beat, SessionId, Store, StoreError};
+use divider_core::{Beat, SessionId, Store, StoreError, Term, Token};
 use divider_raft::RaftStore;
 use divider_sim::{dice::Dice, trace::Trace};
 use parking_lot::Mutex;
@@ -18,6 +18,7 @@ use turmoil::Sim;
 
 use crate::{
     caller::Caller,
+    disk::Full,
     ground::Ground,
     history::{Answer, Call, History, Verdict},
     panics,
@@ -25,7 +26,10 @@ use crate::{
 
 const VOTERS: [&str; 3] = ["a", "b", "c"];
 const CLIENT: &str = "client";
-const HOSTS: [&str; 4] = ["a", "b", "c", "client"];
+/// A learner. It joins some time, and may lose its disk and join anew.
+const LATE: &str = "late";
+const HOSTS: [&str; 5] = ["a", "b", "c", "client", LATE];
+const REPLICAS: [&str; 4] = ["a", "b", "c", LATE];
 const GROUPS: usize = 2;
 const PORT: u16 = 7400;
 /// How long they may take to found a cluster, in milliseconds of simulated time.
@@ -40,6 +44,8 @@ const SAME: u64 = 10_000;
 const ROUNDED: u64 = 2;
 /// In one of so many seeds, there is a quiet time after the faults.
 const QUIET: u64 = 8;
+/// In one of so many seeds, all lose their disks in the end, and found a cluster anew.
+const LOST: u64 = 5;
 
 /// What came of a seed.
 #[derive(Debug, Default)]
@@ -73,6 +79,8 @@ enum Phase {
     Quiet,
     /// Everybody must be served now.
     Healed,
+    /// All disks were lost.
+    Reborn,
 }
 
 /// What hosts and driver share.
@@ -84,6 +92,10 @@ pub(crate) struct Shared {
     history: Mutex<History>,
     /// Of each host that is open.
     stores: Mutex<BTreeMap<&'static str, RaftStore>>,
+    /// Whether the learner is to join.
+    late: AtomicBool,
+    /// What was granted first in the new life of each group, and in which term.
+    reborn: Mutex<BTreeMap<usize, (Token, Term)>>,
     served: Mutex<BTreeMap<&'static str, u64>>,
     calls: (AtomicU64, AtomicU64),
     hash: AtomicU64,
@@ -200,6 +212,9 @@ fn text(text: &str) -> u64 {
 async fn process(name: &'static str, shared: Arc<Shared>, ground: Arc<Ground>, mut dice: Dice, plan: Plan) {
     let life = dice.roll();
     let store = store(name, &ground, &plan);
+    while name == LATE && !shared.late.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     loop {
         match store.open().await {
             Ok(()) => break,
@@ -224,6 +239,17 @@ async fn process(name: &'static str, shared: Arc<Shared>, ground: Arc<Ground>, m
     };
     while *shared.phase.lock() == Phase::Founding {
         tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    if *shared.phase.lock() == Phase::Reborn {
+        for at in 0..GROUPS {
+            let mut caller = caller(at, dice.split(), "r");
+            while !shared.reborn.lock().contains_key(&at) {
+                if let Some(granted) = caller.grant().await {
+                    shared.reborn.lock().entry(at).or_insert(granted);
+                }
+            }
+        }
+        return std::future::pending().await;
     }
     for at in 0..plan.callers {
         tokio::spawn(caller(at, dice.split(), "").run());
@@ -250,7 +276,9 @@ fn store(name: &'static str, ground: &Arc<Ground>, plan: &Plan) -> RaftStore {
     let builder = if name == CLIENT {
         builder.client(&seeds)
     } else {
-        let builder = builder.name(name).expect("a short name").listen(format!("0.0.0.0:{PORT}"));
+        // The learner comes back under another name where it has lost its disk.
+        let builder = if name == LATE { builder.learner() } else { builder.name(name).expect("a short name") };
+        let builder = builder.listen(format!("0.0.0.0:{PORT}"));
         builder.in_memory().configure(|config| config.advertise = Some(format!("{name}:{PORT}")))
     };
     let patience = VOTERS.iter().position(|voter| *voter == name).map_or(300, |at| plan.elections[at]);
@@ -322,6 +350,8 @@ struct Driver<'a> {
     /// Hosts that are down, when they come back, and whether they were cut off as well.
     down: BTreeMap<&'static str, u64>,
     stalled: BTreeMap<&'static str, u64>,
+    /// Hosts whose disk is full, and until when.
+    full: BTreeMap<&'static str, u64>,
     /// All crash as soon as more calls than this have been answered.
     trap: Option<u64>,
 }
@@ -335,6 +365,8 @@ pub fn run(seed: u64, lines: bool) -> Report {
         phase: Mutex::new(Phase::Founding),
         history: Mutex::default(),
         stores: Mutex::default(),
+        late: AtomicBool::new(false),
+        reborn: Mutex::default(),
         served: Mutex::default(),
         calls: Default::default(),
         hash: AtomicU64::new(0),
@@ -369,8 +401,9 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
         .tcp_capacity(4096)
         .build();
     let grounds: BTreeMap<_, _> = HOSTS.iter().map(|host| (*host, Arc::new(Ground::new(dice.split())))).collect();
-    let (links, down, stalled) = Default::default();
-    let mut driver = Driver { sim, shared: shared.clone(), grounds, dice, plan, links, down, stalled, trap: None };
+    let (links, down, stalled, full) = Default::default();
+    let mut driver =
+        Driver { sim, shared: shared.clone(), grounds, dice, plan, links, down, stalled, full, trap: None };
     driver.grounds.values().for_each(|ground| ground.pace.store(plan.disk, Ordering::Relaxed));
     for name in HOSTS {
         let (shared, ground) = (shared.clone(), driver.grounds[name].clone());
@@ -385,7 +418,7 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
     }
     let broken = |rule: String| shared.trace.broken(rule);
 
-    if !driver.until(FOUNDED, |driver| driver.shared.stores.lock().len() == HOSTS.len()) {
+    if !driver.until(FOUNDED, |driver| driver.shared.stores.lock().len() == HOSTS.len() - 1) {
         return broken(format!("no cluster within {FOUNDED} ms"));
     }
     *shared.phase.lock() = Phase::Busy;
@@ -427,6 +460,11 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
         Ok(verdict) => report.verdict = verdict,
         Err(problem) => broken(problem),
     }
+    if seed % LOST == 2
+        && let Err(problem) = driver.lose_all()
+    {
+        broken(problem);
+    }
     shared.stores.lock().clear();
 }
 
@@ -452,7 +490,8 @@ impl Driver<'_> {
             self.shared.trace.broken(format!("a host ended: {error}"));
         }
         let now = self.shared.now.fetch_add(1, Ordering::Relaxed) + 1;
-        let failed: Vec<_> = VOTERS.iter().copied().filter(|host| self.grounds[host].disk.has_failed()).collect();
+        self.grounds.values().for_each(|ground| ground.now.store(now, Ordering::Relaxed));
+        let failed: Vec<_> = REPLICAS.iter().copied().filter(|host| self.grounds[host].disk.has_failed()).collect();
         for host in failed {
             self.shared.trace.fault("crash in a commit");
             self.crash(host);
@@ -467,11 +506,13 @@ impl Driver<'_> {
         mended.into_iter().for_each(|link| self.mend(link));
         let rested: Vec<_> = self.stalled.iter().filter(|(_, at)| **at <= now).map(|(host, _)| *host).collect();
         rested.into_iter().for_each(|host| self.rest(host));
+        let freed: Vec<_> = self.full.iter().filter(|(_, at)| **at <= now).map(|(host, _)| *host).collect();
+        freed.into_iter().for_each(|host| self.free(host));
     }
 
     fn are_the_same(&self) -> bool {
         let stores = self.shared.stores.lock();
-        let mut replicas = VOTERS.iter().map(|voter| stores.get(voter).and_then(RaftStore::replica));
+        let mut replicas = REPLICAS.iter().map(|voter| stores.get(voter).and_then(RaftStore::replica));
         let first = replicas.next().flatten();
         first.is_some() && replicas.all(|replica| replica == first)
     }
@@ -506,12 +547,34 @@ impl Driver<'_> {
         }
     }
 
+    /// All lose their disks and found a cluster anew: the numbers of before never come again.
+    fn lose_all(&mut self) -> Result<(), String> {
+        let before: Vec<_> = {
+            let history = self.shared.history.lock();
+            (0..GROUPS).map(|group| history.highest(group)).collect()
+        };
+        *self.shared.phase.lock() = Phase::Reborn;
+        self.power_off(&HOSTS, "loss of all disks");
+        REPLICAS.iter().for_each(|host| self.grounds[host].disk.wipe());
+        if !self.until(FOUNDED + HEALED, |driver| driver.shared.reborn.lock().len() == GROUPS) {
+            return Err(format!("{} ms after all disks were lost not all groups have an owner", FOUNDED + HEALED));
+        }
+        let reborn = self.shared.reborn.lock();
+        let back = reborn.iter().find(|(group, (token, term))| {
+            let (highest, last) = before[**group];
+            *token <= highest || *term <= last
+        });
+        back.map_or(Ok(()), |(group, now)| {
+            Err(format!("group {group}: {now:?} after all disks were lost, and {:?} before", before[*group]))
+        })
+    }
+
     fn pass(&mut self, long: u64) {
         self.until(long, |_| false);
     }
 
     fn fault(&mut self) {
-        let kind = self.dice.below(12);
+        let kind = self.dice.below(15);
         if self.plan.kinds >> kind & 1 == 0 {
             return;
         }
@@ -554,6 +617,20 @@ impl Driver<'_> {
                 let (from, to) = (self.dice.pick(&HOSTS), self.dice.pick(&HOSTS));
                 self.cut((from, to), Broken::Slow, until, "slow link");
             }
+            12 => self.learn(host, until),
+            13 if self.shared.stores.lock().contains_key(LATE) => {
+                self.power_off(&[LATE], "loss of a disk");
+                self.grounds[LATE].disk.wipe();
+            }
+            13 => {}
+            14 => {
+                let how = self.dice.pick(&[Full::ForSnapshots, Full::ForAll]);
+                let host = self.dice.pick(&REPLICAS);
+                self.shared.trace.fault(if how == Full::ForAll { "full disk" } else { "no space for snapshots" });
+                self.shared.note("full", &[text(host), until], || format!("{host} until {until} ms: {how:?}"));
+                self.grounds[host].disk.fill(how);
+                self.full.insert(host, until);
+            }
             _ => {
                 let most = self.dice.pick(&[50, 300, 1500]);
                 self.shared.trace.fault("slow disk");
@@ -561,6 +638,25 @@ impl Driver<'_> {
                 self.grounds[host].pace.store(most, Ordering::Relaxed);
                 self.stalled.insert(host, until);
             }
+        }
+    }
+
+    /// The learner joins, or comes back after a crash, over a link that is slow for a while.
+    fn learn(&mut self, host: &'static str, until: u64) {
+        if !self.shared.late.swap(true, Ordering::Relaxed) {
+            self.shared.trace.fault("a learner joins");
+        } else {
+            self.power_off(&[LATE], "crash of the learner");
+        }
+        let from = self.leader().unwrap_or(host);
+        self.cut((from, LATE), Broken::Slow, until, "slow link to the learner");
+    }
+
+    /// There is space again. Whatever stopped for want of it is started again.
+    fn free(&mut self, host: &'static str) {
+        self.full.remove(host);
+        if self.grounds[host].disk.fill(Full::No) {
+            self.power_off(&[host], "restart after a full disk");
         }
     }
 
@@ -642,7 +738,10 @@ impl Driver<'_> {
         let stalled: Vec<_> = self.stalled.keys().copied().collect();
         stalled.into_iter().for_each(|host| self.rest(host));
         self.grounds.values().for_each(|ground| ground.disk.fail_after(u64::MAX));
-        let failed: Vec<_> = VOTERS.iter().copied().filter(|host| self.grounds[host].disk.has_failed()).collect();
+        let full: Vec<_> = self.full.keys().copied().collect();
+        full.into_iter().for_each(|host| self.free(host));
+        self.shared.late.store(true, Ordering::Relaxed);
+        let failed: Vec<_> = REPLICAS.iter().copied().filter(|host| self.grounds[host].disk.has_failed()).collect();
         failed.into_iter().for_each(|host| self.crash(host));
         let down: Vec<_> = self.down.keys().copied().collect();
         down.into_iter().for_each(|host| self.restart(host));

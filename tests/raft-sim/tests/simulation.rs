@@ -20,7 +20,8 @@ const FIRST: u64 = 1_000_000_000;
 const SEEDS: u64 = if cfg!(debug_assertions) { 16 } else { 200 };
 
 /// Faults of which a share this short must have met most.
-const KINDS: [&str; 15] = [
+const KINDS: [&str; 22] = [
+    "a learner joins",
     "a voter that hears no leader",
     "crash",
     "crash in a commit",
@@ -30,12 +31,18 @@ const KINDS: [&str; 15] = [
     "crash of two",
     "cut off",
     "deaf",
+    "full disk",
     "leader cut off",
     "link cut",
+    "loss of a disk",
+    "loss of all disks",
     "messages held",
     "mute",
+    "no space for snapshots",
+    "restart after a full disk",
     "slow disk",
     "slow link",
+    "slow link to the learner",
 ];
 
 #[test]

@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
     sync::{
         Arc, Weak,
@@ -35,6 +36,14 @@ const SERIAL_BITS: u32 = 40;
 /// Set in the number of a task that runs on a thread of its own.
 const THREAD: u64 = 1 << (SERIAL_BITS - 1);
 
+/// What an injected panic carries, so that no other panic is taken for one.
+struct Injected;
+
+/// Panics on purpose, without a word on standard error. Whoever runs the task takes it for the end of that task alone.
+pub fn panic_on_purpose() -> ! {
+    resume_unwind(Box::new(Injected))
+}
+
 /// See the [module](self).
 pub struct Exec {
     began: Instant,
@@ -53,6 +62,14 @@ struct State {
     frozen: BTreeMap<Pid, Freeze>,
     /// Processes that are to die after so many steps.
     doomed: BTreeMap<Pid, u64>,
+    /// Processes in which one of the node's own tasks is to panic after so many steps of these.
+    panics: BTreeMap<Pid, u64>,
+    /// Tasks that have panicked, and whose stand-ins have still to say so.
+    panicked: BTreeSet<u64>,
+    /// Processes of which nothing runs any more, or only the threads of their own.
+    ended: BTreeMap<Pid, Freeze>,
+    /// The task that is being polled is one of a node.
+    in_node: bool,
     on_crash: Option<Arc<CrashHook>>,
     over: bool,
     steps: u64,
@@ -71,6 +88,8 @@ pub enum Freeze {
 struct Slot {
     /// `None` while it is being polled.
     task: Option<Task>,
+    /// It is a task of the node, not of the program around it.
+    of_node: bool,
     waker: Waker,
     /// Who waits for its end.
     waits: Option<Waker>,
@@ -120,6 +139,10 @@ impl Exec {
             dice,
             frozen: BTreeMap::new(),
             doomed: BTreeMap::new(),
+            panics: BTreeMap::new(),
+            panicked: BTreeSet::new(),
+            ended: BTreeMap::new(),
+            in_node: false,
             on_crash: None,
             over: false,
             steps: 0,
@@ -143,13 +166,28 @@ impl Exec {
         self.state.lock().steps
     }
 
-    /// Adds a task. Threads go on where the program's runtime is blocked.
-    pub fn spawn(&self, pid: Pid, thread: bool, task: Task) -> u64 {
+    /// Adds a task of a program.
+    pub fn spawn(&self, pid: Pid, task: Task) -> u64 {
+        self.add(pid, false, false, task)
+    }
+
+    /// Adds a task of a node, on a thread of its own: it goes on where the program's runtime is blocked.
+    pub fn spawn_thread(&self, pid: Pid, task: Task) -> u64 {
+        self.add(pid, true, true, task)
+    }
+
+    fn add(&self, pid: Pid, thread: bool, of_node: bool, task: Task) -> u64 {
         let mut state = self.state.lock();
         state.serial += 1;
         let id = pid << SERIAL_BITS | if thread { THREAD } else { 0 } | state.serial;
+        if state.ended.get(&pid).is_some_and(|ended| *ended == Freeze::All || !thread) {
+            // Dropped without the lock: whatever it holds may have something to do when it goes.
+            drop(state);
+            drop(task);
+            return id;
+        }
         let waker = Waker::from(Arc::new(TaskWaker { id, woken: self.woken.clone() }));
-        state.tasks.insert(id, Slot { task: Some(task), waker, waits: None });
+        state.tasks.insert(id, Slot { task: Some(task), of_node, waker, waits: None });
         drop(state);
         self.woken.ready.lock().insert(id);
         self.woken.rouse();
@@ -158,32 +196,48 @@ impl Exec {
 
     /// Adds a task of the simulation itself.
     pub fn spawn_world(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.spawn(WORLD, false, Box::pin(task));
+        self.spawn(WORLD, Box::pin(task));
     }
 
-    /// Adds a task, and returns what stands for it: it completes when the task does, and ends it when it is dropped.
+    /// Adds a task of a node, and returns what stands for it: it completes when the task does, panics when it does, and ends
+    /// it when it is dropped.
     pub fn stand_in(self: &Arc<Self>, pid: Pid, task: Task) -> Task {
-        let id = self.spawn(pid, false, task);
+        let id = self.add(pid, false, true, task);
         Box::pin(StandIn { exec: Arc::downgrade(self), id })
     }
 
     /// Drops all tasks of a process, wherever they are. Whoever is told of crashes is told.
     pub fn crash(&self, pid: Pid) {
+        self.end(pid, Freeze::All);
+        let hook = self.state.lock().on_crash.clone();
+        if let Some(hook) = hook {
+            hook(pid);
+        }
+    }
+
+    /// Ends the program's runtime: all tasks on it are dropped where they are. The process and its threads go on.
+    pub fn end_runtime(&self, pid: Pid) {
+        self.end(pid, Freeze::Runtime);
+    }
+
+    fn end(&self, pid: Pid, what: Freeze) {
         let mut state = self.state.lock();
         state.frozen.remove(&pid);
         state.doomed.remove(&pid);
+        state.panics.remove(&pid);
+        state.ended.insert(pid, what);
         let mut dead = state.tasks.split_off(&(pid << SERIAL_BITS));
         let mut alive = dead.split_off(&((pid + 1) << SERIAL_BITS));
         state.tasks.append(&mut alive);
-        let hook = state.on_crash.clone();
+        if what == Freeze::Runtime {
+            let mut threads = dead.split_off(&(pid << SERIAL_BITS | THREAD));
+            state.tasks.append(&mut threads);
+        }
         drop(state);
         for waits in dead.values_mut().filter_map(|slot| slot.waits.take()) {
             waits.wake();
         }
         drop(dead);
-        if let Some(hook) = hook {
-            hook(pid);
-        }
     }
 
     /// Who is told of crashes.
@@ -196,9 +250,21 @@ impl Exec {
         self.state.lock().doomed.insert(pid, steps);
     }
 
-    /// The process does not die after all.
+    /// One of the node's own tasks panics after so many steps of these: whichever goes on then.
+    pub fn panic_after(&self, pid: Pid, steps: u64) {
+        self.state.lock().panics.insert(pid, steps);
+    }
+
+    /// Whether whoever asks is a task of a node, and not of the program around it.
+    pub fn is_in_node(&self) -> bool {
+        self.state.lock().in_node
+    }
+
+    /// The process does not die after all, and none of its tasks panics.
     pub fn pardon(&self, pid: Pid) {
-        self.state.lock().doomed.remove(&pid);
+        let mut state = self.state.lock();
+        state.doomed.remove(&pid);
+        state.panics.remove(&pid);
     }
 
     /// Freezes or thaws a process.
@@ -253,36 +319,33 @@ impl Exec {
     }
 
     fn step(&self, id: u64) {
-        let taken = {
+        let pid = id >> SERIAL_BITS;
+        let (taken, panics) = {
             let mut state = self.state.lock();
             state.steps += 1;
             state.steps_at_once += 1;
-            state.tasks.get_mut(&id).and_then(|slot| Some((slot.task.take()?, slot.waker.clone())))
+            let of_node = state.tasks.get(&id).is_some_and(|slot| slot.of_node);
+            state.in_node = of_node;
+            let panics = of_node && run_down(&mut state.panics, pid);
+            (state.tasks.get_mut(&id).and_then(|slot| Some((slot.task.take()?, slot.waker.clone()))), panics)
         };
-        let Some((mut task, waker)) = taken else { return };
-        let polled = {
-            // Otherwise the runtime would want its turn after so many steps, which are not its own.
-            let unconstrained = std::pin::pin!(tokio::task::coop::unconstrained(task.as_mut()));
-            unconstrained.poll(&mut Context::from_waker(&waker))
-        };
+        let Some((task, waker)) = taken else { return };
+        let polled = if panics { unwind(task) } else { poll(task, &waker) };
         let mut state = self.state.lock();
-        let left = match state.tasks.get_mut(&id) {
-            Some(slot) if polled.is_pending() => {
+        state.in_node = false;
+        let panicked = polled.is_none();
+        let left = match (state.tasks.get_mut(&id), polled) {
+            (Some(slot), Some((task, Poll::Pending))) => {
                 slot.task = Some(task);
                 None
             }
-            Some(_) => {
-                let slot = state.tasks.remove(&id);
-                Some((task, slot))
-            }
-            // It ended itself, or its process.
-            None => Some((task, None)),
+            // It has ended, or it ended itself, or its process.
+            (_, polled) => Some((polled.map(|(task, _)| task), state.tasks.remove(&id))),
         };
-        let pid = id >> SERIAL_BITS;
-        let dies = state.doomed.get_mut(&pid).is_some_and(|steps| {
-            *steps = steps.saturating_sub(1);
-            *steps == 0
-        });
+        if panicked && left.as_ref().is_some_and(|(_, slot)| slot.is_some()) {
+            state.panicked.insert(id);
+        }
+        let dies = run_down(&mut state.doomed, pid);
         drop(state);
         if let Some((task, slot)) = left {
             drop(task);
@@ -299,6 +362,41 @@ impl Exec {
         let removed = self.state.lock().tasks.remove(&id);
         drop(removed);
     }
+}
+
+/// Counts down for a process. True when that has come to its end.
+fn run_down(left: &mut BTreeMap<Pid, u64>, pid: Pid) -> bool {
+    let Some(steps) = left.get_mut(&pid) else { return false };
+    *steps = steps.saturating_sub(1);
+    let over = *steps == 0;
+    if over {
+        left.remove(&pid);
+    }
+    over
+}
+
+/// One step of a task. `None` where it has panicked on purpose; any other panic goes on.
+fn poll(mut task: Task, waker: &Waker) -> Option<(Task, Poll<()>)> {
+    // Otherwise the runtime would want its turn after so many steps, which are not its own.
+    let step = || {
+        let unconstrained = std::pin::pin!(tokio::task::coop::unconstrained(task.as_mut()));
+        unconstrained.poll(&mut Context::from_waker(waker))
+    };
+    match catch_unwind(AssertUnwindSafe(step)) {
+        Ok(polled) => Some((task, polled)),
+        Err(payload) if payload.is::<Injected>() => None,
+        Err(payload) => resume_unwind(payload),
+    }
+}
+
+/// Unwinds through a task where it waits, as a panic in whatever it waits for does.
+fn unwind(task: Task) -> Option<(Task, Poll<()>)> {
+    let unwound: Result<(), _> = catch_unwind(AssertUnwindSafe(move || {
+        let _task = task;
+        panic_on_purpose();
+    }));
+    debug_assert!(unwound.is_err(), "it has panicked");
+    None
 }
 
 struct Run<'a>(&'a Exec);
@@ -347,13 +445,16 @@ impl Future for StandIn {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(exec) = self.exec.upgrade() else { return Poll::Ready(()) };
         let mut state = exec.state.lock();
-        match state.tasks.get_mut(&self.id) {
-            Some(slot) => {
-                slot.waits = Some(cx.waker().clone());
-                Poll::Pending
-            }
-            None => Poll::Ready(()),
+        if let Some(slot) = state.tasks.get_mut(&self.id) {
+            slot.waits = Some(cx.waker().clone());
+            return Poll::Pending;
         }
+        let panicked = state.panicked.remove(&self.id);
+        drop(state);
+        if panicked {
+            panic_on_purpose();
+        }
+        Poll::Ready(())
     }
 }
 

@@ -8,17 +8,23 @@
 //! # How
 //! - [`exec`] runs the tasks of all nodes, and chooses which goes on next; it suspends and kills processes;
 //! - [`machine`] gives each process its clocks;
-//! - [`server`] is the store, the real ledger with a simple second book beside it, and [`net`] the way there;
+//! - [`server`] is the store, the real ledger with a simple second book beside it, [`net`] the way there, and [`mood`] what it
+//!   answers while it is not well;
 //! - [`program`] is what runs around each node, and checks what it is told;
-//! - [`world`] draws a plan from the seed, makes trouble, heals, and looks whether the group gets over it.
+//! - [`plan`] is what a seed comes to: what is done, and how often;
+//! - [`world`] does it, heals, and looks whether the group gets over it without anybody's help.
 
+mod check;
 pub mod dice;
 pub mod exec;
 pub mod machine;
+pub mod mood;
 pub mod net;
+pub mod plan;
 pub mod program;
 pub mod server;
 pub mod trace;
+mod trouble;
 pub mod world;
 
 pub use world::{Report, run};

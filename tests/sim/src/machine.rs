@@ -91,7 +91,7 @@ impl divider_core::Machine for Host {
     }
 
     fn beat(&self, beat: Task) -> io::Result<()> {
-        self.exec.spawn(self.pid, true, beat);
+        self.exec.spawn_thread(self.pid, beat);
         Ok(())
     }
 }

@@ -4,25 +4,29 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use divider_core::{
     Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Outcome, Page, Record, Revision,
-    SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+    SessionId, Standing, Stats, Store, StoreError, Term, Topic, Work,
 };
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
     dice::Dice,
-    exec::{Exec, Pid},
+    exec::{Exec, Pid, WORLD, panic_on_purpose},
+    mood::Mood,
     server::{Loss, Server},
     trace::Trace,
 };
+
+/// Called with each session that its own node's word has ended while its lease ran.
+type OnEnd = Box<dyn Fn(SessionId) + Send + Sync>;
 
 /// How often things go wrong, in thousandths, and by how much, in microseconds.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +51,9 @@ pub struct Weather {
     pub late_hints: u64,
 }
 
+/// Whether a process's node still counts on a session.
+type HasSession = Box<dyn Fn(Pid, SessionId) -> bool + Send + Sync>;
+
 /// The network and the server behind it.
 pub struct Net {
     /// What runs it.
@@ -56,6 +63,10 @@ pub struct Net {
     /// The server.
     pub server: Mutex<Server>,
     state: Mutex<State>,
+    on_end: OnceLock<OnEnd>,
+    has_session: OnceLock<HasSession>,
+    /// The server stands still: what arrives is looked at when it goes on.
+    stalled: watch::Sender<bool>,
     /// After this long without an answer a call has failed.
     call_limit: Duration,
 }
@@ -70,6 +81,15 @@ struct State {
     /// Processes that reach nobody.
     cut_off: BTreeSet<Pid>,
     feeds: BTreeMap<u64, mpsc::UnboundedSender<Hint>>,
+    /// How the store answers some calls, by number.
+    moods: BTreeMap<u64, Mood>,
+    mooded: u64,
+    /// Processes in which a call of the node's own tasks is to panic, after so many calls of these.
+    panics: BTreeMap<Pid, u64>,
+    /// How many more times the feeds are cut when a leader reads the group.
+    cuts: u64,
+    /// In which term each leader has read the whole group, if it can go on from there by the changes alone.
+    read: BTreeMap<Pid, Term>,
 }
 
 impl fmt::Debug for Net {
@@ -87,12 +107,27 @@ enum Way {
 impl Net {
     /// A network around a new server.
     pub fn new(exec: &Arc<Exec>, trace: &Trace, dice: Dice, weather: Weather, call_limit: Duration) -> Arc<Self> {
-        let state = State { dice, weather, down: false, spell: 0, cut_off: BTreeSet::new(), feeds: BTreeMap::new() };
+        let state = State {
+            dice,
+            weather,
+            down: false,
+            spell: 0,
+            cut_off: BTreeSet::new(),
+            feeds: BTreeMap::new(),
+            moods: BTreeMap::new(),
+            mooded: 0,
+            panics: BTreeMap::new(),
+            cuts: 0,
+            read: BTreeMap::new(),
+        };
         Arc::new(Self {
             exec: exec.clone(),
             trace: trace.clone(),
             server: Mutex::default(),
             state: Mutex::new(state),
+            on_end: OnceLock::new(),
+            has_session: OnceLock::new(),
+            stalled: watch::Sender::new(false),
             call_limit,
         })
     }
@@ -107,6 +142,11 @@ impl Net {
         self.state.lock().down = down;
     }
 
+    /// Whether the server stands still.
+    pub fn set_stalled(&self, stalled: bool) {
+        self.stalled.send_replace(stalled);
+    }
+
     /// Whether a process reaches the server.
     pub fn cut_off(&self, pid: Pid, cut: bool) {
         let mut state = self.state.lock();
@@ -117,9 +157,63 @@ impl Net {
         }
     }
 
+    /// The store answers some calls differently from now on. Returns the number of this.
+    pub fn set_mood(&self, mood: Mood) -> u64 {
+        let mut state = self.state.lock();
+        state.mooded += 1;
+        let number = state.mooded;
+        state.moods.insert(number, mood);
+        number
+    }
+
+    /// That is over.
+    pub fn lift_mood(&self, number: u64) {
+        self.state.lock().moods.remove(&number);
+    }
+
+    /// How the store answers a call, if not as it was asked.
+    fn mood(&self, pid: Pid, what: &'static str) -> Option<Mood> {
+        let mut state = self.state.lock();
+        let State { dice, moods, .. } = &mut *state;
+        let mood = *moods.values().find(|mood| mood.covers(pid, what))?;
+        dice.permille(mood.often).then_some(mood)
+    }
+
+    /// A call of the process's node panics, after so many calls of the node's own tasks.
+    pub fn panic_after(&self, pid: Pid, calls: u64) {
+        self.state.lock().panics.insert(pid, calls);
+    }
+
+    /// Cuts the feeds whenever a leader reads the group, so many times.
+    pub fn cut_when_read(&self, times: u64) {
+        self.state.lock().cuts = times;
+    }
+
+    /// The payload of a key changes: somebody declares it again and again.
+    pub fn declare_again(&self, work: Work) {
+        self.trace.fault("work declared in a busy group");
+        self.serve(WORLD, "busy", move |server| server.apply(&[Op::Add(work.clone())]));
+    }
+
+    /// Whoever is to be told of sessions that end by their own node's word while their lease runs.
+    pub fn on_end(&self, hook: impl Fn(SessionId) + Send + Sync + 'static) {
+        let set = self.on_end.set(Box::new(hook));
+        debug_assert!(set.is_ok(), "one is told");
+    }
+
+    /// Who knows whether a process's node still counts on a session.
+    pub fn ask_for_sessions(&self, ask: impl Fn(Pid, SessionId) -> bool + Send + Sync + 'static) {
+        let set = self.has_session.set(Box::new(ask));
+        debug_assert!(set.is_ok(), "one is asked");
+    }
+
     /// All is well again.
     pub fn heal(&self, weather: Weather) {
         let mut state = self.state.lock();
+        state.moods.clear();
+        state.panics.clear();
+        state.cuts = 0;
+        self.set_stalled(false);
         state.weather = weather;
         state.down = false;
         state.spell += 1;
@@ -139,6 +233,12 @@ impl Net {
     /// Drops all subscriptions at the server.
     pub fn cut_feeds(&self) {
         self.server.lock().cut_feeds();
+        self.deliver();
+    }
+
+    /// Drops the subscription to the messages of one session.
+    pub fn cut_messages(&self, session: SessionId) {
+        self.server.lock().cut_messages(session);
         self.deliver();
     }
 
@@ -206,13 +306,63 @@ impl Net {
         let answer = serve(&mut server);
         let revision = server.ledger().revision().0;
         let disagreement = server.disagreement.take();
+        let ended = std::mem::take(&mut server.ended);
         drop(server);
         self.trace.note(self.exec.now(), what, &[pid, revision], || format!("by {pid}, now at revision {revision}"));
         if let Some(disagreement) = disagreement {
             self.trace.broken(disagreement);
         }
+        if let Some(hook) = self.on_end.get() {
+            ended.into_iter().for_each(hook);
+        }
         self.deliver();
         answer
+    }
+
+    /// A leader begins to read the whole group. In one term it does so once, and again only where the changes since are no
+    /// longer kept: everything else would keep the leader of a busy group from its work.
+    fn reads_all(&self, pid: Pid) {
+        let term = self.server.lock().ledger().group().term;
+        if self.state.lock().read.get(&pid) == Some(&term) {
+            self.trace
+                .broken(format!("{pid} reads the whole group again in {term} although the changes since are kept"));
+        }
+    }
+
+    /// A leader has read a part of the group: perhaps its feed is cut at that moment.
+    fn was_read(&self, pid: Pid, all: bool) {
+        let term = self.server.lock().ledger().group().term;
+        let mut state = self.state.lock();
+        if all {
+            state.read.insert(pid, term);
+        }
+        if state.cuts > 0 {
+            state.cuts -= 1;
+            drop(state);
+            self.trace.fault("feeds cut while the group is read");
+            self.cut_feeds();
+        }
+    }
+
+    /// Panics if it is this call's turn.
+    fn perhaps_panic(&self, pid: Pid, what: &'static str) {
+        let mut state = self.state.lock();
+        let Some(calls) = state.panics.get_mut(&pid).filter(|_| self.exec.is_in_node()) else { return };
+        *calls = calls.saturating_sub(1);
+        if *calls == 0 {
+            state.panics.remove(&pid);
+            drop(state);
+            self.trace.fault("panic in a call to the store");
+            self.trace.note(self.exec.now(), "panic", &[pid], || format!("in {what} of process {pid}"));
+            panic_on_purpose();
+        }
+    }
+
+    /// What a process is told by a store in a mood.
+    fn in_mood(&self, mood: Mood, pid: Pid, what: &'static str) -> StoreError {
+        self.trace.fault(mood.name(what));
+        self.trace.note(self.exec.now(), "mood", &[pid], || format!("{} to {what} of {pid}", mood.name(what)));
+        mood.answer.error()
     }
 
     async fn call<T: Send + 'static>(
@@ -221,6 +371,7 @@ impl Net {
         what: &'static str,
         serve: impl Fn(&mut Server) -> T + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.perhaps_panic(pid, what);
         let (reply, answer) = oneshot::channel();
         let net = self.clone();
         let there = self.way(pid, false);
@@ -242,10 +393,20 @@ impl Net {
                 return;
             };
             tokio::time::sleep(time).await;
+            // The sender lives as long as the network.
+            let _ = net.stalled.subscribe().wait_for(|stalled| !stalled).await;
             if !arrives(&net) {
                 std::future::pending::<()>().await;
             }
-            let result = net.serve(pid, what, &serve);
+            let result = match net.mood(pid, what) {
+                None => Ok(net.serve(pid, what, &serve)),
+                Some(mood) => {
+                    if mood.answer.is_done() {
+                        drop(net.serve(pid, what, &serve));
+                    }
+                    Err(net.in_mood(mood, pid, what))
+                }
+            };
             if let Way::After(time) = net.way(pid, true) {
                 tokio::time::sleep(time).await;
                 let _ = reply.send(result);
@@ -261,7 +422,7 @@ impl Net {
             }
         });
         match tokio::time::timeout(self.call_limit, answer).await {
-            Ok(Ok(result)) => Ok(result),
+            Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(StoreError::Unavailable { message: "the answer was lost".into(), source: None }),
             Err(_) => Err(StoreError::Timeout { limit: self.call_limit }),
         }
@@ -304,6 +465,11 @@ impl Store for Line {
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
         let what = if ops.iter().any(|op| matches!(op, Op::Join { .. })) { "join" } else { "apply" };
         let (ops, pid, net) = (ops.to_vec(), self.pid, self.net.clone());
+        if let Some(Op::Join { session, lease_ms, .. }) = ops.first() {
+            let mut server = self.net.server.lock();
+            server.now = self.net.exec.now();
+            server.joins(*session, Duration::from_millis((*lease_ms).into()));
+        }
         let serve = move |server: &mut Server| {
             let applied = server.apply(&ops);
             net.trace.note(net.exec.now(), "ops", &[pid, ops.len() as u64], || brief(&ops, &applied.outcomes));
@@ -313,7 +479,13 @@ impl Store for Line {
     }
 
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
-        self.net.call(self.pid, "renew", move |server| server.renew(session)).await?
+        let sent = self.net.exec.now();
+        let renewed = self.net.call(self.pid, "renew", move |server| server.renew(session)).await?;
+        // Whoever has given the session up meanwhile counts on nothing that it is told of it.
+        if renewed.is_ok() && self.net.has_session.get().is_none_or(|has| has(self.pid, session)) {
+            self.net.server.lock().renewed(session, sent, self.net.exec.now());
+        }
+        renewed
     }
 
     async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
@@ -337,11 +509,20 @@ impl Store for Line {
     }
 
     async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
-        self.net.call(self.pid, "changes", move |server| server.changes(since)).await
+        let changes = self.net.call(self.pid, "changes", move |server| server.changes(since)).await?;
+        if changes.is_none() {
+            self.net.state.lock().read.remove(&self.pid);
+        }
+        Ok(changes)
     }
 
     async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
-        self.net.call(self.pid, "scan", move |server| server.scan(cursor.as_ref())).await?
+        if cursor.is_none() {
+            self.net.reads_all(self.pid);
+        }
+        let page = self.net.call(self.pid, "scan", move |server| server.scan(cursor.as_ref())).await?;
+        self.net.was_read(self.pid, page.as_ref().is_ok_and(|page| page.next.is_none()));
+        page
     }
 
     async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
@@ -365,7 +546,8 @@ impl Store for Line {
             net.state.lock().feeds.insert(server.subscribe(topic), sender);
             receiver
         };
-        let receiver = self.net.call(self.pid, "subscribe", serve).await?;
+        let what = if topic == Topic::Group { "follow" } else { "subscribe" };
+        let receiver = self.net.call(self.pid, what, serve).await?;
         Ok(Box::pin(UnboundedReceiverStream::new(receiver)))
     }
 

@@ -2,16 +2,21 @@
 //! and writes as it pleases. Whatever it is told is checked at the moment at which it is told.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    future::poll_fn,
+    pin::pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use divider_core::{Assignment, Divider, Error, Event, Key, Node, Stop, Token, conformance::History};
+use divider_core::{
+    Assignment, Divider, Error, Event, Events, Key, Node, SessionId, Stop, StopReason, Token, conformance::History,
+};
 use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
 
 use crate::{
     dice::Dice,
@@ -19,8 +24,10 @@ use crate::{
     trace::Trace,
 };
 
+/// Called with a process that the work for a key has killed.
+pub type OnKill = Box<dyn Fn(Pid, &Key) + Send + Sync>;
+
 /// What the programs of a run have in common.
-#[derive(Debug)]
 pub struct Common {
     /// What runs it.
     pub exec: Arc<Exec>,
@@ -38,6 +45,22 @@ pub struct Common {
     pub ended: Mutex<std::collections::BTreeSet<Key>>,
     /// Writes so far, and those among the unchecked ones that came after a newer owner's.
     pub writes: Mutex<(u64, u64)>,
+    /// What programs were told to start, and still act on or are winding up, with the session that it belongs to.
+    pub acts: Mutex<BTreeMap<(Pid, Key, Token), SessionId>>,
+    /// The highest token that any program was told to start, of keys that are ordered again and again.
+    pub begun: Mutex<BTreeMap<Key, Token>>,
+    /// Every key has run since faults are over: nobody winds up what was lost any longer.
+    pub reached: watch::Sender<bool>,
+    /// Keys whose work kills its process.
+    pub killers: BTreeSet<Key>,
+    /// Who is told of that.
+    pub on_kill: OnceLock<OnKill>,
+}
+
+impl std::fmt::Debug for Common {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Common").finish_non_exhaustive()
+    }
 }
 
 impl Common {
@@ -69,6 +92,39 @@ pub struct Manners {
     pub checkpoint: u64,
     /// How often something stale is said.
     pub stale: u64,
+    /// Longest time that work goes on winding up after it has heard of its loss.
+    pub wind_up: u64,
+    /// Work that was lost is wound up for as long as anybody waits.
+    pub stubborn: bool,
+    /// How often the future of a call is dropped before its answer.
+    pub abort: u64,
+}
+
+/// Which readers a program is to have.
+#[derive(Clone, Copy, Debug, Default)]
+struct Readers {
+    /// Those of any other number are to be dropped.
+    number: u64,
+    /// After how long they are to be taken.
+    after: Duration,
+}
+
+/// A stream that is being read: from the first look at it until it is dropped.
+struct Reads<'a>(&'a AtomicUsize, bool);
+
+impl Reads<'_> {
+    fn note<T>(&mut self, looked: T) -> T {
+        if !std::mem::replace(&mut self.1, true) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        looked
+    }
+}
+
+impl Drop for Reads<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(usize::from(self.1), Ordering::Relaxed);
+    }
 }
 
 /// One program around its node.
@@ -94,6 +150,11 @@ pub struct Program {
     asking: AtomicUsize,
     /// Number of the newest change of affinity: an older one whose task comes late has nothing more to say.
     wish: AtomicUsize,
+    readers: watch::Sender<Readers>,
+    /// How many streams have been looked at and not been dropped.
+    reading: AtomicUsize,
+    /// Nobody reads any more: the streams have ended, or were dropped for good, or the runtime has ended.
+    over: AtomicBool,
 }
 
 impl Program {
@@ -121,7 +182,20 @@ impl Program {
             wants_nothing: AtomicBool::new(affinity == 0),
             asking: AtomicUsize::new(0),
             wish: AtomicUsize::new(0),
+            readers: watch::Sender::default(),
+            reading: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
         })
+    }
+
+    /// Whether nobody reads any more.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// Nobody reads any more.
+    pub fn is_now_over(&self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 
     /// What it was told to start and not told to stop.
@@ -156,7 +230,7 @@ impl Program {
 
     /// Adds a task to the program's process.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.common.exec.spawn(self.pid, false, Box::pin(task));
+        self.common.exec.spawn(self.pid, Box::pin(task));
     }
 
     fn note(&self, what: &'static str, key: &Key, token: Token, line: impl FnOnce() -> String) {
@@ -173,29 +247,70 @@ impl Program {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.started.store(true, Ordering::Relaxed);
+        let mut number = 0;
+        loop {
+            self.clone().read_all(number).await;
+            let wanted = *self.readers.borrow();
+            if wanted.number == number {
+                break;
+            }
+            number = wanted.number;
+            tokio::time::sleep(wanted.after).await;
+        }
+        self.is_now_over();
+        self.note("over", &Key::new("-").expect("a key"), Token(0), || format!("{}: nobody reads", self.pid));
+    }
+
+    /// Reads until the streams end or are to be dropped.
+    async fn read_all(self: Arc<Self>, number: u64) {
         if self.manners.two_streams {
-            let starts = {
-                let program = self.clone();
-                async move {
-                    let mut starts = program.node.start_processing();
-                    while let Some(start) = starts.next().await {
-                        program.read(Event::Start(start));
-                        program.dawdle().await;
-                    }
-                }
-            };
-            self.spawn(starts);
-            let mut stops = self.node.stop_processing();
-            while let Some(stop) = stops.next().await {
-                self.read(Event::Stop(stop));
-                self.dawdle().await;
-            }
+            let (alive, gone) = oneshot::channel::<()>();
+            let starts = self.clone().follow(self.node.start_processing(), Event::Start, number);
+            self.spawn(async move {
+                starts.await;
+                drop(alive);
+            });
+            self.clone().follow(self.node.stop_processing(), Event::Stop, number).await;
+            let _ = gone.await;
         } else {
-            let mut events = self.node.events();
-            while let Some(event) = events.next().await {
-                self.read(event);
+            self.clone().follow(self.node.events(), |event| event, number).await;
+        }
+    }
+
+    /// Reads a stream until it ends or is to be dropped.
+    async fn follow<T>(self: Arc<Self>, mut stream: Events<T>, event: fn(T) -> Event, number: u64) {
+        let mut readers = self.readers.subscribe();
+        let mut reads = Reads(&self.reading, false);
+        let read = async {
+            while let Some(next) = poll_fn(|cx| reads.note(pin!(stream.next()).poll(cx))).await {
+                self.read(event(next));
                 self.dawdle().await;
             }
+        };
+        tokio::select! {
+            biased;
+            _ = readers.wait_for(|readers| readers.number != number) => {}
+            () = read => {}
+        }
+    }
+
+    /// The readers are dropped, and taken anew after a while.
+    pub fn drop_readers(&self, after: Duration) {
+        self.readers.send_modify(|readers| *readers = Readers { number: readers.number + 1, after });
+    }
+
+    /// Takes one more reader for a while. It must be given nothing: whoever reads beside another would confirm its keys.
+    pub async fn double_readers(self: Arc<Self>, time: Duration) {
+        let first = self.readers.subscribe();
+        if self.reading.load(Ordering::Relaxed) < if self.manners.two_streams { 2 } else { 1 } {
+            return;
+        }
+        let mut second = self.node.events();
+        let event = tokio::time::timeout(time, second.next()).await;
+        if let Ok(Some(event)) = event
+            && first.has_changed().is_ok_and(|changed| !changed)
+        {
+            self.common.trace.broken(format!("{}: a second reader was given {event:?}", self.pid));
         }
     }
 
@@ -231,7 +346,54 @@ impl Program {
             self.common.trace.broken(format!("{} was told to start {key} at affinity 0", self.pid));
         }
         self.running.lock().insert(key.clone(), token);
+        self.acts(&key, token, self.node.session());
+        if key.as_str().starts_with("again") {
+            let mut begun = self.common.begun.lock();
+            let highest = begun.entry(key.clone()).or_default();
+            *highest = token.max(*highest);
+        }
+        if let Some(kill) = self.common.on_kill.get().filter(|_| self.common.killers.contains(&key)) {
+            kill(self.pid, &key);
+        }
         self.spawn(self.clone().work(key, token));
+    }
+
+    /// Notes in whose name the program acts on a key, or that it acts no more.
+    fn acts(&self, key: &Key, token: Token, session: Option<SessionId>) {
+        let what = (self.pid, key.clone(), token);
+        let mut acts = self.common.acts.lock();
+        match session {
+            Some(session) => acts.insert(what, session),
+            None => acts.remove(&what),
+        };
+    }
+
+    /// Completes when a program that was told to stop has done so.
+    async fn wound_up(&self, reason: StopReason) {
+        let lost = reason == StopReason::Lost;
+        if lost && self.manners.stubborn {
+            self.common.trace.fault("work that nobody can wind up");
+            // The sender lives as long as the program.
+            let _ = self.common.reached.subscribe().wait_for(|reached| *reached).await;
+        }
+        let calm = self.common.is_calm() && !lost;
+        let slow =
+            if lost { self.manners.wind_up.max(self.manners.slow_stop.min(100)) } else { self.manners.slow_stop };
+        if lost && slow > 0 {
+            self.common.trace.fault("winding up after a loss");
+        }
+        let delay = self.common.lease_part(&mut self.dice.lock(), if calm { 0 } else { slow });
+        tokio::time::sleep(delay).await;
+    }
+
+    /// Whether a call is to be dropped before its answer, and when.
+    fn aborts(&self) -> Duration {
+        let mut dice = self.dice.lock();
+        if !self.common.is_calm() && dice.permille(self.manners.abort) {
+            self.common.trace.fault("call aborted");
+            return self.common.lease_part(&mut dice, 10);
+        }
+        Duration::MAX
     }
 
     fn stop(self: &Arc<Self>, stop: Stop) {
@@ -243,18 +405,19 @@ impl Program {
                 running.remove(&key);
             }
         }
-        let slow = if self.common.is_calm() { 0 } else { self.manners.slow_stop };
-        let delay = self.common.lease_part(&mut self.dice.lock(), slow);
         let program = self.clone();
         self.spawn(async move {
-            tokio::time::sleep(delay).await;
+            program.wound_up(reason).await;
             program.common.history.let_go(program.player, &key, token);
+            program.acts(&key, token, None);
             program.note("confirm", &key, token, || format!("{}: {key} with token {token}", program.pid));
-            match program.node.confirm_stop_processing(&key, token).await {
-                Ok(()) | Err(Error::Cancelled) => {}
+            let confirm = program.node.confirm_stop_processing(&key, token);
+            match tokio::time::timeout(program.aborts(), confirm).await {
+                // Whatever the store says, the node settles it. Nobody asks a second time.
+                Ok(Ok(()) | Err(Error::Cancelled | Error::Store(_))) | Err(_) => {}
                 // A completion that was under way has ended it.
-                Err(_) if program.common.ended.lock().contains(&key) => {}
-                Err(error) => {
+                Ok(Err(_)) if program.common.ended.lock().contains(&key) => {}
+                Ok(Err(error)) => {
                     let pid = program.pid;
                     program.common.trace.broken(format!("{pid} could not confirm the stop of {key}, {token}: {error}"));
                 }
@@ -292,14 +455,15 @@ impl Program {
             }
             self.write_later(&key, token);
             let Manners { give_up, complete, checkpoint, stale, .. } = self.manners;
-            let may_end = key.as_str().starts_with("passing");
+            let may_end = ["passing", "again"].iter().any(|family| key.as_str().starts_with(family));
             let (does_give_up, does_complete, does_checkpoint, is_stale) = {
                 let mut dice = self.dice.lock();
                 let complete = if may_end { complete } else { 0 };
                 (dice.permille(give_up), dice.permille(complete), dice.permille(checkpoint), dice.permille(stale))
             };
             if does_checkpoint {
-                let _ = self.node.checkpoint(&key, token, (*b"so far").into()).await;
+                let checkpoint = self.node.checkpoint(&key, token, (*b"so far").into());
+                let _ = tokio::time::timeout(self.aborts(), checkpoint).await;
             }
             if is_stale {
                 let stale = Token(token.0.saturating_sub(1));
@@ -312,6 +476,7 @@ impl Program {
             if does_complete {
                 self.common.ended.lock().insert(key.clone());
                 self.common.history.completing(self.player, &key, token);
+                let session = self.common.acts.lock().remove(&(self.pid, key.clone(), token));
                 self.note("complete", &key, token, || format!("{}: {key} with token {token}", self.pid));
                 match self.node.complete(&key, token).await {
                     Ok(()) => {
@@ -322,14 +487,19 @@ impl Program {
                         }
                         return;
                     }
-                    Err(_) => self.common.history.not_completed(self.player, &key, token),
+                    Err(_) => {
+                        self.common.history.not_completed(self.player, &key, token);
+                        if self.runs(&key, token) {
+                            self.acts(&key, token, session);
+                        }
+                    }
                 }
             }
             if does_give_up {
                 let backoff = self.common.lease_part(&mut self.dice.lock(), 50);
                 let backoff = if backoff.as_micros().is_multiple_of(2) { Duration::ZERO } else { backoff };
                 self.note("give up", &key, token, || format!("{}: {key} with token {token}", self.pid));
-                let _ = self.node.give_up(&key, token, backoff).await;
+                let _ = tokio::time::timeout(self.aborts(), self.node.give_up(&key, token, backoff)).await;
             }
         }
     }

@@ -53,7 +53,37 @@ pub struct Server {
     pub tells_silences: bool,
     /// When each living session joined or was renewed last.
     heard: BTreeMap<SessionId, u64>,
+    /// From when each session's lease runs by its own node's reckoning, and how long it is.
+    leases: BTreeMap<SessionId, (u64, u64)>,
+    /// Sessions that their own node's word has ended before their lease was over.
+    pub ended: Vec<SessionId>,
+    /// How many keys a page of a scan has; all that the ledger gives if it is 0.
+    pub page: usize,
+    /// How many batches the feed reaches back; all that the ledger keeps if it is 0.
+    pub reach: u64,
+    /// Work that is ordered again and again.
+    pub orders: BTreeMap<Key, Orders>,
 }
+
+/// What was ordered of a key whose payload is the number of the order.
+#[derive(Debug, Default)]
+pub struct Orders {
+    /// The last token that had been issued when each order was taken in for the first time.
+    pub taken: BTreeMap<u64, Token>,
+    /// The order that was taken in last.
+    last: u64,
+}
+
+/// The number of an order, as it stands in the payload.
+pub fn order_of(payload: &[u8]) -> u64 {
+    payload.try_into().map_or(0, u64::from_be_bytes)
+}
+
+/// Parts of a lease, in hundredths, after which it is over by the slowest clock, counted from the sending of the last renewal that was answered in time.
+const LEASE_OVER: u64 = 97;
+
+/// The same until which every clock says that it runs: an answer that comes later revives nothing.
+const LEASE_RUNS: u64 = 92;
 
 /// Who owns what, by the outcomes of the ops alone.
 #[derive(Debug, Default)]
@@ -99,7 +129,7 @@ impl Book {
                 self.highest = *token;
                 self.owners.insert(key.clone(), (*session, *token));
             }
-            Op::Confirm { session, key, token, .. } | Op::Complete { session, key, token } => {
+            Op::Confirm { session, key, token, .. } | Op::Complete { session, key, token, .. } => {
                 rule(self.owns(*session, key, *token), "only the owner's word about its own token frees a key")?;
                 self.owners.remove(key);
             }
@@ -193,8 +223,14 @@ impl Server {
             .collect();
         for (op, outcome) in ops.iter().zip(&outcomes) {
             self.grants += u64::from(matches!(outcome, Outcome::Granted(_)));
-            if let (Op::Join { session, .. }, Outcome::Done) = (op, outcome) {
-                self.heard.insert(*session, self.now);
+            match (op, outcome) {
+                (Op::Join { session, .. }, Outcome::Done) => _ = self.heard.insert(*session, self.now),
+                (Op::End { session }, Outcome::Done) => self.ends(*session),
+                (Op::Add(work), outcome) if !matches!(outcome, Outcome::Refused(_)) => {
+                    self.ordered(&work.key, &work.payload)
+                }
+                (Op::Assign { key, .. }, Outcome::Granted(_)) => self.look_at_order(key),
+                _ => {}
             }
             if let Err(rule) = self.book.write(op, outcome) {
                 self.disagree(rule, op);
@@ -211,6 +247,48 @@ impl Server {
             Topic::Group => true,
         });
         Applied { outcomes, revision: self.revision() }
+    }
+
+    /// A session ends by its own node's word. Where its lease is over anyway, that tells nobody anything new.
+    fn ends(&mut self, session: SessionId) {
+        let runs = |(from, lease): (u64, u64)| self.now < from + lease * LEASE_OVER / 100;
+        if self.leases.remove(&session).is_some_and(runs) {
+            self.ended.push(session);
+        }
+    }
+
+    /// A node tries to join: its lease runs from the first try.
+    pub fn joins(&mut self, session: SessionId, lease: Duration) {
+        let lease = u64::try_from(lease.as_nanos()).unwrap_or(u64::MAX);
+        self.leases.entry(session).or_insert((self.now, lease));
+    }
+
+    /// A node has been answered a renewal that left it at `sent`. One that comes when the lease is over revives nothing.
+    pub fn renewed(&mut self, session: SessionId, sent: u64, now: u64) {
+        if let Some((from, lease)) = self.leases.get_mut(&session)
+            && now < *from + *lease * LEASE_RUNS / 100
+        {
+            *from = sent;
+        }
+    }
+
+    fn ordered(&mut self, key: &Key, payload: &[u8]) {
+        let order = order_of(payload);
+        if order > 0 {
+            let token = self.ledger.token().max(self.book.highest);
+            let orders = self.orders.entry(key.clone()).or_default();
+            orders.taken.entry(order).or_insert(token);
+            orders.last = order;
+        }
+    }
+
+    /// Whoever is given a key is given what was ordered last.
+    fn look_at_order(&mut self, key: &Key) {
+        let Some(last) = self.orders.get(key).map(|orders| orders.last) else { return };
+        let given = self.ledger.record(key).map_or(0, |record| order_of(&record.payload));
+        if last != given {
+            self.disagree("what was declared last is what is given out", &(key, last, given));
+        }
     }
 
     /// See [`divider_core::Store::renew`].
@@ -301,6 +379,9 @@ impl Server {
     /// See [`divider_core::Store::changes`].
     pub fn changes(&self, since: Revision) -> Option<Vec<Batch>> {
         let since = Revision(since.0.checked_sub(self.lift)?);
+        if self.reach > 0 && self.ledger.revision().0 > since.0 + self.reach {
+            return None;
+        }
         let batches = self.ledger.changes(since)?;
         Some(batches.into_iter().map(|batch| self.lifted(batch)).collect())
     }
@@ -310,8 +391,22 @@ impl Server {
     /// # Errors
     /// Where the cursor is none.
     pub fn scan(&self, cursor: Option<&Cursor>) -> Result<Page, StoreError> {
-        let page = self.ledger.scan(cursor)?;
-        Ok(Page { revision: self.revision(), ..page })
+        if self.page == 0 {
+            let page = self.ledger.scan(cursor)?;
+            return Ok(Page { revision: self.revision(), ..page });
+        }
+        // A group here has no more keys than one page of the ledger's.
+        let mut page = self.ledger.scan(None)?;
+        if let Some(Cursor(after)) = cursor {
+            page.keys.retain(|view| view.key.as_str().as_bytes() > after.as_slice());
+            page.sessions.clear();
+        }
+        page.keys.sort_by(|a, b| a.key.cmp(&b.key));
+        let more = page.keys.len() > self.page;
+        page.keys.truncate(self.page);
+        let last = page.keys.last().filter(|_| more);
+        let next = last.map(|view| Cursor(view.key.as_str().as_bytes().to_vec()));
+        Ok(Page { revision: self.revision(), next, ..page })
     }
 
     /// See [`divider_core::Store::stats`].
@@ -329,6 +424,11 @@ impl Server {
     /// Cuts all subscriptions.
     pub fn cut_feeds(&mut self) {
         self.cut.extend(std::mem::take(&mut self.subscribers).into_keys());
+    }
+
+    /// Cuts the subscriptions to the messages of one session.
+    pub fn cut_messages(&mut self, session: SessionId) {
+        self.cut.extend(self.subscribers.extract_if(.., |_, topic| *topic == Topic::Session(session)).map(|(n, _)| n));
     }
 
     /// Who stands in the ledger as an owner, living or not.
@@ -358,6 +458,9 @@ impl Server {
         self.cut_feeds();
         self.beats = Beats::default();
         self.heard.clear();
+        if loss != Loss::Nothing {
+            self.orders.clear();
+        }
         self.leader_beat = Beat(0);
         self.book.alive.clear();
         self.book.owners = self.owners();

@@ -6,18 +6,24 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Clock, Divider, Key, Machine, Node, NodeConfig, NodeId, State, Work, conformance::History};
+use divider_core::{Clock, Divider, Key, Machine, Node, NodeConfig, NodeId, SessionId, Work, conformance::History};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::{
+    check::{Deaf, Goal},
     dice::Dice,
-    exec::{Exec, Freeze, Pid},
+    exec::{Exec, Pid},
     machine::{Clocks, Host},
+    mood::{Answer, Calls, Mood},
     net::{Line, Net, Weather},
+    plan::{EVIDENCE, Plan},
     program::{Common, Manners, Program},
-    server::Loss,
     trace::Trace,
 };
+
+/// Most deaths until one killer is set aside, and until two are.
+const KILLS: [u64; 3] = [0, 8, 16];
 
 /// What came of a seed.
 #[derive(Clone, Debug)]
@@ -40,143 +46,47 @@ pub struct Report {
     pub writes: (u64, u64),
 }
 
-/// What a seed comes to.
-#[derive(Clone, Debug)]
-struct Plan {
-    nodes: u64,
-    keys: u64,
-    passing: u64,
-    lease: Duration,
-    resync: Duration,
-    /// How long faults go on, in leases.
-    storm: u64,
-    weather: Weather,
-    call_limit: Duration,
-    /// Kinds of faults that this seed has, and how often, relatively.
-    kinds: Vec<(Trouble, u64)>,
-    drift: u64,
-    slow_stop: u64,
-    slow_reader: u64,
-    give_up: u64,
-    complete: u64,
-    quarantine: bool,
+pub(crate) struct World {
+    pub(crate) exec: Arc<Exec>,
+    pub(crate) net: Arc<Net>,
+    pub(crate) trace: Trace,
+    pub(crate) common: Arc<Common>,
+    pub(crate) plan: Plan,
+    pub(crate) state: Mutex<Inner>,
+    pub(crate) me: Weak<World>,
 }
 
-/// What is done to the nodes and the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Trouble {
-    Crash,
-    CrashSoon,
-    Suspend,
-    Block,
-    CutOff,
-    ServerDown,
-    NewLineage,
-    Backup,
-    Restored,
-    Flushed,
-    CutFeeds,
-    Depose,
-    WallJump,
-    Affinity,
-    AddWork,
-    RemoveWork,
-    Leave,
-    Rebalance,
-    Newcomer,
-}
-
-impl Trouble {
-    const ALL: [(Self, u64); 19] = [
-        (Self::Crash, 6),
-        (Self::CrashSoon, 6),
-        (Self::Suspend, 8),
-        (Self::Block, 3),
-        (Self::CutOff, 8),
-        (Self::ServerDown, 4),
-        (Self::NewLineage, 2),
-        (Self::Backup, 2),
-        (Self::Restored, 1),
-        (Self::Flushed, 1),
-        (Self::CutFeeds, 4),
-        (Self::Depose, 5),
-        (Self::WallJump, 2),
-        (Self::Affinity, 5),
-        (Self::AddWork, 4),
-        (Self::RemoveWork, 4),
-        (Self::Leave, 4),
-        (Self::Rebalance, 3),
-        (Self::Newcomer, 8),
-    ];
-}
-
-impl Plan {
-    fn draw(dice: &mut Dice) -> Self {
-        let long = dice.permille(20);
-        let lease_ms = dice.pick(&[300, 1000, 1000, 3000]);
-        let lease_us = lease_ms * 1000;
-        let often = |dice: &mut Dice, rates: &[u64]| dice.pick(rates);
-        let weather = Weather {
-            latency: dice.pick(&[0, 500, 2000, lease_us / 30]),
-            late: often(dice, &[0, 0, 10, 50, 200]),
-            lateness: dice.pick(&[lease_us / 4, lease_us, lease_us * 3]),
-            lost_requests: often(dice, &[0, 0, 10, 100]),
-            lost_answers: often(dice, &[0, 0, 10, 100]),
-            doubled: often(dice, &[0, 0, 50, 200]),
-            lost_hints: often(dice, &[0, 0, 50, 500]),
-            doubled_hints: often(dice, &[0, 0, 100]),
-            late_hints: often(dice, &[0, 0, 100, 400]),
-        };
-        // A part of the kinds only, so that each is also seen without the others.
-        let share = dice.pick(&[200, 400, 700]);
-        let mut kinds: Vec<_> = Trouble::ALL.into_iter().filter(|_| dice.permille(share)).collect();
-        kinds.push((Trouble::Newcomer, 3));
-        Self {
-            nodes: dice.pick(&[2, 2, 2, 3, 3, 4, 5]),
-            keys: if long { dice.between(10, 40) } else { dice.between(1, 6) },
-            passing: dice.pick(&[0, 0, 1, 3]),
-            lease: Duration::from_millis(lease_ms),
-            resync: Duration::from_millis(dice.pick(&[lease_ms / 5, lease_ms / 2, lease_ms])),
-            storm: if long { dice.between(10, 40) } else { dice.between(2, 6) },
-            weather,
-            call_limit: Duration::from_micros(dice.pick(&[lease_us / 3, lease_us, lease_us * 2])),
-            kinds,
-            drift: dice.pick(&[0, 0, 24_000]),
-            slow_stop: dice.pick(&[0, 5, 50, 200]),
-            slow_reader: dice.pick(&[0, 0, 20, 150]),
-            give_up: dice.pick(&[0, 0, 50, 200]),
-            complete: dice.pick(&[0, 100, 400]),
-            quarantine: dice.permille(500),
-        }
-    }
-}
-
-struct World {
-    exec: Arc<Exec>,
-    net: Arc<Net>,
-    trace: Trace,
-    common: Arc<Common>,
-    plan: Plan,
-    state: Mutex<Inner>,
-    me: Weak<World>,
-}
-
-struct Inner {
-    dice: Dice,
+pub(crate) struct Inner {
+    pub(crate) dice: Dice,
     next: Pid,
-    processes: BTreeMap<Pid, Process>,
+    pub(crate) processes: BTreeMap<Pid, Process>,
     /// Keys whose declaration was acknowledged.
-    declared: BTreeSet<Key>,
+    pub(crate) declared: BTreeSet<Key>,
+    /// Orders so far, and those that were acknowledged.
+    pub(crate) orders: (u64, BTreeSet<(Key, u64)>),
     /// The store has forgotten something.
-    forgot: bool,
+    pub(crate) forgot: bool,
     names: u64,
+    /// Until when trouble goes on that must not be cut short, and, when all is well, until when its last calls may hang.
+    pub(crate) busy: u64,
+    /// Declarations that are under way.
+    pub(crate) declaring: u64,
+    /// Processes, or nodes, that are no more.
+    pub(crate) gone: u64,
+    /// How often a process died with a key, and how often of the key itself.
+    pub(crate) deaths: BTreeMap<Key, u64>,
+    pub(crate) kills: u64,
+    /// The process that hears nothing although all else is well.
+    pub(crate) deaf: Option<Deaf>,
 }
 
 #[derive(Clone)]
-struct Process {
-    name: NodeId,
-    clocks: Arc<Clocks>,
-    program: Arc<Program>,
+pub(crate) struct Process {
+    pub(crate) name: NodeId,
+    pub(crate) clocks: Arc<Clocks>,
+    pub(crate) program: Arc<Program>,
+    /// It is known that nobody reads there any more.
+    pub(crate) buried: bool,
     /// What the history looks at.
     _node: Arc<dyn Divider>,
 }
@@ -195,7 +105,11 @@ async fn simulate(seed: u64, lines: bool) -> Report {
     trace.note(0, "plan", &[], || format!("{plan:?}"));
     let exec = Exec::new(dice.split());
     let net = Net::new(&exec, &trace, dice.split(), plan.weather.clone(), plan.call_limit);
-    net.server.lock().tells_silences = dice.permille(500);
+    {
+        let mut server = net.server.lock();
+        server.tells_silences = dice.permille(500);
+        (server.page, server.reach) = plan.reading;
+    }
     let common = Arc::new(Common {
         exec: exec.clone(),
         trace: trace.clone(),
@@ -205,8 +119,27 @@ async fn simulate(seed: u64, lines: bool) -> Report {
         lease: plan.lease,
         ended: Mutex::default(),
         writes: Mutex::default(),
+        acts: Mutex::default(),
+        begun: Mutex::default(),
+        reached: watch::Sender::new(false),
+        killers: (0..plan.killers).map(lasting).collect(),
+        on_kill: std::sync::OnceLock::new(),
     });
-    let inner = Inner { dice, next: 1, processes: BTreeMap::new(), declared: BTreeSet::new(), forgot: false, names: 0 };
+    let inner = Inner {
+        dice,
+        next: 1,
+        processes: BTreeMap::new(),
+        declared: BTreeSet::new(),
+        orders: (0, BTreeSet::new()),
+        forgot: false,
+        names: 0,
+        busy: 0,
+        declaring: 0,
+        gone: 0,
+        deaths: BTreeMap::new(),
+        kills: 0,
+        deaf: None,
+    };
     let world = Arc::new_cyclic(|me| World {
         exec: exec.clone(),
         net: net.clone(),
@@ -224,6 +157,30 @@ async fn simulate(seed: u64, lines: bool) -> Report {
             }
         }
     });
+    net.on_end({
+        let world = world.me.clone();
+        move |session| {
+            if let Some(world) = world.upgrade() {
+                world.ended_by_word(session);
+            }
+        }
+    });
+    net.ask_for_sessions({
+        let world = world.me.clone();
+        move |pid, session| {
+            let process = world.upgrade().and_then(|world| world.state.lock().processes.get(&pid).cloned());
+            process.is_some_and(|process| process.program.node.session() == Some(session))
+        }
+    });
+    let on_kill = {
+        let world = world.me.clone();
+        move |pid, _: &Key| {
+            if let Some(world) = world.upgrade() {
+                world.killed(pid);
+            }
+        }
+    };
+    let _ = world.common.on_kill.set(Box::new(on_kill));
     exec.spawn_world({
         let world = world.clone();
         async move {
@@ -244,18 +201,23 @@ async fn simulate(seed: u64, lines: bool) -> Report {
     Report { hash, faults, violation, lines, simulated, steps: exec.steps(), grants, writes }
 }
 
+/// A key that nobody ever ends.
+pub(crate) fn lasting(n: u64) -> Key {
+    Key::new(format!("lasting-{n}")).expect("a key")
+}
+
 impl World {
-    fn part(&self, percent: u64) -> Duration {
+    pub(crate) fn part(&self, percent: u64) -> Duration {
         self.common.lease_part(&mut self.state.lock().dice, percent)
     }
 
-    fn fault(&self, kind: &'static str, pid: Pid) {
+    pub(crate) fn fault(&self, kind: &'static str, pid: Pid) {
         self.trace.fault(kind);
         self.trace.note(self.exec.now(), "FAULT", &[pid], || format!("{kind} (process {pid})"));
     }
 
     /// Starts a process, on a machine of its own or on one that there was.
-    fn launch(&self, again: Option<(NodeId, Arc<Clocks>)>) -> Pid {
+    pub(crate) fn launch(&self, again: Option<(NodeId, Arc<Clocks>)>) -> Pid {
         let mut state = self.state.lock();
         let pid = state.next;
         state.next += 1;
@@ -288,9 +250,13 @@ impl World {
             complete: self.plan.complete,
             checkpoint: 100,
             stale: 50,
+            wind_up: self.plan.wind_up,
+            // One at most, so that there are others that can run what it holds back.
+            stubborn: self.plan.stubborn && pid == 1,
+            abort: self.plan.abort,
         };
         let program = Program::new(pid, node, player, &self.common, manners, state.dice.split(), affinity);
-        let process = Process { name, clocks, program: program.clone(), _node: seen };
+        let process = Process { name, clocks, program: program.clone(), buried: false, _node: seen };
         self.trace.note(self.exec.now(), "launch", &[pid], || format!("process {pid} as {}", process.name));
         state.processes.insert(pid, process);
         drop(state);
@@ -299,26 +265,28 @@ impl World {
     }
 
     /// A process is no more.
-    fn bury(&self, pid: Pid) {
+    pub(crate) fn bury(&self, pid: Pid) {
+        self.count_deaths(pid);
         let process = self.state.lock().processes.remove(&pid);
         if let Some(process) = process {
+            self.forget_acts(pid);
             self.common.history.gone(process.program.player);
             self.trace.note(self.exec.now(), "gone", &[pid], || format!("process {pid}"));
         }
     }
 
-    fn processes(&self) -> Vec<Process> {
+    pub(crate) fn processes(&self) -> Vec<Process> {
         self.state.lock().processes.values().cloned().collect()
     }
 
-    fn any(&self) -> Option<Process> {
+    pub(crate) fn any(&self) -> Option<Process> {
         let mut state = self.state.lock();
         let count = state.processes.len() as u64;
         let at = state.dice.below(count);
         state.processes.values().nth(usize::try_from(at).ok()?).cloned()
     }
 
-    fn later(&self, delay: Duration, act: impl FnOnce(&World) + Send + 'static) {
+    pub(crate) fn later(&self, delay: Duration, act: impl FnOnce(&World) + Send + 'static) {
         let world = self.me.clone();
         self.exec.spawn_world(async move {
             tokio::time::sleep(delay).await;
@@ -328,36 +296,19 @@ impl World {
         });
     }
 
-    fn is_calm(&self) -> bool {
+    pub(crate) fn is_calm(&self) -> bool {
         self.common.calm.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Looks all the time whether two processes believe in one key.
-    async fn watch(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(self.plan.lease / 23).await;
-            let mut believers: BTreeMap<Key, Pid> = BTreeMap::new();
-            for process in self.processes() {
-                for (key, token) in process.program.running() {
-                    if !process.program.node.is_current(&key, token) {
-                        continue;
-                    }
-                    if let Some(other) = believers.insert(key.clone(), process.program.pid) {
-                        let pid = process.program.pid;
-                        self.trace.broken(format!("{other} and {pid} both believe that they own {key}"));
-                    }
-                }
-            }
-        }
-    }
-
     /// Declares work through some process, until that is acknowledged.
-    fn declare(&self, keys: Vec<Key>) {
+    pub(crate) fn declare(&self, keys: Vec<Key>) {
         let world = self.me.clone();
+        self.state.lock().declaring += 1;
         self.exec.spawn_world(async move {
             loop {
                 let Some(world) = world.upgrade() else { return };
-                let Some(process) = world.any().filter(|process| process.program.is_started()) else {
+                let able = |process: &Process| process.program.is_started() && !process.program.is_over();
+                let Some(process) = world.any().filter(able) else {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                     continue;
                 };
@@ -365,7 +316,9 @@ impl World {
                 let node = process.program.node.clone();
                 drop(process);
                 if node.add_work(work).await.is_ok() {
-                    world.state.lock().declared.extend(keys);
+                    let mut state = world.state.lock();
+                    state.declared.extend(keys);
+                    state.declaring -= 1;
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -373,8 +326,8 @@ impl World {
         });
     }
 
-    fn lasting(&self) -> Vec<Key> {
-        (0..self.plan.keys).map(|n| Key::new(format!("lasting-{n}")).expect("a key")).collect()
+    pub(crate) fn lasting(&self) -> Vec<Key> {
+        (0..self.plan.keys).map(lasting).collect()
     }
 
     /// The whole run.
@@ -383,232 +336,121 @@ impl World {
             self.launch(None);
         }
         self.declare(self.lasting());
+        if self.plan.busy > 0 {
+            self.exec.spawn_world(self.clone().keep_busy());
+        }
         let passing: Vec<Key> =
             (0..self.plan.passing).map(|n| Key::new(format!("passing-{n}")).expect("a key")).collect();
         if !passing.is_empty() {
             self.declare(passing);
         }
-        let until =
-            self.exec.now() + u64::try_from((self.plan.lease * self.count(self.plan.storm)).as_nanos()).unwrap_or(0);
-        while self.exec.now() < until && !self.trace.is_broken() {
-            let pause = self.part(60);
-            tokio::time::sleep(pause).await;
-            self.trouble();
+        if self.plan.killers > 0 {
+            self.let_them_kill().await;
+        } else {
+            self.storm().await;
         }
         if self.trace.is_broken() {
             return;
         }
         self.heal();
-        for (bound, what, holds) in [
-            (14, "every key runs", Self::converged as fn(&Self) -> Result<(), String>),
-            (10, "the keys are balanced", Self::balanced),
-        ] {
-            let until = self.exec.now() + u64::try_from((self.plan.lease * bound).as_nanos()).unwrap_or(0);
-            for round in 0.. {
-                if bound == 10 && round % 30 == 0 {
-                    // Once more where a newcomer had to wait for its share meanwhile.
-                    self.rebalance();
-                    tokio::time::sleep(self.plan.lease / 2).await;
-                }
-                if self.trace.is_broken() {
-                    return;
-                }
-                let Err(why) = holds(self) else { break };
-                if self.exec.now() >= until {
-                    return self.trace.broken(format!("{bound} leases are not enough until {what}: {why}"));
-                }
-                self.nudge();
-                tokio::time::sleep(self.plan.lease / 10).await;
+        for goal in [Goal::EveryKeyRuns, Goal::Balanced] {
+            if let Err(why) = self.reach(goal).await {
+                return self.trace.broken(why);
             }
-            self.trace.note(self.exec.now(), "reached", &[], || what.into());
+            self.trace.note(self.exec.now(), "reached", &[], || format!("{goal:?}"));
+            self.common.reached.send_replace(true);
+            self.deaf_no_more();
         }
         let before = self.net.server.lock().grants;
         tokio::time::sleep(self.plan.lease * 2).await;
         if self.net.server.lock().grants != before {
             return self.trace.broken("nothing moves while nobody comes or goes");
         }
-        if let Err(why) = self.converged().and_then(|()| self.balanced()) {
+        if let Err(why) = self.balanced() {
             return self.trace.broken(format!("what was reached does not last: {why}"));
         }
         self.count_keys();
+        self.count_orders();
+        self.count_blames();
+    }
+
+    /// Declares one key without a break, each time with another payload.
+    async fn keep_busy(self: Arc<Self>) {
+        let mut reached = self.common.reached.subscribe();
+        for number in 0_u64.. {
+            let pause = tokio::time::sleep(Duration::from_micros(self.plan.busy));
+            tokio::select! {
+                biased;
+                _ = reached.wait_for(|reached| *reached) => return,
+                () = pause => self.net.declare_again(Work::from(lasting(0)).payload(number.to_be_bytes())),
+            }
+        }
+    }
+
+    async fn storm(self: &Arc<Self>) {
+        let until = self.exec.now() + self.leases(self.plan.storm);
+        while self.exec.now() < until.max(self.state.lock().busy) && !self.trace.is_broken() {
+            let pause = self.part(60);
+            tokio::time::sleep(pause).await;
+            self.trouble();
+        }
+    }
+
+    /// Waits until every killer is set aside, for so many deaths at most.
+    async fn let_them_kill(self: &Arc<Self>) {
+        let most = KILLS[usize::try_from(self.plan.killers).unwrap_or(0)];
+        let until = self.exec.now() + self.leases(500);
+        while !self.trace.is_broken() {
+            tokio::time::sleep(self.plan.lease / 10).await;
+            let aside = self.net.server.lock().ledger().quarantined(1000).len() as u64;
+            if aside == self.plan.killers {
+                return;
+            }
+            let kills = self.state.lock().kills;
+            if kills > most || self.exec.now() > until {
+                self.trace
+                    .broken(format!("after {kills} deaths {aside} of {} killers are set aside", self.plan.killers));
+            }
+        }
+    }
+
+    /// Waits until something holds, for as long as it may take.
+    async fn reach(self: &Arc<Self>, goal: Goal) -> Result<(), String> {
+        let until = self.exec.now() + self.leases(goal.bound());
+        for round in 0.. {
+            if goal == Goal::Balanced && round % 30 == 0 {
+                // Once more where a newcomer had to wait for its share meanwhile.
+                self.rebalance();
+                tokio::time::sleep(self.plan.lease / 2).await;
+            }
+            self.staff();
+            self.look_at_the_deaf();
+            let Err(why) = self.holds(goal) else { return Ok(()) };
+            if self.trace.is_broken() {
+                return Err("a rule is broken".into());
+            }
+            if self.exec.now() >= until {
+                return Err(format!("{} leases are not enough until {}: {why}", goal.bound(), goal.name()));
+            }
+            self.nudge();
+            tokio::time::sleep(self.plan.lease / 10).await;
+        }
+        Ok(())
+    }
+
+    /// So many leases, in nanoseconds.
+    pub(crate) fn leases(&self, count: u64) -> u64 {
+        u64::try_from(self.plan.lease.as_nanos()).unwrap_or(0) * count
     }
 
     /// Asks for balance, until that is acknowledged.
     fn rebalance(&self) {
-        let Some(process) = self.any() else { return };
+        let process = self.processes().into_iter().find(|process| !process.program.is_over());
+        let Some(process) = process else { return };
         let node = process.program.node.clone();
         process.program.spawn(async move {
             while node.rebalance().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-    }
-
-    fn count(&self, leases: u64) -> u32 {
-        u32::try_from(leases).unwrap_or(u32::MAX)
-    }
-
-    fn trouble(&self) {
-        let kind = {
-            let mut state = self.state.lock();
-            let all: u64 = self.plan.kinds.iter().map(|(_, weight)| weight).sum();
-            let mut at = state.dice.below(all);
-            let found = self.plan.kinds.iter().find(|(_, weight)| {
-                let here = at < *weight;
-                at = at.saturating_sub(*weight);
-                here
-            });
-            found.map_or(Trouble::Newcomer, |(kind, _)| *kind)
-        };
-        let alive = self.state.lock().processes.len() as u64;
-        let Some(process) = self.any() else {
-            self.launch(None);
-            return;
-        };
-        let (pid, program) = (process.program.pid, process.program.clone());
-        match kind {
-            Trouble::Crash => {
-                self.fault("crash", pid);
-                self.restart_later(&process);
-                drop((process, program));
-                self.exec.crash(pid);
-            }
-            Trouble::CrashSoon => {
-                self.fault("crash between two steps", pid);
-                self.restart_later(&process);
-                let steps = self.state.lock().dice.between(1, 60);
-                self.exec.doom(pid, steps);
-            }
-            Trouble::Suspend | Trouble::Block => {
-                let freeze = if kind == Trouble::Suspend { Freeze::All } else { Freeze::Runtime };
-                self.fault(if kind == Trouble::Suspend { "suspended" } else { "runtime blocked" }, pid);
-                let time = self.part(300);
-                self.exec.freeze(pid, Some(freeze));
-                let clocks = process.clocks.clone();
-                self.later(time, move |world| {
-                    world.trace.note(world.exec.now(), "thaw", &[pid], || format!("process {pid}"));
-                    if freeze == Freeze::All {
-                        let nanos = u64::try_from(time.as_nanos()).unwrap_or(0);
-                        clocks.suspended.fetch_add(nanos, std::sync::atomic::Ordering::Relaxed);
-                    }
-                    world.exec.freeze(pid, None);
-                });
-            }
-            Trouble::CutOff => {
-                self.fault("cut off", pid);
-                let time = self.part(250);
-                self.net.cut_off(pid, true);
-                self.later(time, move |world| world.net.cut_off(pid, false));
-            }
-            Trouble::ServerDown => {
-                self.fault("store down", 0);
-                let time = self.part(200);
-                self.net.set_down(true);
-                self.later(time, |world| world.net.set_down(false));
-            }
-            Trouble::Backup => self.net.server.lock().back_up(),
-            Trouble::NewLineage | Trouble::Restored | Trouble::Flushed => {
-                let (loss, name) = match kind {
-                    Trouble::NewLineage => (Loss::Nothing, "new lineage, nothing lost"),
-                    Trouble::Restored => (Loss::SinceBackup, "new lineage from a backup"),
-                    _ => (Loss::Everything, "new lineage, everything lost"),
-                };
-                self.fault(name, 0);
-                if loss != Loss::Nothing {
-                    self.state.lock().forgot = true;
-                    // Whoever operates the store declares again what it has lost.
-                    let delay = self.part(100);
-                    self.later(delay, |world| world.declare(world.lasting()));
-                }
-                self.net.begin_lineage(loss);
-            }
-            Trouble::CutFeeds => {
-                self.fault("feeds cut", 0);
-                self.net.cut_feeds();
-            }
-            Trouble::Depose => {
-                if self.net.server.lock().depose() {
-                    self.fault("leader deposed", 0);
-                }
-            }
-            Trouble::WallJump => {
-                self.fault("wall clock jumps", pid);
-                // Work that was put off by such a clock is due again before the end.
-                let far = u64::try_from(self.plan.lease.as_millis()).unwrap_or(0) * 3;
-                let by = self.state.lock().dice.below(2 * far).cast_signed() - far.cast_signed();
-                process.clocks.jump(by);
-            }
-            Trouble::Affinity => {
-                self.fault("affinity changed", pid);
-                let affinity = self.state.lock().dice.pick(&[0, 0, 500, 1000, 3000]);
-                program.want(affinity, false);
-            }
-            Trouble::AddWork => self.declare(vec![self.passing()]),
-            Trouble::RemoveWork => {
-                let key = self.passing();
-                self.common.ended.lock().insert(key.clone());
-                self.fault("work removed", pid);
-                let node = program.node.clone();
-                program.spawn(async move {
-                    let _ = node.remove_work(vec![key]).await;
-                });
-            }
-            Trouble::Leave => {
-                if alive > 1 && !program.is_leaving() {
-                    self.fault("drained", pid);
-                    self.leave(&program);
-                }
-            }
-            Trouble::Rebalance => {
-                self.fault("rebalance", pid);
-                let node = program.node.clone();
-                program.spawn(async move {
-                    let _ = node.rebalance().await;
-                });
-            }
-            Trouble::Newcomer => {
-                if alive < self.plan.nodes + 1 {
-                    self.fault("newcomer", 0);
-                    self.launch(None);
-                }
-            }
-        }
-    }
-
-    fn passing(&self) -> Key {
-        let n = self.state.lock().dice.below(self.plan.passing + 2);
-        Key::new(format!("passing-{n}")).expect("a key")
-    }
-
-    fn leave(&self, program: &Arc<Program>) {
-        let (program, world) = (program.clone(), self.me.clone());
-        let pid = program.pid;
-        program.will_leave();
-        let exec = self.exec.clone();
-        program.clone().spawn(async move {
-            program.leave().await;
-            if let Some(world) = world.upgrade() {
-                // The process ends with all that it still has.
-                world.exec.spawn_world(async move { exec.crash(pid) });
-            }
-        });
-    }
-
-    /// Perhaps the process comes back, perhaps under its old name, perhaps on its old machine's clocks.
-    fn restart_later(&self, process: &Process) {
-        let (comes_back, same) = {
-            let mut state = self.state.lock();
-            (state.dice.permille(600), state.dice.permille(700))
-        };
-        if !comes_back {
-            return;
-        }
-        let again = same.then(|| (process.name.clone(), process.clocks.clone()));
-        let delay = self.part(200);
-        self.later(delay, move |world| {
-            if !world.is_calm() {
-                world.fault("restart", 0);
-                world.launch(again);
             }
         });
     }
@@ -618,26 +460,61 @@ impl World {
         self.trace.note(self.exec.now(), "HEAL", &[], String::new);
         self.common.calm.store(true, std::sync::atomic::Ordering::Relaxed);
         self.net.heal(Weather { latency: 500, ..Weather::default() });
+        let longest = u64::try_from(self.plan.call_limit.as_nanos()).unwrap_or(0);
+        self.state.lock().busy = self.exec.now() + longest + self.leases(1);
         let processes = self.processes();
         for process in &processes {
             self.exec.freeze(process.program.pid, None);
             self.exec.pardon(process.program.pid);
             process.clocks.jump(0);
         }
-        let stay = processes.iter().filter(|process| !process.program.is_leaving()).count();
-        for _ in stay..2 {
-            self.launch(None);
-        }
-        for process in self.processes().iter().filter(|process| !process.program.is_leaving()) {
+        self.staff();
+        for process in self.processes().iter().filter(|process| process.stays()) {
             let affinity = self.state.lock().dice.pick(&[500, 1000, 1000, 2000]);
             process.program.want(affinity, true);
         }
-        self.declare(self.lasting());
+        if self.state.lock().forgot {
+            self.declare(self.lasting());
+        }
+        if self.plan.busy > 0 {
+            // Whoever leads from now on has to read a group that does not wait for it.
+            self.net.server.lock().depose();
+            self.declare((0..self.plan.nodes).map(|n| Key::new(format!("late-{n}")).expect("a key")).collect());
+        }
+        if self.plan.deaf > 0 {
+            self.deafen();
+        }
     }
 
-    /// What people do while they wait.
+    /// There are always two that go on.
+    fn staff(&self) {
+        let stay = self.processes().iter().filter(|process| process.stays()).count();
+        for _ in stay..2 {
+            self.launch(None);
+        }
+    }
+
+    /// From now on one process hears nothing of what it is given.
+    fn deafen(&self) {
+        let alive = |session: &SessionId| self.net.server.lock().ledger().is_alive(*session);
+        let heard: Vec<_> = self.processes().into_iter().filter(Process::stays).collect();
+        let found =
+            heard.iter().find_map(|process| Some((process.program.pid, process.program.node.session().filter(alive)?)));
+        let Some((pid, session)) = found.filter(|_| heard.len() > 1) else { return };
+        let reads = self.plan.deaf == 1;
+        self.fault(if reads { "one process is deaf for good" } else { "one process is deaf and blind for good" }, pid);
+        let calls = if reads { Calls::SessionHints } else { Calls::Hearing };
+        let mood = self.net.set_mood(Mood { whom: Some(pid), calls, answer: Answer::NoRight, often: 1000 });
+        self.state.lock().deaf = Some(Deaf { pid, session, reads, mood });
+        self.net.cut_messages(session);
+        let late = (0..2 * heard.len()).map(|n| Key::new(format!("late-{n}")).expect("a key")).collect();
+        self.declare(late);
+    }
+
+    /// What people do while they wait: nothing, but where a key was set aside on evidence.
     fn nudge(&self) {
-        let listed = self.net.server.lock().ledger().quarantined(100);
+        let mut listed = self.net.server.lock().ledger().quarantined(1000);
+        listed.retain(|key| !self.common.killers.contains(key) && (!EVIDENCE || self.has_evidence(key)));
         if let Some(process) = self.any().filter(|_| !listed.is_empty()) {
             let node = process.program.node.clone();
             process.program.spawn(async move {
@@ -648,97 +525,27 @@ impl World {
         }
     }
 
-    /// Whether every key runs where the ledger says, and nowhere else.
-    fn converged(&self) -> Result<(), String> {
-        let processes = self.processes();
-        if let Some(process) = processes.iter().find(|process| process.program.is_leaving()) {
-            return Err(format!("process {} is still leaving", process.program.pid));
-        }
-        if let Some(process) = processes.iter().find(|process| process.program.is_asking()) {
-            return Err(format!("process {} is still asking for an affinity", process.program.pid));
-        }
-        let server = self.net.server.lock();
-        let ledger = server.ledger();
-        let alive: BTreeSet<_> = ledger.sessions().filter(|view| view.ended.is_none()).map(|v| v.session).collect();
-        let known: BTreeSet<_> = processes.iter().filter_map(|process| process.program.node.session()).collect();
-        if known.len() < processes.len() || known != alive {
-            return Err(format!(
-                "of {} processes, {known:?} have sessions; the ledger knows {alive:?}",
-                processes.len()
-            ));
-        }
-        if ledger.group().leader.is_none() || ledger.group().hold {
-            return Err(format!("{:?}", ledger.group()));
-        }
-        for key in self.lasting() {
-            if ledger.record(&key).is_none() {
-                return Err(format!("{key} is not known"));
-            }
-        }
-        let page = ledger.scan(None).map_err(|error| error.to_string())?;
-        let mut runs: BTreeMap<Key, (Pid, divider_core::SessionId)> = BTreeMap::new();
-        for process in &processes {
-            for (key, token) in process.program.running() {
-                if !process.program.node.is_current(&key, token) {
-                    return Err(format!("process {} runs {key} and does not believe in it", process.program.pid));
-                }
-                let session = process.program.node.session().ok_or("no session")?;
-                if let Some((other, _)) = runs.insert(key.clone(), (process.program.pid, session)) {
-                    return Err(format!("{key} runs on {other} and {}", process.program.pid));
-                }
-            }
-        }
-        for view in page.keys {
-            match (view.state, runs.remove(&view.key)) {
-                (State::Assigned { session, .. }, Some((_, owner))) if session == owner => {}
-                (state, runs) => return Err(format!("{} is {state:?} and runs on {runs:?}", view.key)),
-            }
-        }
-        match runs.pop_first() {
-            Some((key, (pid, _))) => Err(format!("{key} runs on {pid} and is not known")),
-            None => Ok(()),
-        }
+    /// The work for a key kills its process, soon after its start.
+    fn killed(&self, pid: Pid) {
+        let (delay, back) = (self.part(20), self.part(50));
+        self.later(delay, move |world| {
+            let process = world.state.lock().processes.get(&pid).cloned();
+            let Some(process) = process else { return };
+            world.fault("killed by its key", pid);
+            world.state.lock().kills += 1;
+            let again = Some((process.name.clone(), process.clocks.clone()));
+            drop(process);
+            world.exec.crash(pid);
+            world.later(back, move |world| {
+                world.launch(again);
+            });
+        });
     }
+}
 
-    /// Whether every node has its quota.
-    fn balanced(&self) -> Result<(), String> {
-        self.converged()?;
-        let server = self.net.server.lock();
-        let ledger = server.ledger();
-        let sessions: Vec<_> = ledger.sessions().filter(|view| view.takes_work()).cloned().collect();
-        let all: u64 = sessions.iter().map(|view| u64::from(view.affinity)).sum();
-        let keys = server.stats().registered;
-        for view in &sessions {
-            if !view.settled {
-                return Err(format!("{} is not settled", view.node));
-            }
-            let held = ledger.holdings(view.session).map_or(0, |holdings| holdings.holdings.len() as u64);
-            // The quota is whole by largest remainder: one of the two whole numbers beside the share.
-            let share = keys * u64::from(view.affinity);
-            if held * all >= share + all || (held + 1) * all <= share {
-                return Err(format!(
-                    "{} holds {held} of {keys} keys at affinity {} of {all}",
-                    view.node, view.affinity
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// The books at the end: no key is lost, and each is in one state.
-    fn count_keys(&self) {
-        let server = self.net.server.lock();
-        let ledger = server.ledger();
-        let stats = server.stats();
-        if stats.registered != stats.assigned + stats.pending + stats.stopping + stats.quarantined {
-            self.trace.broken(format!("the counts do not add up: {stats:?}"));
-        }
-        let state = self.state.lock();
-        let ended = self.common.ended.lock();
-        if !state.forgot
-            && let Some(key) = state.declared.iter().find(|key| !ended.contains(*key) && ledger.record(key).is_none())
-        {
-            self.trace.broken(format!("{key} was declared and never ended, and is lost"));
-        }
+impl Process {
+    /// Whether it goes on taking part.
+    pub(crate) fn stays(&self) -> bool {
+        !self.program.is_leaving() && !self.program.is_over()
     }
 }

@@ -27,7 +27,7 @@ const COMPLAINTS: usize = 200;
 pub(super) struct Process {
     child: Child,
     stdin: ChildStdin,
-    /// Set before the process is made to end, so that its reader knows that this is no accident.
+    /// Set before the process is made to end, so that its reader knows that this is no accident, and when it has ended.
     ended: Arc<AtomicBool>,
     /// How often each command was given.
     asked: HashMap<String, usize>,
@@ -51,6 +51,9 @@ impl Process {
                 through
             },
         );
+        let args: Vec<_> = args.collect();
+        // Its work may kill it.
+        let mortal = args.contains(&"--killer");
         command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the worker can be started");
         let (stdin, stdout) = child.stdin.take().zip(child.stdout.take()).expect("both are pipes");
@@ -65,7 +68,7 @@ impl Process {
             let ended = ended.clone();
             move || {
                 read(id, stdout, &said);
-                if !ended.load(Ordering::SeqCst) {
+                if !ended.swap(true, Ordering::SeqCst) && !mortal {
                     said.lock().accidents.push(format!("process {id} ended by itself; see its standard error"));
                 }
             }

@@ -1,13 +1,16 @@
 //! Nodes that die, and nodes that only seem to.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use divider_core::StopReason;
 use divider_examples::line::Kind;
 use divider_tests::process::now;
 
-use super::{Bed, figure, pause};
+use super::{Bed, figure, outages::set_aside, pause};
 use crate::backend::Backend;
+
+/// After so long without a death nobody is about to die.
+const QUIET: Duration = Duration::from_secs(6);
 
 /// Kills nodes one after the other, every second time the leader, and starts a new one for each. `DIVIDER_KILLS` says how
 /// many, if not 6.
@@ -149,4 +152,80 @@ pub(crate) fn a_node_in_a_crash_loop_does_not_get_keys_quarantined<B: Backend>()
     println!("figure: after 24 crashes of one node of four: {stats}");
     assert_eq!(stats["quarantined"], 0, "{stats}");
     bed.fleet.wait_all_run(300, Duration::from_secs(5));
+}
+
+/// Every node in turn is killed soon after it was given keys, and started again at once: so every key has many owners that
+/// died young. None of them is to blame. `DIVIDER_ROUNDS` says how many rounds, if not 4.
+pub(crate) fn nodes_that_are_killed_in_turn_again_and_again_get_no_keys_set_aside<B: Backend>() {
+    const KEYS: usize = 90;
+    let rounds = std::env::var("DIVIDER_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    let mut bed = Bed::<B>::new(&["--lease-ms", "600"]);
+    let mut ids = bed.nodes(3, &[]);
+    bed.add(ids[0], KEYS, Duration::from_secs(20));
+    for round in 1..=rounds {
+        for id in &mut ids {
+            bed.fleet.wait("the node to be given keys", Duration::from_secs(20), |fleet, said| {
+                said.history.running(|id| fleet.lives(id)).into_values().flatten().any(|owner| owner == *id)
+            });
+            pause(1000);
+            let name = format!("node-{}", *id % 3);
+            bed.fleet.kill9(*id);
+            *id = bed.spawn(&["--node", &name]);
+        }
+        bed.fleet.wait_ready(&ids);
+        let aside = set_aside(&mut bed, ids[0]);
+        assert_eq!(aside, Vec::<String>::new(), "after round {round} healthy keys are set aside");
+    }
+    bed.fleet.wait_all_run(KEYS, Duration::from_secs(10));
+    println!(
+        "figure: {}: {} nodes killed -9 in turn, each 1 s after its grants: nothing is set aside",
+        B::NAME,
+        rounds * 3
+    );
+}
+
+/// Some of a hundred keys kill their processes, and a supervisor starts these again at once. Those keys, and no others, are
+/// set aside, after so many deaths at most.
+fn kill_by_keys<B: Backend>(killers: &[&str], most: usize) {
+    const KEYS: usize = 100;
+    let flags: Vec<&str> = killers.iter().flat_map(|killer| ["--killer", *killer]).collect();
+    let mut bed = Bed::<B>::new(&[&["--lease-ms", "1000"], &flags[..]].concat());
+    let mut ids = bed.nodes(3, &[]);
+    bed.fleet.call(ids[0], &format!("keys {KEYS}"));
+    let (mut deaths, mut last) = (0, Instant::now());
+    let aside = loop {
+        for at in 0..ids.len() {
+            if !bed.fleet.lives(ids[at]) {
+                deaths += 1;
+                last = Instant::now();
+                ids[at] = bed.spawn(&["--node", &format!("node-{at}")]);
+            }
+        }
+        assert!(deaths <= most, "{deaths} deaths of {killers:?}, and they still run");
+        pause(20);
+        // Nobody has died for so long that nobody is about to.
+        if last.elapsed() > QUIET {
+            let aside = set_aside(&mut bed, ids[0]);
+            if !aside.is_empty() {
+                break aside;
+            }
+            assert!(last.elapsed() < QUIET * 10, "after {deaths} deaths {killers:?} neither run nor are set aside");
+        }
+    };
+    println!(
+        "figure: {}: {killers:?} among {KEYS} keys: set aside after {deaths} deaths, and with them {aside:?}",
+        B::NAME
+    );
+    let mut listed: Vec<&str> = aside.iter().map(String::as_str).collect();
+    listed.sort_unstable();
+    assert_eq!(listed, killers, "what kills, and nothing else, is set aside");
+    bed.fleet.wait_all_run(KEYS - killers.len(), Duration::from_secs(20));
+}
+
+pub(crate) fn a_key_that_kills_its_process_is_set_aside_within_8_deaths_and_no_other_is<B: Backend>() {
+    kill_by_keys::<B>(&["key-7"], 8);
+}
+
+pub(crate) fn two_keys_that_kill_their_processes_are_set_aside_within_16_deaths_and_no_others_are<B: Backend>() {
+    kill_by_keys::<B>(&["key-41", "key-7"], 16);
 }

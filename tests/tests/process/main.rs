@@ -41,6 +41,9 @@ macro_rules! on_any_store {
                 a_frozen_leader_wakes_up_to_the_loss_of_its_keys_before_anything_else
                 a_handler_that_blocks_every_thread_for_two_leases_keeps_its_keys
                 a_node_in_a_crash_loop_does_not_get_keys_quarantined
+                nodes_that_are_killed_in_turn_again_and_again_get_no_keys_set_aside
+                a_key_that_kills_its_process_is_set_aside_within_8_deaths_and_no_other_is
+                two_keys_that_kill_their_processes_are_set_aside_within_16_deaths_and_no_others_are
             }
             division {
                 five_nodes_start_each_of_5000_keys_once_and_share_them_evenly
@@ -75,6 +78,7 @@ macro_rules! on_any_server {
                 subscriptions_are_cut_again_and_again_and_nothing_is_lost
                 all_connections_are_cut_again_and_again_and_nothing_is_lost
                 a_store_that_keeps_stalling_does_not_get_keys_quarantined
+                the_store_goes_away_seven_times_and_nothing_is_set_aside
             }
             partitions {
                 a_node_that_is_cut_off_fences_itself

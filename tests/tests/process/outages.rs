@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use divider_core::StopReason;
-use divider_tests::process::now;
+use divider_tests::{
+    history::ProcessId,
+    process::{Said, now},
+};
 
-use super::{Bed, pause};
-use crate::backend::Server;
+use super::{Bed, figure, pause};
+use crate::backend::{Backend, Server};
 
 pub(crate) const KEYS: usize = 500;
 const LEASE: Duration = Duration::from_secs(2);
@@ -156,4 +159,52 @@ pub(crate) fn a_store_that_keeps_stalling_does_not_get_keys_quarantined<B: Serve
     println!("figure: {}: after 8 stalls of the store: {stats}", B::NAME);
     assert_eq!(stats["quarantined"], 0, "{stats}");
     bed.fleet.wait_all_run(300, Duration::from_secs(5));
+}
+
+/// Waits until every key runs in one place that has started it since the moment given, and returns how long after the
+/// return that was.
+fn all_started_since<B: Backend>(bed: &Bed<B>, keys: usize, gone: u64, back: u64) -> Duration {
+    let began = |said: &Said, key: &str| said.history.claims(key).last().map_or(0, |claim| claim.started);
+    bed.fleet.wait("every key to run again", Duration::from_secs(20), |fleet, said| {
+        let running = said.history.running(|id| fleet.lives(id));
+        running.iter().filter(|(key, owners)| owners.len() == 1 && began(said, key) > gone).count() == keys
+    });
+    let said = bed.fleet.said();
+    let last = said.history.keys().map(|(key, _)| began(&said, key)).max();
+    Duration::from_nanos(last.unwrap_or_default().saturating_sub(back))
+}
+
+/// How many keys are set aside, and which.
+pub(crate) fn set_aside<B: Backend>(bed: &mut Bed<B>, by: ProcessId) -> Vec<String> {
+    let listed = bed.fleet.call(by, "quarantined").detail.unwrap_or_default();
+    listed.as_array().into_iter().flatten().filter_map(|key| Some(key.as_str()?.to_owned())).collect()
+}
+
+/// Seven outages, each of which outlasts every lease, so that all keys are given out anew a moment before the next one. It is
+/// nobody's fault, and whatever was running runs again soon after each.
+pub(crate) fn again_and_again<B: Backend>(what: &str, nodes: usize, gone: impl Fn(&Bed<B>), back: impl Fn(&Bed<B>)) {
+    const KEYS: usize = 60;
+    const SOON: Duration = Duration::from_millis(2500);
+    let mut bed = Bed::<B>::new(&["--tick-ms", "50", "--lease-ms", "1000"]);
+    let ids = bed.nodes(nodes, &[]);
+    bed.add(ids[0], KEYS, Duration::from_secs(20));
+    let mut times = Vec::new();
+    for round in 1..=7 {
+        let since = now();
+        gone(&bed);
+        pause(2500);
+        back(&bed);
+        let returned = now();
+        times.push(all_started_since(&bed, KEYS, since, returned));
+        let aside = set_aside(&mut bed, ids[0]);
+        assert_eq!(aside, Vec::<String>::new(), "after outage {round} of the store healthy keys are set aside");
+        pause(1000_u64.saturating_sub((now() - returned) / 1_000_000));
+    }
+    figure(&format!("{}: {what}: every key runs after its return (lease 1 s)", B::NAME), &mut times);
+    let bound = bed.fleet.allowing(SOON);
+    assert!(times.last().is_some_and(|longest| *longest <= bound), "it took {times:?}, and may take {bound:?}");
+}
+
+pub(crate) fn the_store_goes_away_seven_times_and_nothing_is_set_aside<B: Server>() {
+    again_and_again::<B>("gone for 2.5 s, seven times", 3, |bed| bed.store.freeze(), |bed| bed.store.thaw());
 }

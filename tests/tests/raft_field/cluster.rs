@@ -299,7 +299,7 @@ async fn a_dead_voter_is_replaced_by_a_learner_where_the_user_says_so() {
     loop {
         let members = insist(|| spare.members()).await;
         let spare_votes = members.iter().any(|(peer, votes)| peer.name == "spare" && *votes);
-        if spare_votes && !members.iter().any(|(peer, _)| peer.id == id) {
+        if spare_votes && !members.iter().any(|(peer, votes)| peer.id == id && *votes) {
             break;
         }
         assert!(began.elapsed() < SOON, "{members:?}");
@@ -370,7 +370,8 @@ async fn strangers_are_refused() {
         stream.write_all(bytes).await.unwrap();
         let mut rest = Vec::new();
         let ended = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
-        assert!(ended.is_ok() && rest.is_empty(), "{rest:?}");
+        // Who speaks of other formats is told which ones there are.
+        assert!(ended.is_ok() && (rest.is_empty() || rest.starts_with(b"DVDR")), "{rest:?}");
     }
 }
 

@@ -9,4 +9,5 @@ mod cluster;
 mod conformance;
 mod deaths;
 mod latency;
+mod membership;
 mod partitions;

@@ -1,0 +1,73 @@
+//! How much work a node wants, wished for while it has no session.
+
+use divider_core::{
+    Op,
+    conformance::{Call, Fault},
+};
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_affinity_that_is_set_without_a_session_is_that_of_the_next() {
+    let store = MemoryStore::new();
+    let (node, faults) = faulty(&store, |_| {});
+    let mut events = node.events();
+    node.start().await.unwrap();
+    node.add_work(work(["k"])).await.unwrap();
+    let first = start(&mut events).await;
+    faults.always(Fault::Refuse, |call| *call == Call::Renew || matches!(call, Call::Apply(_)));
+    stop(&mut events).await;
+    node.confirm_stop_processing(&first.key, first.token).await.unwrap();
+    node.set_affinity(7).await.unwrap();
+    assert_eq!(node.alter_affinity(-7).await.unwrap(), 0);
+    node.alter_affinity(-1).await.unwrap_err();
+    faults.lift();
+    until("the node to join again", async || node.session().is_some()).await;
+    assert_eq!(node.affinity(), 0);
+    let sessions = store.scan(None).await.unwrap().sessions;
+    assert_eq!(sessions.iter().filter(|s| s.ended.is_none()).map(|s| s.affinity).collect::<Vec<_>>(), [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_affinity_that_is_set_while_a_join_is_on_its_way_is_kept() {
+    for fault in [Fault::LoseReply, Fault::DelayReply(Duration::from_millis(300))] {
+        let store = MemoryStore::new();
+        let (node, faults) = faulty(&store, |_| {});
+        node.start().await.unwrap();
+        let session = node.session();
+        let joins = faults.order(fault, 1, |call| call.applies(|op| matches!(op, Op::Join { .. })));
+        let renewals = faults.always(Fault::Refuse, |call| *call == Call::Renew);
+        until("the join", async || joins.hits() == 1).await;
+        renewals.lift();
+        soon("the wish", node.set_affinity(3)).await.unwrap();
+        until("the node to join again", async || node.session().is_some_and(|s| Some(s) != session)).await;
+        let wanted = async || {
+            let sessions = store.scan(None).await.unwrap().sessions;
+            sessions.iter().any(|s| Some(s.session) == node.session() && s.affinity == 3)
+        };
+        until("the store to know", wanted).await;
+        assert_eq!(node.affinity(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_affinity_that_was_on_its_way_when_the_session_was_lost_is_kept() {
+    let store = MemoryStore::new();
+    let (node, faults) = faulty(&store, |_| {});
+    node.start().await.unwrap();
+    let session = node.session();
+    faults
+        .always(Fault::Refuse, |call| *call == Call::Renew || call.applies(|op| matches!(op, Op::SetAffinity { .. })));
+    let set = tokio::spawn({
+        let node = node.clone();
+        async move { node.set_affinity(5).await }
+    });
+    until("the loss", async || node.session() != session).await;
+    faults.lift();
+    soon("the wish", set).await.unwrap().unwrap();
+    let wanted = async || {
+        let sessions = store.scan(None).await.unwrap().sessions;
+        sessions.iter().any(|s| Some(s.session) == node.session() && s.affinity == 5)
+    };
+    until("the store to know", wanted).await;
+}

@@ -1,0 +1,84 @@
+//! What becomes of a process whose member has ended although nobody has closed it.
+//!
+//! The cluster is well without it, and so should the process be: it goes on as a client of the others. Where the member has
+//! stopped, for example because its disk was full for a moment, it is opened again, with pauses that grow; where it was
+//! removed, that was somebody's wish, and only a new start joins again.
+
+use std::{sync::Weak, time::Duration};
+
+use crate::{
+    cluster::{End, Running},
+    store::Cluster,
+};
+
+const TARGET: &str = "divider::raft";
+/// Before the first try to open a member again; twice as long before each later one,
+const FIRST: Duration = Duration::from_millis(500);
+/// but no longer than this.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Looks after what runs, until it is closed.
+pub(crate) async fn look_after(cluster: Weak<Cluster>) {
+    let mut pause = FIRST;
+    loop {
+        let Some(ends) = cluster.upgrade().and_then(|cluster| cluster.current()).map(|running| running.ends()) else {
+            return;
+        };
+        let began = tokio::time::Instant::now();
+        let Some(end) = ends.await else { return };
+        if began.elapsed() > LONGEST {
+            pause = FIRST;
+        }
+        if !go_on(&cluster, &end).await || end == End::Removed {
+            return;
+        }
+        while !reopen(&cluster, pause).await {
+            if cluster.upgrade().and_then(|cluster| cluster.current()).is_none() {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST);
+        }
+        pause = (pause * 2).min(LONGEST);
+    }
+}
+
+/// Ends the member, and puts a client in its place. False where it was closed.
+async fn go_on(cluster: &Weak<Cluster>, end: &End) -> bool {
+    let Some(running) = cluster.upgrade().and_then(|cluster| cluster.current()) else { return false };
+    let Some(member) = running.router.member.clone() else { return false };
+    let note = match end {
+        End::Removed => "this process was removed from the cluster, and goes on as a client".to_owned(),
+        End::Stopped(why) => format!("the member of this process has stopped, and is opened again soon: {why}"),
+    };
+    tracing::warn!(target: TARGET, member = %member.me, note, "goes on as a client");
+    let client = Running::instead_of(&member, note, running.ground.clone());
+    let replaced = cluster.upgrade().is_some_and(|cluster| cluster.replace(&running, client, Some(end.clone())));
+    running.give_up().await;
+    replaced
+}
+
+/// Opens the member again after a pause. False where it could not be.
+async fn reopen(cluster: &Weak<Cluster>, pause: Duration) -> bool {
+    tokio::time::sleep(pause).await;
+    let Some((config, client)) =
+        cluster.upgrade().and_then(|cluster| Some((cluster.config.clone(), cluster.current()?)))
+    else {
+        return false;
+    };
+    match Running::start(config, client.ground.clone()).await {
+        Ok(running) => match cluster.upgrade() {
+            Some(cluster) if cluster.replace(&client, running.clone(), None) => {
+                tracing::info!(target: TARGET, "the member was opened again");
+                true
+            }
+            _ => {
+                running.give_up().await;
+                false
+            }
+        },
+        Err(error) => {
+            tracing::warn!(target: TARGET, %error, "the member cannot be opened again yet");
+            false
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! The way out of a lost majority.
+
+// The helpers of a test may fail as it does.
+#![allow(clippy::unwrap_used)]
+
+use std::{net::TcpListener, path::Path};
+
+use divider_core::{Claim, Key, NodeId, Op, Outcome, Revision, SessionId, Store, StoreError, Work};
+use divider_raft::{DataError, RaftStore};
+use tempfile::TempDir;
+
+fn addresses() -> Vec<String> {
+    let bound: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+}
+
+fn voter(at: usize, seeds: &[String], directory: &Path) -> RaftStore {
+    let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().data_dir(directory);
+    builder.listen(&seeds[at]).seeds(seeds).plaintext().build().unwrap()
+}
+
+async fn open_all(stores: &[RaftStore]) {
+    let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
+    opened.into_iter().for_each(Result::unwrap);
+}
+
+/// Joins, leads, and is granted the key: the token of that.
+async fn grant(store: &RaftStore, key: &Key) -> (SessionId, Outcome) {
+    let session = SessionId::fresh();
+    let seen = store.apply(&[]).await.unwrap().revision;
+    let node = NodeId::new("node").unwrap();
+    let join = Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen: Revision(seen.0),
+        reads: divider_core::format::NEWEST,
+    };
+    store.apply(&[join]).await.unwrap();
+    let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
+    let granted = store.apply(&[Op::Assign { term, key: key.clone(), session }]).await.unwrap();
+    (session, granted.outcomes[0])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_survivor_of_a_lost_majority_begins_a_new_life() {
+    let seeds = addresses();
+    let parent = TempDir::new().unwrap();
+    let directory = |at: usize| parent.path().join(format!("node-{at}"));
+    let stores: Vec<_> = (0..3).map(|at| voter(at, &seeds, &directory(at))).collect();
+    open_all(&stores).await;
+    let key = Key::new("k").unwrap();
+    stores[0].apply(&[Op::Add(Work::from(key.clone()).payload(*b"kept"))]).await.unwrap();
+    let leader = stores.iter().find(|store| store.leads_raft()).unwrap();
+    let (old_session, Outcome::Granted(old)) = grant(leader, &key).await else { panic!() };
+    let refused = RaftStore::recover(directory(0)).unwrap_err();
+    assert!(matches!(refused, DataError::InUse { .. }), "{refused}");
+    let id = stores[0].me().unwrap().id;
+    // What was decided last reaches every one.
+    while stores[0].owner_of(&key).await.unwrap().is_none() {
+        tokio::task::yield_now().await;
+    }
+    for store in &stores {
+        store.close().await;
+    }
+    drop(stores);
+
+    let recovered = RaftStore::recover(directory(0)).unwrap();
+    assert_eq!((recovered.member.name.as_str(), recovered.groups), ("node-0", 1));
+    assert_ne!(recovered.member.id, id);
+    assert!(recovered.former.is_dir());
+    let survivor = voter(0, &seeds, &directory(0));
+    survivor.open().await.unwrap();
+    assert_eq!(survivor.stats().await.unwrap().registered, 1);
+    assert!(matches!(survivor.renew(old_session).await, Err(StoreError::SessionEnded)), "all sessions are over");
+    let (_, Outcome::Granted(new)) = grant(&survivor, &key).await else { panic!("the key was free again") };
+    assert!(new > old && new.0 > 1_600_000_000_000_000, "{old:?} {new:?}");
+
+    // Another one that comes back as it was is refused, and as a newcomer it is welcome.
+    let old = voter(1, &seeds, &directory(1));
+    let waits = tokio::time::timeout(std::time::Duration::from_secs(2), old.open()).await;
+    assert!(!matches!(waits, Ok(Ok(()))));
+    assert_eq!(survivor.members().await.unwrap().len(), 1);
+    old.close().await;
+    drop(old);
+    let fresh: Vec<_> = (1..3).map(|at| voter(at, &seeds, &parent.path().join(format!("new-{at}")))).collect();
+    open_all(&fresh).await;
+    assert_eq!(fresh[0].stats().await.unwrap().registered, 1);
+    let record = fresh[1].records(&[key]).await.unwrap().remove(0).unwrap();
+    assert_eq!(record.payload.as_ref(), b"kept");
+    assert!(RaftStore::recover(directory(0)).unwrap_err().to_string().contains("before-recovery"));
+}
+
+#[test]
+fn where_no_member_has_lived_nothing_is_recovered() {
+    let parent = TempDir::new().unwrap();
+    assert!(RaftStore::recover(parent.path().join("nobody")).is_err());
+    let empty = parent.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    assert!(RaftStore::recover(&empty).unwrap_err().to_string().contains("no member"));
+}
