@@ -19,8 +19,11 @@ pub(crate) fn store_error(error: RedisError) -> StoreError {
                 "Redis refuses the database that the URL names ({error}); it needs to exist, and the user needs +select"
             ))
         }
-        (_, Some("DIVIDERFORMAT")) => StoreError::Misconfigured(
-            "the group is written in a format that this version of Divider does not read".to_owned(),
+        (_, Some("DIVIDERFORMAT")) => {
+            StoreError::Misconfigured("the group was written by a newer version of Divider".to_owned())
+        }
+        (_, Some("DIVIDERLAYOUT")) => StoreError::Misconfigured(
+            "the group was written by another version of Divider, in a layout that this one does not know".to_owned(),
         ),
         (_, Some("DIVIDERLINEAGE")) => StoreError::Misconfigured(
             "INFO tells no run_id and master_replid here, so a restart with loss could not be noticed".to_owned(),

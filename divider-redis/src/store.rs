@@ -158,7 +158,7 @@ impl RedisStore {
     }
 }
 
-/// Whether an op can only make the group smaller, so that it may run while Redis is out of memory.
+/// Whether an op makes the group smaller, or at least no larger, so that it may run while Redis is out of memory.
 fn only_frees(op: &Op) -> bool {
     matches!(
         op,
@@ -169,6 +169,10 @@ fn only_frees(op: &Op) -> bool {
             | Op::Complete { .. }
             | Op::Expire { .. }
             | Op::Force { .. }
+            | Op::Clear { .. }
+            | Op::Absolve { .. }
+            | Op::Advance { .. }
+            | Op::Step { .. }
     )
 }
 

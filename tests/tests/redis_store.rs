@@ -10,7 +10,7 @@ use std::{
 
 use divider_core::{
     Batch, Beat, Blame, Blob, Change, Claim, Cursor, Deaths, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision,
-    SessionId, SessionView, Store, StoreError, Term, Token, Topic, Verdict, Work, WorkSource, limits,
+    SessionId, SessionView, Store, StoreError, Term, Token, Topic, Verdict, Work, WorkSource, format, limits,
 };
 use divider_redis::{PubSubChannels, RedisConfig, RedisStore};
 use divider_tests::{
@@ -382,7 +382,7 @@ async fn groups_never_see_each_other_whatever_they_are_called() {
         let page = store.scan(None).await.unwrap();
         assert_eq!(page.keys.iter().map(|view| view.key.as_str()).collect::<Vec<_>>(), [*name]);
         let Some(Hint::Batch(batch)) = timeout(SOON, hints.next()).await.unwrap() else { panic!() };
-        assert!(matches!(&batch.changes[1], Change::Key(view) if view.key.as_str() == *name));
+        assert!(matches!(batch.changes.last(), Some(Change::Key(view)) if view.key.as_str() == *name));
         assert!(timeout(Duration::from_millis(20), hints.next()).await.is_err());
     }
     all[0].1.apply(&[Op::End { session }]).await.unwrap();
@@ -798,9 +798,17 @@ async fn what_somebody_else_wrote_is_an_error_and_not_a_crash() {
     }
     assert!(store.scan(None).await.is_ok());
     assert!(matches!(store.scan(Some(Cursor(b"*".to_vec()))).await, Err(StoreError::Corrupt(_))));
-    server.cli(&["HSET", &at("meta"), "format", "2"]);
-    assert!(matches!(store.apply(&[]).await, Err(StoreError::Misconfigured(text)) if text.contains("newer")));
-    server.cli(&["HSET", &at("meta"), "format", "1"]);
+    // As a newer program writes it, and as an older one does.
+    for (field, other, told) in [("format", format::NEWEST + 1, "newer"), ("layout", 1, "layout")] {
+        let ours = server.cli(&["HGET", &at("meta"), field]);
+        server.cli(&["HSET", &at("meta"), field, &other.to_string()]);
+        let refused = |error| matches!(error, StoreError::Misconfigured(text) if text.contains(told));
+        assert!(refused(store.apply(&[]).await.unwrap_err()));
+        assert!(refused(store.poll(session, Claim::Follow).await.unwrap_err()));
+        assert!(refused(store.scan(None).await.unwrap_err()));
+        server.cli(&["HSET", &at("meta"), field, &ours]);
+    }
+    assert!(store.scan(None).await.is_ok());
     server.cli(&["SET", &at("views"), "x"]);
     assert!(matches!(store.scan(None).await, Err(StoreError::Corrupt(_))));
     store.renew(session).await.unwrap();

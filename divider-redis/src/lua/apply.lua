@@ -32,8 +32,6 @@ do
   end
 end
 
-token = math.max(token, now - 1)
-
 local function blob(key, v, length, hash, dirty)
   if v[length] == 0 then
     return ''
@@ -406,8 +404,6 @@ local apply = {
     end
     s = { op[3], op[4], op[5], op[6], 0, 0, op[8], token, -1, NOBODY, 0, 0, 0, 0, 0 }
     sessions[id] = s
-    -- No later grant may look older than the session.
-    meta_dirty.token = token
     -- Who is in the beats lives: a renewal looks nowhere else.
     dirty_beats[id] = 0
     session_changed(id, s)
@@ -522,7 +518,8 @@ local apply = {
     elseif s[CAPACITY] >= 0 and s[HOLDS] >= s[CAPACITY] then
       return NO_ROOM
     end
-    token = token + 1
+    token = math.max(token, floor, now - 1) + 1
+    meta_dirty.token = token
     v[ATTEMPTS] = math.min(v[ATTEMPTS] + 1, MAX_COUNT)
     set_rare(v, AVOID, '')
     -- The pause is over, or the leader would not give it out.
@@ -718,9 +715,6 @@ local apply = {
 local answer = {}
 for i, op in ipairs(ops) do
   local outcome, value = apply[op[1]](op)
-  if outcome == IS_GRANTED then
-    meta_dirty.token = token
-  end
   answer[2 * i - 1], answer[2 * i] = outcome, value or 0
 end
 commit()

@@ -32,8 +32,10 @@ local GRANTED, STOP, TAKEN, OVER = 0, 1, 2, 3
 local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended',
   'layout', 'time', 'declared')
 local format = tonumber(m[10] or 0)
-if format > NEWEST_FORMAT or m[1] and m[12] ~= LAYOUT then
-  return redis.error_reply('DIVIDERFORMAT the group was written by another version')
+if format > NEWEST_FORMAT then
+  return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+elseif m[1] and m[12] ~= LAYOUT then
+  return redis.error_reply('DIVIDERLAYOUT the group was written by another version')
 end
 local lineage = m[1]
 local revision, token, term = tonumber(m[2] or 0), tonumber(m[3] or 0), tonumber(m[4] or 0)
@@ -256,8 +258,9 @@ end
 
 -- The store may have forgotten something: nobody may go on believing in what it said before. Every session ends, nobody
 -- leads, and grants are held back. A group without a lineage is treated the same, since a new one and a flushed one look
--- alike. All numbers leap, so that none that the forgotten past has issued is issued again, and the change log begins
--- anew, so that no reader takes a batch of this past for the continuation of another.
+-- alike. All numbers leap, tokens and terms with the next one of them, so that none that the forgotten past has issued is
+-- issued again, and the change log begins anew, so that no reader takes a batch of this past for the continuation of
+-- another.
 local found = current_lineage()
 if not found then
   return redis.error_reply('DIVIDERLINEAGE the server does not tell run_id and master_replid')
@@ -265,9 +268,9 @@ end
 if found ~= lineage then
   lineage = found
   floor = math.max(now, math.max(floor, revision, token, term) + LINEAGE_LEAP)
-  revision, token, logged = floor, floor, 0
+  revision, logged = floor, 0
   meta_dirty.lineage, meta_dirty.layout, meta_dirty.floor = lineage, LAYOUT, floor
-  meta_dirty.revision, meta_dirty.token, meta_dirty.logged = revision, token, logged
+  meta_dirty.revision, meta_dirty.logged = revision, logged
   -- Forgotten sessions have ended, too.
   ended = revision + 1
   meta_dirty.ended = ended

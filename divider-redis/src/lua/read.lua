@@ -5,8 +5,10 @@ if m[1] ~= current_lineage() then
   return -1
 end
 local format = tonumber(m[6] or 0)
-if format > NEWEST_FORMAT or m[7] ~= LAYOUT then
-  return redis.error_reply('DIVIDERFORMAT the group was written by another version')
+if format > NEWEST_FORMAT then
+  return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+elseif m[7] ~= LAYOUT then
+  return redis.error_reply('DIVIDERLAYOUT the group was written by another version')
 end
 local what, revision = ARGV[1], tonumber(m[2])
 local head = { revision, tonumber(m[3] or 0), m[4] or '', m[5] == '1' and 1 or 0, tonumber(m[8] or 0), format }
