@@ -34,6 +34,7 @@ pub(crate) static APPLY_FREEING: LazyLock<Script> =
 pub(crate) static POLL: LazyLock<Script> = script!("#!lua flags=allow-oom", "lineage.lua", "ledger.lua", "poll.lua");
 pub(crate) static RENEW: LazyLock<Script> = script!("#!lua flags=allow-oom", "lineage.lua", "renew.lua");
 pub(crate) static READ: LazyLock<Script> = script!("#!lua flags=no-writes", "lineage.lua", "read.lua");
+pub(crate) static CHECK: LazyLock<Script> = script!("#!lua flags=no-writes", "lineage.lua", "check.lua");
 
 impl Script {
     /// The script knows what this program reads and writes.

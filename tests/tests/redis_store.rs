@@ -279,6 +279,88 @@ async fn a_promoted_replica_and_a_returned_primary_are_new_lineages() {
     assert_new_lineage(&at_first, session, token, revision, 2).await;
 }
 
+/// A field of `INFO`.
+fn info(server: &RedisServer, name: &str) -> String {
+    let info = server.cli(&["INFO", "everything"]);
+    info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+}
+
+/// Waits for a condition, with a bound.
+async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    while !done().await {
+        assert!(since.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_backup_a_first_replica_and_the_end_of_the_backlog_end_no_session() {
+    let server = RedisServer::with(&["--repl-backlog-ttl", "1"]);
+    let store = store(&server, "/backup/");
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    let last = std::cell::Cell::new(revision);
+    let unharmed = async |what: &str| {
+        store.renew(session).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let standing = store.poll(session, Claim::Lead { term }).await.unwrap();
+        assert_eq!(standing.leader.map(|leader| (leader.session, leader.term)), Some((session, term)), "{what}");
+        assert_eq!(store.holdings(session).await.unwrap().holdings[0].token, token, "{what}");
+        last.set(store.apply(&[add(what)]).await.unwrap().revision);
+        assert_eq!(store.changes(revision).await.unwrap().unwrap().len() as u64, last.get().0 - revision.0, "{what}");
+    };
+    let id = || info(&server, "master_replid:");
+
+    let before = id();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let backup = std::process::Command::new("redis-cli")
+        .args(["-p", &server.port().to_string(), "--rdb"])
+        .arg(file.path())
+        .output()
+        .unwrap();
+    assert!(backup.status.success());
+    let after = id();
+    assert_ne!(before, after, "the backup leaves a trace, or this tests nothing");
+    unharmed("a backup").await;
+    eventually("the backlog is given up", async || id() != after).await;
+    unharmed("the end of the backlog").await;
+
+    let before = id();
+    let replica = RedisServer::start();
+    replica.cli(&["REPLICAOF", "127.0.0.1", &server.port().to_string()]);
+    eventually("the replica follows", async || info(&replica, "master_link_status:") == "up").await;
+    assert_ne!(before, id());
+    unharmed("a first replica").await;
+
+    // A promotion after all that is noticed as ever.
+    let caught_up = async || info(&replica, "slave_repl_offset:") == info(&server, "master_repl_offset:");
+    eventually("the replica catches up", caught_up).await;
+    replica.cli(&["REPLICAOF", "NO", "ONE"]);
+    let promoted = RedisStore::builder(replica.url(), group("/backup/")).build().unwrap();
+    assert_new_lineage(&promoted, session, token, last.get(), 4).await;
+}
+
+/// The first primary takes over the data of the second, which had lost what came last, and is promoted again; nobody wrote
+/// to the second in between, so that its data still names the first one.
+#[tokio::test]
+async fn a_primary_that_took_its_own_older_data_back_is_a_new_lineage() {
+    let (first, second) = (RedisServer::start(), RedisServer::start());
+    let store = store(&first, "/back/");
+    let (session, term) = leading(&store).await;
+    let follow = async |replica: &RedisServer, primary: &RedisServer| {
+        replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+        eventually("the replica follows", async || info(replica, "master_link_status:") == "up").await;
+    };
+    follow(&second, &first).await;
+    second.cli(&["REPLICAOF", "NO", "ONE"]);
+    let token = granted(&store, term, session, "lost").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    follow(&first, &second).await;
+    first.cli(&["REPLICAOF", "NO", "ONE"]);
+    assert_new_lineage(&store, session, token, revision, 0).await;
+}
+
 #[tokio::test]
 async fn a_killed_subscription_ends_and_can_be_opened_anew() {
     let server = RedisServer::start();
@@ -442,7 +524,7 @@ async fn the_largest_keys_and_payloads_come_back_as_they_were() {
 async fn a_hundred_thousand_keys_are_scanned_held_and_told_while_they_change() {
     const KEYS: usize = 100_000;
     let server = RedisServer::start();
-    let store = store(&server, "/many/");
+    let store = patient(&server, "/many/");
     let (session, term) = leading(&store).await;
     let keys: Vec<Key> = (0..KEYS).map(|i| key(format!("key-{i}"))).collect();
     let since = Instant::now();
@@ -494,10 +576,47 @@ async fn a_hundred_thousand_keys_are_scanned_held_and_told_while_they_change() {
     assert_eq!(stopping, at);
     let stats = store.stats().await.unwrap();
     assert_eq!((stats.registered, stats.stopping), ((KEYS + at) as u64, at as u64));
-    // The log is trimmed, so that far behind is too far.
-    assert_eq!(store.changes(Revision(first.unwrap().0 - 300)).await.unwrap(), None);
-    let length: u64 = server.cli(&["LLEN", "{divider:/many/}:log"]).parse().unwrap();
-    assert!(length < 200, "{length}");
+    let bytes = log_bytes(&server, "{divider:/many/}:log");
+    assert!(bytes <= 8 << 20, "{bytes}");
+}
+
+/// What the change log consists of.
+fn log_bytes(server: &RedisServer, log: &str) -> u64 {
+    let sum = "local n = 0 for _, e in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do n = n + #e end return n";
+    server.cli(&["EVAL", sum, "1", log]).parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_change_log_of_a_small_group_is_small() {
+    let server = RedisServer::start();
+    let store = store(&server, "/small/");
+    let (session, term) = leading(&store).await;
+    store.apply(&[add("k")]).await.unwrap();
+    let mut revisions = Vec::new();
+    for _ in 0..1000 {
+        let assign = Op::Assign { term, key: key("k"), session };
+        let Outcome::Granted(token) = store.apply(&[assign]).await.unwrap().outcomes[0] else { panic!() };
+        let confirm = Op::Confirm { session, key: key("k"), token, started: true };
+        revisions.push(store.apply(&[confirm]).await.unwrap().revision);
+    }
+    // 512 changes, each a batch of its own.
+    let [.., last] = revisions[..] else { panic!() };
+    assert_eq!(store.changes(Revision(last.0 - 513)).await.unwrap(), None);
+    assert!(store.changes(Revision(last.0 - 512)).await.unwrap().is_some());
+    assert_eq!(server.cli(&["LLEN", "{divider:/small/}:log"]), "512");
+    let counted = server.cli(&["HGET", "{divider:/small/}:meta", "log_bytes"]);
+    let bytes = log_bytes(&server, "{divider:/small/}:log");
+    assert_eq!(counted, bytes.to_string());
+    assert!(bytes < 65_536, "{bytes}");
+
+    // A large group's may have two changes for each key, but no more than 8 MiB.
+    for batch in 0..40 {
+        let ops: Vec<Op> = (0..256).map(|i| add(format!("{batch}-{i}-{}", "x".repeat(1000)))).collect();
+        store.apply(&ops).await.unwrap();
+    }
+    let bytes = log_bytes(&server, "{divider:/small/}:log");
+    assert!((7 << 20..=8 << 20).contains(&bytes), "{bytes}");
+    assert!(store.changes(last).await.unwrap().is_none());
 }
 
 /// The least that a user must be allowed; the same line stands in the README.
@@ -574,6 +693,19 @@ async fn an_evicting_server_is_refused_and_a_full_one_keeps_its_sessions() {
     let server = RedisServer::with(&["--maxmemory-policy", "allkeys-lru"]);
     let refused = store(&server, "/evict/").open().await.unwrap_err();
     assert!(matches!(&refused, StoreError::Misconfigured(text) if text.contains("noeviction")), "{refused}");
+
+    // These drop only keys with a time to live, of which a group has none.
+    server.cli(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]);
+    let volatile = RedisStore::builder(server.url(), group("/volatile/")).build().unwrap();
+    agree(&volatile, 31, 75).await;
+    for name in server.cli(&["KEYS", "*"]).lines() {
+        assert_eq!(server.cli(&["TTL", name]), "-1", "{name}");
+    }
+    let revision = volatile.apply(&[add("kept")]).await.unwrap().revision;
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(volatile.apply(&[add("more")]).await.unwrap_err().to_string().contains("OOM"));
+    assert_eq!(volatile.scan(None).await.unwrap().revision, revision);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
 
     server.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     let store = store(&server, "/full/");

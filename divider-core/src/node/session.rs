@@ -33,8 +33,9 @@ pub(crate) struct Opening {
     sent: Option<Instant>,
     /// What all tries ask for, since any of them may be the one that counts.
     affinity: u32,
-    /// The session before, whose keys this node acts on no more.
+    /// The session before, whose keys this node acts on no more. Others than the `lost` one may have been opened since.
     old: Option<SessionId>,
+    lost: Option<SessionId>,
     /// The newest revision that this node has been told.
     seen: Revision,
 }
@@ -43,7 +44,7 @@ impl Opening {
     pub(crate) fn new(shared: &Shared, old: Option<SessionId>) -> Self {
         let seen = Revision(shared.applied.load(Ordering::Relaxed));
         let affinity = shared.with(|member| member.affinity());
-        Self { session: shared.machine.session(), hints: None, sent: None, affinity, old, seen }
+        Self { session: shared.machine.session(), hints: None, sent: None, affinity, old, lost: old, seen }
     }
 
     /// The session, which may have begun.
@@ -57,7 +58,7 @@ impl Opening {
         loop {
             if self.sent.is_some_and(|sent| shared.deadline(sent) <= shared.clock.now()) {
                 // An earlier try may have opened it, but it would be dead by now.
-                *self = Self::new(shared, Some(self.session));
+                *self = Self { lost: self.lost, ..Self::new(shared, Some(self.session)) };
             }
             if self.hints.is_none() {
                 let topic = Topic::Session(self.session);
@@ -82,7 +83,8 @@ impl Opening {
                     let Some(hints) = self.hints.take() else { continue };
                     shared.joined(self.session, shared.deadline(sent), self.affinity);
                     tracing::info!(target: target::SESSION, node = %config.node, session = %self.session, "joined");
-                    if matches!(applied.outcomes.get(1), Some(Outcome::Refused(_))) {
+                    let ended = self.old == self.lost && applied.outcomes.get(1) == Some(&Outcome::Done);
+                    if !ended {
                         absolve(shared);
                     }
                     return Ok((self.session, hints));
@@ -93,7 +95,7 @@ impl Opening {
                     return Err(StoreError::TooOld { needs: *needs, reads: config.reads });
                 }
                 _ => {
-                    *self = Self::new(shared, self.old);
+                    *self = Self { lost: self.lost, ..Self::new(shared, self.old) };
                     return Err(StoreError::SessionEnded);
                 }
             }

@@ -8,7 +8,8 @@ local CHANNEL = ARGV[1]
 local pack = cmsgpack.pack
 -- Larger messages are announced without their content, so that a slow reader cannot be sent megabytes.
 local LARGEST_HINT = 65536
-local CHANGE_LOG = 16384
+-- The change log keeps this many changes, or two for each key of the group if that is more, and never more than these bytes.
+local LEAST_LOGGED, LARGEST_LOG = 512, 8388608
 -- Every new lineage lifts all numbers by this much, in case the store forgot some and its clock was set back too.
 local LINEAGE_LEAP = 1048576
 
@@ -30,7 +31,7 @@ local KEY, KEY_GONE, SESSION, SESSION_GONE, GROUP = 0, 1, 2, 3, 4
 local GRANTED, STOP, TAKEN, OVER = 0, 1, 2, 3
 
 local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended',
-  'layout', 'time', 'declared')
+  'layout', 'time', 'declared', 'log_bytes')
 local format = tonumber(m[10] or 0)
 if format > NEWEST_FORMAT then
   return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
@@ -40,7 +41,7 @@ end
 local lineage = m[1]
 local revision, token, term = tonumber(m[2] or 0), tonumber(m[3] or 0), tonumber(m[4] or 0)
 local leader, leader_beat, hold = m[5] or '', tonumber(m[6] or 0), m[7] == '1'
-local logged, floor = tonumber(m[8] or 0), tonumber(m[9] or 0)
+local logged, log_bytes, floor = tonumber(m[8] or 0), tonumber(m[15] or 0), tonumber(m[9] or 0)
 -- When a session last ended.
 local ended = tonumber(m[11] or 0)
 -- Ledger time in milliseconds, and how many keys have been declared.
@@ -195,6 +196,30 @@ local function write_zset(key, dirty)
   write('ZREM', key, gone)
 end
 
+-- Drops the oldest batches of a log that is too large, but for the last one.
+local function trim_log()
+  if logged <= LEAST_LOGGED and log_bytes <= LARGEST_LOG then
+    return
+  end
+  local most = math.max(LEAST_LOGGED, 2 * redis.call('HLEN', VIEWS))
+  if logged <= most and log_bytes <= LARGEST_LOG then
+    return
+  end
+  local length = redis.call('LLEN', LOG)
+  while length > 1 and (logged > most or log_bytes > LARGEST_LOG) do
+    local oldest = redis.call('LPOP', LOG)
+    local _, _, count = cmsgpack.unpack_limit(oldest, 2)
+    logged, log_bytes, length = logged - count, math.max(log_bytes - #oldest, 0), length - 1
+  end
+  if length == 1 then
+    -- Whatever was miscounted, by a version that did not count bytes, is right again from here on.
+    local last = redis.call('LRANGE', LOG, 0, 0)[1]
+    local _, _, count = cmsgpack.unpack_limit(last, 2)
+    logged, log_bytes = count, #last
+  end
+  redis.call('HSET', META, 'logged', logged, 'log_bytes', log_bytes)
+end
+
 -- Writes everything that has changed, as one revision, and tells whoever listens.
 local function commit()
   local messages, entry = {}, nil
@@ -212,7 +237,8 @@ local function commit()
     revision = revision + 1
     logged = logged + #changes
     entry = pack(revision, #changes) .. table.concat(changes)
-    meta_dirty.revision, meta_dirty.logged = revision, logged
+    log_bytes = log_bytes + #entry
+    meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
   end
 
   -- The first write is this one whenever anything but a record's own fields has changed; see the top of the file.
@@ -231,14 +257,7 @@ local function commit()
   write_zset(QUARANTINED, dirty_quarantined)
   if entry then
     redis.call('RPUSH', LOG, entry)
-    if logged > CHANGE_LOG then
-      local length = redis.call('LLEN', LOG)
-      while logged > CHANGE_LOG and length > 1 do
-        local _, _, count = cmsgpack.unpack_limit(redis.call('LPOP', LOG), 2)
-        logged, length = logged - count, length - 1
-      end
-      redis.call('HSET', META, 'logged', logged)
-    end
+    trim_log()
   end
 
   for channel, message in pairs(messages) do
@@ -261,16 +280,16 @@ end
 -- alike. All numbers leap, tokens and terms with the next one of them, so that none that the forgotten past has issued is
 -- issued again, and the change log begins anew, so that no reader takes a batch of this past for the continuation of
 -- another.
-local found = current_lineage()
+local found = current_lineage(lineage)
 if not found then
   return redis.error_reply('DIVIDERLINEAGE the server does not tell run_id and master_replid')
 end
 if found ~= lineage then
   lineage = found
   floor = math.max(now, math.max(floor, revision, token, term) + LINEAGE_LEAP)
-  revision, logged = floor, 0
+  revision, logged, log_bytes = floor, 0, 0
   meta_dirty.lineage, meta_dirty.layout, meta_dirty.floor = lineage, LAYOUT, floor
-  meta_dirty.revision, meta_dirty.logged = revision, logged
+  meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
   -- Forgotten sessions have ended, too.
   ended = revision + 1
   meta_dirty.ended = ended

@@ -1,7 +1,7 @@
 -- The reads. ARGV[1] says which; -1 is answered where a new lineage has begun that nobody has written down yet.
 
 local m = redis.call('HMGET', META, 'lineage', 'revision', 'term', 'leader', 'hold', 'format', 'layout', 'time')
-if m[1] ~= current_lineage() then
+if m[1] ~= current_lineage(m[1]) then
   return -1
 end
 local format = tonumber(m[6] or 0)

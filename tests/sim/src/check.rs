@@ -9,7 +9,7 @@ use divider_core::{Divider, Key, SessionId, State, Token};
 
 use crate::{
     exec::Pid,
-    plan::{DEATHS, EVIDENCE},
+    plan::{DEATHS, EVIDENCE, Plan},
     world::{Process, World},
 };
 
@@ -33,9 +33,11 @@ pub(crate) enum Goal {
 }
 
 impl Goal {
-    /// Most leases until then.
-    pub(crate) fn bound(self) -> u64 {
+    /// Most leases until then. Suspects are tried batch by batch; and what kills its process does so a few times first.
+    pub(crate) fn bound(self, plan: &Plan) -> u64 {
         match self {
+            Self::EveryKeyRuns if plan.killers > 0 => 200,
+            Self::EveryKeyRuns if plan.quarantine => 44,
             Self::EveryKeyRuns => 14,
             Self::Balanced => 10,
         }
@@ -189,14 +191,15 @@ impl World {
         }
     }
 
-    /// Where no process has died, nothing is held against any key: not even what is short of setting it aside.
+    /// Where no process has died, no key is suspect. A death may stay counted that was none: where the next owner was taken
+    /// for dead as well before the first one came back.
     pub(crate) fn count_blames(&self) {
         if !EVIDENCE || self.state.lock().gone > 0 {
             return;
         }
         let page = self.net.server.lock().ledger().scan(None);
         let keys = page.map(|page| page.keys).unwrap_or_default();
-        if let Some(view) = keys.iter().find(|view| view.deaths.count > 0) {
+        if let Some(view) = keys.iter().find(|view| view.deaths.count > 2) {
             let (key, count) = (&view.key, view.deaths.count);
             self.trace.broken(format!("no process has died, and {count} deaths are held against {key}"));
         }
