@@ -252,6 +252,9 @@ checks! {
         flush_and_cancel_hands_over_at_once,
         removing_during_a_flush_ends_the_key,
     }
+    formats {
+        a_deploy_rolls_from_an_old_format_to_a_new_one_and_back_before_the_step,
+    }
     inputs {
         keys_of_every_length_come_back,
         keys_outside_of_the_limits_are_refused_by_name,

@@ -99,6 +99,16 @@ pub enum StoreError {
     /// The store answered something that this version does not understand. Unknown effect.
     #[error("the store's answer cannot be read: {0}")]
     Corrupt(String),
+    /// The group is written in a format that this program does not read. No effect; a newer version of the program is needed.
+    #[error(
+        "the group needs a program that reads format {needs}; this one reads up to {reads}: deploy a newer version"
+    )]
+    TooOld {
+        /// The format of the group.
+        needs: u16,
+        /// The newest that this program reads.
+        reads: u16,
+    },
     /// The store handle has been closed. No effect.
     #[error("the store handle is closed")]
     Closed,
@@ -119,7 +129,7 @@ impl StoreError {
     /// Whether it is certain that the call has changed nothing. Otherwise its effect is unknown: it may have happened, it
     /// may still happen later, or never. Says nothing of earlier tries of the same call.
     pub fn has_no_effect(&self) -> bool {
-        matches!(self, Self::SessionEnded | Self::Misconfigured(_) | Self::Closed)
+        matches!(self, Self::SessionEnded | Self::Misconfigured(_) | Self::TooOld { .. } | Self::Closed)
     }
 }
 

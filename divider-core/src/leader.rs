@@ -577,12 +577,16 @@ impl Leader {
         let most = (self.board.taking().count() / 2).max(1).saturating_sub(busy.len());
         let room =
             |n: NodeIx, view: &SessionView| view.capacity.map_or(u32::MAX, |c| c.saturating_sub(self.planner.held(n)));
-        let hosts = self.board.taking().map(|(n, view)| (self.planner.held(n), view.session, room(n, view) as usize));
-        let mut hosts: Vec<_> = hosts.filter(|(_, session, room)| *room > 0 && !busy.contains(session)).collect();
-        // Those with the fewest keys, so that suspects that have just run are spread.
+        let aboard = |session| self.ward.aboard(session).count();
+        let hosts = self.board.taking().filter(|(_, view)| !busy.contains(&view.session));
+        let mut hosts: Vec<_> = hosts
+            .map(|(n, view)| (aboard(view.session), self.planner.held(n), view.session, room(n, view) as usize))
+            .filter(|(.., room)| *room > 0)
+            .collect();
+        // Those with the fewest suspects, so that a death has as few explanations as possible.
         hosts.sort_unstable();
         hosts.truncate(most);
-        hosts.into_iter().map(|(_, session, room)| (session, room)).collect()
+        hosts.into_iter().map(|(.., session, room)| (session, room)).collect()
     }
 
     fn do_chores(&mut self, proposal: &mut Proposal, max: usize, now: Instant) {

@@ -369,7 +369,7 @@ where
 /// Whether a start that failed with this may succeed later without anybody's doing.
 fn may_pass(error: &Error) -> bool {
     match error {
-        Error::Store(StoreError::Misconfigured(_) | StoreError::Closed) => false,
+        Error::Store(StoreError::Misconfigured(_) | StoreError::TooOld { .. } | StoreError::Closed) => false,
         Error::Store(_) | Error::NoSession => true,
         _ => false,
     }

@@ -7,20 +7,30 @@
 
 -- Put together by hand, since `json_build_array` finds out anew for each row what types it has been given.
 CREATE FUNCTION key_json(
-    key text, weight bigint, priority integer, not_before_ms bigint, attempts bigint, fates bigint, avoid uuid,
-    owner uuid, token bigint, stopping smallint, quarantined boolean
+    key text, weight bigint, priority integer, not_before_ms bigint, retry_at_ms bigint, generation bigint, since bigint,
+    attempts bigint, failures bigint, deaths integer, alone integer, death bigint, avoid uuid, owner uuid, token bigint,
+    stopping smallint, aside smallint
 ) RETURNS text LANGUAGE sql STABLE
-RETURN concat('["k",', to_json(key), ',', weight, ',', priority, ',', not_before_ms, ',', attempts, ',', fates,
+RETURN concat('["k",', to_json(key), ',', weight, ',', priority, ',', not_before_ms, ',', generation, ',', since, ',',
+              attempts,
+              -- What few keys have.
+              CASE WHEN retry_at_ms = 0 AND failures = 0 AND deaths = 0 AND alone = 0 AND death = 0 THEN ',null'
+                   ELSE concat(',[', retry_at_ms, ',', failures, ',', deaths, ',', alone, ',', death, ']') END,
               CASE WHEN avoid IS NULL THEN ',null,' ELSE concat(',"', avoid, '",') END,
-              CASE WHEN owner IS NULL THEN 'null,null,' ELSE concat('"', owner, '",', token, ',') END, stopping,
-              CASE WHEN quarantined THEN ',true]' ELSE ',false]' END);
+              CASE WHEN owner IS NULL THEN 'null,null,' ELSE concat('"', owner, '",', token, ',') END, stopping, ',',
+              aside, ']');
 
 CREATE FUNCTION session_json(s sessions) RETURNS text LANGUAGE sql STABLE
 RETURN json_build_array('s', s.session, s.node, s.affinity, s.capacity, s.lease_ms, s.draining, s.settled,
-                        s.ended)::text;
+                        CASE WHEN s.ended IS NOT NULL THEN json_build_array(s.ended, s.blame, s.blamed) END,
+                        s.reads, s.joined)::text;
 
 CREATE FUNCTION group_json(g groups) RETURNS text LANGUAGE sql STABLE
-RETURN json_build_array('g', g.term, g.leader, g.hold)::text;
+RETURN json_build_array('g', g.term, g.leader, g.hold, g.time_ms, g.format)::text;
+
+-- The last token that was really issued, as far as is known.
+CREATE FUNCTION issued(g groups) RETURNS bigint LANGUAGE sql STABLE
+RETURN CASE WHEN g.token = g.born THEN g.kept ELSE g.token END;
 
 -- What a grant says of payload and checkpoint: null where there is neither, both as they are where they are short, else a
 -- digest, by which the reader of the message knows whether what it finds in the key's row is still the same.
@@ -35,9 +45,12 @@ RETURN CASE WHEN octet_length(payload) + octet_length(checkpoint) = 0 THEN NULL
 CREATE FUNCTION channel(secret uuid, topic text) RETURNS text LANGUAGE sql STABLE
 RETURN 'divider_' || substr(encode(sha256(convert_to(secret::text || ' ' || topic, 'UTF8')), 'hex'), 1, 48);
 
--- Which past this server continues: a restart keeps it, a promoted replica or a restored backup does not.
+-- Which past this server continues: a restart keeps it, a promoted replica or a restored backup does not. On Aurora, where
+-- the log's position is not to be had, all instances share one storage, and so one past.
 CREATE FUNCTION lineage() RETURNS text LANGUAGE sql STABLE
-RETURN (SELECT system_identifier FROM pg_control_system())::text || '/' || left(pg_walfile_name(pg_current_wal_lsn()), 8);
+RETURN (SELECT system_identifier FROM pg_control_system())::text || '/' ||
+       CASE WHEN to_regproc('pg_catalog.aurora_version') IS NULL THEN left(pg_walfile_name(pg_current_wal_lsn()), 8)
+            ELSE 'aurora' END;
 
 -- What a run of ops came to. Codes of outcomes are listed in `codec.rs`.
 CREATE TYPE run_result AS (
@@ -62,28 +75,35 @@ CREATE FUNCTION publish(g groups, new_changes text, new_size bigint, targets uui
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     woken bigint;
+    most bigint := least(16384, greatest(512, 2 * g.registered));
 BEGIN
     IF new_size = 0 THEN
         RETURN g.revision;
     END IF;
     g.revision := g.revision + 1;
     g.logged := g.logged + new_size;
-    -- A quarter more than is promised, so that not every batch has to delete.
-    IF g.logged > 20480 THEN
+    g.log_bytes := g.log_bytes + octet_length(new_changes) + 2;
+    -- Who would have to read more than twice the group to keep up reads the group instead. A quarter more than is to be
+    -- kept, so that not every batch has to delete.
+    IF g.logged > most + most / 4 OR g.log_bytes > 5000000 THEN
         WITH kept AS (
-            SELECT c.revision, sum(c.size) OVER (ORDER BY c.revision DESC) AS total FROM changes c WHERE c.group_id = g.id
+            SELECT c.revision, sum(c.size) OVER newest AS total, sum(octet_length(c.data)) OVER newest AS bytes
+            FROM changes c WHERE c.group_id = g.id WINDOW newest AS (ORDER BY c.revision DESC)
         ), gone AS (
             DELETE FROM changes c
-            WHERE c.group_id = g.id AND c.revision <= (SELECT max(k.revision) FROM kept k WHERE k.total > 16384)
-            RETURNING c.size
+            WHERE c.group_id = g.id
+              AND c.revision <= (SELECT max(k.revision) FROM kept k WHERE k.total > most OR k.bytes > 4000000)
+            RETURNING c.size, octet_length(c.data) AS bytes
         )
-        SELECT g.logged - coalesce(sum(gone.size), 0) INTO g.logged FROM gone;
+        SELECT g.logged - coalesce(sum(gone.size), 0), g.log_bytes - coalesce(sum(gone.bytes), 0)
+        INTO g.logged, g.log_bytes FROM gone;
     END IF;
     WITH logged AS (
         INSERT INTO changes VALUES (g.id, g.revision, new_size, '[' || new_changes || ']')
     ), kept AS (
         UPDATE groups SET lineage = g.lineage, revision = g.revision, token = g.token, term = g.term, leader = g.leader,
-                          hold = g.hold, ended = g.ended, registered = g.registered, quarantined = g.quarantined, logged = g.logged
+                          hold = g.hold, time_ms = g.time_ms, format = g.format, declared = g.declared, ended = g.ended, registered = g.registered, quarantined = g.quarantined, logged = g.logged,
+                          log_bytes = g.log_bytes
         WHERE id = g.id
     )
     SELECT count(pg_notify(channel(g.secret, n.topic), n.number::text)) INTO woken
@@ -110,4 +130,4 @@ BEGIN
     RETURN g.revision;
 END $$;
 
-INSERT INTO schema_version VALUES (2);
+INSERT INTO schema_version VALUES (2, 2);

@@ -28,8 +28,9 @@ BEGIN
     RETURN say(d, group_json(g));
 END $$;
 
--- Ends a living session. Its keys keep its name; it is forgotten once no key is in it.
-CREATE FUNCTION end_session(d draft, who uuid, healthy_below bigint) RETURNS draft LANGUAGE plpgsql AS $$
+-- Ends a living session, with a verdict of whom its end is held against. Its keys keep its name; it is forgotten once no key
+-- is in it.
+CREATE FUNCTION end_session(d draft, who uuid, healthy_below bigint, whom smallint, suspect bigint) RETURNS draft LANGUAGE plpgsql AS $$
 DECLARE
     g groups := d.g;
     s sessions;
@@ -38,7 +39,8 @@ BEGIN
     g.ended := g.revision + 1;
     d.g := g;
     DELETE FROM beats b WHERE b.group_id = (d.g).id AND b.session = who;
-    UPDATE sessions SET ended = healthy_below WHERE group_id = (d.g).id AND session = who RETURNING * INTO s;
+    UPDATE sessions SET ended = healthy_below, blame = whom, blamed = suspect
+    WHERE group_id = (d.g).id AND session = who RETURNING * INTO s;
     d := say(d, session_json(s));
     d.targets := d.targets || who;
     d.notices := d.notices || '["e"]'::text;
@@ -55,7 +57,7 @@ END $$;
 
 -- One op that names a session, or the group. See the table of kinds in `codec.rs`.
 CREATE FUNCTION one(
-    INOUT d draft, kind smallint, who uuid, node text, term bigint, a bigint, b bigint, c bigint,
+    INOUT d draft, kind smallint, who uuid, node text, token bigint, term bigint, a bigint, b bigint, c bigint,
     OUT code smallint, OUT val bigint
 ) LANGUAGE plpgsql AS $$
 DECLARE
@@ -64,7 +66,7 @@ DECLARE
     alive boolean;
     wanted numeric;
 BEGIN
-    IF kind IN (17, 19, 20) AND term <> g.term THEN
+    IF kind IN (17, 19, 20, 24, 25) AND term <> g.term THEN
         code := 18;
         RETURN;
     END IF;
@@ -82,8 +84,19 @@ BEGIN
             code := 22;
             RETURN;
         END IF;
-        INSERT INTO sessions (group_id, session, node, affinity, capacity, lease_ms) VALUES (g.id, who, node, a, b, c)
-        RETURNING * INTO s;
+        -- The column of tokens says what the node reads.
+        IF token < g.format THEN
+            code := 23;
+            val := g.format;
+            RETURN;
+        END IF;
+        IF g.format = 0 AND token > 0 THEN
+            g.format := token;
+            d.g := g;
+            d := say(d, group_json(g));
+        END IF;
+        INSERT INTO sessions (group_id, session, node, affinity, capacity, lease_ms, reads, joined)
+        VALUES (g.id, who, node, a, b, c, token, issued(g)) RETURNING * INTO s;
         INSERT INTO beats (group_id, session) VALUES (g.id, who);
         d := say(d, session_json(s));
         RETURN;
@@ -104,6 +117,27 @@ BEGIN
         d.g := g;
         d := say(d, group_json(g));
         RETURN;
+    ELSIF kind = 24 THEN -- Advance
+        IF a = 0 THEN
+            code := 1;
+            RETURN;
+        END IF;
+        g.time_ms := g.time_ms + a;
+        d.g := g;
+        d := say(d, group_json(g));
+        RETURN;
+    ELSIF kind = 25 THEN -- Step
+        IF EXISTS (SELECT FROM sessions x WHERE x.group_id = g.id AND x.ended IS NULL AND x.reads < a) THEN
+            code := 23;
+            val := a;
+        ELSIF a <= g.format THEN
+            code := 1;
+        ELSE
+            g.format := a;
+            d.g := g;
+            d := say(d, group_json(g));
+        END IF;
+        RETURN;
     END IF;
 
     IF NOT alive THEN
@@ -111,7 +145,7 @@ BEGIN
         RETURN;
     END IF;
     IF kind = 9 THEN -- End: its node acts no more but lives, so its keys are not to blame.
-        d := end_session(d, who, 9007199254740992);
+        d := end_session(d, who, 0, 0::smallint, 0);
         RETURN;
     ELSIF kind = 17 THEN -- Expire
         -- A renewal that is under way is waited for: whichever comes first here, the other one finds it done.
@@ -120,7 +154,7 @@ BEGIN
             code := 19;
             RETURN;
         END IF;
-        d := end_session(d, who, b);
+        d := end_session(d, who, b, c::smallint, token);
         RETURN;
     ELSIF kind IN (6, 7) THEN -- SetAffinity, AlterAffinity: `a` counts them, so that none is done twice
         IF a <= s.altered THEN
@@ -166,6 +200,9 @@ DECLARE
     d draft;
     s record;
     now_lineage text := lineage();
+    now_life timestamptz := pg_postmaster_start_time();
+    -- Beyond any number that can have been issued so far: fewer than a million a second were.
+    floor bigint := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
 BEGIN
     -- A database that does not wait for the disk by default would forget what it has promised.
     IF current_setting('synchronous_commit') = 'off' THEN
@@ -173,27 +210,34 @@ BEGIN
     END IF;
     SELECT * INTO g FROM groups x WHERE x.name = group_name FOR NO KEY UPDATE;
     IF NOT FOUND THEN
-        INSERT INTO groups (name, lineage) VALUES (group_name, now_lineage) ON CONFLICT (name) DO NOTHING;
+        -- It may have been here before, in a schema or a database that is no more.
+        INSERT INTO groups (name, lineage, life, born, revision, token)
+        VALUES (group_name, now_lineage, now_life, floor, floor, floor) ON CONFLICT (name) DO NOTHING;
         SELECT * INTO g FROM groups x WHERE x.name = group_name FOR NO KEY UPDATE;
     END IF;
+    IF g.lineage = now_lineage AND g.life = now_life THEN
+        RETURN g;
+    END IF;
+
+    -- A server that begins anew may have been given the disk of another day, with the same identity. What it has forgotten
+    -- may have been numbered already, so every number jumps ahead of any that can have been issued, and nobody's picture
+    -- of the group is continued from a revision that may have been another one.
+    UPDATE groups x SET life = now_life, kept = issued(g), born = greatest(g.token, floor), token = greatest(g.token, floor),
+                        revision = greatest(g.revision, floor), logged = 0, log_bytes = 0
+    WHERE x.id = g.id RETURNING x.* INTO g;
+    DELETE FROM changes x WHERE x.group_id = g.id;
     IF g.lineage = now_lineage THEN
         RETURN g;
     END IF;
 
-    -- What this server has forgotten may have been numbered already, so every number jumps ahead of any that can have
-    -- been issued: fewer than a million a second were.
     g.lineage := now_lineage;
-    g.token := greatest(g.token, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
-    g.term := greatest(g.term, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
-    g.revision := greatest(g.revision, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+    g.term := greatest(g.term, floor);
     g.hold := true;
     -- Forgotten sessions have ended, too.
     g.ended := g.revision + 1;
-    g.logged := 0;
-    DELETE FROM changes x WHERE x.group_id = g.id;
     d := ROW(g, '', 0, '{}', '{}', true)::draft;
     FOR s IN SELECT x.session FROM sessions x WHERE x.group_id = g.id AND x.ended IS NULL ORDER BY x.session LOOP
-        d := end_session(d, s.session, 9007199254740992);
+        d := end_session(d, s.session, 0, 0::smallint, 0);
     END LOOP;
     d := set_leader(d, NULL);
     PERFORM publish(d.g, d.changes, d.size, d.targets, d.notices, true);
@@ -232,20 +276,22 @@ BEGIN
         g := d.g;
         r := NULL;
         IF kinds[lo] = 1 THEN
-            r := CASE WHEN runs = 1 THEN run_add(g.id, keys, a, b, c, blobs)
-                      ELSE run_add(g.id, keys[lo:hi], a[lo:hi], b[lo:hi], c[lo:hi], blobs[lo:hi]) END;
+            -- The column of terms says how they are declared.
+            r := CASE WHEN runs = 1 THEN run_add(g, keys, a, b, c, blobs, terms)
+                      ELSE run_add(g, keys[lo:hi], a[lo:hi], b[lo:hi], c[lo:hi], blobs[lo:hi], terms[lo:hi]) END;
+            g.declared := g.declared + r.registered;
         ELSIF kinds[lo] = 14 THEN
             r := CASE WHEN runs = 1 THEN run_assign(g, keys, who, terms)
                       ELSE run_assign(g, keys[lo:hi], who[lo:hi], terms[lo:hi]) END;
             -- The last value is the last token that was issued, whether or not the last op got one.
             g.token := r.vals[cardinality(r.vals)];
-        ELSIF kinds[lo] IN (2, 3, 10, 11, 12, 13, 15, 16, 18) THEN
-            r := CASE WHEN runs = 1 THEN run_keyed(g, kinds, keys, who, tokens, terms, a, blobs)
+        ELSIF kinds[lo] IN (2, 3, 10, 11, 12, 13, 15, 16, 18, 21, 22, 23) THEN
+            r := CASE WHEN runs = 1 THEN run_keyed(g, kinds, keys, who, tokens, terms, a, b, c, blobs)
                       ELSE run_keyed(g, kinds[lo:hi], keys[lo:hi], who[lo:hi], tokens[lo:hi], terms[lo:hi], a[lo:hi],
-                                     blobs[lo:hi]) END;
+                                     b[lo:hi], c[lo:hi], blobs[lo:hi]) END;
         ELSE
             FOR i IN lo .. hi LOOP
-                SELECT * INTO o FROM one(d, kinds[i], who[i], keys[i], terms[i], a[i], b[i], c[i]);
+                SELECT * INTO o FROM one(d, kinds[i], who[i], keys[i], tokens[i], terms[i], a[i], b[i], c[i]);
                 d := o.d;
                 codes := codes || o.code;
                 vals := vals || o.val;
@@ -265,6 +311,7 @@ BEGIN
         END IF;
     END LOOP;
     revision := publish(d.g, d.changes, d.size, d.targets, d.notices, d.freed);
+    PERFORM bury(g.id);
 END $$;
 
-INSERT INTO schema_version VALUES (4);
+INSERT INTO schema_version VALUES (4, 4);

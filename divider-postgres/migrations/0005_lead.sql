@@ -48,7 +48,7 @@ DECLARE
     lease bigint;
 BEGIN
     SELECT * INTO g FROM groups x WHERE x.name = group_name;
-    IF g.id IS NULL OR g.lineage <> lineage() THEN
+    IF g.id IS NULL OR g.lineage <> lineage() OR g.life <> pg_postmaster_start_time() THEN
         g := locked_group(group_name);
     END IF;
     SELECT s.seq INTO seq FROM sessions s WHERE s.group_id = g.id AND s.session = who AND s.ended IS NULL;
@@ -66,7 +66,8 @@ BEGIN
             IF current_setting('idle_session_timeout') = '0' THEN
                 PERFORM set_config('idle_session_timeout', greatest(lease, 500)::text, false);
             END IF;
-            g.term := g.term + 1;
+            -- Ahead of every term that a restored disk may have forgotten.
+            g.term := greatest(g.term + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
             d := set_leader(ROW(g, '', 0, '{}', '{}', false)::draft, who);
             g := d.g;
             g.revision := publish(g, d.changes, d.size, d.targets, d.notices, false);
@@ -77,7 +78,7 @@ BEGIN
         holder := NULL;
     END IF;
     revision := g.revision;
-    token := g.token;
+    token := issued(g);
     term := g.term;
     leader := CASE WHEN g.leader IS DISTINCT FROM who OR holder = who THEN g.leader END;
     SELECT b.beat INTO leader_beat FROM beats b WHERE b.group_id = g.id AND b.session = leader;
@@ -100,17 +101,22 @@ BEGIN
     END IF;
 END $$;
 
--- Begins the group where it is new, and a new lineage where the server's is not the one that the group has seen. Returns
--- the names that a connection needs.
+-- Begins the group where it is new, and a new lineage where the server's is not the one that the group has seen, or where
+-- it has forgotten `seen`, the highest token that the caller knows of. Returns the names that a connection needs.
 CREATE FUNCTION attach(
-    group_name text, OUT group_channel text, OUT leader_channel text, OUT leader_lock bigint, OUT secret uuid
+    group_name text, seen bigint, OUT group_channel text, OUT leader_channel text, OUT leader_lock bigint, OUT secret uuid
 ) LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE
     g groups;
 BEGIN
     SELECT * INTO g FROM groups x WHERE x.name = group_name;
-    IF g.id IS NULL OR g.lineage <> lineage() THEN
+    IF g.id IS NULL OR g.lineage <> lineage() OR g.life <> pg_postmaster_start_time() THEN
+        g := locked_group(group_name);
+    END IF;
+    IF seen > g.kept AND seen < g.born THEN
+        -- Issued by an earlier life of the server, which this one knows nothing of.
+        UPDATE groups x SET lineage = '' WHERE x.id = g.id AND seen > x.kept AND seen < x.born;
         g := locked_group(group_name);
     END IF;
     group_channel := channel(g.secret, 'group');
@@ -119,4 +125,4 @@ BEGIN
     secret := g.secret;
 END $$;
 
-INSERT INTO schema_version VALUES (5);
+INSERT INTO schema_version VALUES (5, 5);

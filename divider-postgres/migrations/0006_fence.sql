@@ -17,4 +17,19 @@ BEGIN
     END IF;
 END $$;
 
-INSERT INTO schema_version VALUES (6);
+-- Each function finds its tables here and nowhere else, also where these files were run with a search path that does not put
+-- temporary objects last: what is not named there is searched first.
+DO $$
+DECLARE
+    f regprocedure;
+BEGIN
+    FOR f IN
+        SELECT p.oid FROM pg_proc p
+        WHERE p.pronamespace = quote_ident(current_schema())::regnamespace
+          AND EXISTS (SELECT FROM unnest(p.proconfig) c WHERE c LIKE 'search_path=%')
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path TO %I, pg_temp', f, current_schema());
+    END LOOP;
+END $$;
+
+INSERT INTO schema_version VALUES (6, 6);

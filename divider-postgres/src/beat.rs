@@ -1,16 +1,19 @@
 //! The connection that renews, apart from everything else.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use divider_core::{Beat, SessionId, StoreError};
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 use tokio::{
     runtime::{Handle, Id},
     sync::Mutex,
     time::timeout,
 };
 
-use crate::{codec::unsigned, error::store_error, pool::Door, sql::Sql};
+use crate::{codec::unsigned, door::Door, error::store_error, sql::Sql};
 
 /// Renews over a connection of its own, which is opened by the call that needs it, on that call's runtime. It also holds
 /// the session's lock, whose end tells the others that the connection has ended.
@@ -32,30 +35,41 @@ struct Kept {
 
 impl Beater {
     pub(crate) fn new(door: Door, sql: Arc<Sql>, group: Arc<str>) -> Self {
-        Self { door, sql, group, kept: Mutex::new(None) }
+        // It is used on a runtime of its own.
+        Self { door: door.apart(), sql, group, kept: Mutex::new(None) }
     }
 
     pub(crate) async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
         let limit = self.door.limit;
+        let until = Instant::now() + limit;
         let renewal = async {
             let mut kept = self.kept.lock().await;
             let runtime = Handle::current().id();
+            let mut sent = false;
             if let Some(mut known) = kept.take()
                 && (known.session, known.runtime) == (session, runtime)
-                // It may have been cut meanwhile: then a new one is opened at once. Twice raised is no harm.
-                && let Ok(beat) = self.raise(&mut known.connection, session, false).await
             {
-                *kept = beat.is_some().then_some(known);
-                return Ok(beat);
+                sent = true;
+                // It may have been cut meanwhile: then a new one is opened at once. Twice raised is no harm.
+                if let Ok(beat) = self.raise(&mut known.connection, session, false).await {
+                    *kept = beat.is_some().then_some(known);
+                    return Ok(beat);
+                }
             }
-            let mut connection = PgConnection::connect_with(&self.door.options).await?;
-            sqlx::raw_sql(sqlx::AssertSqlSafe(self.door.settings(false))).execute(&mut connection).await?;
-            let beat = self.raise(&mut connection, session, true).await?;
+            let again = async {
+                let mut connection = self.door.connect(until).await?;
+                let raised = self.raise(&mut connection, session, true).await;
+                Ok((raised.map_err(|error| store_error(error, limit))?, connection))
+            };
+            let (beat, connection) = again.await.map_err(|error| match error {
+                // What is wrong now says nothing of the first attempt.
+                StoreError::Misconfigured(message) if sent => StoreError::Unavailable { message, source: None },
+                error => error,
+            })?;
             *kept = beat.is_some().then_some(Kept { connection, session, runtime });
             Ok(beat)
         };
-        let result = timeout(limit, renewal).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-        let beat: Option<i64> = result.map_err(|error| store_error(error, limit))?;
+        let beat: Option<i64> = timeout(limit, renewal).await.unwrap_or(Err(StoreError::Timeout { limit }))?;
         unsigned(beat.ok_or(StoreError::SessionEnded)?).map(Beat)
     }
 

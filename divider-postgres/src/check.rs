@@ -1,16 +1,17 @@
 //! Whether the database is set up so that the promises of a store can be kept.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use divider_core::StoreError;
 use sqlx::{Connection, PgConnection, Row};
 use tokio::time::timeout;
 
 use crate::{
+    door::{Door, writable},
     error::{POOLER, store_error},
-    migrate::VERSION,
-    pool::{Door, Lanes},
-    read::Inner,
+    migrate::fits,
+    pool::{Lane, Lanes},
+    read::{Inner, call},
     sql::Sql,
 };
 
@@ -20,9 +21,10 @@ const OLDEST: u32 = 140_000;
 /// Checks the way to the server, before anything else is sent over it.
 pub(crate) async fn way(door: &Door) -> Result<(), StoreError> {
     let limit = door.limit;
-    let checked = timeout(limit * 2, async {
-        let mut a = PgConnection::connect_with(&door.options).await?;
-        let mut b = PgConnection::connect_with(&door.options).await?;
+    let until = Instant::now() + limit * 2;
+    let mut a = door.connect(until).await?;
+    let mut b = door.connect(until).await?;
+    let checked = timeout(limit, async {
         let shared = shared(&mut a, &mut b).await?;
         let version = a.server_version_num().unwrap_or(OLDEST);
         // A connection that does not close in good order is cut when it is dropped.
@@ -53,7 +55,25 @@ pub(crate) async fn pool(lanes: &Lanes) -> Result<(), StoreError> {
     if shared.is_ok() {
         b.finish(Ok(Ok(())))?;
     }
-    if shared? { Err(StoreError::Misconfigured(POOLER.to_owned())) } else { Ok(()) }
+    if shared? {
+        return Err(StoreError::Misconfigured(POOLER.to_owned()));
+    }
+    defaults(lanes, lanes.take().await?).await
+}
+
+/// What the program's own pool says of transactions that say nothing of themselves.
+async fn defaults(lanes: &Lanes, mut lane: Lane) -> Result<(), StoreError> {
+    const DEFAULTS: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), \
+                            current_setting('transaction_isolation')";
+    let result = timeout(lanes.limit(), sqlx::query(DEFAULTS).fetch_one(lane.connection()?)).await;
+    let row = lane.finish(result)?;
+    let read = |error| store_error(error, lanes.limit());
+    let writes = writable(row.try_get(0).map_err(read)?, row.try_get(1).map_err(read)?);
+    writes.map_err(|problem| StoreError::Misconfigured(format!("the program's pool: {problem}")))?;
+    if row.try_get::<&str, _>(2).map_err(read)? != "read committed" {
+        lanes.isolate();
+    }
+    Ok(())
 }
 
 /// Whether two connections turn out to be one connection to the server, taken in turns: only a pooler does that, and only
@@ -77,31 +97,18 @@ pub(crate) async fn schema(lanes: &Lanes, sql: &Sql, name: &str) -> Result<(), S
     let row = lane.finish(result)?;
     let read = |error| store_error(error, lanes.limit());
     let version: Option<i32> = row.try_get(0).map_err(read)?;
-    let standby: bool = row.try_get(1).map_err(read)?;
+    let compatible: Option<i32> = row.try_get(1).map_err(read)?;
     let encoding: String = row.try_get(2).map_err(read)?;
     let wrong = |problem: String| Err(StoreError::Misconfigured(problem));
-    if standby {
-        return wrong("this server is a standby, which cannot write; connect to the primary".to_owned());
-    }
     if encoding != "UTF8" {
         return wrong(format!("the database's encoding is {encoding}; it must be UTF8"));
     }
-    crate::migrate::supported(version.unwrap_or_default(), name).map_err(StoreError::Misconfigured)?;
-    if version.unwrap_or_default() < VERSION {
-        return wrong(format!(
-            "the schema {name} is at version {}, this program needs {VERSION}; run divider_postgres::migrate(), or the \
-             files in migrations/",
-            version.unwrap_or_default()
-        ));
-    }
-    Ok(())
+    let (version, compatible) = (version.unwrap_or_default(), compatible.unwrap_or_default());
+    fits(version, compatible, name).map_err(StoreError::Misconfigured)
 }
 
 /// Begins the group, or its new lineage.
 pub(crate) async fn attach(inner: &Inner) -> Result<(), StoreError> {
-    let mut lane = inner.lanes.take().await?;
-    let limit: Duration = inner.lanes.limit();
-    let query = sqlx::query(inner.sql.attach.safe()).bind(&*inner.group);
-    let result = timeout(limit, query.execute(lane.connection()?)).await;
-    lane.finish(result).map(drop)
+    let query = sqlx::query(inner.sql.attach.safe()).bind(&*inner.group).bind(inner.seen.last());
+    call!(inner, query, execute).map(drop)
 }

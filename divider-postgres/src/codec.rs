@@ -8,7 +8,7 @@ mod read;
 
 pub(crate) use ops::Encoded;
 pub(crate) use ops::used;
-pub(crate) use read::{HoldingRow, Run, Unread, batch, corrupt, holding, notices, outcomes, sessions, views};
+pub(crate) use read::{HoldingRow, Past, Run, Unread, batch, corrupt, holding, notices, outcomes, sessions, views};
 
 /// To the database's only whole number. Nothing is ever numbered beyond 2^53, so what does not fit matches nothing.
 pub(crate) fn number(n: u64) -> i64 {

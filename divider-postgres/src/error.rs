@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use divider_core::StoreError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 /// What to do about a pooler that gives each transaction another connection.
 pub(crate) const POOLER: &str = "a connection pooler in transaction or statement mode stands between this program and \
@@ -41,14 +42,17 @@ pub(crate) fn store_error(error: sqlx::Error, limit: Duration) -> StoreError {
         }
         // Prepared statements that another client's transaction has left behind, or taken away.
         "26000" | "42P05" => StoreError::Misconfigured(format!("{said}; {POOLER}")),
+        // A standby, or a server that is being taken out of use: another one will do, or this one later.
         _ => StoreError::Unavailable { message: said, source: Some(Arc::new(error)) },
     }
 }
 
 /// Whether the connection is still good for another statement after this error.
 pub(crate) fn keeps_connection(error: &sqlx::Error) -> bool {
-    match error.as_database_error().map(|e| e.downcast_ref::<sqlx::postgres::PgDatabaseError>().severity()) {
-        Some(sqlx::postgres::PgSeverity::Fatal | sqlx::postgres::PgSeverity::Panic) | None => false,
-        Some(_) => true,
-    }
+    let Some(error) = error.as_database_error() else { return false };
+    let fatal = matches!(error.downcast_ref::<PgDatabaseError>().severity(), PgSeverity::Fatal | PgSeverity::Panic);
+    let code = error.code().unwrap_or_default();
+    // It leads to a server that cannot write (25006, and 55000 where only a primary knows the answer), or that is about to
+    // go. A connection that is opened anew leads to wherever the service is by now.
+    !fatal && code != "25006" && code != "55000" && !code.starts_with("57P0") && !code.starts_with("08")
 }

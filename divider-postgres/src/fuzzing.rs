@@ -37,11 +37,13 @@ pub fn columns(bytes: &[u8]) -> bool {
     if let Ok(outcomes) = &outcomes {
         assert_eq!(outcomes.len(), codes.len());
     }
-    let [token, attempts, weight, rest, ..] = numbers[..] else { return outcomes.is_ok() };
+    let [token, attempts, generation, failures, weight, rest, ..] = numbers[..] else { return outcomes.is_ok() };
     let holding = codec::holding(HoldingRow {
-        key: String::from_utf8_lossy(&bytes[32..]).into_owned(),
+        key: String::from_utf8_lossy(&bytes[48..]).into_owned(),
         token,
         attempts,
+        generation,
+        failures,
         weight,
         priority: rest as i32,
         payload: bytes.to_vec(),

@@ -13,11 +13,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use divider_core::{Hint, HintStream, Revision, SessionId, StoreError, Topic};
 use tokio::{sync::watch, time::sleep};
 
-use crate::{
-    codec::corrupt,
-    link::Signal,
-    read::{AT_ONCE, Inner},
-};
+use crate::{codec::corrupt, link::Signal, read::Inner};
 
 /// Pause between two attempts to read.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -106,19 +102,17 @@ impl Reader {
 
     async fn batches(&mut self) -> Result<bool, StoreError> {
         let batches = self.inner.changes(Revision(self.read)).await?;
-        let batches = batches.ok_or_else(|| corrupt("the next change"))?;
+        let (batches, left) = batches.ok_or_else(|| corrupt("the next change"))?;
         if let Some(last) = batches.last() {
             self.read = last.revision.0;
         }
-        let left = batches.len() >= AT_ONCE;
         self.ready.extend(batches.into_iter().map(Hint::Batch));
         Ok(left)
     }
 
     async fn messages(&mut self, session: SessionId) -> Result<bool, StoreError> {
         // An error where the session is over: what the node is told then is to read, and so it finds out.
-        let messages = self.inner.messages(session, self.read).await?;
-        let left = messages.len() >= AT_ONCE;
+        let (messages, left) = self.inner.messages(session, self.read).await?;
         for message in messages {
             if message.seq != self.read + 1 {
                 return Err(corrupt("the next message"));

@@ -11,21 +11,26 @@ mod beat;
 mod check;
 mod codec;
 mod config;
+mod door;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod hints;
+mod holdings;
+mod line;
 mod link;
 mod migrate;
+mod pace;
 mod pool;
 mod read;
+mod seen;
 mod source;
 mod sql;
 mod store;
 mod warm;
 
-pub use config::{PostgresBuilder, PostgresConfig};
+pub use config::{Credentials, PostgresBuilder, PostgresConfig};
 pub use migrate::migrate;
 pub use source::QuerySource;
 /// The driver, since some of its types are part of the configuration.

@@ -9,27 +9,31 @@
 //! limit, and a connection on which anything failed is cut, which also frees whatever it held. Then it connects again, and
 //! tells every listener that there is a gap.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use divider_core::{Beat, Revision, SessionId, Sighting, Standing, StoreError, Term, Token};
+use divider_core::{SessionId, Standing, StoreError, Term};
 use sqlx::{
     Acquire, Row,
-    postgres::{PgListener, PgPool, PgPoolOptions},
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{sleep, timeout},
 };
-use uuid::Uuid;
 
 use crate::{
-    codec::{number, unsigned},
+    door::Door,
     error::store_error,
-    pool::{Door, Lanes},
+    line::{Line, channel, cut, poll, release, resign},
+    pool::Lanes,
+    seen::Seen,
     sql::Sql,
 };
 
-/// Pause between two attempts to connect.
+/// The shortest pause between two attempts to connect.
 const AGAIN: Duration = Duration::from_millis(50);
 
 /// What is sent to a session that has ended; to all others a number is.
@@ -85,10 +89,10 @@ pub(crate) struct Link {
 
 impl Link {
     /// Starts the task.
-    pub(crate) fn spawn(door: Door, lanes: Lanes, sql: Arc<Sql>, group: Arc<str>) -> Self {
+    pub(crate) fn spawn(door: Door, lanes: Lanes, sql: Arc<Sql>, group: Arc<str>, seen: Seen) -> Self {
         let (commands, inbox) = mpsc::channel(16);
         let limit = door.limit;
-        let task = Task { door, lanes, sql, group, inbox, subscriptions: Vec::new(), failing: false };
+        let task = Task { door, lanes, sql, group, seen, inbox, subscriptions: Vec::new(), failing: false };
         tokio::spawn(task.run());
         Self { commands, limit }
     }
@@ -102,7 +106,10 @@ impl Link {
         let limit = self.limit;
         let asked = async {
             self.commands.send(command(reply)).await.map_err(|_| StoreError::Closed)?;
-            answer.await.map_err(|_| StoreError::Closed)?
+            // Whether the task had begun with it when it ended, nobody knows.
+            let ended =
+                |_| StoreError::Unavailable { message: "the connection's task has ended".to_owned(), source: None };
+            answer.await.map_err(ended)?
         };
         timeout(limit, asked).await.unwrap_or(Err(StoreError::Timeout { limit }))
     }
@@ -116,25 +123,13 @@ struct Subscription {
     signal: watch::Sender<Signal>,
 }
 
-/// A connection that stands.
-struct Line {
-    listener: PgListener,
-    /// Has this one connection and serves to cut it.
-    pool: PgPool,
-    secret: Uuid,
-    group_channel: String,
-    leader_channel: String,
-    lock: i64,
-    /// The session for which the lock of leadership is held here.
-    holder: Option<SessionId>,
-}
-
 struct Task {
     door: Door,
     /// Told when this connection broke.
     lanes: Lanes,
     sql: Arc<Sql>,
     group: Arc<str>,
+    seen: Seen,
     inbox: mpsc::Receiver<Command>,
     subscriptions: Vec<Subscription>,
     /// The last attempt to connect failed, which has been logged.
@@ -185,42 +180,51 @@ impl Task {
 
     async fn connect(&mut self) -> Result<Line, StoreError> {
         let limit = self.door.limit;
+        let until = Instant::now() + limit;
+        let mut line = self.door.open(until, |options| self.line(options)).await?;
+        self.subscriptions.retain(|subscription| subscription.signal.receiver_count() > 0);
+        let listening = timeout(limit, async {
+            line.listener.listen(&line.leader_channel).await?;
+            for subscription in &mut self.subscriptions {
+                // The secret may be another one: the group may have been made anew.
+                subscription.channel = channel(&mut line, &self.sql, subscription.who).await?;
+                line.listener.listen(&subscription.channel).await?;
+            }
+            Ok::<_, sqlx::Error>(())
+        });
+        let listening = listening.await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        listening.map_err(|error| store_error(error, limit))?;
+        self.failing = false;
+        self.signal(|signal| signal.gaps += 1);
+        Ok(line)
+    }
+
+    /// A connection that knows the group's names.
+    async fn line(&self, options: PgConnectOptions) -> Result<Line, StoreError> {
+        let limit = self.door.limit;
+        let failed = |error| store_error(error, limit);
         let pool = PgPoolOptions::new()
             .max_connections(1)
             .acquire_timeout(limit)
             .test_before_acquire(false)
             .max_lifetime(None)
             .idle_timeout(None)
-            .connect_lazy_with(self.door.options.clone());
-        let opened = timeout(limit, async {
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.eager_reconnect(false);
-            let settings = sqlx::AssertSqlSafe(self.door.settings(true));
-            sqlx::raw_sql(settings).execute(listener.acquire().await?).await?;
-            let names = sqlx::query(self.sql.attach.safe()).bind(&*self.group).fetch_one(&mut listener).await?;
-            let mut line = Line {
-                listener,
-                pool: pool.clone(),
-                group_channel: names.try_get(0)?,
-                leader_channel: names.try_get(1)?,
-                lock: names.try_get(2)?,
-                secret: names.try_get(3)?,
-                holder: None,
-            };
-            line.listener.listen(&line.leader_channel).await?;
-            self.subscriptions.retain(|subscription| subscription.signal.receiver_count() > 0);
-            for subscription in &mut self.subscriptions {
-                // The secret may be another one: the group may have been made anew.
-                subscription.channel = channel(&mut line, &self.sql, subscription.who).await?;
-                line.listener.listen(&subscription.channel).await?;
-            }
-            Ok::<_, sqlx::Error>(line)
-        });
-        let result = opened.await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-        let line = result.map_err(|error| store_error(error, limit))?;
-        self.failing = false;
-        self.signal(|signal| signal.gaps += 1);
-        Ok(line)
+            .connect_lazy_with(options);
+        let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
+        listener.eager_reconnect(false);
+        self.door.settle(listener.acquire().await.map_err(failed)?, true).await?;
+        let attach = sqlx::query(self.sql.attach.safe()).bind(&*self.group).bind(self.seen.last());
+        let names = attach.fetch_one(&mut listener).await.map_err(failed)?;
+        let text = |at| names.try_get::<String, _>(at).map_err(failed);
+        Ok(Line {
+            group_channel: text(0)?,
+            leader_channel: text(1)?,
+            lock: names.try_get(2).map_err(failed)?,
+            secret: names.try_get(3).map_err(failed)?,
+            listener,
+            pool,
+            holder: None,
+        })
     }
 
     /// However that was noticed: the others of this node are probably no better, and something may have been missed.
@@ -235,7 +239,7 @@ impl Task {
         if !std::mem::replace(&mut self.failing, true) {
             tracing::warn!(target: "divider::postgres", %error, "no connection for locks and notifications");
         }
-        let pause = sleep(AGAIN);
+        let pause = sleep(self.door.pause().max(AGAIN));
         tokio::pin!(pause);
         loop {
             let command = tokio::select! {
@@ -263,7 +267,11 @@ impl Task {
         let limit = self.door.limit;
         match command {
             Command::Poll { who, wants, stale, reply } => {
-                answer(reply, limit, timeout(limit, poll(line, &self.sql, &self.group, who, wants, stale)).await)
+                let polled = timeout(limit, poll(line, &self.sql, &self.group, who, wants, stale)).await;
+                if let Ok(Ok(Ok(standing))) = &polled {
+                    self.seen.note(standing.token);
+                }
+                answer(reply, limit, polled)
             }
             Command::Resign { who, term, reply } => {
                 answer(reply, limit, timeout(limit, resign(line, &self.sql, &self.group, who, term)).await)
@@ -325,12 +333,6 @@ impl Task {
     }
 }
 
-/// The channel of a subscription.
-async fn channel(line: &mut Line, sql: &Sql, who: Option<SessionId>) -> Result<String, sqlx::Error> {
-    let Some(SessionId(who)) = who else { return Ok(line.group_channel.clone()) };
-    sqlx::query_scalar(sql.channel.safe()).bind(line.secret).bind(who.to_string()).fetch_one(&mut line.listener).await
-}
-
 /// Answers a command; false where the connection failed with it.
 fn answer<T>(
     reply: oneshot::Sender<Result<T, StoreError>>,
@@ -342,86 +344,4 @@ fn answer<T>(
     let good = result.is_ok();
     _ = reply.send(result.unwrap_or_else(|error| Err(store_error(error, limit))));
     good
-}
-
-/// Cuts a connection without waiting for anything that it may be in the middle of.
-fn cut(line: Option<Line>) {
-    if let Some(Line { listener, pool, .. }) = line {
-        drop(listener);
-        tokio::spawn(async move { pool.close().await });
-    }
-}
-
-async fn poll(
-    line: &mut Line,
-    sql: &Sql,
-    group: &str,
-    who: SessionId,
-    wants: bool,
-    stale: Option<Term>,
-) -> Result<Result<Standing, StoreError>, sqlx::Error> {
-    let row = sqlx::query(sql.poll.safe())
-        .bind(group)
-        .bind(who.0)
-        .bind(line.lock)
-        .bind(line.holder.map(|holder| holder.0))
-        .bind(wants)
-        .bind(stale.map(|term| number(term.0)))
-        .fetch_one(&mut line.listener)
-        .await?;
-    line.holder = row.try_get::<Option<Uuid>, _>(7)?.map(SessionId);
-    if !row.try_get::<bool, _>(0)? {
-        return Ok(Err(StoreError::SessionEnded));
-    }
-    let seq: i64 = row.try_get(1)?;
-    let revision: i64 = row.try_get(2)?;
-    let token: i64 = row.try_get(3)?;
-    let term: i64 = row.try_get(4)?;
-    let leader: Option<Uuid> = row.try_get(5)?;
-    let leader_beat: Option<i64> = row.try_get(6)?;
-    let standing = || {
-        let leader = leader.map(|leader| {
-            Ok::<_, StoreError>(Sighting {
-                term: Term(unsigned(term)?),
-                session: SessionId(leader),
-                // The lock says by itself when a leader is gone, so a leadership is never renewed.
-                beat: Beat(0),
-                session_beat: leader_beat.map(unsigned).transpose()?.map(Beat),
-                // It is gone in silence.
-                watched: false,
-            })
-        });
-        Ok(Standing {
-            leader: leader.transpose()?,
-            revision: Revision(unsigned(revision)?),
-            token: Token(unsigned(token)?),
-            seq: unsigned(seq)?,
-        })
-    };
-    Ok(standing())
-}
-
-async fn resign(
-    line: &mut Line,
-    sql: &Sql,
-    group: &str,
-    who: SessionId,
-    term: Term,
-) -> Result<Result<(), StoreError>, sqlx::Error> {
-    let holder: Option<Uuid> = sqlx::query_scalar(sql.resign.safe())
-        .bind(group)
-        .bind(who.0)
-        .bind(number(term.0))
-        .bind(line.lock)
-        .bind(line.holder.map(|holder| holder.0))
-        .fetch_one(&mut line.listener)
-        .await?;
-    line.holder = holder.map(SessionId);
-    Ok(Ok(()))
-}
-
-async fn release(line: &mut Line) -> Result<Result<(), StoreError>, sqlx::Error> {
-    sqlx::query("SELECT pg_advisory_unlock($1)").bind(line.lock).execute(&mut line.listener).await?;
-    line.holder = None;
-    Ok(Ok(()))
 }

@@ -18,8 +18,11 @@ const STEPS: [&str; 6] = [
     include_str!("../migrations/0006_fence.sql"),
 ];
 
-/// The version that this program needs.
-pub(crate) const VERSION: i32 = STEPS.len() as i32;
+/// The version that this program knows.
+const VERSION: i32 = STEPS.len() as i32;
+
+/// The oldest version of a schema that has all that this program uses.
+const NEEDS: i32 = 6;
 
 /// How long a migration may take, waiting for another one included.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,7 +42,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// ```
 ///
 /// # Errors
-/// [`StoreError::Misconfigured`] where the schema is newer than this program; other variants where the database fails.
+/// [`StoreError::Misconfigured`] where the schema needs a newer program; other variants where the database fails. A newer
+/// schema that this program can work with is left as it is.
 ///
 /// # Cancel safety
 /// Dropped before its end, it has either happened or not.
@@ -87,28 +91,59 @@ async fn run(connection: &mut PgConnection, schema: &str) -> Result<(), StoreErr
         .fetch_one(&mut *transaction)
         .await
         .map_err(failed)?;
-    let mut version = 0;
+    let (mut version, mut compatible) = (None, None);
     if tables {
-        version = sqlx::query_scalar::<_, Option<i32>>("SELECT max(version) FROM schema_version")
+        (version, compatible) = sqlx::query_as("SELECT max(version), max(min_compatible) FROM schema_version")
             .fetch_one(&mut *transaction)
             .await
-            .map_err(failed)?
-            .unwrap_or_default();
+            .map_err(failed)?;
     }
-    supported(version, schema).map_err(StoreError::Misconfigured)?;
+    known(compatible.unwrap_or_default(), schema).map_err(StoreError::Misconfigured)?;
+    let version: i32 = version.unwrap_or_default();
     for step in STEPS.iter().skip(usize::try_from(version).unwrap_or_default()) {
         sqlx::raw_sql(*step).execute(&mut *transaction).await.map_err(failed)?;
     }
     transaction.commit().await.map_err(failed)
 }
 
-/// Refuses a schema of a newer program.
-pub(crate) fn supported(version: i32, schema: &str) -> Result<(), String> {
-    if version > VERSION {
+/// Whether this program and a schema of this version, which programs from `compatible` on can use, can work together.
+/// Neither need be as new as the other.
+pub(crate) fn fits(version: i32, compatible: i32, schema: &str) -> Result<(), String> {
+    known(compatible, schema)?;
+    if version < NEEDS {
         return Err(format!(
-            "the schema {schema} is at version {version}, this program knows only {VERSION}; run a newer program, or use \
-             another schema"
+            "the schema {schema} is at version {version}, this program needs {NEEDS}; run divider_postgres::migrate(), or \
+             the files in migrations/"
         ));
     }
     Ok(())
+}
+
+/// Refuses a schema that needs a newer program.
+fn known(compatible: i32, schema: &str) -> Result<(), String> {
+    if compatible > VERSION {
+        return Err(format!(
+            "the schema {schema} needs a program that knows version {compatible}, this one knows only {VERSION}; run a \
+             newer program, or use another schema"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_and_schema_need_not_be_of_one_version_but_the_older_must_have_what_the_newer_needs() {
+        assert_eq!(fits(VERSION, VERSION, "s"), Ok(()));
+        assert_eq!(fits(VERSION + 3, VERSION, "s"), Ok(()), "a newer schema that this program can work with");
+        assert_eq!(fits(NEEDS, 1, "s"), Ok(()), "an older schema with all that this program uses");
+        let needs = |version: i32, compatible: i32, number: i32| {
+            let refused = fits(version, compatible, "s").unwrap_err();
+            assert!(refused.contains(&number.to_string()), "says what is needed: {refused}");
+        };
+        needs(VERSION + 3, VERSION + 2, VERSION + 2);
+        needs(NEEDS - 1, 1, NEEDS);
+    }
 }

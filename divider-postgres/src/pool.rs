@@ -1,73 +1,34 @@
 //! Connections for batches and reads, and how every call over one of them ends.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use divider_core::StoreError;
 use parking_lot::Mutex;
-use sqlx::{
-    Connection, PgConnection, Postgres,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPool},
-};
+use sqlx::{Connection, PgConnection, Postgres, pool::PoolConnection, postgres::PgPool};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{error::Elapsed, timeout},
+    time::{error::Elapsed, sleep, timeout},
 };
 
 use crate::{
     PostgresConfig,
+    door::Door,
     error::{keeps_connection, store_error},
 };
-
-/// How long one of the node's own connections may be of no use before it is closed.
-const IDLE: Duration = Duration::from_secs(600);
-
-/// How the node's own connections are opened.
-#[derive(Clone)]
-pub(crate) struct Door {
-    pub(crate) options: PgConnectOptions,
-    pub(crate) limit: Duration,
-    leader_timeout: Option<Duration>,
-}
-
-impl Door {
-    pub(crate) fn new(config: &PostgresConfig) -> Self {
-        let options = config
-            .connect
-            .clone()
-            .application_name(&config.application_name)
-            // Poolers in session mode refuse connections that set it, and nothing here prints a float.
-            .extra_float_digits(None);
-        Self { options, limit: config.call_timeout, leader_timeout: config.leader_timeout }
-    }
-
-    /// What a new connection is told: the server is to give up what this node has given up, and to find out soon that the
-    /// node is gone. `idle` also closes a connection on which nothing is asked for too long.
-    ///
-    /// Each statement is planned once and not for each call; so that a plan which was made for empty tables is right for
-    /// full ones as well, it never reads a whole table.
-    pub(crate) fn settings(&self, idle: bool) -> String {
-        let limit = self.limit.as_millis();
-        // 0 is for ever; whoever then comes to lead gets its lease instead.
-        let idle = self.leader_timeout.filter(|_| idle).map_or(0, |limit| limit.as_millis());
-        format!(
-            "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}; \
-             SET idle_session_timeout = {idle}; SET tcp_keepalives_idle = 1; SET tcp_keepalives_interval = 1; \
-             SET tcp_keepalives_count = 3; SET tcp_user_timeout = 3000; SET default_transaction_isolation = \
-             'read committed'; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
-             SET enable_bitmapscan = off; SET jit = off"
-        )
-    }
-}
 
 /// The connections of a node for batches and reads: its own, or the program's.
 #[derive(Clone)]
 pub(crate) struct Lanes {
     source: Source,
     limit: Duration,
+    /// Whether each call has to say of itself how it is isolated, since the program's pool says otherwise.
+    explicit: Arc<AtomicBool>,
     /// When a connection last broke. One that is older is not used again: the server has probably gone away, and each of
     /// them would fail a call of its own to find that out.
     broken: Arc<Mutex<Option<Instant>>>,
@@ -87,7 +48,8 @@ enum Source {
 /// driver's does after every call.
 struct Own {
     door: Door,
-    settings: Arc<str>,
+    /// How long one of them may be of no use.
+    rest: Duration,
     /// One for each connection that is in use. Closed with the store.
     permits: Arc<Semaphore>,
     /// The others, the one that was used last at the end.
@@ -101,11 +63,9 @@ struct Idle {
 }
 
 impl Own {
-    async fn open(&self) -> Result<Held, sqlx::Error> {
+    async fn open(&self, until: Instant) -> Result<Held, StoreError> {
         let opened = Instant::now();
-        let mut connection = PgConnection::connect_with(&self.door.options).await?;
-        sqlx::raw_sql(sqlx::AssertSqlSafe(Arc::clone(&self.settings))).execute(&mut connection).await?;
-        Ok(Held::Own { connection, opened })
+        Ok(Held::Own { connection: self.door.connect(until).await?, opened })
     }
 
     /// The newest that is still trusted.
@@ -121,47 +81,75 @@ impl Own {
             return;
         }
         idle.push(Idle { connection, opened, since: Instant::now() });
-        idle.retain(|idle| idle.since.elapsed() < IDLE);
     }
+
+    /// Closes what has not been needed for a while. A node that only follows would never give one back to notice it by.
+    async fn tidy(this: Weak<Self>, rest: Duration) {
+        loop {
+            sleep(rest / 2).await;
+            let Some(own) = this.upgrade() else { return };
+            let old: Vec<Idle> = own.idle.lock().extract_if(.., |idle| idle.since.elapsed() >= own.rest).collect();
+            let limit = own.door.limit;
+            drop(own);
+            close(old, limit).await;
+        }
+    }
+}
+
+/// Closes connections in good order, but waits for none that hangs.
+async fn close(idle: Vec<Idle>, limit: Duration) {
+    let closed = futures_util::future::join_all(idle.into_iter().map(|idle| idle.connection.close()));
+    _ = timeout(limit, closed).await;
 }
 
 impl Lanes {
     pub(crate) fn new(config: &PostgresConfig, door: &Door) -> Self {
         let source = match &config.pool {
             Some(pool) => Source::Program(pool.clone()),
-            None => Source::Own(Arc::new(Own {
-                door: door.clone(),
-                settings: door.settings(false).into(),
-                permits: Arc::new(Semaphore::new(config.max_connections as usize)),
-                idle: Mutex::default(),
-            })),
+            None => {
+                let own = Arc::new(Own {
+                    door: door.clone(),
+                    rest: config.idle_timeout,
+                    permits: Arc::new(Semaphore::new(config.max_connections as usize)),
+                    idle: Mutex::default(),
+                });
+                tokio::spawn(Own::tidy(Arc::downgrade(&own), config.idle_timeout));
+                Source::Own(own)
+            }
         };
-        Self { source, limit: config.call_timeout, broken: Arc::default() }
+        Self { source, limit: config.call_timeout, explicit: Arc::default(), broken: Arc::default() }
     }
 
     /// A connection, for one call.
     pub(crate) async fn take(&self) -> Result<Lane, StoreError> {
-        let taken = timeout(self.limit, async {
-            match &self.source {
-                Source::Program(pool) => Ok((Held::Program(pool.acquire().await?), None)),
-                Source::Own(own) => {
-                    let permit = Arc::clone(&own.permits).acquire_owned().await;
-                    let permit = permit.map_err(|_| sqlx::Error::PoolClosed)?;
-                    let known = own.known(*self.broken.lock());
-                    let held = match known {
-                        Some(held) => held,
-                        None => own.open().await?,
-                    };
-                    Ok((held, Some(permit)))
-                }
+        let until = Instant::now() + self.limit;
+        let late = || StoreError::Timeout { limit: self.limit };
+        let (held, permit) = match &self.source {
+            Source::Program(pool) => {
+                let taken = timeout(self.limit, pool.acquire()).await.map_err(|_| late())?;
+                let taken = taken.map_err(|error| match error {
+                    sqlx::Error::PoolClosed => StoreError::Closed,
+                    error => store_error(error, self.limit),
+                })?;
+                (Held::Program(taken), None)
             }
-        });
-        match taken.await {
-            Ok(Ok((held, permit))) => Ok(Lane { held: Some(held), lanes: self.clone(), _permit: permit }),
-            Ok(Err(sqlx::Error::PoolClosed)) => Err(StoreError::Closed),
-            Ok(Err(error)) => Err(store_error(error, self.limit)),
-            Err(_) => Err(StoreError::Timeout { limit: self.limit }),
-        }
+            Source::Own(own) => {
+                let permit = timeout(self.limit, Arc::clone(&own.permits).acquire_owned()).await;
+                let permit = permit.map_err(|_| late())?.map_err(|_| StoreError::Closed)?;
+                let known = own.known(*self.broken.lock());
+                let held = match known {
+                    Some(held) => held,
+                    None => own.open(until).await?,
+                };
+                (held, Some(permit))
+            }
+        };
+        Ok(Lane { held: Some(held), lanes: self.clone(), _permit: permit })
+    }
+
+    /// From now on, each call says of itself how it is isolated.
+    pub(crate) fn isolate(&self) {
+        self.explicit.store(true, Ordering::Relaxed);
     }
 
     /// How many of so many connections can be opened in advance. The program's own pool is its own business.
@@ -187,9 +175,7 @@ impl Lanes {
         let Source::Own(own) = &self.source else { return };
         own.permits.close();
         let idle = std::mem::take(&mut *own.idle.lock());
-        // A connection that hangs is not waited for.
-        let closed = futures_util::future::join_all(idle.into_iter().map(|idle| idle.connection.close()));
-        _ = timeout(self.limit, closed).await;
+        close(idle, self.limit).await;
     }
 }
 
@@ -214,6 +200,11 @@ impl Lane {
             Some(Held::Program(connection)) => Ok(connection),
             None => Err(StoreError::Closed),
         }
+    }
+
+    /// The statement that begins a transaction, where one is needed around a single call.
+    pub(crate) fn beginning(&self) -> Option<&'static str> {
+        self.lanes.explicit.load(Ordering::Relaxed).then_some("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
     }
 
     /// Takes the result of the call, and gives the connection back if it is still good.

@@ -3,11 +3,11 @@
 use std::{collections::HashMap, sync::Arc};
 
 use divider_core::{
-    Batch, Beat, Blob, Cursor, GroupView, Holdings, Key, Message, Notice, Op, Page, Record, Revision, SessionId, Stats,
-    StoreError, Term, Topic,
+    Batch, Beat, Blob, Cursor, GroupView, Key, Message, Notice, Op, Page, Record, Revision, SessionId, Stats,
+    StoreError, Term, Text as Why, Topic,
 };
 use sqlx::{
-    Postgres, Row,
+    Connection, Postgres, Row,
     postgres::{PgArguments, PgRow},
     query::Query,
 };
@@ -20,14 +20,19 @@ use crate::{
     error::store_error,
     link::Link,
     pool::Lanes,
-    sql::Sql,
+    seen::Seen,
+    sql::{Sql, Text},
 };
 
-/// Keys in one page of a scan; the statement says so too.
-const PAGE: usize = 4096;
+/// Keys in one page of a scan or of holdings; the statements say so too.
+pub(crate) const PAGE: usize = 4096;
 
-/// Batches, or messages, that are read at once; the statements say so too.
-pub(crate) const AT_ONCE: usize = 64;
+/// Keys that are looked up by name at once.
+const KEYS_AT_ONCE: usize = 256;
+
+/// Bytes that are read at once, apart from the one that goes beyond it: 1 s is enough for it on a line of 20 Mbit/s. The
+/// statements say so too.
+pub(crate) const AT_ONCE_BYTES: usize = 2_000_000;
 
 /// An open store.
 pub(crate) struct Inner {
@@ -36,6 +41,7 @@ pub(crate) struct Inner {
     pub(crate) lanes: Lanes,
     pub(crate) link: Link,
     pub(crate) beater: Beater,
+    pub(crate) seen: Seen,
 }
 
 /// Runs a query with `$fetch` within the time limit, on a connection of its own.
@@ -43,7 +49,16 @@ macro_rules! call {
     ($inner:expr, $query:expr, $fetch:ident) => {{
         let mut lane = $inner.lanes.take().await?;
         let query = $query;
-        let result = timeout($inner.lanes.limit(), query.$fetch(lane.connection()?)).await;
+        let begin = lane.beginning();
+        let connection = lane.connection()?;
+        let result = timeout($inner.lanes.limit(), async {
+            let Some(begin) = begin else { return query.$fetch(connection).await };
+            let mut transaction = connection.begin_with(begin).await?;
+            let found = query.$fetch(&mut *transaction).await?;
+            transaction.commit().await?;
+            Ok(found)
+        });
+        let result = result.await;
         lane.finish(result)
     }};
 }
@@ -100,34 +115,13 @@ impl Inner {
         rows.iter().map(|row| self.get(row, 0).map(SessionId)).collect()
     }
 
-    pub(crate) async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
-        let query = sqlx::query(self.sql.holdings.safe()).bind(&*self.group).bind(session.0);
-        let rows = call!(self, query, fetch_all)?;
-        let seq = self.count(rows.first().ok_or(StoreError::SessionEnded)?, 0)?;
-        let mut holdings = Vec::with_capacity(rows.len());
-        for row in &rows {
-            // A session that holds nothing has one row, without a key.
-            let Some(key) = self.get(row, 1)? else { continue };
-            holdings.push(codec::holding(codec::HoldingRow {
-                key,
-                token: self.get(row, 2)?,
-                attempts: self.get(row, 3)?,
-                weight: self.get(row, 4)?,
-                priority: self.get(row, 5)?,
-                payload: self.get(row, 6)?,
-                checkpoint: self.get(row, 7)?,
-                stopping: self.get(row, 8)?,
-            })?);
-        }
-        Ok(Holdings { seq, holdings })
-    }
-
-    pub(crate) async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
+    /// The batches that follow `since`, and whether there are more than those.
+    pub(crate) async fn changes(&self, since: Revision) -> Result<Option<(Vec<Batch>, bool)>, StoreError> {
         let query = sqlx::query(self.sql.changes.safe()).bind(&*self.group).bind(number(since.0));
         let rows = call!(self, query, fetch_all)?;
         let now = self.count(rows.first().ok_or_else(|| corrupt("the group"))?, 0)?;
         if since.0 >= now {
-            return Ok((since.0 == now).then(Vec::new));
+            return Ok((since.0 == now).then(|| (Vec::new(), false)));
         }
         let mut batches = Vec::with_capacity(rows.len());
         for (row, follows) in rows.iter().zip(since.0 + 1..) {
@@ -137,14 +131,16 @@ impl Inner {
             }
             batches.push(codec::batch(follows, self.get(row, 2)?)?);
         }
-        Ok(Some(batches))
+        let more = batches.last().is_some_and(|last| last.revision.0 < now);
+        Ok(Some((batches, more)))
     }
 
-    /// The messages that follow `since`, at most [`AT_ONCE`].
-    pub(crate) async fn messages(&self, session: SessionId, since: u64) -> Result<Vec<Message>, StoreError> {
+    /// The messages that follow `since`, and whether there are more than those.
+    pub(crate) async fn messages(&self, session: SessionId, since: u64) -> Result<(Vec<Message>, bool), StoreError> {
         let query = sqlx::query(self.sql.messages.safe()).bind(&*self.group).bind(session.0).bind(number(since));
         let rows = call!(self, query, fetch_all)?;
-        if self.count(rows.first().ok_or(StoreError::SessionEnded)?, 0)? < since {
+        let last = self.count(rows.first().ok_or(StoreError::SessionEnded)?, 0)?;
+        if last < since {
             return Err(corrupt("as many messages as there were"));
         }
         let (mut messages, mut with_blobs) = (Vec::new(), Vec::new());
@@ -153,13 +149,14 @@ impl Inner {
             let Some(seq) = self.get::<Option<i64>>(row, 1)? else { continue };
             let notices = codec::notices(self.get(row, 2)?)?;
             for (notice, digest) in &notices {
-                if let (Notice::Granted(holding), Some(_)) = (notice, digest) {
-                    with_blobs.push(holding.key.as_str().to_owned());
+                if let Notice::Granted(holding) = notice {
+                    self.seen.note(holding.token);
+                    with_blobs.extend(digest.as_ref().map(|_| holding.key.as_str().to_owned()));
                 }
             }
             messages.push((seq, notices));
         }
-        let blobs = self.blobs(with_blobs).await?;
+        let blobs = self.blobs(&with_blobs).await?;
         let complete = |(mut notice, digest): Unread| {
             if let (Notice::Granted(holding), Some(digest)) = (&mut notice, digest) {
                 // What has changed since the grant must be read as a whole.
@@ -173,24 +170,49 @@ impl Inner {
             let notices = notices.into_iter().map(complete).collect::<Result<_, StoreError>>()?;
             Ok(Message { seq: unsigned(seq)?, notices })
         };
-        messages.into_iter().map(message).collect()
+        let messages: Vec<Message> = messages.into_iter().map(message).collect::<Result<_, StoreError>>()?;
+        let more = messages.last().is_some_and(|message| message.seq < last);
+        Ok((messages, more))
     }
 
     /// Payloads and checkpoints, by key and digest.
-    async fn blobs(&self, keys: Vec<String>) -> Result<HashMap<(Key, String), (Blob, Blob)>, StoreError> {
-        if keys.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let rows = call!(self, sqlx::query(self.sql.blobs.safe()).bind(&*self.group).bind(keys), fetch_all)?;
+    async fn blobs(&self, keys: &[String]) -> Result<HashMap<(Key, String), (Blob, Blob)>, StoreError> {
+        let rows = self.by_keys(&self.sql.blobs, keys).await?;
         let mut blobs = HashMap::with_capacity(rows.len());
-        for row in &rows {
-            if let Some(digest) = self.get::<Option<String>>(row, 3)? {
-                let key = Key::new(self.get::<&str>(row, 0)?).map_err(|e| StoreError::Corrupt(e.to_string()))?;
-                let bytes = (Blob::from(self.get::<&[u8]>(row, 1)?), Blob::from(self.get::<&[u8]>(row, 2)?));
+        for (at, row) in &rows {
+            if let Some(digest) = self.get::<Option<String>>(row, 4)? {
+                let key = Key::new(keys[*at].as_str()).map_err(|e| StoreError::Corrupt(e.to_string()))?;
+                let bytes = (Blob::from(self.get::<&[u8]>(row, 2)?), Blob::from(self.get::<&[u8]>(row, 3)?));
                 blobs.insert((key, digest), bytes);
             }
         }
         Ok(blobs)
+    }
+
+    /// Runs a statement that finds something of single keys, on as many at a time as can be expected to come in time. Its
+    /// rows begin with the key's place, and how many rows there are. They are returned with the place in `keys`.
+    async fn by_keys<K: AsRef<str>>(&self, text: &Text, keys: &[K]) -> Result<Vec<(usize, PgRow)>, StoreError> {
+        let mut found = Vec::with_capacity(keys.len());
+        let mut from = 0;
+        while from < keys.len() {
+            let names: Vec<&str> = keys.iter().skip(from).take(KEYS_AT_ONCE).map(AsRef::as_ref).collect();
+            let to = from + names.len();
+            let rows = call!(self, sqlx::query(text.safe()).bind(&*self.group).bind(names), fetch_all)?;
+            let all = rows.first().map_or(Ok(0), |row| self.count(row, 1))?;
+            let complete = u64::try_from(rows.len()).is_ok_and(|rows| rows >= all);
+            let mut read = from;
+            for row in rows {
+                let place = usize::try_from(self.count(&row, 0)?).unwrap_or_default();
+                read = from + place;
+                // From outside, so it is not believed.
+                if place == 0 || read > to {
+                    return Err(corrupt("the place of a key"));
+                }
+                found.push((read - 1, row));
+            }
+            from = if complete { to } else { read };
+        }
+        Ok(found)
     }
 
     pub(crate) async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
@@ -200,20 +222,7 @@ impl Inner {
         let Some((head, runs)) = rows.split_first() else { return Err(corrupt("a group")) };
         let mut keys = Vec::with_capacity(PAGE);
         for row in runs {
-            let run = codec::Run {
-                owner: self.get(row, 5)?,
-                stopping: self.get(row, 6)?,
-                quarantined: self.get(row, 7)?,
-                avoid: self.get(row, 8)?,
-                keys: self.get(row, 9)?,
-                tokens: self.get(row, 10)?,
-                weight: (self.get(row, 11)?, self.get(row, 12)?),
-                priority: (self.get(row, 13)?, self.get(row, 14)?),
-                not_before_ms: (self.get(row, 15)?, self.get(row, 16)?),
-                attempts: (self.get(row, 17)?, self.get(row, 18)?),
-                fates: (self.get(row, 19)?, self.get(row, 20)?),
-            };
-            run.views(&mut keys)?;
+            self.run(row)?.views(&mut keys)?;
         }
         let last = keys.iter().map(|view| &view.key).max().filter(|_| keys.len() == PAGE);
         let next = last.map(|key| Cursor(key.as_str().as_bytes().to_vec()));
@@ -223,23 +232,52 @@ impl Inner {
                 term: Term(self.count(head, 1)?),
                 leader: self.get::<Option<Uuid>>(head, 2)?.map(SessionId),
                 hold: self.get(head, 3)?,
+                time_ms: self.count(head, 4)?,
+                format: u16::try_from(self.get::<i32>(head, 5)?).map_err(|_| corrupt("a format"))?,
             },
-            sessions: codec::sessions(self.get(head, 4)?)?,
+            sessions: codec::sessions(self.get(head, 6)?)?,
             keys,
             next,
+        })
+    }
+
+    /// Keys of a page that stand in the same way.
+    fn run(&self, row: &PgRow) -> Result<codec::Run, StoreError> {
+        Ok(codec::Run {
+            owner: self.get(row, 7)?,
+            stopping: self.get(row, 8)?,
+            aside: self.get(row, 9)?,
+            avoid: self.get(row, 10)?,
+            keys: self.get(row, 11)?,
+            tokens: self.get(row, 12)?,
+            weight: (self.get(row, 13)?, self.get(row, 14)?),
+            priority: (self.get(row, 15)?, self.get(row, 16)?),
+            not_before_ms: (self.get(row, 17)?, self.get(row, 18)?),
+            generation: (self.get(row, 19)?, self.get(row, 20)?),
+            attempts: (self.get(row, 21)?, self.get(row, 22)?),
+            since: self.get(row, 23)?,
+            past: match self.get(row, 24)? {
+                Some(retry_at_ms) => Some(codec::Past {
+                    retry_at_ms,
+                    failures: self.get(row, 25)?,
+                    deaths: self.get(row, 26)?,
+                    alone: self.get(row, 27)?,
+                    death: self.get(row, 28)?,
+                }),
+                None => None,
+            },
         })
     }
 
     pub(crate) async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
         let mut records = vec![None; keys.len()];
         let names: Vec<&str> = keys.iter().map(Key::as_str).collect();
-        let rows = call!(self, sqlx::query(self.sql.records.safe()).bind(&*self.group).bind(names), fetch_all)?;
-        for row in &rows {
-            let at = usize::try_from(self.get::<i64>(row, 0)?).unwrap_or_default().wrapping_sub(1);
-            let view = codec::views(Some(self.get(row, 1)?))?.pop();
+        for (at, row) in self.by_keys(&self.sql.records, &names).await? {
+            let view = codec::views(Some(self.get(&row, 4)?))?.pop();
             let (Some(place), Some(view)) = (records.get_mut(at), view) else { return Err(corrupt("a record")) };
-            let payload = Blob::from(self.get::<&[u8]>(row, 2)?);
-            *place = Some(Record { view, payload, checkpoint: Blob::from(self.get::<&[u8]>(row, 3)?) });
+            let bytes = |at| self.get::<&[u8]>(&row, at).map(Blob::from);
+            let why = Why::new(self.get(&row, 5)?);
+            *place = Some(Record { view, why, payload: bytes(2)?, checkpoint: bytes(3)? });
         }
         Ok(records)
     }
@@ -259,10 +297,19 @@ impl Inner {
     }
 
     pub(crate) async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let query = sqlx::query(self.sql.quarantined.safe()).bind(&*self.group).bind(limit);
-        let rows = call!(self, query, fetch_all)?;
-        let key = |row| Key::new(self.get::<&str>(row, 0)?).map_err(|e| StoreError::Corrupt(e.to_string()));
-        rows.iter().map(key).collect()
+        let mut keys: Vec<Key> = Vec::new();
+        while keys.len() < limit {
+            let most = PAGE.min(limit - keys.len());
+            let after = keys.last().map_or("", Key::as_str).to_owned();
+            let query = sqlx::query(self.sql.quarantined.safe()).bind(&*self.group);
+            let query = query.bind(i64::try_from(most).unwrap_or(i64::MAX)).bind(after);
+            let rows = call!(self, query, fetch_all)?;
+            let key = |row| Key::new(self.get::<&str>(row, 0)?).map_err(|e| StoreError::Corrupt(e.to_string()));
+            keys.extend(rows.iter().map(key).collect::<Result<Vec<_>, _>>()?);
+            if rows.len() < most {
+                break;
+            }
+        }
+        Ok(keys)
     }
 }

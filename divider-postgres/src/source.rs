@@ -8,12 +8,18 @@ use sqlx::{
     AssertSqlSafe, Column, Row, TypeInfo,
     postgres::{PgPool, PgRow},
 };
-use tokio::time::timeout;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
 
 use crate::error::store_error;
 
 /// How long a query may take unless you say otherwise.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// How much later than the server this side gives up.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Finds work by a query of yours: one key for each row.
 ///
@@ -32,12 +38,14 @@ pub struct QuerySource {
     pool: PgPool,
     query: Arc<str>,
     limit: Duration,
+    /// Held while a query runs at the server, also where nobody waits for it any more.
+    one: Arc<Semaphore>,
 }
 
 impl QuerySource {
     /// Finds work by this query. It is run as it stands, so it must not be put together from what users say.
     pub fn new(pool: PgPool, query: impl Into<Arc<str>>) -> Self {
-        Self { pool, query: query.into(), limit: LIMIT }
+        Self { pool, query: query.into(), limit: LIMIT, one: Arc::new(Semaphore::new(1)) }
     }
 
     /// Sets how long the query may take. Default 30 s.
@@ -47,17 +55,39 @@ impl QuerySource {
         self
     }
 
-    /// Runs the query.
+    /// Runs the query, in a transaction with a time limit that the server keeps, too. One at a time is run for this source
+    /// and its clones, so that it never takes more than one connection of the pool.
     ///
     /// # Errors
     /// [`StoreError::Misconfigured`] where a row is not work: it has no key, or something is outside of its limits.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// Cancel safe. A query that is under way goes on until its end or the time limit, and the next call waits for it.
     pub async fn fetch(&self) -> Result<Vec<Work>, StoreError> {
-        let rows = timeout(self.limit, sqlx::query(AssertSqlSafe(Arc::clone(&self.query))).fetch_all(&self.pool)).await;
-        let rows = rows.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(|error| store_error(error, self.limit))?;
-        rows.iter().map(work).collect()
+        let limit = self.limit;
+        let late = || StoreError::Timeout { limit };
+        let until = Instant::now() + limit;
+        let one = timeout_at(until, Arc::clone(&self.one).acquire_owned()).await.map_err(|_| late())?;
+        let run = self.clone();
+        // A task of its own: a query that was dropped here would go on at the server, with nobody to count it.
+        let query = tokio::spawn(async move {
+            // The server is to give up first, so that the connection is good for others when this is over.
+            let rows = timeout(limit + GRACE, run.rows()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+            drop(one);
+            rows
+        });
+        let ended = |_| StoreError::Unavailable { message: "the query's task has ended".to_owned(), source: None };
+        let rows = timeout_at(until, query).await.map_err(|_| late())?.map_err(ended)?;
+        rows.map_err(|error| store_error(error, limit))?.iter().map(work).collect()
+    }
+
+    async fn rows(&self) -> Result<Vec<PgRow>, sqlx::Error> {
+        let mut transaction = self.pool.begin().await?;
+        let limit = format!("SET LOCAL statement_timeout = {}", self.limit.as_millis().clamp(1, 2_000_000_000));
+        sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
+        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.query))).fetch_all(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(rows)
     }
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Sql {
     pub(crate) beats: Text,
     pub(crate) gone: Text,
     pub(crate) holdings: Text,
+    pub(crate) held: Text,
+    pub(crate) bytes: Text,
     pub(crate) changes: Text,
     pub(crate) scan: Text,
     pub(crate) records: Text,
@@ -45,25 +47,41 @@ pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.attempts, k.fates, k.avoid, k.owner, \
-                    k.token, k.stopping, k.quarantined)";
+const VIEW: &str = "key_json(k.key, k.weight, k.priority, k.not_before_ms, k.retry_at_ms, k.generation, k.since, \
+                    k.attempts, k.failures, k.deaths, k.alone, k.death, k.avoid, k.owner, k.token, k.stopping, k.aside)";
+
+/// Numbers that many keys have in common, in the order in which a scan says them.
+const COMMON: [&str; 5] = ["weight", "priority", "not_before_ms", "generation", "attempts"];
+
+/// Numbers that few keys have, in the same order; the others have 0.
+const PAST: [&str; 5] = ["retry_at_ms", "failures", "deaths", "alone", "death"];
+
+/// What a holding consists of, and how many bytes its payload and checkpoint have.
+const HELD: &str = "k.key, k.token, k.attempts, k.generation, k.failures, k.weight, k.priority, k.stopping, $OCTETS(k)";
 
 impl Sql {
     pub(crate) fn new(schema: &str) -> Self {
         let schema = quoted(schema);
         let text = |sql: &str| {
-            let mut sql = sql.replace("$VIEW", &format!("@{VIEW}"));
-            // One number for all of them, or one for each.
-            for column in ["weight", "priority", "not_before_ms", "attempts", "fates"] {
-                let (lowest, highest) = (format!("min(k.{column})"), format!("max(k.{column})"));
-                let each = format!("{lowest}, CASE WHEN {lowest} < {highest} THEN array_agg(k.{column}) END");
-                sql = sql.replace(&format!("$EACH({column})"), &each);
+            let mut sql = sql.replace("$VIEW", &format!("@{VIEW}")).replace("$HELD", HELD);
+            for table in ["f", "k"] {
+                let octets = format!("(octet_length({table}.payload) + octet_length({table}.checkpoint))");
+                sql = sql.replace(&format!("$OCTETS({table})"), &octets);
             }
+            // One number for all of them, or one for each.
+            let each = COMMON.map(|column| {
+                let (lowest, highest) = (format!("min(k.{column})"), format!("max(k.{column})"));
+                format!("{lowest}, CASE WHEN {lowest} < {highest} THEN array_agg(k.{column}) END")
+            });
+            let past = PAST.map(|column| format!("array_agg(k.{column}) FILTER (WHERE k.past)"));
+            let has_past = PAST.map(|column| format!("f.{column} <> 0")).join(" OR ");
+            sql = sql.replace("$EACH", &each.join(", ")).replace("$HAS_PAST", &has_past);
+            sql = sql.replace("$PAST", &past.join(", "));
             Text(sql.replace('@', &format!("{schema}.")).into())
         };
         Self {
-            version: text("SELECT max(version), pg_is_in_recovery(), current_setting('server_encoding') FROM @schema_version"),
-            attach: text("SELECT group_channel, leader_channel, leader_lock, secret FROM @attach($1)"),
+            version: text("SELECT max(version), max(min_compatible), current_setting('server_encoding') FROM @schema_version"),
+            attach: text("SELECT group_channel, leader_channel, leader_lock, secret FROM @attach($1, $2)"),
             apply: text("SELECT codes, vals, revision FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
             renew: text("SELECT @renew($1, $2, $3)"),
             poll: text(
@@ -83,44 +101,66 @@ impl Sql {
                  WHERE g.name = $1 AND b.locked
                    AND @lock_key($1, b.session::text) NOT IN (SELECT h.key FROM held h)",
             ),
+            // The bytes of the first keys come with them.
             holdings: text(
-                "SELECT s.seq, k.key, k.token, k.attempts, k.weight, k.priority, k.payload, k.checkpoint, k.stopping
+                "SELECT s.seq, $HELD,
+                        CASE WHEN k.total <= 2000000 THEN k.payload END, CASE WHEN k.total <= 2000000 THEN k.checkpoint END
                  FROM @groups g JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
-                 LEFT JOIN @keys k ON k.group_id = g.id AND k.owner = s.session WHERE g.name = $1",
+                 LEFT JOIN LATERAL (
+                     SELECT f.*, sum($OCTETS(f)) OVER (ROWS UNBOUNDED PRECEDING) AS total
+                     FROM @keys f WHERE f.group_id = g.id AND f.owner = s.session LIMIT 4097
+                 ) k ON true WHERE g.name = $1",
+            ),
+            held: text(
+                "DECLARE held NO SCROLL CURSOR FOR SELECT NULL::bigint, $HELD, NULL::bytea, NULL::bytea
+                 FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1) AND k.owner = $2",
+            ),
+            bytes: text(
+                "SELECT k.payload, k.checkpoint FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
+                 CROSS JOIN LATERAL (SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key OFFSET 0) k
+                 WHERE g.name = $1 ORDER BY n.ix",
             ),
             changes: text(
                 "SELECT g.revision, c.revision, c.data FROM @groups g LEFT JOIN LATERAL (
-                     SELECT c.revision, c.data FROM @changes c WHERE c.group_id = g.id AND c.revision > $2
-                     ORDER BY c.revision LIMIT 64
-                 ) c ON true WHERE g.name = $1 ORDER BY c.revision",
+                     SELECT c.revision, c.data,
+                            sum(octet_length(c.data)) OVER (ORDER BY c.revision) - octet_length(c.data) AS before
+                     FROM (
+                         SELECT * FROM @changes c WHERE c.group_id = g.id AND c.revision > $2 ORDER BY c.revision LIMIT 64
+                     ) c
+                 ) c ON c.before < 2000000 WHERE g.name = $1 ORDER BY c.revision",
             ),
             // A row of the group, then its keys. Making text of each key takes the server longer than reading it, and so does
             // sending each number: keys with the same owner are lists, and so is what differs among these.
             scan: text(
-                "SELECT g.revision, g.term, g.leader, g.hold,
+                "SELECT g.revision, g.term, g.leader, g.hold, g.time_ms, g.format,
                         CASE WHEN $2::text IS NULL THEN (
                             SELECT string_agg(@session_json(s), ',' ORDER BY s.session) FROM @sessions s
                             WHERE s.group_id = g.id
                         ) END,
-                        NULL::uuid, NULL::smallint, NULL::boolean, NULL::uuid, NULL::text[], NULL::bigint[],
+                        NULL::uuid, NULL::smallint, NULL::smallint, NULL::uuid, NULL::text[], NULL::bigint[],
                         NULL::bigint, NULL::bigint[], NULL::integer, NULL::integer[], NULL::bigint, NULL::bigint[],
-                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[]
+                        NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[], NULL::bigint[], NULL::bigint[],
+                        NULL::bigint[], NULL::integer[], NULL::integer[], NULL::bigint[]
                  FROM @groups g WHERE g.name = $1
                  UNION ALL
-                 SELECT NULL, NULL, NULL, NULL, NULL, p.* FROM @groups g CROSS JOIN LATERAL (
-                     SELECT k.owner, k.stopping, k.quarantined, k.avoid, array_agg(k.key), array_agg(k.token),
-                            $EACH(weight), $EACH(priority), $EACH(not_before_ms), $EACH(attempts), $EACH(fates)
+                 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, p.* FROM @groups g CROSS JOIN LATERAL (
+                     SELECT k.owner, k.stopping, k.aside, k.avoid, array_agg(k.key), array_agg(k.token), $EACH,
+                            array_agg(k.since), $PAST
                      FROM (
-                         SELECT * FROM @keys k WHERE k.group_id = g.id AND k.key > coalesce($2, '')
-                         ORDER BY k.key LIMIT 4096
-                     ) k GROUP BY k.owner, k.stopping, k.quarantined, k.avoid
+                         SELECT f.*, $HAS_PAST AS past
+                         FROM @keys f WHERE f.group_id = g.id AND f.key > coalesce($2, '') AND NOT f.gone
+                         ORDER BY f.key LIMIT 4096
+                     ) k GROUP BY k.owner, k.stopping, k.aside, k.avoid, k.past
                  ) p WHERE g.name = $1",
             ),
             records: text(
-                "SELECT n.ix, $VIEW, k.payload, k.checkpoint
-                 FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
-                 CROSS JOIN LATERAL (SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key OFFSET 0) k
-                 WHERE g.name = $1",
+                "SELECT k.ix, k.found, k.payload, k.checkpoint, $VIEW, k.why FROM (
+                     SELECT n.ix, count(*) OVER () AS found, f.*, sum($OCTETS(f)) OVER (ORDER BY n.ix) - $OCTETS(f) AS before
+                     FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
+                     CROSS JOIN LATERAL (
+                         SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key AND NOT f.gone OFFSET 0
+                     ) f WHERE g.name = $1
+                 ) k WHERE k.before < 2000000 ORDER BY k.ix",
             ),
             stats: text(
                 "SELECT g.registered, g.quarantined, count(s.session), coalesce(sum(s.held), 0)::bigint,
@@ -130,7 +170,7 @@ impl Sql {
             ),
             quarantined: text(
                 "SELECT k.key FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1)
-                   AND k.quarantined ORDER BY k.key LIMIT $2",
+                   AND k.aside <> 0 AND k.key > $3 ORDER BY k.key LIMIT $2",
             ),
             revision: text("SELECT g.revision FROM @groups g WHERE g.name = $1"),
             seq: text(
@@ -140,14 +180,22 @@ impl Sql {
             messages: text(
                 "SELECT s.seq, m.seq, m.data FROM @groups g
                  JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
-                 LEFT JOIN @messages m ON m.group_id = g.id AND m.session = s.session AND m.seq > $3
-                 WHERE g.name = $1 ORDER BY m.seq LIMIT 64",
+                 LEFT JOIN LATERAL (
+                     SELECT m.seq, m.data, sum(octet_length(m.data)) OVER (ORDER BY m.seq) - octet_length(m.data) AS before
+                     FROM (
+                         SELECT * FROM @messages m WHERE m.group_id = g.id AND m.session = s.session AND m.seq > $3
+                         ORDER BY m.seq LIMIT 64
+                     ) m
+                 ) m ON m.before < 2000000 WHERE g.name = $1 ORDER BY m.seq",
             ),
             blobs: text(
-                "SELECT k.key, k.payload, k.checkpoint, @blob_text(k.payload, k.checkpoint)
-                 FROM @groups g, unnest($2::text[]) AS n(key)
-                 CROSS JOIN LATERAL (SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key OFFSET 0) k
-                 WHERE g.name = $1",
+                "SELECT k.ix, k.found, k.payload, k.checkpoint, @blob_text(k.payload, k.checkpoint) FROM (
+                     SELECT n.ix, count(*) OVER () AS found, f.*, sum($OCTETS(f)) OVER (ORDER BY n.ix) - $OCTETS(f) AS before
+                     FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
+                     CROSS JOIN LATERAL (
+                         SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key AND NOT f.gone OFFSET 0
+                     ) f WHERE g.name = $1
+                 ) k WHERE k.before < 2000000 ORDER BY k.ix",
             ),
         }
     }

@@ -4,10 +4,11 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, Key, Op, Page, Record, Revision,
-    SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+    Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, Key, Op, Outcome, Page, Record,
+    Revision, SessionId, Standing, Stats, Store, StoreError, Term, Topic,
 };
 use parking_lot::Mutex;
+use sqlx::Connection;
 use tokio::time::timeout;
 
 use crate::{
@@ -15,10 +16,12 @@ use crate::{
     beat::Beater,
     check,
     codec::{self, unsigned},
+    door::Door,
     hints,
     link::{Command, Link},
-    pool::{Door, Lanes},
+    pool::Lanes,
     read::{Inner, apply, call},
+    seen::Seen,
     sql::Sql,
     warm,
 };
@@ -96,9 +99,10 @@ impl Store for PostgresStore {
             check::pool(&lanes).await?;
         }
         check::schema(&lanes, &sql, &self.config.schema).await?;
-        let link = Link::spawn(door.clone(), lanes.clone(), Arc::clone(&sql), Arc::clone(&group));
+        let seen = Seen::default();
+        let link = Link::spawn(door.clone(), lanes.clone(), Arc::clone(&sql), Arc::clone(&group), seen.clone());
         let beater = Beater::new(door, Arc::clone(&sql), Arc::clone(&group));
-        let inner = Arc::new(Inner { sql, group, lanes, link, beater });
+        let inner = Arc::new(Inner { sql, group, lanes, link, beater, seen });
         check::attach(&inner).await?;
         tokio::spawn(warm::up(Arc::downgrade(&inner)));
         let mut phase = self.phase.lock();
@@ -121,10 +125,13 @@ impl Store for PostgresStore {
         let row = call!(inner, query, fetch_one)?;
         let codes: Vec<i16> = inner.get(&row, 0)?;
         let values: Vec<Option<i64>> = inner.get(&row, 1)?;
-        Ok(Applied {
-            outcomes: codec::outcomes(&codes, &values, ops.len())?,
-            revision: Revision(unsigned(inner.get(&row, 2)?)?),
-        })
+        let outcomes = codec::outcomes(&codes, &values, ops.len())?;
+        for outcome in &outcomes {
+            if let Outcome::Granted(token) = outcome {
+                inner.seen.note(*token);
+            }
+        }
+        Ok(Applied { outcomes, revision: Revision(unsigned(inner.get(&row, 2)?)?) })
     }
 
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
@@ -157,7 +164,7 @@ impl Store for PostgresStore {
     }
 
     async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
-        self.inner()?.changes(since).await
+        Ok(self.inner()?.changes(since).await?.map(|(batches, _)| batches))
     }
 
     async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {

@@ -1,13 +1,15 @@
 //! What a [`RedisStore`] is built from.
 
-use std::{fmt, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
-use divider_core::{ConfigError, Group};
-use redis::{Client, ConnectionAddr, IntoConnectionInfo, aio::ConnectionLike};
+use divider_core::{ConfigError, Group, StoreError};
+use futures_util::future::BoxFuture;
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, aio::ConnectionLike};
 
 use crate::{
     RedisStore,
-    link::{Conn, Limits, Target},
+    link::{Conn, Limits},
+    target::{Cluster, Target},
 };
 
 /// Everything that can be set, with its default.
@@ -29,6 +31,14 @@ pub struct RedisConfig {
     /// How often a subscription asks whether its server is still there. Default 1 s. An answer that takes longer than
     /// this is the end of the subscription, which the node then opens anew.
     pub ping_interval: Duration,
+    /// Asked for user and password before each connection is opened, where they change while the program runs. Default
+    /// none: those of the URL.
+    pub credentials: Option<Credentials>,
+    /// The certificates, as PEM, of the authorities that the server's certificate may be from, in place of the system's.
+    /// Needs `rediss://`. Default none.
+    pub root_certificates: Option<Vec<u8>>,
+    /// A certificate to show to the server, and its key, both as PEM. Needs `rediss://`. Default none.
+    pub client_certificate: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl RedisConfig {
@@ -39,6 +49,9 @@ impl RedisConfig {
             connect_timeout: Duration::from_secs(1),
             response_timeout: Duration::from_millis(500),
             ping_interval: Duration::from_secs(1),
+            credentials: None,
+            root_certificates: None,
+            client_certificate: None,
         }
     }
 
@@ -60,29 +73,87 @@ impl RedisConfig {
                 return Err(ConfigError { field, problem });
             }
         }
-        self.clients().map(drop)
+        self.servers().map(drop)
     }
 
     pub(crate) fn limits(&self) -> Limits {
         Limits { connect: self.connect_timeout, response: self.response_timeout }
     }
 
-    fn clients(&self) -> Result<Vec<Client>, ConfigError> {
-        self.urls.iter().map(|url| client(url)).collect()
+    fn servers(&self) -> Result<Vec<ConnectionInfo>, ConfigError> {
+        self.urls.iter().map(|url| self.server(url)).collect()
+    }
+
+    /// What a URL says. The redis crate's own message may quote the URL, so it is not passed on.
+    fn server(&self, url: &str) -> Result<ConnectionInfo, ConfigError> {
+        let encrypted = ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme));
+        if encrypted && !cfg!(feature = "tls") {
+            return Err(refused("urls", "rediss:// needs the Cargo feature `tls` of divider-redis"));
+        }
+        let form = "one is not of the form redis://[user[:password]@]host[:port][/database]";
+        let info = url.into_connection_info().map_err(|_| refused("urls", form))?;
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        self.certified(info.set_tcp_settings(tcp))
+    }
+
+    /// The certificates that were configured, and for which field an error is.
+    fn certificates(&self) -> Option<&'static str> {
+        let root = self.root_certificates.as_ref().map(|_| "root_certificates");
+        root.or(self.client_certificate.as_ref().map(|_| "client_certificate"))
+    }
+
+    /// Adds the certificates.
+    fn certified(&self, info: ConnectionInfo) -> Result<ConnectionInfo, ConfigError> {
+        match self.certificates() {
+            None => Ok(info),
+            Some(field) if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) => {
+                Err(refused(field, "certificates are used with rediss:// only, and a URL is of another form"))
+            }
+            #[cfg(feature = "tls")]
+            Some(field) => redis::Client::build_with_tls(info, self.pem())
+                .map(|client| client.get_connection_info().clone())
+                .map_err(|_| refused(field, "the certificates or the key are not PEM that can be used")),
+            #[cfg(not(feature = "tls"))]
+            Some(field) => Err(refused(field, "certificates need the Cargo feature `tls` of divider-redis")),
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    fn pem(&self) -> redis::TlsCertificates {
+        let client_tls = self.client_certificate.clone();
+        let client_tls = client_tls.map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
+        redis::TlsCertificates { client_tls, root_cert: self.root_certificates.clone() }
+    }
+
+    fn target(&self, cluster: bool) -> Result<Target, ConfigError> {
+        let servers = self.servers()?;
+        if !cluster && servers.len() > 1 {
+            return Err(refused("urls", "several need RedisStore::cluster"));
+        }
+        let cluster = if cluster { Some(self.cluster(&servers)?) } else { None };
+        Ok(Target::new(self, servers, cluster))
+    }
+
+    #[cfg(not(feature = "cluster"))]
+    fn cluster(&self, _: &[ConnectionInfo]) -> Result<Cluster, ConfigError> {
+        Err(refused("urls", "a cluster needs the Cargo feature `cluster` of divider-redis"))
+    }
+
+    #[cfg(feature = "cluster")]
+    fn cluster(&self, servers: &[ConnectionInfo]) -> Result<Cluster, ConfigError> {
+        let problem = "they differ in user, password or TLS, or name a database, which a cluster has not";
+        let client = redis::cluster::ClusterClientBuilder::new(servers.to_vec()).build();
+        client.map_err(|_| refused("urls", problem))?;
+        Ok(Cluster {
+            #[cfg(feature = "tls")]
+            certificates: self.certificates().map(|_| self.pem()),
+            learned: Default::default(),
+        })
     }
 }
 
-/// A client, which does not connect yet. The redis crate's own message may quote the URL, so it is not passed on.
-fn client(url: &str) -> Result<Client, ConfigError> {
-    let refused = |problem: &str| ConfigError { field: "urls", problem: problem.to_owned() };
-    let info = url
-        .into_connection_info()
-        .map_err(|_| refused("one is not of the form redis://[user[:password]@]host[:port][/database]"))?;
-    if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) && !cfg!(feature = "tls") {
-        return Err(refused("rediss:// needs the Cargo feature `tls` of divider-redis"));
-    }
-    let tcp = info.tcp_settings().clone().set_nodelay(true);
-    Client::open(info.set_tcp_settings(tcp)).map_err(|_| refused("one cannot be used by this build"))
+fn refused(field: &'static str, problem: &str) -> ConfigError {
+    ConfigError { field, problem: problem.to_owned() }
 }
 
 impl fmt::Debug for RedisConfig {
@@ -93,7 +164,47 @@ impl fmt::Debug for RedisConfig {
             .field("connect_timeout", &self.connect_timeout)
             .field("response_timeout", &self.response_timeout)
             .field("ping_interval", &self.ping_interval)
+            .field("credentials", &self.credentials)
+            .field("certificates", &self.certificates())
             .finish()
+    }
+}
+
+/// Says with which user and password a connection is to be opened.
+///
+/// ```
+/// use divider_redis::{Credentials, RedisStore};
+/// # async fn token() -> Result<String, divider_core::StoreError> { Ok(String::new()) }
+/// let group = divider_core::Group::new("/process/me/")?;
+/// let credentials = Credentials::new(async || Ok(("app".to_owned(), token().await?)));
+/// let store = RedisStore::builder("redis://cache.example", group).credentials(credentials).build()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Credentials(Arc<dyn Fn() -> BoxFuture<'static, Login> + Send + Sync>);
+
+/// User and password.
+type Login = Result<(String, String), StoreError>;
+
+impl Credentials {
+    /// Calls this for each connection. It must return the user (`default` where there is none) and the password well within
+    /// the [`connect_timeout`](RedisConfig::connect_timeout), and is dropped where it does not; it may be called on several
+    /// runtimes at the same time. An error of it is reported like one of the server; it must not hold a secret.
+    pub fn new<F>(ask: impl Fn() -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(String, String), StoreError>> + Send + 'static,
+    {
+        Self(Arc::new(move || Box::pin(ask())))
+    }
+
+    pub(crate) async fn ask(&self) -> Result<(String, String), StoreError> {
+        (self.0)().await
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(..)")
     }
 }
 
@@ -143,6 +254,11 @@ impl RedisBuilder {
         self.configure(|config| config.response_timeout = limit)
     }
 
+    /// Sets [`RedisConfig::credentials`].
+    pub fn credentials(self, credentials: Credentials) -> Self {
+        self.configure(|config| config.credentials = Some(credentials))
+    }
+
     /// Sends the commands over a connection that the program has already: a `MultiplexedConnection`, a
     /// `ConnectionManager`, a `ClusterConnection` or any other that can be cloned. It must lead to the same server and
     /// database as the URL, which renewals and subscriptions still use: they need connections of their own, on which
@@ -169,36 +285,35 @@ impl RedisBuilder {
     pub fn build(self) -> Result<RedisStore, ConfigError> {
         let Self { config, commands, cluster } = self;
         config.validate()?;
-        let target = target(&config, cluster)?;
+        let target = config.target(cluster)?;
         Ok(RedisStore::new(config, target, commands.map(|brought| brought.0)))
     }
 }
 
-#[cfg(not(feature = "cluster"))]
-fn target(config: &RedisConfig, _: bool) -> Result<Target, ConfigError> {
-    match config.clients()?.as_slice() {
-        [client] => Ok(Target::Server(Box::new(client.clone()))),
-        _ => Err(ConfigError { field: "urls", problem: "several need RedisStore::cluster".to_owned() }),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[cfg(feature = "cluster")]
-fn target(config: &RedisConfig, cluster: bool) -> Result<Target, ConfigError> {
-    let nodes = config.clients()?;
-    match nodes.as_slice() {
-        _ if cluster => {
-            let info = nodes.iter().map(|node| node.get_connection_info().clone());
-            let client = redis::cluster::ClusterClientBuilder::new(info)
-                .connection_timeout(config.connect_timeout)
-                .response_timeout(config.response_timeout)
-                // A batch whose fate is unknown must not be sent again behind our back.
-                .retries(0)
-                .build();
-            let problem = "they differ in user, password or TLS, or name a database, which a cluster has not";
-            let client = client.map_err(|_| ConfigError { field: "urls", problem: problem.to_owned() })?;
-            Ok(Target::Cluster { client: Box::new(client), nodes })
+    fn built(url: &str, change: impl FnOnce(&mut RedisConfig)) -> Result<RedisStore, ConfigError> {
+        RedisStore::builder(url, Group::new("/group/").unwrap()).configure(change).build()
+    }
+
+    #[test]
+    fn an_encrypted_url_names_the_feature_that_it_needs() {
+        for url in ["rediss://cache.example:6380", "valkeys://cache.example"] {
+            let refused = built(url, |_| {}).err();
+            let tls = cfg!(feature = "tls");
+            assert_eq!(refused.is_none(), tls);
+            assert!(tls || refused.is_some_and(|error| error.problem.contains("feature `tls`")));
         }
-        [client] => Ok(Target::Server(Box::new(client.clone()))),
-        _ => Err(ConfigError { field: "urls", problem: "several need RedisStore::cluster".to_owned() }),
+    }
+
+    #[test]
+    fn certificates_that_would_not_be_used_are_refused() {
+        let error = built("redis://cache.example", |config| config.root_certificates = Some(Vec::new())).err().unwrap();
+        assert_eq!(error.field, "root_certificates");
+        let pair = Some((b"no".to_vec(), b"pem".to_vec()));
+        let error = built("rediss://cache.example", |config| config.client_certificate = pair).err().unwrap();
+        assert!(matches!(error.field, "client_certificate" | "urls"), "{error}");
     }
 }

@@ -1,42 +1,65 @@
 //! What Redis and the redis crate report, as [`StoreError`].
 
+use std::{fmt, sync::Arc};
+
 use divider_core::StoreError;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// A failed command.
+/// A failed call to the server at this address.
+///
+/// [`StoreError::Misconfigured`] says that the call had no effect. So it stands only for what Redis refuses before it
+/// begins: a script that breaks off in its middle has had an unknown part of its effect, whatever broke it.
 ///
 /// The messages of the redis crate and of the server never hold a password or a URL; they are passed on as they are.
-pub(crate) fn store_error(error: RedisError) -> StoreError {
+pub(crate) fn store_error(at: &str, error: RedisError) -> StoreError {
+    let misconfigured = |text: String| StoreError::Misconfigured(format!("Redis at {at}: {text}"));
     match (error.kind(), error.code()) {
+        (_, Some("WRONGTYPE")) => {
+            StoreError::Corrupt(format!("Redis at {at}: a key of this group holds something else than Divider's data"))
+        }
+        _ if in_a_script(&error) => unavailable_because(at, error),
         (_, Some("NOAUTH" | "WRONGPASS"))
         | (ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig, _)
-        | (ErrorKind::Server(ServerErrorKind::NoPerm), _) => StoreError::Misconfigured(format!(
-            "Redis refuses this user or command ({error}); see the README of divider-redis for the least permissions"
+        | (ErrorKind::Server(ServerErrorKind::NoPerm), _) => misconfigured(format!(
+            "this user or command is refused ({error}); see the README of divider-redis for the least permissions"
         )),
         // The redis crate has no kind of its own for this.
-        _ if error.to_string().starts_with("Redis server refused to switch database") => {
-            StoreError::Misconfigured(format!(
-                "Redis refuses the database that the URL names ({error}); it needs to exist, and the user needs +select"
-            ))
-        }
-        (_, Some("DIVIDERFORMAT")) => {
-            StoreError::Misconfigured("the group was written by a newer version of Divider".to_owned())
-        }
-        (_, Some("DIVIDERLINEAGE")) => StoreError::Misconfigured(
-            "INFO tells no run_id and master_replid here, so a restart with loss could not be noticed".to_owned(),
+        _ if error.to_string().starts_with("Redis server refused to switch database") => misconfigured(format!(
+            "the database that the URL names is refused ({error}); it needs to exist, and the user needs +select"
+        )),
+        (_, Some("DIVIDERFORMAT")) => misconfigured("the group was written by a newer version of Divider".to_owned()),
+        (_, Some("DIVIDERLAYOUT")) => misconfigured(
+            "the group was written by another version of Divider, in a layout that this one does not know".to_owned(),
         ),
-        (_, Some("WRONGTYPE")) => {
-            StoreError::Corrupt("a key of this group holds something else than Divider's data".to_owned())
-        }
+        (_, Some("DIVIDERLINEAGE")) => misconfigured(NO_LINEAGE.to_owned()),
         // All of these pass by themselves or once the server has been helped: LOADING, READONLY and MASTERDOWN during a
         // fail-over, MOVED while a slot changes hands, BUSY while somebody's script runs, OOM until memory is freed,
         // MISCONF until the disk has room.
-        (ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::Io, _) => StoreError::unavailable(error),
+        (ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::Io, _) => unavailable_because(at, error),
         (ErrorKind::Parse | ErrorKind::UnexpectedReturnType, _) if !error.is_io_error() => {
-            StoreError::Corrupt(error.to_string())
+            StoreError::Corrupt(format!("Redis at {at}: {error}"))
         }
-        _ => StoreError::unavailable(error),
+        _ => unavailable_because(at, error),
     }
+}
+
+/// What to do where the lineage cannot be read.
+pub(crate) const NO_LINEAGE: &str = "INFO tells no run_id and master_replid here, so a restart with loss could not be \
+     noticed; this service hides them or is not Redis. The README of divider-redis lists what works; otherwise use \
+     the PostgreSQL or the Raft backend";
+
+/// Whether it is a command inside a script that failed, and not the script as a whole. Redis says where.
+fn in_a_script(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains(" script: ") && detail.contains("@user_script"))
+}
+
+/// An [`StoreError::Unavailable`] that says where.
+pub(crate) fn unavailable(at: &str, message: impl fmt::Display) -> StoreError {
+    StoreError::Unavailable { message: format!("Redis at {at}: {message}"), source: None }
+}
+
+fn unavailable_because(at: &str, error: RedisError) -> StoreError {
+    StoreError::Unavailable { message: format!("Redis at {at}: {error}"), source: Some(Arc::new(error)) }
 }
 
 /// Whether the server belongs to a cluster in which another one keeps this group. Nothing was done.

@@ -44,6 +44,7 @@ pub fn rows(bytes: &[u8]) -> bool {
         | codec::session_view(session, bytes).is_ok()
         | codec::maybe_session(bytes).is_ok()
         | codec::key(bytes).is_ok()
+        | codec::why(bytes).is_ok()
         | codec::beat(bytes).is_ok()
 }
 
@@ -57,7 +58,7 @@ pub fn replies(bytes: &[u8]) -> bool {
     let most = rows.len();
     let records = reply::records(rows.into_iter().map(reply::Reply));
     if let Ok(records) = &records {
-        assert!(records.len() * 4 == most);
+        assert!(records.len() * 5 == most);
     }
     records.is_ok_and(|records| !records.is_empty())
 }

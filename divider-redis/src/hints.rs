@@ -13,7 +13,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -22,16 +22,22 @@ use std::{
 use divider_core::{Hint, HintStream, StoreError, Topic};
 use futures_util::{Stream, StreamExt};
 use redis::{
-    Msg,
+    Client, ConnectionInfo, Msg, RedisResult,
     aio::{PubSubSink, PubSubStream},
 };
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, sleep_until, timeout},
+};
 
 use crate::{
     RedisConfig, codec,
-    error::store_error,
+    error::unavailable,
     keys::Names,
-    link::{Closed, Target, within},
+    link::{Closed, within},
+    pace::Pace,
+    server::Seen,
+    target::Target,
 };
 
 /// Hints that wait for a slow reader; with their largest size this is what a subscription can cost in memory.
@@ -42,18 +48,23 @@ pub(crate) async fn subscribe(
     config: &RedisConfig,
     names: &Arc<Names>,
     topic: Topic,
+    pace: &Mutex<Pace>,
     closed: &Arc<Closed>,
 ) -> Result<HintStream, StoreError> {
     let channels = match topic {
         Topic::Session(session) => vec![names.session_channel(session), names.leader_channel()],
         Topic::Group => vec![names.group_channel()],
     };
-    let (sink, stream) = connect(target, config, &channels).await?;
+    // Before the connecting: whatever is noticed meanwhile ends this subscription, too.
+    let mut server = target.seen();
+    server.mark_unchanged();
+    let (sink, stream) = in_time(target, config, &channels, pace).await?;
     let (to, from) = mpsc::channel(WAITING);
     let missed = Arc::new(AtomicBool::new(false));
     let pump = Pump {
         sink,
         stream,
+        server,
         to,
         missed: missed.clone(),
         names: names.clone(),
@@ -65,6 +76,27 @@ pub(crate) async fn subscribe(
     Ok(Box::pin(Subscription { from, missed }))
 }
 
+/// Subscribes, at the pace at which a server that refuses may be tried.
+async fn in_time(
+    target: &Target,
+    config: &RedisConfig,
+    channels: &[String],
+    pace: &Mutex<Pace>,
+) -> Result<(PubSubSink, PubSubStream), StoreError> {
+    let pace = || pace.lock().unwrap_or_else(PoisonError::into_inner);
+    let waited = pace().waiting();
+    if let Some((next, last)) = waited {
+        let limit = config.connect_timeout;
+        timeout(limit, sleep_until(next)).await.map_err(|_| last)?;
+    }
+    let connected = connect(target, config, channels).await;
+    match &connected {
+        Ok(_) => pace().well(),
+        Err(error) => pace().failed(error),
+    }
+    connected
+}
+
 /// Subscribes on the first server that lets us.
 async fn connect(
     target: &Target,
@@ -72,25 +104,40 @@ async fn connect(
     channels: &[String],
 ) -> Result<(PubSubSink, PubSubStream), StoreError> {
     let mut failure = None;
-    for server in target.servers() {
-        let subscribed = within(config.connect_timeout, async {
-            let (mut sink, stream) = server.get_async_pubsub().await?.split();
-            sink.subscribe(channels).await?;
-            Ok((sink, stream))
-        });
-        match subscribed.await {
+    for server in within(config.connect_timeout, target.servers_for_hints()).await?? {
+        let at = server.addr().to_string();
+        match timeout(config.connect_timeout, listen(server, channels)).await {
             Ok(Ok(subscription)) => return Ok(subscription),
-            Ok(Err(error)) => failure = Some(store_error(error)),
-            Err(error) => failure = Some(error),
+            Ok(Err(error)) => failure = Some(target.error(error)),
+            Err(_) => failure = Some(unavailable(&at, format!("no subscription within {:?}", config.connect_timeout))),
         }
+        target.try_the_next_first();
     }
     Err(failure.unwrap_or(StoreError::Closed))
+}
+
+/// Opens a subscription. Its first sign of life is waited for: one that could not be watched would end at once, and again.
+async fn listen(server: ConnectionInfo, channels: &[String]) -> RedisResult<(PubSubSink, PubSubStream)> {
+    let (mut sink, stream) = Client::open(server)?.get_async_pubsub().await?.split();
+    sink.subscribe(channels).await?;
+    ping(&mut sink).await?;
+    Ok((sink, stream))
+}
+
+/// A refusal comes as a value, not as an error, where any value is asked for; and the answer has several forms.
+async fn ping(sink: &mut PubSubSink) -> RedisResult<()> {
+    match sink.ping::<redis::Value>().await? {
+        redis::Value::ServerError(refusal) => Err(refusal.into()),
+        _ => Ok(()),
+    }
 }
 
 /// The task of one subscription. It ends with the connection, with the stream, or with the store.
 struct Pump {
     sink: PubSubSink,
     stream: PubSubStream,
+    /// Says that the commands go to another server now: this one may be the old one, which nobody writes to any more.
+    server: watch::Receiver<Option<Seen>>,
     /// To the stream that was handed out; full where its reader is slow.
     to: mpsc::Sender<Hint>,
     /// Says that something did not fit.
@@ -110,7 +157,7 @@ impl Pump {
         let alive = async {
             loop {
                 pings.tick().await;
-                let answer = within(self.interval, sink.ping::<redis::Value>()).await;
+                let answer = within(self.interval, ping(&mut sink)).await;
                 if !matches!(answer, Ok(Ok(_))) {
                     return;
                 }
@@ -123,6 +170,7 @@ impl Pump {
                 () = &mut alive => return,
                 () = self.to.closed() => return,
                 () = self.closed.wait() => return,
+                Ok(()) = self.server.changed() => return,
             };
             let Some(message) = message else { return };
             if self.to.try_send(hint(&self.names, self.topic, &message)).is_err() {

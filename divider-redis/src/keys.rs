@@ -9,7 +9,8 @@ use std::fmt::Write;
 use divider_core::{Group, SessionId};
 
 /// The names that every script is given as `KEYS`, in this order.
-const KEYS: [&str; 9] = ["meta", "views", "payloads", "checkpoints", "sessions", "beats", "held", "log", "quarantined"];
+const KEYS: [&str; 10] =
+    ["meta", "views", "payloads", "checkpoints", "sessions", "beats", "held", "log", "quarantined", "whys"];
 
 /// The names of one group.
 #[derive(Clone, Debug)]

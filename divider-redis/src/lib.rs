@@ -10,12 +10,14 @@ pub mod fuzzing;
 mod hints;
 mod keys;
 mod link;
+mod pace;
 mod reply;
 mod script;
 mod server;
 mod source;
 mod store;
+mod target;
 
-pub use config::{RedisBuilder, RedisConfig};
+pub use config::{Credentials, RedisBuilder, RedisConfig};
 pub use source::PubSubChannels;
 pub use store::RedisStore;

@@ -1,22 +1,27 @@
 //! Connections for commands: how they are opened, given up and opened again.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use divider_core::StoreError;
-use futures_util::future::BoxFuture;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value, aio::ConnectionLike,
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
 };
+use redis::{Cmd, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value, aio::ConnectionLike};
 use tokio::{
     runtime::{Handle, Id},
-    sync::{Mutex, watch},
-    time::{Instant, sleep_until, timeout},
+    sync::watch,
+    time::{sleep_until, timeout},
 };
 
-use crate::error::store_error;
-
-/// The longest pause between two attempts to connect: a server that has come back is in use again at once.
-const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+use crate::{error::unavailable, pace::Pace, target::Target};
 
 /// What can carry a command. Each backend-specific kind of connection is hidden in a function.
 #[derive(Clone)]
@@ -50,45 +55,6 @@ impl Conn {
     }
 }
 
-/// Where connections are opened to.
-#[derive(Clone)]
-pub(crate) enum Target {
-    Server(Box<Client>),
-    #[cfg(feature = "cluster")]
-    Cluster {
-        client: Box<redis::cluster::ClusterClient>,
-        nodes: Vec<Client>,
-    },
-}
-
-impl Target {
-    async fn connect(&self) -> RedisResult<Conn> {
-        match self {
-            Self::Server(client) => {
-                // Time limits are kept around the whole call, in one place, and not by the connection as well.
-                let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-                client.get_multiplexed_async_connection_with_config(&config).await.map(Conn::new)
-            }
-            #[cfg(feature = "cluster")]
-            Self::Cluster { client, .. } => client.get_async_connection().await.map(Conn::new),
-        }
-    }
-
-    pub(crate) fn is_cluster(&self) -> bool {
-        !matches!(self, Self::Server(_))
-    }
-
-    /// The servers that a subscription may be opened on. In a cluster any will do, since they pass on to each other what
-    /// is published.
-    pub(crate) fn servers(&self) -> &[Client] {
-        match self {
-            Self::Server(client) => std::slice::from_ref(&**client),
-            #[cfg(feature = "cluster")]
-            Self::Cluster { nodes, .. } => nodes,
-        }
-    }
-}
-
 /// The time limits of a call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -100,7 +66,9 @@ pub(crate) struct Limits {
 ///
 /// It belongs to the runtime that it was opened on, since a task there reads from it. A call on another runtime opens its
 /// own: whoever renews a session on a thread of its own must not depend on a runtime that may be blocked or gone.
-pub(crate) struct Link {
+pub(crate) struct Link(Arc<Inner>);
+
+struct Inner {
     target: Target,
     limits: Limits,
     state: Mutex<State>,
@@ -109,107 +77,150 @@ pub(crate) struct Link {
 #[derive(Default)]
 struct State {
     open: Option<Open>,
+    /// The attempt that all calls of a runtime wait for. Its task goes on where none of them does any more.
+    attempt: Option<(Id, Attempt)>,
     /// Counts connections, so that a late failure of an old one does not close its successor.
     opened: u64,
-    /// Failures in a row, and when the next attempt may be made.
-    failures: u32,
-    not_before: Option<Instant>,
+    pace: Pace,
 }
+
+type Attempt = Shared<BoxFuture<'static, Result<Open, StoreError>>>;
 
 #[derive(Clone)]
 struct Open {
     conn: Conn,
     number: u64,
     runtime: Id,
+    /// Set with the first answer to a call. Before that only the check at the connect has been answered.
+    of_use: Arc<AtomicBool>,
 }
 
 impl Link {
     fn new(target: Target, limits: Limits) -> Self {
-        Self { target, limits, state: Mutex::default() }
+        Self(Arc::new(Inner { target, limits, state: Mutex::default() }))
     }
 
     /// Sends one command. The second value says whether it may be sent again at once on a new connection: it failed on
     /// one that had been open before.
     async fn send(&self, cmd: Cmd) -> Result<RedisResult<Value>, (StoreError, bool)> {
         let (open, reused) = self.open().await.map_err(|error| (error, false))?;
-        match timeout(self.limits.response, open.conn.send(cmd)).await {
+        match timeout(self.0.limits.response, open.conn.send(cmd)).await {
             Ok(Err(error)) if error.is_unrecoverable_error() || error.is_io_error() => {
-                self.give_up(&open).await;
-                Err((store_error(error), reused))
+                let error = self.0.target.error(error);
+                self.0.give_up(&open, &error);
+                Err((error, reused))
             }
-            Ok(Err(error)) if demoted(&error) => {
-                self.give_up(&open).await;
+            Ok(Err(error)) if led_astray(&error) => {
+                self.0.give_up(&open, &self.0.target.error(error.clone()));
                 Ok(Err(error))
             }
-            Ok(result) => Ok(result),
+            Ok(result) => {
+                open.of_use.store(true, Ordering::Relaxed);
+                self.0.state().pace.well();
+                self.0.target.learn(&open.conn);
+                Ok(result)
+            }
             Err(_) => {
                 // Nobody knows whether the other end is still there. A new connection will show.
-                self.give_up(&open).await;
-                Err((StoreError::Timeout { limit: self.limits.response }, false))
+                let error = StoreError::Timeout { limit: self.0.limits.response };
+                self.0.give_up(&open, &error);
+                Err((error, false))
             }
         }
     }
 
+    /// The connection, and whether it had been open before. Nobody waits longer than for one connect.
     async fn open(&self) -> Result<(Open, bool), StoreError> {
-        let runtime = Handle::current().id();
-        let mut state = self.state.lock().await;
-        if let Some(open) = state.open.as_ref().filter(|open| open.runtime == runtime) {
-            return Ok((open.clone(), true));
-        }
-        state.open = None;
-        if let Some(at) = state.not_before {
-            sleep_until(at).await;
-        }
-        let limit = self.limits.connect;
-        let connected = match timeout(limit, self.target.connect()).await {
-            Ok(connected) => connected.map_err(store_error),
-            Err(_) => Err(StoreError::Timeout { limit }),
+        let attempt = {
+            let mut state = self.0.state();
+            let runtime = Handle::current().id();
+            match state.open.as_ref().filter(|open| open.runtime == runtime) {
+                Some(open) => return Ok((open.clone(), true)),
+                None => self.0.clone().attempt(&mut state, runtime),
+            }
         };
-        match connected {
-            Ok(conn) => {
-                state.opened += 1;
-                (state.failures, state.not_before) = (0, None);
-                let open = Open { conn, number: state.opened, runtime };
-                state.open = Some(open.clone());
-                Ok((open, false))
-            }
-            Err(error) => {
-                let pause = Duration::from_millis(10 << state.failures.min(5)).min(LONGEST_PAUSE);
-                state.failures += 1;
-                state.not_before = Some(Instant::now() + pause);
-                Err(error)
-            }
+        match timeout(self.0.limits.connect, attempt).await {
+            Ok(opened) => opened.map(|open| (open, false)),
+            Err(_) => Err(self.0.not_yet()),
         }
     }
 
-    async fn give_up(&self, failed: &Open) {
-        let mut state = self.state.lock().await;
-        if state.open.as_ref().is_some_and(|open| open.number == failed.number) {
-            state.open = None;
-        }
-    }
-
-    async fn close(&self) {
-        self.state.lock().await.open = None;
+    fn close(&self) {
+        self.0.state().open = None;
     }
 }
 
-/// Whether the server is a replica now: its address may lead to another server by the next time.
-fn demoted(error: &RedisError) -> bool {
-    use ServerErrorKind::{MasterDown, ReadOnly};
-    matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown))
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The attempt that is under way on this runtime, or a new one.
+    fn attempt(self: Arc<Self>, state: &mut State, runtime: Id) -> Attempt {
+        if let Some((_, attempt)) = state.attempt.as_ref().filter(|(of, _)| *of == runtime) {
+            return attempt.clone();
+        }
+        let task = tokio::spawn(self.clone().connect(runtime));
+        let ended = move || unavailable(&self.target.address(), "the runtime that was connecting has ended");
+        let attempt = async move { task.await.unwrap_or_else(|_| Err(ended())) }.boxed().shared();
+        state.attempt = Some((runtime, attempt.clone()));
+        attempt
+    }
+
+    async fn connect(self: Arc<Self>, runtime: Id) -> Result<Open, StoreError> {
+        let waiting = self.state().pace.waiting();
+        if let Some((next, _)) = waiting {
+            sleep_until(next).await;
+        }
+        let connected = self.target.connect().await;
+        let mut state = self.state();
+        if state.attempt.as_ref().is_some_and(|(of, _)| *of == runtime) {
+            state.attempt = None;
+        }
+        let conn = connected.inspect_err(|error| state.pace.failed(error))?;
+        state.opened += 1;
+        let open = Open { conn, number: state.opened, runtime, of_use: Arc::default() };
+        state.open = Some(open.clone());
+        Ok(open)
+    }
+
+    /// Why there is no connection after as long as one may take.
+    fn not_yet(&self) -> StoreError {
+        let late = || unavailable(&self.target.address(), format!("no connection within {:?}", self.limits.connect));
+        self.state().pace.waiting().map_or_else(late, |(_, last)| last)
+    }
+
+    fn give_up(&self, failed: &Open, error: &StoreError) {
+        let mut state = self.state();
+        if state.open.as_ref().is_some_and(|open| open.number == failed.number) {
+            state.open = None;
+            // One that had not been of use before is followed by a pause, or a server that accepts and refuses would be
+            // tried without end.
+            if !failed.of_use.load(Ordering::Relaxed) {
+                state.pace.failed(error);
+            }
+        }
+    }
+}
+
+/// Whether the connection leads where nothing can be done: to a replica, to a server that is starting or has lost its
+/// cluster, or in as a user who may not. Its address may lead elsewhere by the next time, and the user's rights be others.
+fn led_astray(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, NoPerm, ReadOnly};
+    matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | BusyLoading | ClusterDown | NoPerm))
+        || matches!(error.code(), Some("NOAUTH" | "NOREPLICAS"))
 }
 
 /// What carries the commands: a connection of our own, or one that the program brought.
 pub(crate) enum Commands {
-    Own(Box<Link>),
+    Own(Link),
     Brought { conn: Conn, limits: Limits },
 }
 
 impl Commands {
     /// A connection of our own, not opened yet.
     pub(crate) fn own(target: Target, limits: Limits) -> Self {
-        Self::Own(Box::new(Link::new(target, limits)))
+        Self::Own(Link::new(target, limits))
     }
 
     /// Sends a command; an idempotent one is sent again if the connection turned out to have been closed meanwhile.
@@ -227,9 +238,21 @@ impl Commands {
         }
     }
 
-    pub(crate) async fn close(&self) {
+    /// Checks the server that the commands go to. A connection of our own is checked whenever it is opened, so a new one
+    /// is opened.
+    pub(crate) async fn check(&self, target: &Target) -> Result<(), StoreError> {
+        match self {
+            Self::Own(link) => {
+                link.close();
+                link.open().await.map(drop)
+            }
+            Self::Brought { conn, limits } => within(limits.connect + limits.response, target.check(conn)).await?,
+        }
+    }
+
+    pub(crate) fn close(&self) {
         if let Self::Own(link) = self {
-            link.close().await;
+            link.close();
         }
     }
 }
@@ -263,13 +286,5 @@ impl Closed {
     pub(crate) async fn wait(&self) {
         // The sender lives as long as this does, so that the wait can only end well.
         _ = self.0.subscribe().wait_for(|closed| *closed).await;
-    }
-}
-
-impl fmt::Debug for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The client's own Debug is not used: it belongs to another crate, and it knows the password.
-        let servers: Vec<String> = self.servers().iter().map(|c| c.get_connection_info().addr().to_string()).collect();
-        f.debug_tuple("Target").field(&servers).finish()
     }
 }

@@ -50,16 +50,18 @@ impl Reply {
     }
 }
 
-/// Records as the read script lists them: key, view, payload and checkpoint; the view is empty where there is none.
+/// Records as the read script lists them: key, view, payload, checkpoint and what went wrong; the view is empty where there
+/// is none.
 pub(crate) fn records(mut rows: impl Iterator<Item = Reply>) -> Result<Vec<(Key, Option<Record>)>, StoreError> {
     let mut records = Vec::new();
     while let Some(name) = rows.next() {
-        let [view, payload, checkpoint] = Reply::take(&mut rows)?;
+        let [view, payload, checkpoint, why] = Reply::take(&mut rows)?;
         let key = codec::key(name.slice()?)?;
         let record = match view.slice()? {
             [] => None,
             packed => Some(Record {
                 view: codec::view(key.clone(), packed)?,
+                why: codec::why(why.slice()?)?,
                 payload: Blob::from(payload.bytes()?),
                 checkpoint: Blob::from(checkpoint.bytes()?),
             }),

@@ -7,11 +7,15 @@
 
 use std::sync::LazyLock;
 
+use divider_core::format;
 use redis::Cmd;
+
+/// How records, sessions and the group's numbers are stored. It changes with whatever another version would misread.
+const LAYOUT: u32 = 2;
 
 /// One script, by text and by hash.
 pub(crate) struct Script {
-    text: &'static str,
+    text: String,
     hash: String,
 }
 
@@ -20,7 +24,7 @@ pub(crate) struct Script {
 /// would lose all its nodes, and could never complete or remove what fills the memory.
 macro_rules! script {
     ($flags:literal, $($part:literal),+) => {
-        LazyLock::new(|| Script::new(concat!($flags, "\n", $(include_str!(concat!("lua/", $part))),+)))
+        LazyLock::new(|| Script::new($flags, concat!($(include_str!(concat!("lua/", $part))),+)))
     };
 }
 
@@ -30,10 +34,15 @@ pub(crate) static APPLY_FREEING: LazyLock<Script> =
 pub(crate) static POLL: LazyLock<Script> = script!("#!lua flags=allow-oom", "lineage.lua", "ledger.lua", "poll.lua");
 pub(crate) static RENEW: LazyLock<Script> = script!("#!lua flags=allow-oom", "lineage.lua", "renew.lua");
 pub(crate) static READ: LazyLock<Script> = script!("#!lua flags=no-writes", "lineage.lua", "read.lua");
+pub(crate) static CHECK: LazyLock<Script> = script!("#!lua flags=no-writes", "lineage.lua", "check.lua");
 
 impl Script {
-    fn new(text: &'static str) -> Self {
-        Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
+    /// The script knows what this program reads and writes.
+    fn new(flags: &str, parts: &str) -> Self {
+        let (newest, keeps_why) = (format::NEWEST, format::KEEPS_WHY);
+        let knows = format!("local LAYOUT, NEWEST_FORMAT, KEEPS_WHY = '{LAYOUT}', {newest}, {keeps_why}");
+        let text = format!("{flags}\n{knows}\n{parts}");
+        Self { hash: redis::Script::new(&text).get_hash().to_owned(), text }
     }
 
     /// The call by hash.
@@ -43,7 +52,7 @@ impl Script {
 
     /// The call for a server that does not know the hash.
     pub(crate) fn by_text(&self, keys: &[String], args: &[&[u8]]) -> Cmd {
-        call("EVAL", self.text, keys, args)
+        call("EVAL", &self.text, keys, args)
     }
 }
 

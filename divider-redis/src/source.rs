@@ -8,9 +8,9 @@ use redis::Value;
 
 use crate::{
     RedisStore,
-    error::store_error,
     link::{Commands, Repeat},
     reply::Reply,
+    target::Target,
 };
 
 /// Finds work as the first Divider did: every pub/sub channel whose name begins with the group's, and that has a
@@ -32,6 +32,7 @@ use crate::{
 pub struct PubSubChannels {
     /// A connection of its own: the answer may be long, and nothing of the store should wait for it.
     link: Arc<Commands>,
+    target: Target,
     group: Group,
 }
 
@@ -39,7 +40,7 @@ impl PubSubChannels {
     /// Looks for channels on the server of a store, with the store's URL and time limits, by the name of its group.
     pub fn new(store: &RedisStore) -> Self {
         let (target, limits, group) = store.place();
-        Self { link: Arc::new(Commands::own(target, limits)), group }
+        Self { link: Arc::new(Commands::own(target.clone(), limits)), target, group }
     }
 
     fn key(&self, name: &Reply) -> Option<Work> {
@@ -55,7 +56,7 @@ impl WorkSource for PubSubChannels {
     async fn fetch(&self) -> Result<Vec<Work>, SourceError> {
         let mut cmd = redis::cmd("PUBSUB");
         cmd.arg("CHANNELS").arg(pattern(self.group.as_str()));
-        let answer = self.link.ask(cmd, Repeat::Idempotent).await?.map_err(store_error)?;
+        let answer = self.link.ask(cmd, Repeat::Idempotent).await?.map_err(|error| self.target.error(error))?;
         let names = Reply(answer).array()?;
         let mut work: Vec<Work> = names.iter().filter_map(|name| self.key(name)).collect();
         // Several nodes of a cluster may each have listeners to one channel.

@@ -1,6 +1,9 @@
 //! The [`Store`] itself: one script call for each of its methods, and for further pages of a scan the command itself before it.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+};
 
 use async_trait::async_trait;
 use divider_core::{
@@ -11,13 +14,14 @@ use redis::{Cmd, RedisError, RedisResult, Value};
 
 use crate::{
     RedisBuilder, RedisConfig, codec,
-    error::{elsewhere, store_error, unknown_script},
+    error::{elsewhere, unknown_script},
     hints,
     keys::Names,
-    link::{Closed, Commands, Conn, Limits, Repeat, Target},
+    link::{Closed, Commands, Conn, Limits, Repeat},
+    pace::Pace,
     reply::{Reply, records},
     script::{APPLY, APPLY_FREEING, POLL, READ, RENEW, Script},
-    server,
+    target::Target,
 };
 
 /// Keys of one page of a scan, and of a session's holdings.
@@ -38,6 +42,8 @@ pub struct RedisStore {
     commands: Commands,
     /// Apart from the commands, so that no large batch stands before a renewal; opened on the runtime that renews.
     renewals: Commands,
+    /// How often subscriptions are tried where they fail.
+    hints: Mutex<Pace>,
     closed: Arc<Closed>,
 }
 
@@ -64,7 +70,7 @@ impl RedisStore {
         let own = || Commands::own(target.clone(), limits);
         let commands = brought.map_or_else(own, |conn| Commands::Brought { conn, limits });
         let names = Arc::new(Names::new(&config.group));
-        Self { names, renewals: own(), commands, target, config, closed: Arc::default() }
+        Self { names, renewals: own(), commands, target, config, hints: Mutex::default(), closed: Arc::default() }
     }
 
     /// Where a helper may open a connection of its own, and for which group.
@@ -91,9 +97,11 @@ impl RedisStore {
     fn error(&self, error: RedisError) -> StoreError {
         match elsewhere(&error) && !self.target.is_cluster() {
             true => StoreError::Misconfigured(format!(
-                "this server is part of a Redis Cluster ({error}); use the Cargo feature `cluster` and RedisStore::cluster"
+                "Redis at {}: this server is part of a Redis Cluster ({error}); use the Cargo feature `cluster` and \
+                 RedisStore::cluster",
+                self.target.address()
             )),
-            false => store_error(error),
+            false => self.target.error(error),
         }
     }
 
@@ -158,7 +166,7 @@ impl RedisStore {
     }
 }
 
-/// Whether an op can only make the group smaller, so that it may run while Redis is out of memory.
+/// Whether an op makes the group smaller, or at least no larger, so that it may run while Redis is out of memory.
 fn only_frees(op: &Op) -> bool {
     matches!(
         op,
@@ -169,6 +177,10 @@ fn only_frees(op: &Op) -> bool {
             | Op::Complete { .. }
             | Op::Expire { .. }
             | Op::Force { .. }
+            | Op::Clear { .. }
+            | Op::Absolve { .. }
+            | Op::Advance { .. }
+            | Op::Step { .. }
     )
 }
 
@@ -180,7 +192,7 @@ impl Store for RedisStore {
 
     async fn open(&self) -> Result<(), StoreError> {
         self.closed.check()?;
-        server::check(&self.commands).await?;
+        self.commands.check(&self.target).await?;
         // Every read finds the group's lineage written down from here on.
         self.change(&[]).await.map(drop)
     }
@@ -265,11 +277,13 @@ impl Store for RedisStore {
             }
             Some(_) => return Err(codec::corrupt("a cursor of this store")),
         };
-        let ([revision, term, leader, hold], [next, keys]) = (head.fields()?, page.fields()?);
+        let ([revision, term, leader, hold, time, format], [next, keys]) = (head.fields()?, page.fields()?);
         let group = GroupView {
             term: Term(term.number()?),
             leader: codec::maybe_session(leader.slice()?)?,
             hold: hold.number()? == 1,
+            time_ms: time.number()?,
+            format: u16::try_from(format.number()?).map_err(|_| codec::corrupt("a format"))?,
         };
         let session = |row: &[Reply]| codec::session_view(codec::session(row[0].slice()?)?, row[1].slice()?);
         let key = |row: &[Reply]| codec::view(codec::key(row[0].slice()?)?, row[1].slice()?);
@@ -322,12 +336,12 @@ impl Store for RedisStore {
 
     async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
         self.closed.check()?;
-        hints::subscribe(&self.target, &self.config, &self.names, topic, &self.closed).await
+        hints::subscribe(&self.target, &self.config, &self.names, topic, &self.hints, &self.closed).await
     }
 
     async fn close(&self) {
         self.closed.set();
-        self.commands.close().await;
-        self.renewals.close().await;
+        self.commands.close();
+        self.renewals.close();
     }
 }

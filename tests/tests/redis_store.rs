@@ -9,8 +9,8 @@ use std::{
 };
 
 use divider_core::{
-    Batch, Beat, Blob, Change, Claim, Cursor, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision, SessionId,
-    SessionView, Store, StoreError, Term, Token, Topic, Work, WorkSource, limits,
+    Batch, Beat, Blame, Blob, Change, Claim, Cursor, Deaths, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision,
+    SessionId, SessionView, Store, StoreError, Term, Token, Topic, Verdict, Work, WorkSource, format, limits,
 };
 use divider_redis::{PubSubChannels, RedisConfig, RedisStore};
 use divider_tests::{
@@ -143,30 +143,31 @@ async fn nothing_is_left_of_keys_and_sessions_that_are_gone() {
 }
 
 #[tokio::test]
-async fn only_the_last_32_fates_of_a_key_are_kept() {
+async fn a_key_keeps_what_the_deaths_of_its_owners_say() {
     let server = RedisServer::start();
-    let store = store(&server, "/fates/");
+    let store = store(&server, "/deaths/");
     let (_, term) = leading(&store).await;
-    let mut expected = 0_u32;
+    let mut expected = Deaths::default();
     for i in 0..40 {
         let session = SessionId::fresh();
         store.apply(&[join(&store, session).await]).await.unwrap();
         let token = granted(&store, term, session, "k").await;
-        let died = i % 3 != 0;
-        let end = if died {
-            Op::Expire { term, session, beat: Beat(0), verdict: divider_core::Verdict::young(Token(0)) }
-        } else {
-            Op::Confirm { session, key: key("k"), token, started: true }
+        // A death is written down with the grant after it.
+        let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
+        assert_eq!((record.view.deaths, record.view.attempts), (expected, i + 1));
+        let blame = match i % 5 {
+            0 => Blame::Young,
+            1 => Blame::Only(token),
+            2 => Blame::Suspects(expected.count),
+            3 => Blame::Suspects(expected.count + 1),
+            _ => Blame::Only(Token(token.0 + 1)),
         };
+        let verdict = Verdict { healthy_below: Token(token.0 + u64::from(i == 20)), blame };
+        let end = Op::Expire { term, session, beat: Beat(0), verdict };
         assert_eq!(store.apply(&[end]).await.unwrap().outcomes, [Outcome::Done]);
-        expected = expected << 1 | u32::from(died);
+        expected = expected.after(verdict, token);
     }
-    // The last fate is written down with the next grant.
-    let session = SessionId::fresh();
-    store.apply(&[join(&store, session).await]).await.unwrap();
-    granted(&store, term, session, "k").await;
-    let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
-    assert_eq!((record.view.fates, record.view.attempts), (expected, 41));
+    assert_eq!((expected.count, expected.alone), (11, 4));
 }
 
 #[tokio::test]
@@ -278,6 +279,88 @@ async fn a_promoted_replica_and_a_returned_primary_are_new_lineages() {
     assert_new_lineage(&at_first, session, token, revision, 2).await;
 }
 
+/// A field of `INFO`.
+fn info(server: &RedisServer, name: &str) -> String {
+    let info = server.cli(&["INFO", "everything"]);
+    info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+}
+
+/// Waits for a condition, with a bound.
+async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
+    let since = Instant::now();
+    while !done().await {
+        assert!(since.elapsed() < Duration::from_secs(20), "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_backup_a_first_replica_and_the_end_of_the_backlog_end_no_session() {
+    let server = RedisServer::with(&["--repl-backlog-ttl", "1"]);
+    let store = store(&server, "/backup/");
+    let (session, term) = leading(&store).await;
+    let token = granted(&store, term, session, "k").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    let last = std::cell::Cell::new(revision);
+    let unharmed = async |what: &str| {
+        store.renew(session).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let standing = store.poll(session, Claim::Lead { term }).await.unwrap();
+        assert_eq!(standing.leader.map(|leader| (leader.session, leader.term)), Some((session, term)), "{what}");
+        assert_eq!(store.holdings(session).await.unwrap().holdings[0].token, token, "{what}");
+        last.set(store.apply(&[add(what)]).await.unwrap().revision);
+        assert_eq!(store.changes(revision).await.unwrap().unwrap().len() as u64, last.get().0 - revision.0, "{what}");
+    };
+    let id = || info(&server, "master_replid:");
+
+    let before = id();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let backup = std::process::Command::new("redis-cli")
+        .args(["-p", &server.port().to_string(), "--rdb"])
+        .arg(file.path())
+        .output()
+        .unwrap();
+    assert!(backup.status.success());
+    let after = id();
+    assert_ne!(before, after, "the backup leaves a trace, or this tests nothing");
+    unharmed("a backup").await;
+    eventually("the backlog is given up", async || id() != after).await;
+    unharmed("the end of the backlog").await;
+
+    let before = id();
+    let replica = RedisServer::start();
+    replica.cli(&["REPLICAOF", "127.0.0.1", &server.port().to_string()]);
+    eventually("the replica follows", async || info(&replica, "master_link_status:") == "up").await;
+    assert_ne!(before, id());
+    unharmed("a first replica").await;
+
+    // A promotion after all that is noticed as ever.
+    let caught_up = async || info(&replica, "slave_repl_offset:") == info(&server, "master_repl_offset:");
+    eventually("the replica catches up", caught_up).await;
+    replica.cli(&["REPLICAOF", "NO", "ONE"]);
+    let promoted = RedisStore::builder(replica.url(), group("/backup/")).build().unwrap();
+    assert_new_lineage(&promoted, session, token, last.get(), 4).await;
+}
+
+/// The first primary takes over the data of the second, which had lost what came last, and is promoted again; nobody wrote
+/// to the second in between, so that its data still names the first one.
+#[tokio::test]
+async fn a_primary_that_took_its_own_older_data_back_is_a_new_lineage() {
+    let (first, second) = (RedisServer::start(), RedisServer::start());
+    let store = store(&first, "/back/");
+    let (session, term) = leading(&store).await;
+    let follow = async |replica: &RedisServer, primary: &RedisServer| {
+        replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
+        eventually("the replica follows", async || info(replica, "master_link_status:") == "up").await;
+    };
+    follow(&second, &first).await;
+    second.cli(&["REPLICAOF", "NO", "ONE"]);
+    let token = granted(&store, term, session, "lost").await;
+    let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
+    follow(&first, &second).await;
+    first.cli(&["REPLICAOF", "NO", "ONE"]);
+    assert_new_lineage(&store, session, token, revision, 0).await;
+}
+
 #[tokio::test]
 async fn a_killed_subscription_ends_and_can_be_opened_anew() {
     let server = RedisServer::start();
@@ -381,7 +464,7 @@ async fn groups_never_see_each_other_whatever_they_are_called() {
         let page = store.scan(None).await.unwrap();
         assert_eq!(page.keys.iter().map(|view| view.key.as_str()).collect::<Vec<_>>(), [*name]);
         let Some(Hint::Batch(batch)) = timeout(SOON, hints.next()).await.unwrap() else { panic!() };
-        assert!(matches!(&batch.changes[1], Change::Key(view) if view.key.as_str() == *name));
+        assert!(matches!(batch.changes.last(), Some(Change::Key(view)) if view.key.as_str() == *name));
         assert!(timeout(Duration::from_millis(20), hints.next()).await.is_err());
     }
     all[0].1.apply(&[Op::End { session }]).await.unwrap();
@@ -441,7 +524,7 @@ async fn the_largest_keys_and_payloads_come_back_as_they_were() {
 async fn a_hundred_thousand_keys_are_scanned_held_and_told_while_they_change() {
     const KEYS: usize = 100_000;
     let server = RedisServer::start();
-    let store = store(&server, "/many/");
+    let store = patient(&server, "/many/");
     let (session, term) = leading(&store).await;
     let keys: Vec<Key> = (0..KEYS).map(|i| key(format!("key-{i}"))).collect();
     let since = Instant::now();
@@ -493,10 +576,47 @@ async fn a_hundred_thousand_keys_are_scanned_held_and_told_while_they_change() {
     assert_eq!(stopping, at);
     let stats = store.stats().await.unwrap();
     assert_eq!((stats.registered, stats.stopping), ((KEYS + at) as u64, at as u64));
-    // The log is trimmed, so that far behind is too far.
-    assert_eq!(store.changes(Revision(first.unwrap().0 - 300)).await.unwrap(), None);
-    let length: u64 = server.cli(&["LLEN", "{divider:/many/}:log"]).parse().unwrap();
-    assert!(length < 200, "{length}");
+    let bytes = log_bytes(&server, "{divider:/many/}:log");
+    assert!(bytes <= 8 << 20, "{bytes}");
+}
+
+/// What the change log consists of.
+fn log_bytes(server: &RedisServer, log: &str) -> u64 {
+    let sum = "local n = 0 for _, e in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do n = n + #e end return n";
+    server.cli(&["EVAL", sum, "1", log]).parse().unwrap()
+}
+
+#[tokio::test]
+async fn the_change_log_of_a_small_group_is_small() {
+    let server = RedisServer::start();
+    let store = store(&server, "/small/");
+    let (session, term) = leading(&store).await;
+    store.apply(&[add("k")]).await.unwrap();
+    let mut revisions = Vec::new();
+    for _ in 0..1000 {
+        let assign = Op::Assign { term, key: key("k"), session };
+        let Outcome::Granted(token) = store.apply(&[assign]).await.unwrap().outcomes[0] else { panic!() };
+        let confirm = Op::Confirm { session, key: key("k"), token, started: true };
+        revisions.push(store.apply(&[confirm]).await.unwrap().revision);
+    }
+    // 512 changes, each a batch of its own.
+    let [.., last] = revisions[..] else { panic!() };
+    assert_eq!(store.changes(Revision(last.0 - 513)).await.unwrap(), None);
+    assert!(store.changes(Revision(last.0 - 512)).await.unwrap().is_some());
+    assert_eq!(server.cli(&["LLEN", "{divider:/small/}:log"]), "512");
+    let counted = server.cli(&["HGET", "{divider:/small/}:meta", "log_bytes"]);
+    let bytes = log_bytes(&server, "{divider:/small/}:log");
+    assert_eq!(counted, bytes.to_string());
+    assert!(bytes < 65_536, "{bytes}");
+
+    // A large group's may have two changes for each key, but no more than 8 MiB.
+    for batch in 0..40 {
+        let ops: Vec<Op> = (0..256).map(|i| add(format!("{batch}-{i}-{}", "x".repeat(1000)))).collect();
+        store.apply(&ops).await.unwrap();
+    }
+    let bytes = log_bytes(&server, "{divider:/small/}:log");
+    assert!((7 << 20..=8 << 20).contains(&bytes), "{bytes}");
+    assert!(store.changes(last).await.unwrap().is_none());
 }
 
 /// The least that a user must be allowed; the same line stands in the README.
@@ -573,6 +693,19 @@ async fn an_evicting_server_is_refused_and_a_full_one_keeps_its_sessions() {
     let server = RedisServer::with(&["--maxmemory-policy", "allkeys-lru"]);
     let refused = store(&server, "/evict/").open().await.unwrap_err();
     assert!(matches!(&refused, StoreError::Misconfigured(text) if text.contains("noeviction")), "{refused}");
+
+    // These drop only keys with a time to live, of which a group has none.
+    server.cli(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]);
+    let volatile = RedisStore::builder(server.url(), group("/volatile/")).build().unwrap();
+    agree(&volatile, 31, 75).await;
+    for name in server.cli(&["KEYS", "*"]).lines() {
+        assert_eq!(server.cli(&["TTL", name]), "-1", "{name}");
+    }
+    let revision = volatile.apply(&[add("kept")]).await.unwrap().revision;
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    assert!(volatile.apply(&[add("more")]).await.unwrap_err().to_string().contains("OOM"));
+    assert_eq!(volatile.scan(None).await.unwrap().revision, revision);
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
 
     server.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     let store = store(&server, "/full/");
@@ -797,9 +930,17 @@ async fn what_somebody_else_wrote_is_an_error_and_not_a_crash() {
     }
     assert!(store.scan(None).await.is_ok());
     assert!(matches!(store.scan(Some(Cursor(b"*".to_vec()))).await, Err(StoreError::Corrupt(_))));
-    server.cli(&["HSET", &at("meta"), "format", "2"]);
-    assert!(matches!(store.apply(&[]).await, Err(StoreError::Misconfigured(text)) if text.contains("newer")));
-    server.cli(&["HSET", &at("meta"), "format", "1"]);
+    // As a newer program writes it, and as an older one does.
+    for (field, other, told) in [("format", format::NEWEST + 1, "newer"), ("layout", 1, "layout")] {
+        let ours = server.cli(&["HGET", &at("meta"), field]);
+        server.cli(&["HSET", &at("meta"), field, &other.to_string()]);
+        let refused = |error| matches!(error, StoreError::Misconfigured(text) if text.contains(told));
+        assert!(refused(store.apply(&[]).await.unwrap_err()));
+        assert!(refused(store.poll(session, Claim::Follow).await.unwrap_err()));
+        assert!(refused(store.scan(None).await.unwrap_err()));
+        server.cli(&["HSET", &at("meta"), field, &ours]);
+    }
+    assert!(store.scan(None).await.is_ok());
     server.cli(&["SET", &at("views"), "x"]);
     assert!(matches!(store.scan(None).await, Err(StoreError::Corrupt(_))));
     store.renew(session).await.unwrap();

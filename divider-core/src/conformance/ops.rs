@@ -244,7 +244,7 @@ pub async fn an_owner_sets_its_key_aside_until_it_is_retried_or_declared_again<B
         assert_eq!(clerk.apply(&[aside.clone(), aside]).await.outcomes, [Outcome::Done, STALE]);
         let record = clerk.record(&key).await.unwrap();
         assert_eq!((record.view.state, record.why.as_str()), (State::Quarantined(Aside::Failed), "bad address"));
-        assert_eq!(clerk.store.quarantined(9).await.unwrap(), [key.clone()]);
+        assert_eq!(clerk.store.quarantined(9).await.unwrap(), std::slice::from_ref(&key));
         // A source that says the same again does not free it.
         let same = Op::Add(Work::from(key.clone()).how(Declaration::Declare));
         assert_eq!(clerk.one(same).await, Outcome::Unchanged);

@@ -82,7 +82,7 @@ impl Ward {
     fn probation(&self, deaths: u32) -> Duration {
         let suspect = self.quarantine.unwrap_or_default().suspect;
         let times = 1_u32 << deaths.saturating_sub(suspect).min(16);
-        (self.lease.max(Duration::from_secs(1)) * 5 / 4 * times).min(self.quiet())
+        (self.lease.max(self.within() / 10) * 5 / 4 * times).min(self.quiet())
     }
 
     /// Whether there are suspects, and not too many to be tried apart.

@@ -32,9 +32,9 @@ pub(crate) fn spawn(shared: &Arc<Shared>) -> io::Result<()> {
         leases: shared.lease.subscribe(),
         died: shared.lease_died.clone(),
     };
-    let node = Arc::downgrade(shared);
+    // Made here and not in the task: one that is dropped before its first step has died as well.
+    let part = Part::of(Arc::downgrade(shared), "the renewal of the lease");
     shared.machine.beat(Box::pin(async move {
-        let part = Part::of(node, "the renewal of the lease");
         beat.run().await;
         part.done();
     }))

@@ -19,6 +19,8 @@ use super::{
 };
 use crate::{Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic, limits};
 
+/// Between two tries of a program that is too old for its group.
+const TOO_OLD: Duration = Duration::from_secs(10);
 /// Pauses between tries to subscribe: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -31,17 +33,29 @@ pub(crate) struct Opening {
     sent: Option<Instant>,
     /// What all tries ask for, since any of them may be the one that counts.
     affinity: u32,
-    /// The session before, whose keys this node acts on no more.
+    /// The session before, whose keys this node acts on no more. Others than the `lost` one may have been opened since.
     old: Option<SessionId>,
+    lost: Option<SessionId>,
     /// The newest revision that this node has been told.
     seen: Revision,
+    /// An earlier try may have opened the session.
+    doubtful: bool,
 }
 
 impl Opening {
     pub(crate) fn new(shared: &Shared, old: Option<SessionId>) -> Self {
         let seen = Revision(shared.applied.load(Ordering::Relaxed));
         let affinity = shared.with(|member| member.affinity());
-        Self { session: shared.machine.session(), hints: None, sent: None, affinity, old, seen }
+        Self {
+            session: shared.machine.session(),
+            hints: None,
+            sent: None,
+            affinity,
+            old,
+            lost: old,
+            seen,
+            doubtful: false,
+        }
     }
 
     /// The session, which may have begun.
@@ -55,7 +69,7 @@ impl Opening {
         loop {
             if self.sent.is_some_and(|sent| shared.deadline(sent) <= shared.clock.now()) {
                 // An earlier try may have opened it, but it would be dead by now.
-                *self = Self::new(shared, Some(self.session));
+                *self = Self { lost: self.lost, ..Self::new(shared, Some(self.session)) };
             }
             if self.hints.is_none() {
                 let topic = Topic::Session(self.session);
@@ -73,22 +87,32 @@ impl Opening {
             };
             // The end comes second: the join is refused where any session has ended since `seen`.
             let ops: Vec<Op> = [join].into_iter().chain(self.old.map(|session| Op::End { session })).collect();
-            let applied = shared.apply("join", &ops).await?;
+            let applied =
+                shared.apply("join", &ops).await.inspect_err(|error| self.doubtful |= !error.has_no_effect())?;
             shared.applied.store(applied.revision.0, Ordering::Relaxed);
             match applied.outcomes.first() {
                 Some(Outcome::Done | Outcome::Unchanged) => {
                     let Some(hints) = self.hints.take() else { continue };
                     shared.joined(self.session, shared.deadline(sent), self.affinity);
                     tracing::info!(target: target::SESSION, node = %config.node, session = %self.session, "joined");
-                    if matches!(applied.outcomes.get(1), Some(Outcome::Refused(_))) {
+                    let ended = self.old == self.lost && applied.outcomes.get(1) == Some(&Outcome::Done);
+                    if !ended {
                         absolve(shared);
                     }
                     return Ok((self.session, hints));
                 }
+                // An earlier try may have opened it, and it has ended since: what was told to it may still be on the way, and
+                // no session lives twice.
+                Some(Outcome::Refused(Refusal::Late)) if self.doubtful => {
+                    *self = Self { lost: self.lost, seen: applied.revision, ..Self::new(shared, Some(self.session)) };
+                }
                 // What a node that comes new to a group always hears if anybody was ever there before.
                 Some(Outcome::Refused(Refusal::Late)) => self.seen = applied.revision,
+                Some(Outcome::Refused(Refusal::TooOld { needs })) => {
+                    return Err(StoreError::TooOld { needs: *needs, reads: config.reads });
+                }
                 _ => {
-                    *self = Self::new(shared, self.old);
+                    *self = Self { lost: self.lost, ..Self::new(shared, self.old) };
                     return Err(StoreError::SessionEnded);
                 }
             }
@@ -188,6 +212,10 @@ async fn join_again(shared: &Shared, lost: SessionId, until: Instant) -> (Sessio
                     let _ = shared.hand_in(vec![Op::Drain { session }], Some(session), Then::Drained);
                 }
                 return (session, hints);
+            }
+            Err(error @ StoreError::TooOld { .. }) => {
+                tracing::error!(target: target::SESSION, node = %shared.config.node, %error, "cannot join any more");
+                pause = TOO_OLD;
             }
             Err(error) => {
                 tracing::debug!(target: target::SESSION, node = %shared.config.node, %error, "could not join yet");

@@ -2,25 +2,33 @@
 //!
 //! | kind | op | names | a | b | c |
 //! | --- | --- | --- | --- | --- | --- |
-//! | 1 | Add | key | weight | priority | not before |
+//! | 1 | Add | key, and how as the term | weight | priority | not before |
 //! | 2, 3 | Remove, Retry | key | | | |
 //! | 4 | Rebalance | | | | |
-//! | 5 | Join | session, node | affinity | capacity | lease |
+//! | 5 | Join | session, node, seen as the term, format as the token | affinity | capacity | lease |
 //! | 6, 7 | SetAffinity, AlterAffinity | session | number | affinity, difference | |
 //! | 8, 9 | Drain, End | session | | | |
 //! | 10 | Confirm | session, key, token | 1 where started | | |
-//! | 11 | GiveUp | session, key, token | not before | | |
-//! | 12, 13 | Complete, Checkpoint | session, key, token | | | |
+//! | 11 | GiveUp | session, key, token | generation | pause | failures |
+//! | 12 | Complete | session, key, token | generation | | |
+//! | 13 | Checkpoint | session, key, token | | | |
 //! | 14 | Assign | term, key, session | | | |
 //! | 15, 16 | Revoke, Force | term, key, token | | | |
-//! | 17 | Expire | term, session | beat | healthy below | |
+//! | 17 | Expire | term, session, whom alone as the token | beat | healthy below | whom to blame |
 //! | 18 | Quarantine | term, key | | | |
 //! | 19 | Settle | term, session | | | |
 //! | 20 | EndHold | term | | | |
+//! | 21 | SetAside | session, key, token | generation | | |
+//! | 22 | Clear | term, key | 1 for blames only | | |
+//! | 23 | Absolve | key, token | | | |
+//! | 24 | Advance | term | milliseconds | | |
+//! | 25 | Step | term | format | | |
+//!
+//! Payload, checkpoint and reason go as the blob.
 
 use std::collections::HashSet;
 
-use divider_core::{Op, SessionId, Term, Token};
+use divider_core::{Blame, Declaration, Op, SessionId, Term, Token};
 use uuid::Uuid;
 
 use super::number;
@@ -74,7 +82,7 @@ impl<'a> Encoded<'a> {
             let of = match kind {
                 1 => Family::Add,
                 14 => Family::Assign,
-                2 | 3 | 10..=13 | 15 | 16 | 18 => Family::Keyed,
+                2 | 3 | 10..=13 | 15 | 16 | 18 | 21..=23 => Family::Keyed,
                 _ => Family::Other,
             };
             // A node's name may come as often as it likes.
@@ -121,6 +129,7 @@ fn row(op: &Op) -> (i16, Row<'_>) {
                 a: Some(work.weight.into()),
                 b: Some(work.priority.into()),
                 c: Some(number(work.not_before_ms)),
+                term: declared(work.how),
                 blob: Some(&work.payload),
                 ..none()
             },
@@ -128,11 +137,12 @@ fn row(op: &Op) -> (i16, Row<'_>) {
         Op::Remove { key } => (2, Row { name: Some(key.as_str()), ..none() }),
         Op::Retry { key } => (3, Row { name: Some(key.as_str()), ..none() }),
         Op::Rebalance => (4, none()),
-        Op::Join { session, node, affinity, capacity, lease_ms, seen } => (
+        Op::Join { session, node, affinity, capacity, lease_ms, seen, reads } => (
             5,
             Row {
-                // The column of terms is the one that a join has no use for.
+                // The columns of terms and tokens are those that a join has no use for.
                 term: Some(number(seen.0)),
+                token: Some((*reads).into()),
                 name: Some(node.as_str()),
                 a: Some((*affinity).into()),
                 b: capacity.map(Into::into),
@@ -151,10 +161,20 @@ fn row(op: &Op) -> (i16, Row<'_>) {
         Op::Confirm { session, key, token, started } => {
             (10, Row { name: Some(key.as_str()), a: Some((*started).into()), ..owned(session, token) })
         }
-        Op::GiveUp { session, key, token, not_before_ms } => {
-            (11, Row { name: Some(key.as_str()), a: Some(number(*not_before_ms)), ..owned(session, token) })
+        Op::GiveUp { session, key, token, generation, pause_ms, failures, why } => (
+            11,
+            Row {
+                name: Some(key.as_str()),
+                a: Some((*generation).into()),
+                b: Some(number(*pause_ms)),
+                c: Some((*failures).into()),
+                blob: Some(why.as_bytes()),
+                ..owned(session, token)
+            },
+        ),
+        Op::Complete { session, key, token, generation } => {
+            (12, Row { name: Some(key.as_str()), a: Some((*generation).into()), ..owned(session, token) })
         }
-        Op::Complete { session, key, token } => (12, Row { name: Some(key.as_str()), ..owned(session, token) }),
         Op::Checkpoint { session, key, token, bytes } => {
             (13, Row { name: Some(key.as_str()), blob: Some(bytes), ..owned(session, token) })
         }
@@ -167,13 +187,44 @@ fn row(op: &Op) -> (i16, Row<'_>) {
         Op::Force { term, key, token } => {
             (16, Row { name: Some(key.as_str()), token: Some(number(token.0)), ..led(term) })
         }
-        Op::Expire { term, session, beat, healthy_below } => (
-            17,
-            Row { session: Some(session.0), a: Some(number(beat.0)), b: Some(number(healthy_below.0)), ..led(term) },
-        ),
+        Op::Expire { term, session, beat, verdict } => {
+            let (whom, suspect) = blamed(verdict.blame);
+            let row = Row { session: Some(session.0), a: Some(number(beat.0)), ..led(term) };
+            (17, Row { b: Some(number(verdict.healthy_below.0)), c: Some(whom), token: Some(suspect), ..row })
+        }
         Op::Quarantine { term, key } => (18, Row { name: Some(key.as_str()), ..led(term) }),
         Op::Settle { term, session } => (19, Row { session: Some(session.0), ..led(term) }),
         Op::EndHold { term } => (20, led(term)),
+        Op::SetAside { session, key, token, generation, why } => {
+            let row = Row { a: Some((*generation).into()), blob: Some(why.as_bytes()), ..owned(session, token) };
+            (21, Row { name: Some(key.as_str()), ..row })
+        }
+        Op::Clear { term, key, blames_only } => {
+            (22, Row { name: Some(key.as_str()), a: Some((*blames_only).into()), ..led(term) })
+        }
+        Op::Absolve { key, token } => (23, Row { name: Some(key.as_str()), token: Some(number(token.0)), ..none() }),
+        Op::Advance { term, elapsed_ms } => (24, Row { a: Some(number(*elapsed_ms)), ..led(term) }),
+        Op::Step { term, format } => (25, Row { a: Some((*format).into()), ..led(term) }),
+    }
+}
+
+/// How work is declared. The usual way goes without a number, so that a column of it is not sent.
+fn declared(how: Declaration) -> Option<i64> {
+    match how {
+        Declaration::Again => None,
+        Declaration::Once => Some(1),
+        Declaration::Declare => Some(2),
+        Declaration::Refresh => Some(3),
+    }
+}
+
+/// Whom a death is held against, and the number that goes with it; see `0001_tables.sql`.
+fn blamed(blame: Blame) -> (i64, i64) {
+    match blame {
+        Blame::Nobody => (0, 0),
+        Blame::Young => (1, 0),
+        Blame::Suspects(from) => (2, from.into()),
+        Blame::Only(token) => (3, number(token.0)),
     }
 }
 

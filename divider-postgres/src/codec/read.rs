@@ -3,8 +3,8 @@
 use std::fmt;
 
 use divider_core::{
-    Batch, Blob, Change, GroupView, Holding, Key, KeyView, NodeId, Notice, Outcome, Refusal, Revision, SessionId,
-    SessionView, State, StopReason, StoreError, Term, Token,
+    Aside, Batch, Blame, Blob, Change, Deaths, GroupView, Holding, Key, KeyView, NodeId, Notice, Outcome, Refusal,
+    Revision, SessionId, SessionView, State, StopReason, StoreError, Term, Token, Verdict,
 };
 use serde::{
     Deserialize, Deserializer,
@@ -44,6 +44,7 @@ fn outcome(code: i16, value: Option<i64>) -> Option<Outcome> {
         20 => Refusal::Holding,
         21 => Refusal::AffinityOutOfRange(value?),
         22 => Refusal::Late,
+        23 => Refusal::TooOld { needs: u16::try_from(value?).ok()? },
         _ => return None,
     }))
 }
@@ -94,6 +95,8 @@ pub(crate) struct HoldingRow {
     pub(crate) key: String,
     pub(crate) token: i64,
     pub(crate) attempts: i64,
+    pub(crate) generation: i64,
+    pub(crate) failures: i64,
     pub(crate) weight: i64,
     pub(crate) priority: i32,
     pub(crate) payload: Vec<u8>,
@@ -107,6 +110,8 @@ pub(crate) fn holding(row: HoldingRow) -> Result<Holding, StoreError> {
         key: Key::new(row.key).map_err(|e| StoreError::Corrupt(e.to_string()))?,
         token: Token(super::unsigned(row.token)?),
         attempts: small(row.attempts)?,
+        generation: small(row.generation)?,
+        failures: small(row.failures)?,
         weight: small(row.weight)?,
         priority: row.priority,
         payload: Blob::from(row.payload),
@@ -124,53 +129,102 @@ fn stop_reason(stopping: i16) -> Option<StopReason> {
 }
 
 /// A key's state, from its columns.
-fn state(owner: Option<Uuid>, token: Option<u64>, stopping: i16, quarantined: bool) -> State {
+fn state(owner: Option<Uuid>, token: Option<u64>, stopping: i16, aside: i16) -> State {
     match (owner.map(SessionId), token.map(Token), stop_reason(stopping)) {
-        _ if quarantined => State::Quarantined,
+        _ if aside == 1 => State::Quarantined(Aside::Deaths),
+        _ if aside != 0 => State::Quarantined(Aside::Failed),
         (Some(session), Some(token), None) => State::Assigned { session, token },
         (Some(session), Some(token), Some(reason)) => State::Stopping { session, token, reason },
         _ => State::Pending,
     }
 }
 
+/// What the end of a session means for its keys, from its columns.
+fn verdict((healthy_below, whom, suspect): (u64, i16, u64)) -> Option<Verdict> {
+    let blame = match whom {
+        0 => Blame::Nobody,
+        1 => Blame::Young,
+        2 => Blame::Suspects(u32::try_from(suspect).ok()?),
+        3 => Blame::Only(Token(suspect)),
+        _ => return None,
+    };
+    Some(Verdict { healthy_below: Token(healthy_below), blame })
+}
+
 /// A number of all keys, or one for each where they differ.
 pub(crate) type Each<T> = (T, Option<Vec<T>>);
+
+/// What is held against keys, one of each for each of them.
+#[derive(Debug)]
+pub(crate) struct Past {
+    pub(crate) retry_at_ms: Vec<i64>,
+    pub(crate) failures: Vec<i64>,
+    pub(crate) deaths: Vec<i32>,
+    pub(crate) alone: Vec<i32>,
+    pub(crate) death: Vec<i64>,
+}
+
+impl Past {
+    /// Puts what is held against one of them into its view.
+    fn tell(&self, ix: usize, view: &mut KeyView) -> Result<(), StoreError> {
+        view.retry_at_ms = super::unsigned(nth(&self.retry_at_ms, ix)?)?;
+        view.failures = small(nth(&self.failures, ix)?)?;
+        let (count, alone) = (nth(&self.deaths, ix)?.into(), nth(&self.alone, ix)?.into());
+        let token = Token(super::unsigned(nth(&self.death, ix)?)?);
+        view.deaths = Deaths { count: small(count)?, alone: small(alone)?, token };
+        Ok(())
+    }
+}
+
+fn nth<T: Copy>(list: &[T], ix: usize) -> Result<T, StoreError> {
+    list.get(ix).copied().ok_or_else(|| corrupt("lists of one length"))
+}
 
 /// Keys of a page that stand in the same way.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) owner: Option<Uuid>,
     pub(crate) stopping: i16,
-    pub(crate) quarantined: bool,
+    pub(crate) aside: i16,
     pub(crate) avoid: Option<Uuid>,
     pub(crate) keys: Vec<String>,
     pub(crate) tokens: Vec<Option<i64>>,
     pub(crate) weight: Each<i64>,
     pub(crate) priority: Each<i32>,
     pub(crate) not_before_ms: Each<i64>,
+    pub(crate) generation: Each<i64>,
     pub(crate) attempts: Each<i64>,
-    pub(crate) fates: Each<i64>,
+    pub(crate) since: Vec<i64>,
+    /// What few keys have.
+    pub(crate) past: Option<Past>,
 }
 
 impl Run {
     /// Appends the keys.
     pub(crate) fn views(self, views: &mut Vec<KeyView>) -> Result<(), StoreError> {
         fn at<T: Copy>((all, each): &Each<T>, at: usize) -> Result<T, StoreError> {
-            let Some(each) = each else { return Ok(*all) };
-            each.get(at).copied().ok_or_else(|| corrupt("lists of one length"))
+            each.as_ref().map_or(Ok(*all), |each| nth(each, at))
         }
         for (ix, key) in self.keys.into_iter().enumerate() {
             let token = self.tokens.get(ix).ok_or_else(|| corrupt("a token for each key"))?;
-            views.push(KeyView {
+            let mut view = KeyView {
                 key: Key::new(key).map_err(|e| StoreError::Corrupt(e.to_string()))?,
                 weight: small(at(&self.weight, ix)?)?,
                 priority: at(&self.priority, ix)?,
                 not_before_ms: super::unsigned(at(&self.not_before_ms, ix)?)?,
+                retry_at_ms: 0,
+                generation: small(at(&self.generation, ix)?)?,
+                since: super::unsigned(nth(&self.since, ix)?)?,
                 attempts: small(at(&self.attempts, ix)?)?,
-                fates: small(at(&self.fates, ix)?)?,
+                failures: 0,
+                deaths: Deaths::default(),
                 avoid: self.avoid.map(SessionId),
-                state: state(self.owner, token.map(super::unsigned).transpose()?, self.stopping, self.quarantined),
-            });
+                state: state(self.owner, token.map(super::unsigned).transpose()?, self.stopping, self.aside),
+            };
+            if let Some(past) = &self.past {
+                past.tell(ix, &mut view)?;
+            }
+            views.push(view);
         }
         Ok(())
     }
@@ -224,11 +278,23 @@ impl Kinds for Change {
         Ok(match kind {
             "k" => {
                 let (key, weight, priority, not_before_ms) = (f.next()?, f.next()?, f.next()?, f.next()?);
-                let (attempts, fates, avoid) = (f.next()?, f.next()?, f.next::<Option<Uuid>>()?.map(SessionId));
-                let (owner, token, stopping): (Option<Uuid>, Option<u64>, i16) = (f.next()?, f.next()?, f.next()?);
-                let quarantined: bool = f.next()?;
-                let state = state(owner, token, stopping, quarantined);
-                Change::Key(KeyView { key, weight, priority, not_before_ms, attempts, fates, avoid, state })
+                let (generation, since, attempts) = (f.next()?, f.next()?, f.next()?);
+                let past: Option<(u64, u32, u32, u32, u64)> = f.next()?;
+                let (retry_at_ms, failures, count, alone, token) = past.unwrap_or_default();
+                Change::Key(KeyView {
+                    key,
+                    weight,
+                    priority,
+                    not_before_ms,
+                    retry_at_ms,
+                    generation,
+                    since,
+                    attempts,
+                    failures,
+                    deaths: Deaths { count, alone, token: Token(token) },
+                    avoid: f.next::<Option<Uuid>>()?.map(SessionId),
+                    state: state(f.next()?, f.next()?, f.next()?, f.next()?),
+                })
             }
             "K" => Change::KeyGone(f.next()?),
             "s" => Change::Session(SessionView {
@@ -239,13 +305,20 @@ impl Kinds for Change {
                 lease_ms: f.next()?,
                 draining: f.next()?,
                 settled: f.next()?,
-                ended: f.next::<Option<u64>>()?.map(Token),
+                ended: match f.next::<Option<(u64, i16, u64)>>()? {
+                    Some(ended) => Some(verdict(ended).ok_or_else(|| A::Error::custom("no verdict"))?),
+                    None => None,
+                },
+                reads: f.next()?,
+                joined: Token(f.next()?),
             }),
             "S" => Change::SessionGone(SessionId(f.next()?)),
             "g" => Change::Group(GroupView {
                 term: Term(f.next()?),
                 leader: f.next::<Option<Uuid>>()?.map(SessionId),
                 hold: f.next()?,
+                time_ms: f.next()?,
+                format: f.next()?,
             }),
             _ => return Err(A::Error::custom("a change of an unknown kind")),
         })
@@ -260,6 +333,8 @@ impl Kinds for Unread {
                     key: f.next()?,
                     token: Token(f.next()?),
                     attempts: f.next()?,
+                    generation: f.next()?,
+                    failures: f.next()?,
                     weight: f.next()?,
                     priority: f.next()?,
                     payload: Blob::default(),

@@ -1,8 +1,9 @@
 //! What the scripts answer and publish.
 
 use divider_core::{
-    Batch, Beat, Blob, Change, GroupView, Hint, Holding, Key, KeyView, Message, NodeId, Notice, Op, Outcome, Record,
-    Refusal, Revision, SessionId, SessionView, State, StopReason, StoreError, Term, Token,
+    Aside, Batch, Beat, Blame, Blob, Change, Deaths, GroupView, Hint, Holding, Key, KeyView, Message, NodeId, Notice,
+    Op, Outcome, Record, Refusal, Revision, SessionId, SessionView, State, StopReason, StoreError, Term, Text, Token,
+    Verdict,
 };
 use rmp::decode::{read_array_len, read_int, read_str_len};
 use uuid::Uuid;
@@ -55,12 +56,44 @@ impl<'a> Reader<'a> {
     fn token(&mut self) -> Read<Token> {
         self.int().map(Token)
     }
+
+    /// An array of its own, or 0 where all of it is as in a new record.
+    fn rare(&mut self) -> Read<Rare> {
+        if self.0.first() == Some(&0) {
+            self.0 = &self.0[1..];
+            return Ok(Rare::default());
+        }
+        if self.array()? < 8 {
+            return Err(corrupt("at least 8 fields of what few keys have"));
+        }
+        let (not_before_ms, retry_at_ms, failures) = (self.int()?, self.int()?, self.int()?);
+        let deaths = Deaths { count: self.int()?, alone: self.int()?, token: self.token()? };
+        Ok((not_before_ms, retry_at_ms, failures, deaths, self.maybe_session()?))
+    }
+
+    /// What the end of a session means for its keys; -1 where it lives.
+    fn verdict(&mut self) -> Read<Option<Verdict>> {
+        let healthy_below = self.int::<i64>()?;
+        let blame = match (self.int::<u64>()?, self.int::<u64>()?) {
+            (0, _) => Blame::Nobody,
+            (1, _) => Blame::Young,
+            (2, from) => Blame::Suspects(from.try_into().map_err(|_| corrupt("a number of deaths"))?),
+            (3, token) => Blame::Only(Token(token)),
+            _ => return Err(corrupt("whom a death is held against")),
+        };
+        Ok(u64::try_from(healthy_below).ok().map(|token| Verdict { healthy_below: Token(token), blame }))
+    }
 }
 
 /// The integers that a record consists of.
 mod rmp_num {
     pub(super) trait Int: Sized {
         fn of(number: i64) -> Option<Self>;
+    }
+    impl Int for u16 {
+        fn of(number: i64) -> Option<Self> {
+            number.try_into().ok()
+        }
     }
     impl Int for u32 {
         fn of(number: i64) -> Option<Self> {
@@ -104,31 +137,48 @@ fn stop_reason(code: u64) -> Read<StopReason> {
     }
 }
 
+/// What few keys have: due time, end of the pause, failures, deaths, and who gave it up last.
+type Rare = (u64, u64, u32, Deaths, Option<SessionId>);
+
 /// A key's view as it is stored. Later versions may append fields; the ones that are unknown here are left alone.
 pub(crate) fn view(key: Key, packed: &[u8]) -> Read<KeyView> {
     let mut r = Reader(packed);
     if r.array()? < 9 {
         return Err(corrupt("a view of at least 9 fields"));
     }
-    let (weight, priority, not_before_ms, attempts, fates) = (r.int()?, r.int()?, r.int()?, r.int()?, r.int()?);
-    let avoid = r.maybe_session()?;
+    let (weight, priority, since, generation, attempts) = (r.int()?, r.int()?, r.int()?, r.int()?, r.int()?);
     let state = r.int::<u64>()?;
     let (owner, token) = (r.bytes()?, r.token()?);
     let state = match state {
         0 => State::Pending,
         1 => State::Assigned { session: session(owner)?, token },
         2 | 3 => State::Stopping { session: session(owner)?, token, reason: stop_reason(state)? },
-        4 => State::Quarantined,
+        4 => State::Quarantined(Aside::Deaths),
+        5 => State::Quarantined(Aside::Failed),
         _ => return Err(corrupt("a key's state")),
     };
-    Ok(KeyView { key, weight, priority, not_before_ms, attempts, fates, avoid, state })
+    let (not_before_ms, retry_at_ms, failures, deaths, avoid) = r.rare()?;
+    Ok(KeyView {
+        key,
+        weight,
+        priority,
+        not_before_ms,
+        retry_at_ms,
+        generation,
+        since,
+        attempts,
+        failures,
+        deaths,
+        avoid,
+        state,
+    })
 }
 
 /// A session as it is stored.
 pub(crate) fn session_view(session: SessionId, packed: &[u8]) -> Read<SessionView> {
     let mut r = Reader(packed);
-    if r.array()? < 7 {
-        return Err(corrupt("a session of at least 7 fields"));
+    if r.array()? < 11 {
+        return Err(corrupt("a session of at least 11 fields"));
     }
     let node = NodeId::from_bytes(r.bytes()?).map_err(|_| corrupt("a node's name"))?;
     Ok(SessionView {
@@ -139,19 +189,27 @@ pub(crate) fn session_view(session: SessionId, packed: &[u8]) -> Read<SessionVie
         lease_ms: r.int()?,
         draining: r.flag()?,
         settled: r.flag()?,
-        ended: u64::try_from(r.int::<i64>()?).ok().map(Token),
+        reads: r.int()?,
+        joined: r.token()?,
+        ended: r.verdict()?,
     })
+}
+
+/// What went wrong, as it is stored.
+pub(crate) fn why(bytes: &[u8]) -> Read<Text> {
+    std::str::from_utf8(bytes).map(Text::new).map_err(|_| corrupt("a text"))
 }
 
 /// What a record's owner is handed; `None` where nobody owns it.
 pub(crate) fn holding(record: Record) -> Option<Holding> {
-    let Record { view: KeyView { key, weight, priority, attempts, state, .. }, payload, checkpoint } = record;
+    let Record { view, payload, checkpoint, .. } = record;
+    let KeyView { key, weight, priority, generation, attempts, failures, state, .. } = view;
     let (_, token) = state.owner()?;
     let stopping = match state {
         State::Stopping { reason, .. } => Some(reason),
         _ => None,
     };
-    Some(Holding { key, token, attempts, weight, priority, payload, checkpoint, stopping })
+    Some(Holding { key, token, attempts, generation, failures, weight, priority, payload, checkpoint, stopping })
 }
 
 /// A batch of changes as it is logged and published.
@@ -175,7 +233,7 @@ pub(crate) fn batch(bytes: &[u8]) -> Read<Batch> {
             3 => Change::SessionGone(r.session()?),
             4 => {
                 let (term, leader, hold) = (Term(r.int()?), r.maybe_session()?, r.flag()?);
-                Change::Group(GroupView { term, leader, hold })
+                Change::Group(GroupView { term, leader, hold, time_ms: r.int()?, format: r.int()? })
             }
             _ => return Err(corrupt("a kind of change")),
         });
@@ -196,7 +254,7 @@ pub(crate) fn message(bytes: &[u8]) -> Read<Message> {
                 let key = r.key()?;
                 let view = view(key, r.bytes()?)?;
                 let (payload, checkpoint) = (Blob::from(r.bytes()?), Blob::from(r.bytes()?));
-                let granted = holding(Record { view, payload, checkpoint });
+                let granted = holding(Record { view, why: Text::default(), payload, checkpoint });
                 Notice::Granted(granted.ok_or_else(|| corrupt("an owner"))?)
             }
             1 => Notice::Stop { key: r.key()?, token: r.token()?, reason: stop_reason(r.int()?)? },
@@ -254,6 +312,7 @@ fn outcome(op: &Op, code: u64, value: u64) -> Read<Outcome> {
             _ => return Err(corrupt("another outcome")),
         }),
         22 => Refusal::Late,
+        23 => Refusal::TooOld { needs: value.try_into().map_err(|_| corrupt("a format"))? },
         _ => return Err(corrupt("an outcome")),
     }))
 }
@@ -269,9 +328,11 @@ mod tests {
 
     /// One group change, one new key with a long name, as the script packs them.
     fn sample() -> Vec<u8> {
-        let mut bytes = vec![0xcf, 0, 6, 0, 0, 0, 0, 0, 1, 2, 4, 7, 0xa0, 1, 0, 0xd9, 40];
+        let mut bytes = vec![0xcf, 0, 6, 0, 0, 0, 0, 0, 1, 3, 4, 7, 0xa0, 1, 5, 2, 0, 0xd9, 40];
         bytes.extend([b'k'; 40]);
-        bytes.extend([0xac, 0x9b, 1, 0xff, 0, 0, 0, 0xa0, 0, 0xa0, 0, 0, 0]);
+        bytes.extend([0xac, 0x9b, 1, 0xff, 7, 1, 0, 0, 0xa0, 0, 0, 0, 0]);
+        // One that was set aside, and has what few keys have.
+        bytes.extend([0, 0xa1, b'r', 0xb4, 0x9b, 1, 0, 8, 2, 3, 4, 0xa0, 0, 0x98, 1, 2, 3, 4, 5, 6, 0xa0, 0, 0, 0]);
         bytes
     }
 
@@ -279,9 +340,13 @@ mod tests {
     fn a_batch_is_read_as_it_was_packed() {
         let batch = batch(&sample()).unwrap();
         assert_eq!(batch.revision, Revision((6 << 48) + 1));
-        let group = GroupView { term: Term(7), leader: None, hold: true };
+        let group = GroupView { term: Term(7), leader: None, hold: true, time_ms: 5, format: 2 };
         assert_eq!(batch.changes[0], Change::Group(group));
         assert!(matches!(&batch.changes[1], Change::Key(view) if view.priority == -1 && view.key.as_str().len() == 40));
+        let Change::Key(rare) = &batch.changes[2] else { panic!("{batch:?}") };
+        assert_eq!((rare.not_before_ms, rare.retry_at_ms, rare.failures, rare.avoid), (1, 2, 3, None));
+        assert_eq!(rare.deaths, Deaths { count: 4, alone: 5, token: Token(6) });
+        assert_eq!((rare.since, rare.generation, rare.state), (8, 2, State::Quarantined(Aside::Deaths)));
     }
 
     #[test]

@@ -5,8 +5,10 @@ local ops = cmsgpack.unpack(ARGV[2])
 -- What is answered for an op: a code, and for some codes a number.
 local DONE, UNCHANGED, IS_AFFINITY, IS_GRANTED = 0, 1, 2, 3
 local UNKNOWN_KEY, STALE_TOKEN, SESSION_ENDED, NOT_TAKING, NO_ROOM, NOT_FREE, NOT_QUARANTINED, NOT_STOPPING, OLD_TERM,
-  STILL_BEATING, HOLDING, OUT_OF_RANGE, LATE = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22
-local MAX_AFFINITY = 2147483647
+  STILL_BEATING, HOLDING, OUT_OF_RANGE, LATE, TOO_OLD = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23
+-- What a declaration does where the key is there already.
+local AGAIN, ONCE, REFRESH = 0, 1, 3
+local MAX_AFFINITY, MAX_COUNT = 2147483647, 4294967295
 -- What a key of a living session, or one without, is in the answer of `standing`.
 local FREE, OWNED, ASIDE = 0, 1, 2
 
@@ -15,7 +17,7 @@ do
   local names, asked = {}, {}
   for _, op in ipairs(ops) do
     local code = op[1]
-    if (code <= 3 or (code >= 10 and code <= 16) or code == 18) and not asked[op[2]] then
+    if (code <= 3 or (code >= 10 and code <= 16) or code == 18 or (code >= 21 and code <= 23)) and not asked[op[2]] then
       asked[op[2]] = true
       names[#names + 1] = op[2]
     end
@@ -30,8 +32,6 @@ do
   end
 end
 
-token = math.max(token, now - 1)
-
 local function blob(key, v, length, hash, dirty)
   if v[length] == 0 then
     return ''
@@ -43,7 +43,37 @@ local function payload(key, v)
   return blob(key, v, PAYLOAD_LEN, PAYLOADS, dirty_payloads)
 end
 
+local function rare(v)
+  return v[RARE] == 0 and PLAIN or v[RARE]
+end
+
+-- Sets a field of what few keys have.
+local function set_rare(v, field, value)
+  local r = v[RARE]
+  if r == 0 then
+    if value == PLAIN[field] then
+      return
+    end
+    r = { unpack(PLAIN) }
+    v[RARE] = r
+  end
+  r[field] = value
+end
+
+-- Whether a record has none of it any more.
+local function is_plain(r)
+  for field = 1, WHY_LEN do
+    if r[field] ~= PLAIN[field] then
+      return false
+    end
+  end
+  return true
+end
+
 local function changed(key, v)
+  if v[RARE] ~= 0 and is_plain(v[RARE]) then
+    v[RARE] = 0
+  end
   local packed = pack(v)
   dirty_views[key] = packed
   change(pack(KEY, key, packed))
@@ -52,10 +82,10 @@ end
 
 -- Keeps the sessions' and the group's counts right when a key's state changes.
 local function recount(key, before, owner_before, after, owner_after)
-  if before == QUARANTINE then
+  if before >= DEADLY then
     dirty_quarantined[key] = false
   end
-  if after == QUARANTINE then
+  if after and after >= DEADLY then
     dirty_quarantined[key] = true
   end
   local moved = owner_before ~= owner_after
@@ -105,6 +135,9 @@ local function delete(key, v)
   if v[CHECKPOINT_LEN] > 0 then
     dirty_checkpoints[key] = false
   end
+  if rare(v)[WHY_LEN] > 0 then
+    dirty_whys[key] = false
+  end
   recount(key, v[STATE], v[OWNER], nil, '')
   change(pack(KEY_GONE, key))
   if v[OWNER] ~= '' then
@@ -112,13 +145,13 @@ local function delete(key, v)
   end
 end
 
--- Where a key stands once ended owners are taken for none. The second value is, for a free key whose last owner died,
--- 1 where it died soon after the grant, else 0.
+-- Where a key stands once ended owners are taken for none. The second value is, for a free key in the name of an ended
+-- session, that session.
 local function standing(v)
   local state = v[STATE]
   if state == PENDING then
     return FREE
-  elseif state == QUARANTINE then
+  elseif state >= DEADLY then
     return ASIDE
   end
   local s = session(v[OWNER])
@@ -127,7 +160,7 @@ local function standing(v)
   elseif s[ENDED] < 0 then
     return OWNED
   end
-  return FREE, v[TOKEN] >= s[ENDED] and 1 or 0
+  return FREE, s
 end
 
 -- The view, where the living session owns the key under the token; otherwise nil and why not.
@@ -145,9 +178,74 @@ local function owned(id, key, held_token)
   return nil, STALE_TOKEN
 end
 
--- Fates are the last 32 ownerships, the newest in the lowest bit; Lua's own shifts are signed.
-local function shift_fate(v, died)
-  v[FATES] = (v[FATES] * 2 + died) % 4294967296
+-- What is held against the key. Nothing, where nothing is said.
+local function set_deaths(v, deaths, alone, death)
+  set_rare(v, DEATHS, deaths or 0)
+  set_rare(v, ALONE, alone or 0)
+  set_rare(v, DEATH, death or 0)
+end
+
+-- Writes down what the end of the last ownership says, where it ended with its session.
+local function settle(v, s)
+  if not s then
+    return
+  end
+  local r, held, blame = rare(v), v[TOKEN], s[BLAME]
+  local alone = blame == ONLY and s[BLAMED] == held
+  if held < s[ENDED] then
+    set_deaths(v)
+  elseif alone or blame == YOUNG or (blame == SUSPECTS and r[DEATHS] >= s[BLAMED]) then
+    set_deaths(v, math.min(r[DEATHS] + 1, MAX_COUNT), math.min(r[ALONE] + (alone and 1 or 0), MAX_COUNT), held)
+  end
+end
+
+-- What went wrong, as far as the group's format keeps it.
+local function set_why(key, v, why)
+  if format < KEEPS_WHY then
+    why = ''
+  end
+  if #why > 0 then
+    dirty_whys[key] = why
+  elseif rare(v)[WHY_LEN] > 0 then
+    dirty_whys[key] = false
+  end
+  set_rare(v, WHY_LEN, #why)
+end
+
+-- Whatever was held against the work of before is not held against what was declared since.
+local function forgive(key, v)
+  if v[RARE] ~= 0 then
+    set_deaths(v)
+    set_rare(v, FAILURES, 0)
+    set_rare(v, RETRY_AT, 0)
+    set_why(key, v, '')
+  end
+end
+
+-- Frees a key, with a clean history.
+local function free(key, v)
+  forgive(key, v)
+  set_state(key, v, PENDING, '', 0)
+end
+
+-- The owner is done with the key: for good, or, where it says why, until a person looks at it.
+local function finish(op, why)
+  local key = op[2]
+  local v, refusal = owned(op[3], key, op[4])
+  if not v then
+    return refusal
+  elseif v[STATE] == REMOVING then
+    delete(key, v)
+  elseif v[GENERATION] ~= op[5] then
+    -- It was declared again, and that runs after this.
+    free(key, v)
+  elseif not why then
+    delete(key, v)
+  else
+    set_why(key, v, why)
+    set_state(key, v, FAILED, '', 0)
+  end
+  return DONE
 end
 
 local function stop(id, key, held_token, reason)
@@ -200,27 +298,48 @@ end
 local apply = {
   -- Add
   [1] = function(op)
-    local key, weight, priority, not_before, bytes = op[2], op[3], op[4], op[5], op[6]
+    local key, weight, priority, not_before, bytes, how = op[2], op[3], op[4], op[5], op[6], op[7]
     local v = views[key]
     if not v then
-      v = { weight, priority, not_before, 0, 0, '', PENDING, '', 0, 0, 0 }
+      if how == REFRESH then
+        return UNCHANGED
+      end
+      declared = declared + 1
+      meta_dirty.declared = declared
+      v = { weight, priority, declared, 1, 0, PENDING, '', 0, 0, 0, 0 }
       views[key] = v
+      set_rare(v, NOT_BEFORE, not_before)
       set_payload(key, v, bytes)
       changed(key, v)
       return DONE
-    end
-    local same = v[WEIGHT] == weight and v[PRIORITY] == priority and v[NOT_BEFORE] == not_before
-      and v[PAYLOAD_LEN] == #bytes and payload(key, v) == bytes
-    if same and v[STATE] ~= REMOVING then
+    elseif how == ONCE then
       return UNCHANGED
     end
-    v[WEIGHT], v[PRIORITY], v[NOT_BEFORE] = weight, priority, not_before
-    set_payload(key, v, bytes)
-    if v[STATE] == REMOVING then
+    local state = v[STATE]
+    local same_payload = v[PAYLOAD_LEN] == #bytes and payload(key, v) == bytes
+    -- Work that nobody has begun runs after this in any case.
+    local raised = not same_payload or state == REMOVING or (state ~= PENDING and how == AGAIN)
+    if not raised and v[WEIGHT] == weight and v[PRIORITY] == priority and rare(v)[NOT_BEFORE] == not_before then
+      return UNCHANGED
+    end
+    if raised then
+      v[GENERATION] = math.min(v[GENERATION] + 1, MAX_COUNT)
+    end
+    v[WEIGHT], v[PRIORITY] = weight, priority
+    set_rare(v, NOT_BEFORE, not_before)
+    if not same_payload then
+      set_payload(key, v, bytes)
+      forgive(key, v)
+    end
+    if state == REMOVING then
       -- The stop has been asked for and goes on; but the key stays.
       v[STATE] = STOPPING
     end
-    changed(key, v)
+    if raised and state >= DEADLY then
+      free(key, v)
+    else
+      changed(key, v)
+    end
     return DONE
   end,
   -- Remove
@@ -249,11 +368,10 @@ local apply = {
     local v = views[op[2]]
     if not v then
       return UNKNOWN_KEY
-    elseif v[STATE] ~= QUARANTINE then
+    elseif v[STATE] < DEADLY then
       return NOT_QUARANTINED
     end
-    v[FATES] = 0
-    set_state(op[2], v, PENDING, '', 0)
+    free(op[2], v)
     return DONE
   end,
   -- Rebalance
@@ -278,8 +396,13 @@ local apply = {
     end
     if op[7] < ended or op[7] > revision then
       return LATE
+    elseif op[8] < format then
+      return TOO_OLD, format
+    elseif format == 0 then
+      format = op[8]
+      group_changed()
     end
-    s = { op[3], op[4], op[5], op[6], 0, 0, -1, 0, 0, 0, 0 }
+    s = { op[3], op[4], op[5], op[6], 0, 0, op[8], token, -1, NOBODY, 0, 0, 0, 0, 0 }
     sessions[id] = s
     -- Who is in the beats lives: a renewal looks nowhere else.
     dirty_beats[id] = 0
@@ -304,7 +427,8 @@ local apply = {
     if not s then
       return SESSION_ENDED
     end
-    end_session(op[2], s, ABOVE_ALL)
+    -- Its node acts no more but lives: its keys are not to blame.
+    end_session(op[2], s, 0, NOBODY, 0)
     return DONE
   end,
   -- Confirm
@@ -317,14 +441,13 @@ local apply = {
       delete(key, v)
       return DONE
     end
-    if op[5] == 1 then
-      shift_fate(v, 0)
-    else
+    -- How long it ran is not known here, so this says nothing about what deaths there were.
+    if op[5] == 0 then
       v[ATTEMPTS] = math.max(v[ATTEMPTS] - 1, 0)
     end
     if v[STATE] == ASSIGNED then
       -- The owner let go unasked, so it should not get the key right back.
-      v[AVOID] = id
+      set_rare(v, AVOID, id)
     end
     set_state(key, v, PENDING, '', 0)
     return DONE
@@ -338,20 +461,19 @@ local apply = {
     elseif v[STATE] ~= ASSIGNED then
       return UNCHANGED
     end
-    v[AVOID] = id
-    v[NOT_BEFORE] = math.max(v[NOT_BEFORE], op[5])
+    set_rare(v, AVOID, id)
+    if v[GENERATION] == op[5] then
+      set_rare(v, RETRY_AT, op[6] > 0 and time + op[6] or 0)
+      set_rare(v, FAILURES, op[7])
+      set_why(key, v, op[8])
+    end
     set_state(key, v, STOPPING, id, op[4])
     stop(id, key, op[4], STOPPING)
     return DONE
   end,
   -- Complete
   [12] = function(op)
-    local v, refusal = owned(op[3], op[2], op[4])
-    if not v then
-      return refusal
-    end
-    delete(op[2], v)
-    return DONE
+    return finish(op)
   end,
   -- Checkpoint
   [13] = function(op)
@@ -384,7 +506,7 @@ local apply = {
     if not v then
       return UNKNOWN_KEY
     end
-    local stands, blame = standing(v)
+    local stands, last = standing(v)
     if stands ~= FREE then
       return NOT_FREE
     end
@@ -396,12 +518,13 @@ local apply = {
     elseif s[CAPACITY] >= 0 and s[HOLDS] >= s[CAPACITY] then
       return NO_ROOM
     end
-    token = token + 1
-    v[ATTEMPTS] = math.min(v[ATTEMPTS] + 1, 4294967295)
-    v[AVOID] = ''
-    if blame then
-      shift_fate(v, blame)
-    end
+    token = math.max(token, floor, now - 1) + 1
+    meta_dirty.token = token
+    v[ATTEMPTS] = math.min(v[ATTEMPTS] + 1, MAX_COUNT)
+    set_rare(v, AVOID, '')
+    -- The pause is over, or the leader would not give it out.
+    set_rare(v, RETRY_AT, 0)
+    settle(v, last)
     local packed = set_state(key, v, ASSIGNED, id, token)
     local to = notices[id]
     if (to and to.size or 0) + v[PAYLOAD_LEN] + v[CHECKPOINT_LEN] > LARGEST_HINT then
@@ -462,7 +585,7 @@ local apply = {
   -- Expire
   [17] = function(op)
     local id = op[2]
-    if op[5] ~= term then
+    if op[4] ~= term then
       return OLD_TERM
     end
     local s = alive(id)
@@ -473,7 +596,7 @@ local apply = {
     if tonumber(beat) ~= op[3] then
       return STILL_BEATING
     end
-    end_session(id, s, op[4])
+    end_session(id, s, op[5], op[6], op[7])
     return DONE
   end,
   -- Quarantine
@@ -486,14 +609,12 @@ local apply = {
     if not v then
       return UNKNOWN_KEY
     end
-    local stands, blame = standing(v)
+    local stands, last = standing(v)
     if stands ~= FREE then
       return NOT_FREE
     end
-    if blame then
-      shift_fate(v, blame)
-    end
-    set_state(key, v, QUARANTINE, '', 0)
+    settle(v, last)
+    set_state(key, v, DEADLY, '', 0)
     return DONE
   end,
   -- Settle
@@ -510,7 +631,83 @@ local apply = {
     elseif not hold then
       return UNCHANGED
     end
-    set_group(term, leader, false)
+    hold = false
+    group_changed()
+    return DONE
+  end,
+  -- SetAside
+  [21] = function(op)
+    return finish(op, op[6])
+  end,
+  -- Clear
+  [22] = function(op)
+    local key, blames_only = op[2], op[4] == 1
+    if op[3] ~= term then
+      return OLD_TERM
+    end
+    local v = views[key]
+    if not v then
+      return UNKNOWN_KEY
+    end
+    local r = rare(v)
+    local held = r[ALONE] > 0 or (not blames_only and (r[DEATHS] > 0 or r[DEATH] > 0))
+    if not held or v[STATE] >= DEADLY then
+      return UNCHANGED
+    elseif blames_only then
+      set_rare(v, ALONE, 0)
+    else
+      set_deaths(v)
+    end
+    changed(key, v)
+    return DONE
+  end,
+  -- Absolve
+  [23] = function(op)
+    local key, held = op[2], op[3]
+    local v = views[key]
+    if not v then
+      return UNKNOWN_KEY
+    end
+    local state, r = v[STATE], rare(v)
+    if v[OWNER] ~= '' and v[TOKEN] == held and state ~= REMOVING and standing(v) == FREE then
+      -- Not counted yet: the key is let go before it can be.
+      set_state(key, v, PENDING, '', 0)
+      return DONE
+    elseif r[DEATHS] == 0 or r[DEATH] ~= held then
+      return UNCHANGED
+    end
+    set_deaths(v, r[DEATHS] - 1, math.max(r[ALONE] - 1, 0))
+    set_state(key, v, state == DEADLY and PENDING or state, v[OWNER], v[TOKEN])
+    return DONE
+  end,
+  -- Advance
+  [24] = function(op)
+    if op[2] ~= term then
+      return OLD_TERM
+    elseif op[3] == 0 then
+      return UNCHANGED
+    end
+    time = time + op[3]
+    group_changed()
+    return DONE
+  end,
+  -- Step
+  [25] = function(op)
+    local wanted = op[3]
+    if op[2] ~= term then
+      return OLD_TERM
+    end
+    for _, id in ipairs(all_sessions()) do
+      local s = sessions[id]
+      if s[ENDED] < 0 and s[READS] < wanted then
+        return TOO_OLD, wanted
+      end
+    end
+    if wanted <= format then
+      return UNCHANGED
+    end
+    format = wanted
+    group_changed()
     return DONE
   end,
 }
@@ -518,9 +715,6 @@ local apply = {
 local answer = {}
 for i, op in ipairs(ops) do
   local outcome, value = apply[op[1]](op)
-  if outcome == IS_GRANTED then
-    meta_dirty.token = token
-  end
   answer[2 * i - 1], answer[2 * i] = outcome, value or 0
 end
 commit()

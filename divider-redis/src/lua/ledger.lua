@@ -8,32 +8,44 @@ local CHANNEL = ARGV[1]
 local pack = cmsgpack.pack
 -- Larger messages are announced without their content, so that a slow reader cannot be sent megabytes.
 local LARGEST_HINT = 65536
-local CHANGE_LOG = 16384
--- 2^53: above every token, and exact in a double.
-local ABOVE_ALL = 9007199254740992
+-- The change log keeps this many changes, or two for each key of the group if that is more, and never more than these bytes.
+local LEAST_LOGGED, LARGEST_LOG = 512, 8388608
 -- Every new lineage lifts all numbers by this much, in case the store forgot some and its clock was set back too.
 local LINEAGE_LEAP = 1048576
 
 -- A key's view is an array with these fields; the two lengths spare a look for blobs that are not there.
-local WEIGHT, PRIORITY, NOT_BEFORE, ATTEMPTS, FATES, AVOID, STATE, OWNER, TOKEN, PAYLOAD_LEN, CHECKPOINT_LEN =
+local WEIGHT, PRIORITY, SINCE, GENERATION, ATTEMPTS, STATE, OWNER, TOKEN, RARE, PAYLOAD_LEN, CHECKPOINT_LEN =
   1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
-local PENDING, ASSIGNED, STOPPING, REMOVING, QUARANTINE = 0, 1, 2, 3, 4
--- And so is a session. ENDED is -1 while it lives.
-local NODE, AFFINITY, CAPACITY, LEASE, DRAINING, SETTLED, ENDED, SEQ, ALTERED, HOLDS, STOPS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
+-- What few keys have is an array of its own in it, or 0 where all of it is as in a new record.
+local NOT_BEFORE, RETRY_AT, FAILURES, DEATHS, ALONE, DEATH, AVOID, WHY_LEN = 1, 2, 3, 4, 5, 6, 7, 8
+local PLAIN = { 0, 0, 0, 0, 0, 0, '', 0 }
+-- A key that was set aside is in one of the last two: because its owners died, or because one said so.
+local PENDING, ASSIGNED, STOPPING, REMOVING, DEADLY, FAILED = 0, 1, 2, 3, 4, 5
+-- And so is a session. ENDED is -1 while it lives; then, the token below which its keys have survived. BLAME says whom its
+-- death is held against, and BLAMED from how many deaths on, or which ownership.
+local NODE, AFFINITY, CAPACITY, LEASE, DRAINING, SETTLED, READS, JOINED, ENDED, BLAME, BLAMED, SEQ, ALTERED, HOLDS, STOPS =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+local NOBODY, YOUNG, SUSPECTS, ONLY = 0, 1, 2, 3
 -- Kinds of changes and of notices.
 local KEY, KEY_GONE, SESSION, SESSION_GONE, GROUP = 0, 1, 2, 3, 4
 local GRANTED, STOP, TAKEN, OVER = 0, 1, 2, 3
 
-local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended')
-if m[10] and m[10] ~= '1' then
+local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended',
+  'layout', 'time', 'declared', 'log_bytes')
+local format = tonumber(m[10] or 0)
+if format > NEWEST_FORMAT then
   return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+elseif m[1] and m[12] ~= LAYOUT then
+  return redis.error_reply('DIVIDERLAYOUT the group was written by another version')
 end
 local lineage = m[1]
 local revision, token, term = tonumber(m[2] or 0), tonumber(m[3] or 0), tonumber(m[4] or 0)
 local leader, leader_beat, hold = m[5] or '', tonumber(m[6] or 0), m[7] == '1'
-local logged, floor = tonumber(m[8] or 0), tonumber(m[9] or 0)
+local logged, log_bytes, floor = tonumber(m[8] or 0), tonumber(m[15] or 0), tonumber(m[9] or 0)
 -- When a session last ended.
 local ended = tonumber(m[11] or 0)
+-- Ledger time in milliseconds, and how many keys have been declared.
+local time, declared = tonumber(m[13] or 0), tonumber(m[14] or 0)
 local clock = redis.call('TIME')
 -- Microseconds: faster than anything here can count, so that numbers which start from it never come twice.
 local now = clock[1] * 1000000 + clock[2]
@@ -42,7 +54,7 @@ local views, sessions, blobs = {}, {}, {}
 local changes, notices = {}, {}
 local meta_dirty, leader_gone = {}, false
 local dirty_views, dirty_sessions, dirty_beats = {}, {}, {}
-local dirty_payloads, dirty_checkpoints, dirty_held, dirty_quarantined = {}, {}, {}, {}
+local dirty_payloads, dirty_checkpoints, dirty_whys, dirty_held, dirty_quarantined = {}, {}, {}, {}, {}
 
 local function change(packed)
   changes[#changes + 1] = packed
@@ -97,15 +109,19 @@ local function session_changed(id, s)
   change(pack(SESSION, id, pack(s)))
 end
 
--- `anyway` says it even where nothing is different.
-local function set_group(new_term, new_leader, new_hold, anyway)
-  if not anyway and new_term == term and new_leader == leader and new_hold == hold then
-    return
-  end
-  leader_gone = leader_gone or (leader ~= '' and new_leader == '')
-  term, leader, hold = new_term, new_leader, new_hold
+-- To be called when the group's term, hold, time or format has changed.
+local function group_changed()
   meta_dirty.term, meta_dirty.leader, meta_dirty.hold = term, leader, hold and '1' or '0'
-  change(pack(GROUP, term, leader, hold and 1 or 0))
+  meta_dirty.time, meta_dirty.format = time, format
+  change(pack(GROUP, term, leader, hold and 1 or 0, time, format))
+end
+
+-- Nobody leads any more.
+local function dethrone()
+  if leader ~= '' then
+    leader, leader_gone = '', true
+    group_changed()
+  end
 end
 
 local function notify(id, notice)
@@ -128,8 +144,8 @@ local function forget_if_empty(id)
   end
 end
 
-local function end_session(id, s, healthy_below)
-  s[ENDED] = healthy_below
+local function end_session(id, s, healthy_below, blame, blamed)
+  s[ENDED], s[BLAME], s[BLAMED] = healthy_below, blame, blamed
   -- The revision that this batch will have.
   ended = revision + 1
   meta_dirty.ended = ended
@@ -137,7 +153,7 @@ local function end_session(id, s, healthy_below)
   session_changed(id, s)
   notify(id, pack(OVER))
   if leader == id then
-    set_group(term, '', hold)
+    dethrone()
   end
   forget_if_empty(id)
 end
@@ -180,6 +196,30 @@ local function write_zset(key, dirty)
   write('ZREM', key, gone)
 end
 
+-- Drops the oldest batches of a log that is too large, but for the last one.
+local function trim_log()
+  if logged <= LEAST_LOGGED and log_bytes <= LARGEST_LOG then
+    return
+  end
+  local most = math.max(LEAST_LOGGED, 2 * redis.call('HLEN', VIEWS))
+  if logged <= most and log_bytes <= LARGEST_LOG then
+    return
+  end
+  local length = redis.call('LLEN', LOG)
+  while length > 1 and (logged > most or log_bytes > LARGEST_LOG) do
+    local oldest = redis.call('LPOP', LOG)
+    local _, _, count = cmsgpack.unpack_limit(oldest, 2)
+    logged, log_bytes, length = logged - count, math.max(log_bytes - #oldest, 0), length - 1
+  end
+  if length == 1 then
+    -- Whatever was miscounted, by a version that did not count bytes, is right again from here on.
+    local last = redis.call('LRANGE', LOG, 0, 0)[1]
+    local _, _, count = cmsgpack.unpack_limit(last, 2)
+    logged, log_bytes = count, #last
+  end
+  redis.call('HSET', META, 'logged', logged, 'log_bytes', log_bytes)
+end
+
 -- Writes everything that has changed, as one revision, and tells whoever listens.
 local function commit()
   local messages, entry = {}, nil
@@ -197,7 +237,8 @@ local function commit()
     revision = revision + 1
     logged = logged + #changes
     entry = pack(revision, #changes) .. table.concat(changes)
-    meta_dirty.revision, meta_dirty.logged = revision, logged
+    log_bytes = log_bytes + #entry
+    meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
   end
 
   -- The first write is this one whenever anything but a record's own fields has changed; see the top of the file.
@@ -205,6 +246,7 @@ local function commit()
   write_hash(VIEWS, dirty_views)
   write_hash(PAYLOADS, dirty_payloads)
   write_hash(CHECKPOINTS, dirty_checkpoints)
+  write_hash(WHYS, dirty_whys)
   for id in pairs(dirty_sessions) do
     local s = sessions[id]
     dirty_sessions[id] = s and pack(s)
@@ -215,14 +257,7 @@ local function commit()
   write_zset(QUARANTINED, dirty_quarantined)
   if entry then
     redis.call('RPUSH', LOG, entry)
-    if logged > CHANGE_LOG then
-      local length = redis.call('LLEN', LOG)
-      while logged > CHANGE_LOG and length > 1 do
-        local _, _, count = cmsgpack.unpack_limit(redis.call('LPOP', LOG), 2)
-        logged, length = logged - count, length - 1
-      end
-      redis.call('HSET', META, 'logged', logged)
-    end
+    trim_log()
   end
 
   for channel, message in pairs(messages) do
@@ -237,33 +272,37 @@ local function commit()
 
   changes, notices, meta_dirty, leader_gone = {}, {}, {}, false
   dirty_views, dirty_sessions, dirty_beats = {}, {}, {}
-  dirty_payloads, dirty_checkpoints, dirty_held, dirty_quarantined = {}, {}, {}, {}
+  dirty_payloads, dirty_checkpoints, dirty_whys, dirty_held, dirty_quarantined = {}, {}, {}, {}, {}
 end
 
 -- The store may have forgotten something: nobody may go on believing in what it said before. Every session ends, nobody
 -- leads, and grants are held back. A group without a lineage is treated the same, since a new one and a flushed one look
--- alike. All numbers leap, so that none that the forgotten past has issued is issued again, and the change log begins
--- anew, so that no reader takes a batch of this past for the continuation of another.
-local found = current_lineage()
+-- alike. All numbers leap, tokens and terms with the next one of them, so that none that the forgotten past has issued is
+-- issued again, and the change log begins anew, so that no reader takes a batch of this past for the continuation of
+-- another.
+local found = current_lineage(lineage)
 if not found then
   return redis.error_reply('DIVIDERLINEAGE the server does not tell run_id and master_replid')
 end
 if found ~= lineage then
   lineage = found
   floor = math.max(now, math.max(floor, revision, token, term) + LINEAGE_LEAP)
-  revision, token, logged = floor, floor, 0
-  meta_dirty.lineage, meta_dirty.format, meta_dirty.floor = lineage, '1', floor
-  meta_dirty.revision, meta_dirty.token, meta_dirty.logged = revision, token, logged
+  revision, logged, log_bytes = floor, 0, 0
+  meta_dirty.lineage, meta_dirty.layout, meta_dirty.floor = lineage, LAYOUT, floor
+  meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
   -- Forgotten sessions have ended, too.
   ended = revision + 1
   meta_dirty.ended = ended
   for _, id in ipairs(all_sessions()) do
     local s = alive(id)
     if s then
-      end_session(id, s, ABOVE_ALL)
+      end_session(id, s, 0, NOBODY, 0)
     end
   end
-  set_group(term, '', true, true)
+  leader_gone = leader_gone or leader ~= ''
+  leader, hold = '', true
+  -- Said in any case: a join of before is told from one of after.
+  group_changed()
   redis.call('HSET', META, 'leader_beat', 0)
   redis.call('DEL', LOG, BEATS)
   commit()

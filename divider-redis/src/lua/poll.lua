@@ -4,7 +4,7 @@ local id, what, claimed_term, claimed_beat = ARGV[2], ARGV[3], tonumber(ARGV[4])
 
 if what == 'resign' then
   if leader == id and term == claimed_term then
-    set_group(term, '', hold)
+    dethrone()
     commit()
   end
   return 1
@@ -20,7 +20,8 @@ if what == 'take' then
   if free or stale then
     leader_beat = 0
     meta_dirty.leader_beat = 0
-    set_group(math.max(term, floor, now - 1) + 1, id, hold)
+    term, leader = math.max(term, floor, now - 1) + 1, id
+    group_changed()
     commit()
   end
 elseif what == 'lead' and leader == id and term == claimed_term then

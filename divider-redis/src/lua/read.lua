@@ -1,21 +1,24 @@
 -- The reads. ARGV[1] says which; -1 is answered where a new lineage has begun that nobody has written down yet.
 
-local m = redis.call('HMGET', META, 'lineage', 'revision', 'term', 'leader', 'hold', 'format')
-if m[1] ~= current_lineage() then
+local m = redis.call('HMGET', META, 'lineage', 'revision', 'term', 'leader', 'hold', 'format', 'layout', 'time')
+if m[1] ~= current_lineage(m[1]) then
   return -1
 end
-if m[6] ~= '1' then
+local format = tonumber(m[6] or 0)
+if format > NEWEST_FORMAT then
   return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+elseif m[7] ~= LAYOUT then
+  return redis.error_reply('DIVIDERLAYOUT the group was written by another version')
 end
 local what, revision = ARGV[1], tonumber(m[2])
-local head = { revision, tonumber(m[3] or 0), m[4] or '', m[5] == '1' and 1 or 0 }
+local head = { revision, tonumber(m[3] or 0), m[4] or '', m[5] == '1' and 1 or 0, tonumber(m[8] or 0), format }
 -- A page of an answer ends at the first record beyond this many bytes of blobs: the server must not be held up.
 local LARGEST_PAGE = 1048576
 -- Fields of a key's view and of a session; see ledger.lua.
-local PAYLOAD_LEN, CHECKPOINT_LEN = 10, 11
-local ENDED, SEQ, HOLDS, STOPS = 7, 8, 10, 11
+local RARE, PAYLOAD_LEN, CHECKPOINT_LEN, WHY_LEN = 9, 10, 11, 8
+local ENDED, SEQ, HOLDS, STOPS = 9, 12, 14, 15
 
--- Appends key, view, payload and checkpoint of each key to the answer until the page is full; the number of keys done.
+-- Appends key, view, payload, checkpoint and what went wrong of each key to the answer until the page is full; the number of keys done.
 local function append_records(answer, names)
   local raw = #names > 0 and redis.call('HMGET', VIEWS, unpack(names)) or {}
   local bytes = 0
@@ -23,7 +26,7 @@ local function append_records(answer, names)
     if bytes > LARGEST_PAGE then
       return i - 1
     end
-    local packed, payload, checkpoint = raw[i], '', ''
+    local packed, payload, checkpoint, why = raw[i], '', '', ''
     if packed then
       local v = cmsgpack.unpack(packed)
       if v[PAYLOAD_LEN] > 0 then
@@ -32,10 +35,14 @@ local function append_records(answer, names)
       if v[CHECKPOINT_LEN] > 0 then
         checkpoint = redis.call('HGET', CHECKPOINTS, name) or ''
       end
+      if v[RARE] ~= 0 and v[RARE][WHY_LEN] > 0 then
+        why = redis.call('HGET', WHYS, name) or ''
+      end
     end
-    bytes = bytes + #payload + #checkpoint
+    bytes = bytes + #payload + #checkpoint + #why
     local at = #answer
-    answer[at + 1], answer[at + 2], answer[at + 3], answer[at + 4] = name, packed or '', payload, checkpoint
+    answer[at + 1], answer[at + 2], answer[at + 3] = name, packed or '', payload
+    answer[at + 4], answer[at + 5] = checkpoint, why
   end
   return #names
 end

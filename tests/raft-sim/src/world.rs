@@ -445,7 +445,10 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
     }
     report.healed = driver.now() - healed;
     if !driver.until(SAME, Driver::are_the_same) {
-        return broken(format!("{SAME} ms after the last call the replicas are not the same"));
+        return broken(format!(
+            "{SAME} ms after the last call the replicas are not the same: {}",
+            driver.differences()
+        ));
     }
     if let Some(leader) =
         VOTERS.iter().find(|voter| shared.stores.lock().get(*voter).is_some_and(RaftStore::leads_raft))
@@ -515,6 +518,21 @@ impl Driver<'_> {
         let mut replicas = REPLICAS.iter().map(|voter| stores.get(voter).and_then(RaftStore::replica));
         let first = replicas.next().flatten();
         first.is_some() && replicas.all(|replica| replica == first)
+    }
+
+    /// How far each replica has come, of how many bytes it is and what they are.
+    fn differences(&self) -> String {
+        let stores = self.shared.stores.lock();
+        let said = REPLICAS.map(|host| {
+            let store = stores.get(host);
+            let replica = store.and_then(RaftStore::replica);
+            let replica = replica.map(|(index, bytes)| {
+                let sum = bytes.iter().fold(0, |hash: u64, byte| hash.rotate_left(5) ^ u64::from(*byte));
+                format!("entry {index}, {} bytes, {sum:016x}", bytes.len())
+            });
+            format!("{host}: {replica:?}, sum {:?}", store.and_then(RaftStore::sum))
+        });
+        said.join("; ")
     }
 
     fn leader(&self) -> Option<&'static str> {

@@ -9,7 +9,7 @@ use divider_core::{Divider, Key, SessionId, State, Token};
 
 use crate::{
     exec::Pid,
-    plan::{DEATHS, EVIDENCE},
+    plan::{DEATHS, EVIDENCE, Plan},
     world::{Process, World},
 };
 
@@ -33,9 +33,11 @@ pub(crate) enum Goal {
 }
 
 impl Goal {
-    /// Most leases until then.
-    pub(crate) fn bound(self) -> u64 {
+    /// Most leases until then. Suspects are tried batch by batch; and what kills its process does so a few times first.
+    pub(crate) fn bound(self, plan: &Plan) -> u64 {
         match self {
+            Self::EveryKeyRuns if plan.killers > 0 => 200,
+            Self::EveryKeyRuns if plan.quarantine => 44,
             Self::EveryKeyRuns => 14,
             Self::Balanced => 10,
         }
@@ -189,14 +191,15 @@ impl World {
         }
     }
 
-    /// Where no process has died, nothing is held against any key: not even what is short of setting it aside.
+    /// Where no process has died, no key is suspect. A death may stay counted that was none: where the next owner was taken
+    /// for dead as well before the first one came back.
     pub(crate) fn count_blames(&self) {
         if !EVIDENCE || self.state.lock().gone > 0 {
             return;
         }
         let page = self.net.server.lock().ledger().scan(None);
         let keys = page.map(|page| page.keys).unwrap_or_default();
-        if let Some(view) = keys.iter().find(|view| view.deaths.count > 0) {
+        if let Some(view) = keys.iter().find(|view| view.deaths.count > 2) {
             let (key, count) = (&view.key, view.deaths.count);
             self.trace.broken(format!("no process has died, and {count} deaths are held against {key}"));
         }
@@ -223,9 +226,14 @@ impl World {
         let server = self.net.server.lock();
         let begun = self.common.begun.lock();
         for (key, number) in &state.orders.1 {
-            let taken = server.orders.get(key).and_then(|orders| orders.taken.get(number));
-            let begun = begun.get(key).copied().unwrap_or_default();
-            if taken.is_none_or(|taken| begun <= *taken) && server.ledger().record(key).is_none() {
+            let orders = server.orders.get(key);
+            let taken = orders.and_then(|orders| orders.taken.get(number));
+            let (begun, given) = begun.get(key).cloned().unwrap_or_default();
+            // A grant that was made before may be told with what was ordered since.
+            let mut since =
+                orders.iter().flat_map(|orders| orders.sequence.iter().skip_while(|order| *order != number));
+            let told = since.any(|order| given.contains(order));
+            if !told && taken.is_none_or(|taken| begun <= *taken) && server.ledger().record(key).is_none() {
                 self.trace.broken(format!(
                     "order {number} of {key} was acknowledged, and nobody began it: taken in at {taken:?}, last begun {begun}"
                 ));

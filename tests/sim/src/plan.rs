@@ -6,7 +6,7 @@ use crate::{dice::Dice, net::Weather};
 
 /// Whether the rules of evidence are asserted: that nothing healthy is set aside, that what kills its processes is, and that
 /// nobody's help is needed for either.
-pub const EVIDENCE: bool = false;
+pub const EVIDENCE: bool = true;
 
 /// Deaths in a row of which each may have been the key's doing: fewer are no evidence.
 pub const DEATHS: u64 = 6;

@@ -47,8 +47,9 @@ pub struct Common {
     pub writes: Mutex<(u64, u64)>,
     /// What programs were told to start, and still act on or are winding up, with the session that it belongs to.
     pub acts: Mutex<BTreeMap<(Pid, Key, Token), SessionId>>,
-    /// The highest token that any program was told to start, of keys that are ordered again and again.
-    pub begun: Mutex<BTreeMap<Key, Token>>,
+    /// The highest token that any program was told to start, of keys that are ordered again and again, and which orders
+    /// came with the starts.
+    pub begun: Mutex<BTreeMap<Key, (Token, BTreeSet<u64>)>>,
     /// Every key has run since faults are over: nobody winds up what was lost any longer.
     pub reached: watch::Sender<bool>,
     /// Keys whose work kills its process.
@@ -334,7 +335,7 @@ impl Program {
     }
 
     fn start(self: &Arc<Self>, start: Assignment) {
-        let Assignment { key, token, .. } = start;
+        let Assignment { key, token, payload, .. } = start;
         self.note("start", &key, token, || format!("{}: {key} with token {token}", self.pid));
         if !self.node.is_current(&key, token) {
             self.common.trace.broken(format!("{} was told to start {key}, on which it may not act", self.pid));
@@ -349,8 +350,9 @@ impl Program {
         self.acts(&key, token, self.node.session());
         if key.as_str().starts_with("again") {
             let mut begun = self.common.begun.lock();
-            let highest = begun.entry(key.clone()).or_default();
+            let (highest, orders) = begun.entry(key.clone()).or_default();
             *highest = token.max(*highest);
+            orders.insert(crate::server::order_of(&payload));
         }
         if let Some(kill) = self.common.on_kill.get().filter(|_| self.common.killers.contains(&key)) {
             kill(self.pid, &key);

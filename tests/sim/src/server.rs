@@ -70,6 +70,8 @@ pub struct Server {
 pub struct Orders {
     /// The last token that had been issued when each order was taken in for the first time.
     pub taken: BTreeMap<u64, Token>,
+    /// The orders as they were taken in, the first time of each.
+    pub sequence: Vec<u64>,
     /// The order that was taken in last.
     last: u64,
 }
@@ -277,7 +279,10 @@ impl Server {
         if order > 0 {
             let token = self.ledger.token().max(self.book.highest);
             let orders = self.orders.entry(key.clone()).or_default();
-            orders.taken.entry(order).or_insert(token);
+            if !orders.taken.contains_key(&order) {
+                orders.taken.insert(order, token);
+                orders.sequence.push(order);
+            }
             orders.last = order;
         }
     }

@@ -233,8 +233,9 @@ impl World {
         config.affinity = state.dice.pick(&[500, 1000, 1000, 2000]);
         config.flush_time_limit = self.plan.lease * 2;
         config.call_time_limit = self.plan.lease * 2;
-        if !self.plan.quarantine {
-            config.quarantine = None;
+        match &mut config.quarantine {
+            Some(quarantine) if self.plan.quarantine => quarantine.within = self.plan.lease * 4,
+            off => *off = None,
         }
         let affinity = config.affinity;
         let builder = Node::builder(Line::new(&self.net, pid)).config(config);
@@ -416,7 +417,7 @@ impl World {
 
     /// Waits until something holds, for as long as it may take.
     async fn reach(self: &Arc<Self>, goal: Goal) -> Result<(), String> {
-        let until = self.exec.now() + self.leases(goal.bound());
+        let until = self.exec.now() + self.leases(goal.bound(&self.plan));
         for round in 0.. {
             if goal == Goal::Balanced && round % 30 == 0 {
                 // Once more where a newcomer had to wait for its share meanwhile.
@@ -430,7 +431,7 @@ impl World {
                 return Err("a rule is broken".into());
             }
             if self.exec.now() >= until {
-                return Err(format!("{} leases are not enough until {}: {why}", goal.bound(), goal.name()));
+                return Err(format!("{} leases are not enough until {}: {why}", goal.bound(&self.plan), goal.name()));
             }
             self.nudge();
             tokio::time::sleep(self.plan.lease / 10).await;

@@ -877,7 +877,8 @@ impl Both {
             Word::Revoke { term: t, key: k, token } => Op::Revoke { term: term(t), key: key(k), token: tok(token) },
             Word::Expire { term: t, session: sid } => {
                 let (beat, healthy_below) = (divider_core::Beat(0), Token::ABOVE_ALL);
-                Op::Expire { term: term(t), session: session(sid), beat, healthy_below }
+                let verdict = divider_core::Verdict { healthy_below, blame: divider_core::Blame::Nobody };
+                Op::Expire { term: term(t), session: session(sid), beat, verdict }
             }
         }
     }

@@ -9,6 +9,7 @@ use std::{
 use divider_core::{
     Applied, Batch, Beat, Blame, Blob, Change, Claim, Cursor, Effects, Hint, HintStream, Key, KeyView, Ledger, NodeId,
     Op, Outcome, Refusal, Revision, SessionId, SessionView, Store, StoreError, Term, Text, Token, Topic, Verdict, Work,
+    format,
 };
 use futures_util::{
     StreamExt,
@@ -196,7 +197,23 @@ impl<'a> Run<'a> {
             }
             ops.push(op);
         }
+        self.keep_readable(&mut ops);
         ops
+    }
+
+    /// No program writes a group in a format that it does not read itself; a store may refuse the group from there on.
+    fn keep_readable(&self, ops: &mut [Op]) {
+        let mut living = self.ledger.sessions().filter(|view| view.ended.is_none());
+        let ends = ops.iter().any(|op| matches!(op, Op::End { .. } | Op::Expire { .. }));
+        let prevented = !ends && living.any(|view| view.reads <= format::NEWEST);
+        let begun = self.ledger.group().format > 0;
+        for op in ops {
+            match op {
+                Op::Join { reads: number, .. } if !begun => *number = format::NEWEST.min(*number),
+                Op::Step { format: number, .. } if !prevented => *number = format::NEWEST.min(*number),
+                _ => {}
+            }
+        }
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Result<(), String> {

@@ -1,0 +1,68 @@
+//! Old programs beside new ones: a rolling deploy, its way back, and who is too old afterwards.
+
+use std::time::Duration;
+
+use super::{Backend, Clerk, Trial, seat::Played};
+use crate::{
+    Error, NodeConfig, StoreError,
+    format::{NEWEST, OLDEST},
+};
+
+const KEYS: usize = 30;
+
+/// A node of a program that reads no newer format. The group steps up as soon as it may.
+async fn node<B: Backend>(trial: &Trial<B>, reads: u16) -> Played {
+    trial.node(program(reads)).await.play()
+}
+
+fn program(reads: u16) -> impl FnOnce(&mut NodeConfig) {
+    move |config| (config.reads, config.step_after) = (reads, Duration::ZERO)
+}
+
+/// The format that the group is written in.
+async fn written<B: Backend>(trial: &Trial<B>) -> u16 {
+    let store = trial.store().await;
+    crate::Store::open(&store).await.unwrap();
+    crate::Store::scan(&store, None).await.unwrap().group.format
+}
+
+/// One after the other is replaced, and all keys run all the time; the history is checked at the end.
+async fn roll<B: Backend>(trial: &Trial<B>, kept: &Played, nodes: &mut Vec<Played>, reads: u16) {
+    for _ in 0..nodes.len() {
+        nodes.push(node(trial, reads).await);
+        nodes.remove(0).leave().await;
+        all_run(trial, nodes.iter().chain([kept])).await;
+    }
+}
+
+async fn all_run<'a, B: Backend>(trial: &Trial<B>, nodes: impl Iterator<Item = &'a Played> + Clone) {
+    trial.until("all keys run", async || nodes.clone().map(Played::count).sum::<usize>() == KEYS).await;
+}
+
+pub async fn a_deploy_rolls_from_an_old_format_to_a_new_one_and_back_before_the_step<B: Backend>(trial: Trial<B>) {
+    // A group begins in the format of whoever joins first.
+    let mut first = Clerk::reading(&trial, OLDEST).await;
+    first.lead().await;
+    first.leave().await;
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(node(&trial, OLDEST).await);
+    }
+    nodes[0].add((0..KEYS).map(|i| format!("key {i}"))).await;
+    all_run(&trial, nodes.iter()).await;
+    // One old program is left, so the group stays as it can read it.
+    let kept = nodes.remove(0);
+    roll(&trial, &kept, &mut nodes, NEWEST).await;
+    assert_eq!(written(&trial).await, OLDEST);
+    roll(&trial, &kept, &mut nodes, OLDEST).await;
+    roll(&trial, &kept, &mut nodes, NEWEST).await;
+    assert_eq!(written(&trial).await, OLDEST);
+    kept.leave().await;
+    trial.until("the group steps up", async || written(&trial).await == NEWEST).await;
+    let late = trial.seat(trial.store().await, program(OLDEST));
+    match crate::Divider::start(&late.inner).await {
+        Err(Error::Store(StoreError::TooOld { needs: NEWEST, reads: OLDEST })) => {}
+        other => panic!("an old program was not told that it is: {other:?}"),
+    }
+    all_run(&trial, nodes.iter()).await;
+}
