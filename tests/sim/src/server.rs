@@ -279,10 +279,11 @@ impl Server {
         if order > 0 {
             let token = self.ledger.token().max(self.book.highest);
             let orders = self.orders.entry(key.clone()).or_default();
-            if !orders.taken.contains_key(&order) {
-                orders.taken.insert(order, token);
-                orders.sequence.push(order);
-            }
+            let Orders { taken, sequence, .. } = orders;
+            taken.entry(order).or_insert_with(|| {
+                sequence.push(order);
+                token
+            });
             orders.last = order;
         }
     }
