@@ -27,7 +27,7 @@ use std::{
 use crate::{Instant, NodeConfig, Quarantine, SessionId, limits, planner::KeyIx};
 
 /// In how many batches suspects are given out. So many that each fits into a batch of ops, or none is held back.
-const BATCHES: usize = 16;
+const BATCHES: usize = 12;
 /// After so many deaths within a while that no suspect explains, suspects are held back no more for as long. Fewer may be the
 /// doing of another key that kills, until it is suspect as well.
 const UNEXPLAINED: usize = 4;
