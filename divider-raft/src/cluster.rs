@@ -207,7 +207,7 @@ impl Running {
         }
         let router = Arc::new(Router::new(config, Some(member.clone()), links));
         tasks.spawn(settle::settle(member.clone(), router.clone(), joining));
-        tasks.spawn(settle::seek(member.clone(), router.clone(), ending.clone()));
+        tasks.spawn(settle::seek(member.clone(), router.clone(), joined.clone(), ending.clone()));
         tasks.spawn(watch_leadership(member.clone(), ending));
         tasks.spawn(succession::watch(member.clone()));
         tasks.spawn(house::keep(member));

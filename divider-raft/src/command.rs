@@ -28,8 +28,8 @@ pub(crate) enum Body {
     V2 {
         /// As in the first.
         reign: u64,
-        /// The proposer's clock, in microseconds since 1970. Where a group begins with this entry its numbers begin here, and
-        /// so above those of an earlier life that all members have lost.
+        /// The proposer's clock, in microseconds since 1970. A group's first term is above it, and so above those of an
+        /// earlier life that all members have lost.
         clock: u64,
         /// As in the first.
         steps: Vec<Step>,
@@ -44,7 +44,7 @@ impl Body {
         }
     }
 
-    /// Where the numbers of a group begin that begins with this entry.
+    /// What a group's first term is above.
     pub(crate) fn clock(&self) -> u64 {
         match self {
             Self::V1 { .. } => 0,

@@ -270,7 +270,12 @@ async fn join(member: &Arc<Member>, router: &Router, leader: Option<Target>) -> 
 
 /// Looks for the others while no leader is heard of, and finds out whether this member still is one of them. Ends where it
 /// is not.
-pub(crate) async fn seek(member: Arc<Member>, router: Arc<Router>, ended: watch::Sender<Option<End>>) {
+pub(crate) async fn seek(
+    member: Arc<Member>,
+    router: Arc<Router>,
+    joined: watch::Receiver<Result<(), String>>,
+    ended: watch::Sender<Option<End>>,
+) {
     let began = member.raft.last_heard();
     let mut left_out: Option<Instant> = None;
     loop {
@@ -289,8 +294,9 @@ pub(crate) async fn seek(member: Arc<Member>, router: Arc<Router>, ended: watch:
         let leader = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).find(without);
         match leader {
             None => left_out = None,
-            // Whoever starts wants to be a member, and may have been left out while it was away.
-            Some(leader) if heard == began => {
+            // Whoever starts wants to be a member, and may have been left out while it was away. Where it is not in yet, the
+            // leader that took it in may have been lost before that was decided.
+            Some(leader) if heard == began || joined.borrow().is_err() => {
                 let joined = join(&member, &router, Some(Target::member(&leader.me))).await;
                 tracing::info!(target: TARGET, member = %member.me, ?joined, "was left out, and joins again");
             }

@@ -99,10 +99,11 @@ impl State {
                     let group = step.group();
                     let ledger = match groups.get_mut(group) {
                         Some(ledger) => ledger,
-                        None => groups.entry(group.clone()).or_insert_with(|| begin(body.clock())),
+                        None => groups.entry(group.clone()).or_default(),
                     };
                     let led = ledger.group().leader;
-                    let (done, effects) = one(ledger, step, Token(index), body.clock(), body.reign() == term);
+                    let begun = begun(ledger, body.clock());
+                    let (done, effects) = one(ledger, step, index, begun, body.reign() == term);
                     applied(term, step, &done, ledger);
                     deeds.step(&done, ledger);
                     heard.push((group.clone(), effects, led.is_some() && ledger.group().leader.is_none()));
@@ -134,10 +135,14 @@ impl State {
     }
 }
 
-/// A group's ledger at the beginning of its life. Its numbers begin at the clock of whoever proposed its first entry, and
-/// so above those of an earlier life whose disks were all lost: whoever compares tokens refuses nobody for that.
-fn begin(clock: u64) -> Ledger {
-    Ledger::above(Token(clock))
+/// What a group's next term and its next tokens are above: the term before, and for the first one the clock of whoever
+/// proposed it. So all numbers are above those of an earlier life whose disks were all lost, and whoever compares tokens
+/// refuses nobody for that.
+fn begun(ledger: &Ledger, clock: u64) -> u64 {
+    match ledger.group().term {
+        Term(0) => clock,
+        Term(term) => term,
+    }
 }
 
 impl Machine {
@@ -353,11 +358,12 @@ impl Step {
     }
 }
 
-/// Applies one step. `same_reign` says that beats could not move between their comparison and this entry; the first term is
-/// above `clock`.
-fn one(ledger: &mut Ledger, step: &Step, floor: Token, clock: u64, same_reign: bool) -> (Done, divider_core::Effects) {
+/// Applies one step, of the entry at `index`. `same_reign` says that beats could not move between their comparison and this
+/// entry; terms and tokens are above what has [`begun`].
+fn one(ledger: &mut Ledger, step: &Step, index: u64, begun: u64, same_reign: bool) -> (Done, divider_core::Effects) {
     match step {
         Step::Apply { ops, .. } => {
+            let floor = Token(index.max(begun));
             let stale = |op: &Op| !same_reign && matches!(op, Op::Expire { .. });
             let effects = if ops.iter().any(stale) {
                 let fresh: Vec<Op> = ops.iter().filter(|op| !stale(op)).cloned().collect();
@@ -374,8 +380,7 @@ fn one(ledger: &mut Ledger, step: &Step, floor: Token, clock: u64, same_reign: b
             (Done::Applied(Applied { outcomes: effects.outcomes.clone(), revision: Revision(revision) }), effects)
         }
         Step::Lead { session, over, .. } if ledger.group().term == *over => {
-            // The first term is above those of an earlier life, like the tokens.
-            let (_, effects) = ledger.lead(*session, if *over == Term(0) { Term(clock) } else { *over });
+            let (_, effects) = ledger.lead(*session, Term(begun));
             (Done::Looked, effects)
         }
         Step::Lead { .. } => (Done::Looked, divider_core::Effects::default()),

@@ -493,6 +493,7 @@ impl Place {
         (self.ended, self.past_adding).hash(&mut hasher);
         format!("{:?} {:?} {:?} {:?}", self.guessed, self.blurred, self.joined, self.since).hash(&mut hasher);
         self.least.hash(&mut hasher);
+        self.ledger.sessions().for_each(|view| view.joined.hash(&mut hasher));
         self.used.hash(&mut hasher);
         hasher.finish()
     }
@@ -605,9 +606,7 @@ impl Place {
     /// A scan showed after which token a session has joined.
     fn joined_after(&mut self, session: SessionId, shown: Token) -> Result<(), String> {
         let ours = self.ledger.session(session).map_or(Token(0), |view| view.joined);
-        // The first one is above a clock.
-        let exact = self.blurred.is_empty() && ours > Token(0);
-        let known = self.joined.get(&session).copied().or_else(|| exact.then_some(ours));
+        let known = self.joined.get(&session).copied().or_else(|| self.blurred.is_empty().then_some(ours));
         if shown < ours || known.is_some_and(|known| known != shown) {
             return Err(format!(
                 "{session:?} is shown after {shown:?} where {known:?} was shown, or {ours:?} is the least"

@@ -102,3 +102,12 @@ fn a_leader_whose_undecided_entries_were_replaced_by_a_snapshot_is_of_use_when_i
         assert_eq!(divider_raft_sim::run(6028, false).violation, None);
     }
 }
+
+/// The learner hears of a leader that takes it in and is lost before that is decided: the next one does not know it, which is
+/// not the same as having removed it.
+#[test]
+fn a_newcomer_whose_joining_was_lost_with_the_leader_joins_again_and_does_not_think_that_it_was_removed() {
+    for seed in [131, 187] {
+        assert_eq!(divider_raft_sim::run(seed, false).violation, None, "seed {seed}");
+    }
+}
