@@ -10,9 +10,9 @@ use super::{Bed, figure, outages::set_aside, pause};
 use crate::backend::Backend;
 
 /// After so long without a death nobody is about to die.
+const QUIET: Duration = Duration::from_secs(6);
 /// Keys that died with their owners again and again are given out batch by batch, after a time without deaths.
 const SUSPECTS_RUN: Duration = Duration::from_secs(40);
-const QUIET: Duration = Duration::from_secs(6);
 
 /// Kills nodes one after the other, every second time the leader, and starts a new one for each. `DIVIDER_KILLS` says how
 /// many, if not 6.
