@@ -18,7 +18,7 @@ use crate::{Balance, ConfigError, MaxInFlight, NodeId, format, limits};
 /// | `max_in_flight` | 10 % of the keys, at least 1 |
 /// | `flush_time_limit` | 25 s |
 /// | `stop_timeout` | none |
-/// | `quarantine` | after 3 isolated deaths, each within 10 s of the grant |
+/// | `quarantine` | after 2 deaths and 3 more alone, each within 10 s of the grant |
 /// | `step_after` | a day |
 /// | `call_time_limit` | 5 s |
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +75,7 @@ pub struct NodeConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantine {
-    /// After this many deaths in a row a key is suspect; at least 1. Default: 3.
+    /// After this many deaths in a row a key is suspect; at least 1. Default: 2.
     pub suspect: u32,
     /// After this many further deaths in a row, each with this key as the only suspect aboard, it is set aside; at least 1.
     /// Default: 3.
@@ -86,7 +86,7 @@ pub struct Quarantine {
 
 impl Default for Quarantine {
     fn default() -> Self {
-        Self { suspect: 3, deaths: 3, within: Duration::from_secs(10) }
+        Self { suspect: 2, deaths: 3, within: Duration::from_secs(10) }
     }
 }
 

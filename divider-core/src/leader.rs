@@ -366,7 +366,7 @@ impl Leader {
                 self.board.rest(k, until);
                 self.told_until.get_or_insert(now.mono);
             }
-            Standing::Free { .. } if self.ward.holds(k) => {
+            Standing::Free { .. } if self.ward.holds(k, now.mono) => {
                 self.planner.park(k);
                 self.ward.wait(k);
             }
@@ -480,17 +480,18 @@ impl Leader {
         let nothing = self.watches.was_deaf(session, now) || self.is_shared(session, since, now);
         let young = |k: KeyIx| self.board.owner(k).map(|(_, token)| token).filter(|token| *token >= healthy_below);
         let aboard: Vec<Token> = self.ward.aboard(session).filter_map(young).collect();
+        let isolates = self.ward.isolates(now);
+        if isolates && !nothing && self.ward.is_unexplained(session, since, now) {
+            // Processes die without the suspects, too.
+            self.chores.extend(self.ward.suspects().map(|k| Chore::Clear { k, blames_only: true }));
+        }
         let blame = match aboard[..] {
             _ if nothing => Blame::Nobody,
-            _ if !self.ward.isolates() => Blame::Young,
+            _ if !isolates => Blame::Young,
             // Whether processes die without the suspect is known only where one was there before the grant, and lives.
             [only] if self.board.has_witness(session, only) => Blame::Only(only),
             [_] => Blame::Nobody,
-            [] => {
-                // Processes die without the suspects, too.
-                self.chores.extend(self.ward.suspects().map(|k| Chore::Clear { k, blames_only: true }));
-                Blame::Young
-            }
+            [] => Blame::Young,
             _ => Blame::Suspects(quarantine.suspect),
         };
         Verdict { healthy_below, blame }
@@ -543,7 +544,7 @@ impl Leader {
 
     /// Gives out suspects, on at most half of the nodes, one to a node.
     fn try_suspects(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
-        for k in self.ward.release() {
+        for k in self.ward.release(now.mono) {
             self.place(k, now);
         }
         let hosts = self.hosts(now.mono);
@@ -672,7 +673,7 @@ impl Leader {
                 if is_convicted(self.config.quarantine, deaths) {
                     self.planner.park(k);
                     proposal.push(Op::Quarantine { term, key }, subject);
-                } else if self.board.waits(k, now) || self.ward.holds(k) {
+                } else if self.board.waits(k, now) || self.ward.holds(k, now.mono) {
                     later.push(k);
                 } else {
                     proposal.push(Op::Assign { term, key, session }, subject);

@@ -39,7 +39,15 @@ async fn joined(store: &RedisStore) -> SessionId {
     store.open().await.unwrap();
     let session = SessionId::fresh();
     let (node, seen) = (NodeId::new("node").unwrap(), store.apply(&[]).await.unwrap().revision);
-    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads: divider_core::format::NEWEST };
+    let join = Op::Join {
+        session,
+        node,
+        affinity: 1000,
+        capacity: None,
+        lease_ms: 3000,
+        seen,
+        reads: divider_core::format::NEWEST,
+    };
     store.apply(&[join]).await.unwrap();
     session
 }

@@ -14,6 +14,7 @@
 //! - A death with one suspect aboard counts against that one alone, if another session was there to see that nothing else
 //!   died. A death with none aboard shows that processes die without the suspects: then nothing counts any more.
 //! - A suspect that has lived for long enough is none.
+//! - Where deaths that no suspect explains come again and again, nobody is held back for a while: it is the machines.
 //!
 //! So machines that keep dying by themselves set nothing aside, and a killer is found after few deaths. The leader keeps
 //! nothing here that the next one would miss: what counts stands in the records.
@@ -26,7 +27,10 @@ use std::{
 use crate::{Instant, NodeConfig, Quarantine, SessionId, limits, planner::KeyIx};
 
 /// In how many batches suspects are given out. So many that each fits into a batch of ops, or none is held back.
-const BATCHES: usize = 16;
+const BATCHES: usize = 12;
+/// After so many deaths within a while that no suspect explains, suspects are held back no more for as long. Fewer may be the
+/// doing of another key that kills, until it is suspect as well.
+const UNEXPLAINED: usize = 4;
 
 #[derive(Debug)]
 pub(super) struct Ward {
@@ -41,6 +45,8 @@ pub(super) struct Ward {
     quiet_until: Instant,
     /// How many are given out at a time; 0 until the first of them are.
     batch: usize,
+    /// Deaths of late that no suspect explains.
+    unexplained: Vec<Instant>,
 }
 
 #[derive(Debug)]
@@ -61,6 +67,7 @@ impl Ward {
             running: BTreeMap::new(),
             quiet_until: Instant(0),
             batch: 0,
+            unexplained: Vec::new(),
         }
     }
 
@@ -85,13 +92,30 @@ impl Ward {
         (self.lease.max(self.within() / 10) * 5 / 4 * times).min(self.quiet())
     }
 
-    /// Whether there are suspects, and not too many to be tried apart.
-    pub(super) fn isolates(&self) -> bool {
-        (1..=BATCHES * limits::MAX_BATCH_OPS).contains(&self.suspects.len())
+    /// Whether suspects are tried apart: there are some, not too many, and it is not the machines that die.
+    pub(super) fn isolates(&self, now: Instant) -> bool {
+        let lately = self.unexplained.iter().filter(|at| now.since(**at) < self.remembered()).count();
+        lately < UNEXPLAINED && (1..=BATCHES * limits::MAX_BATCH_OPS).contains(&self.suspects.len())
     }
 
-    pub(super) fn holds(&self, k: KeyIx) -> bool {
-        self.isolates() && self.suspects.contains(&k)
+    /// For how long a death that no suspect explains is remembered.
+    fn remembered(&self) -> Duration {
+        self.quiet() * 12
+    }
+
+    pub(super) fn holds(&self, k: KeyIx, now: Instant) -> bool {
+        self.suspects.contains(&k) && self.isolates(now)
+    }
+
+    /// A session that fell silent at `since` dies. Says whether no suspect explains that: none was on trial there.
+    pub(super) fn is_unexplained(&mut self, session: SessionId, since: Instant, now: Instant) -> bool {
+        if self.running.values().any(|run| run.session == session && run.proven_at > since) {
+            return false;
+        }
+        let remembered = self.remembered();
+        self.unexplained.retain(|at| now.since(*at) < remembered);
+        self.unexplained.push(now);
+        true
     }
 
     /// The key has had `deaths` quick deaths in a row.
@@ -145,8 +169,8 @@ impl Ward {
     }
 
     /// Those that are held back no more, since there are too many suspects to be tried apart.
-    pub(super) fn release(&mut self) -> BTreeSet<KeyIx> {
-        if self.isolates() { BTreeSet::new() } else { std::mem::take(&mut self.waiting) }
+    pub(super) fn release(&mut self, now: Instant) -> BTreeSet<KeyIx> {
+        if self.isolates(now) { BTreeSet::new() } else { std::mem::take(&mut self.waiting) }
     }
 
     /// Whether suspects may be given out now, a batch to a session.

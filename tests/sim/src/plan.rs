@@ -9,7 +9,7 @@ use crate::{dice::Dice, net::Weather};
 pub const EVIDENCE: bool = true;
 
 /// Deaths in a row of which each may have been the key's doing: fewer are no evidence.
-pub const DEATHS: u64 = 6;
+pub const DEATHS: u64 = 5;
 
 /// See the [module](self).
 #[derive(Clone, Debug)]

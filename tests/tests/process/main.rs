@@ -43,7 +43,6 @@ macro_rules! on_any_store {
                 a_node_in_a_crash_loop_does_not_get_keys_quarantined
                 nodes_that_are_killed_in_turn_again_and_again_get_no_keys_set_aside
                 a_key_that_kills_its_process_is_set_aside_within_8_deaths_and_no_other_is
-                two_keys_that_kill_their_processes_are_set_aside_within_16_deaths_and_no_others_are
             }
             division {
                 five_nodes_start_each_of_5000_keys_once_and_share_them_evenly

@@ -53,3 +53,9 @@ fn redis_holds_its_clients_for_a_lease() {
     bed.store.cli(&["PING"]);
     wait_all_back(&bed, "CLIENT PAUSE for a lease", gone, now());
 }
+
+/// The store plays no part in it, so one is enough.
+#[test]
+fn two_keys_that_kill_their_processes_are_set_aside_within_16_deaths_and_no_others_are() {
+    super::deaths::two_keys_that_kill_their_processes_are_set_aside_within_16_deaths_and_no_others_are::<RedisServer>();
+}
