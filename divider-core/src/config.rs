@@ -24,7 +24,8 @@ use crate::{Balance, ConfigError, MaxInFlight, NodeId, format, limits};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct NodeConfig {
-    /// The node's name in logs and answers. Default: a random one.
+    /// The node's name in logs and answers. Default: a random one. A node that comes back under the name of one that has just
+    /// died is given nothing for two leases, unless nobody else takes work: see `ARCHITECTURE.md`.
     pub node: NodeId,
     /// How much work the node wants when it joins, in proportion to the others; 0 to
     /// [`MAX_AFFINITY`](limits::MAX_AFFINITY).

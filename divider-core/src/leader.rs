@@ -338,6 +338,8 @@ impl Leader {
 
     /// Tells the planner how a key stands.
     fn place(&mut self, k: KeyIx, now: Now) {
+        // It waits for one thing at a time.
+        self.ward.waits_no_more(k);
         match self.board.standing(k) {
             Standing::Owned { node, stopping } => {
                 // To be owned again by the same node would mean that the move was refused.
@@ -483,7 +485,8 @@ impl Leader {
         let isolates = self.ward.isolates(now);
         if isolates && !nothing && self.ward.is_unexplained(session, since, now) {
             // Processes die without the suspects, too.
-            self.chores.extend(self.ward.suspects().map(|k| Chore::Clear { k, blames_only: true }));
+            let blamed = self.ward.suspects().filter(|k| self.board.deaths(*k).alone > 0);
+            self.chores.extend(blamed.map(|k| Chore::Clear { k, blames_only: true }));
         }
         let blame = match aboard[..] {
             _ if nothing => Blame::Nobody,

@@ -141,6 +141,11 @@ impl Ward {
         self.waiting.insert(k);
     }
 
+    /// It is looked at anew how the key stands.
+    pub(super) fn waits_no_more(&mut self, k: KeyIx) {
+        self.waiting.remove(&k);
+    }
+
     /// A session has the key, or is about to be given it.
     pub(super) fn runs(&mut self, k: KeyIx, session: SessionId, deaths: u32, now: Instant) {
         self.waiting.remove(&k);

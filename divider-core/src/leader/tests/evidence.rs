@@ -216,6 +216,31 @@ fn a_death_that_most_of_the_group_shares_is_held_against_nobody() {
 }
 
 #[test]
+fn a_suspect_that_is_put_off_while_it_waits_is_not_started_before_its_time() {
+    let mut group = Group::new(config());
+    group.add(&["k"]);
+    for _ in 0..2 {
+        let victim = group.session("victim", 1000, None);
+        while group.ledger.is_alive(victim) {
+            group.pass(100, &[]);
+        }
+    }
+    let node = group.session("node", 1000, None);
+    assert_eq!(group.owner("k"), None, "it is suspect, and waits until the group has been quiet");
+    let mut work = Work::new("k").unwrap();
+    work.not_before_ms = group.now.unix_ms + 20_000;
+    group.apply(&[Op::Add(work)]);
+    for _ in 0..199 {
+        group.pass(100, &[node]);
+        assert_eq!(group.owner("k"), None);
+    }
+    for _ in 0..100 {
+        group.pass(100, &[node]);
+    }
+    assert!(group.owner("k").is_some());
+}
+
+#[test]
 fn the_silence_of_an_unanswered_leader_is_held_against_nobody() {
     let mut group = Group::new(config());
     let boss = group.session("boss", 0, None);
