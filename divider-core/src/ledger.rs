@@ -72,11 +72,6 @@ impl Ledger {
         Self::default()
     }
 
-    /// An empty group whose tokens will be higher than `token`: that of an earlier life, which may have been forgotten.
-    pub fn above(token: Token) -> Self {
-        Self { token, ..Self::default() }
-    }
-
     /// Applies `ops` in order. Tokens that are issued on the way are higher than `floor`, and than all before.
     pub fn apply(&mut self, ops: &[Op], floor: Token) -> Effects {
         self.transact(|tx| {
