@@ -368,7 +368,7 @@ impl Leader {
                 self.board.rest(k, until);
                 self.told_until.get_or_insert(now.mono);
             }
-            Standing::Free { .. } if self.ward.holds(k, now.mono) => {
+            Standing::Free { .. } if is_held_back(&self.ward, &self.board, k, now.mono) => {
                 self.planner.park(k);
                 self.ward.wait(k);
             }
@@ -676,7 +676,7 @@ impl Leader {
                 if is_convicted(self.config.quarantine, deaths) {
                     self.planner.park(k);
                     proposal.push(Op::Quarantine { term, key }, subject);
-                } else if self.board.waits(k, now) || self.ward.holds(k, now.mono) {
+                } else if self.board.waits(k, now) || is_held_back(&self.ward, &self.board, k, now.mono) {
                     later.push(k);
                 } else {
                     proposal.push(Op::Assign { term, key, session }, subject);
@@ -761,6 +761,12 @@ impl Leader {
 /// Whether there is enough against a key to set it aside.
 fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths) -> bool {
     quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= q.deaths)
+}
+
+/// Whether the key is suspect and its last owner has died. One that a living owner has let go, to move it or because it never
+/// began, goes where it was to go: that says nothing about it.
+fn is_held_back(ward: &Ward, board: &Board, k: KeyIx, now: Instant) -> bool {
+    ward.holds(k, now) && board.is_orphan(k)
 }
 
 impl Proposal {

@@ -302,6 +302,11 @@ impl Board {
         }
     }
 
+    /// Whether the key still stands in the name of a session that has ended.
+    pub(super) fn is_orphan(&self, k: KeyIx) -> bool {
+        self.entry(k).is_some_and(|entry| entry.owner != NOBODY && self.node(entry.owner).is_none())
+    }
+
     /// Whether the key is to end.
     pub(super) fn is_unwanted(&self, k: KeyIx) -> bool {
         self.removing.contains(&k)
