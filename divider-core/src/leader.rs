@@ -525,6 +525,12 @@ impl Leader {
         }
     }
 
+    /// How many keys have had a death alone that is still held against them.
+    fn blamed(&self) -> u32 {
+        let blamed = self.ward.suspects().filter(|k| self.board.deaths(*k).alone > 0);
+        u32::try_from(blamed.count()).unwrap_or(u32::MAX)
+    }
+
     fn look_for_newer_format(&mut self, now: Instant) {
         let waiting = self.waiting.values().map(|(view, _)| view.reads);
         let newer = self.board.lowest_reads().into_iter().chain(waiting).min();
@@ -555,7 +561,8 @@ impl Leader {
             return;
         }
         let mut ready: Vec<(Deaths, KeyIx)> = self.ward.waiting().map(|k| (self.board.deaths(k), k)).collect();
-        let convicted = ready.extract_if(.., |(deaths, _)| is_convicted(self.config.quarantine, *deaths));
+        let blamed = self.blamed();
+        let convicted = ready.extract_if(.., |(deaths, _)| is_convicted(self.config.quarantine, *deaths, blamed));
         for (_, k) in convicted.collect::<Vec<_>>() {
             if let Some(key) = self.board.key(k).filter(|_| proposal.ops.len() < max) {
                 self.ward.forget(k);
@@ -660,6 +667,7 @@ impl Leader {
 
     fn assign(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
         let term = self.term;
+        let blamed = self.blamed();
         let mut later = Vec::new();
         loop {
             self.assignments.clear();
@@ -673,7 +681,7 @@ impl Leader {
                 // The keys of an ended owner come here as they stood: whether they may run again is looked at now.
                 let deaths = self.board.deaths(k);
                 self.ward.note(k, deaths.count, now.mono);
-                if is_convicted(self.config.quarantine, deaths) {
+                if is_convicted(self.config.quarantine, deaths, blamed) {
                     self.planner.park(k);
                     proposal.push(Op::Quarantine { term, key }, subject);
                 } else if self.board.waits(k, now) || is_held_back(&self.ward, &self.board, k, now.mono) {
@@ -758,9 +766,11 @@ impl Leader {
     }
 }
 
-/// Whether there is enough against a key to set it aside.
-fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths) -> bool {
-    quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= q.deaths)
+/// Whether there is enough against a key to set it aside, where so many keys are `blamed` alone, itself included. Machines that
+/// die by themselves put the blame on one after the other, so each other one raises the bar.
+fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths, blamed: u32) -> bool {
+    let enough = |q: Quarantine| q.deaths.saturating_add(blamed.saturating_sub(1));
+    quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= enough(q))
 }
 
 /// Whether the key is suspect and its last owner has died. One that a living owner has let go, to move it or because it never

@@ -118,6 +118,8 @@ impl Job {
             let kept = self.divider.checkpoint(&self.key, self.token, bytes).await;
             match kept {
                 Ok(()) => self.kept(number, HandOver::Kept),
+                // The drain has run out of time: it stays pending, and is named for that.
+                Err(error @ Error::Cancelled) => return Err(error),
                 Err(error) if settle::is_final(&error) || matches!(error, Error::Invalid(_)) => {
                     self.kept(number, HandOver::Failed(error.to_string()));
                     return Err(error);

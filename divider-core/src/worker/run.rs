@@ -1,7 +1,7 @@
 //! A worker that runs: the keys that it has, and the life of each.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use super::{
     Next, TaskError,
     common::Common,
     job::{HandOver, Job, StopSignal},
-    settle::{Ending, Teller},
+    settle::{Ending, NOT_IN_TIME, Teller},
 };
 use crate::{Assignment, Event, Events, Flushed, Key, NotHandedOver, Stop, StopReason, Token, node::target};
 
@@ -144,14 +144,15 @@ where
 
     /// Adds what a node does not know.
     pub(super) fn completed(&self, mut flushed: Flushed) -> Flushed {
+        let named = std::mem::take(&mut *self.common.not_handed_over.lock());
+        let known: HashSet<Key> = named.iter().map(|missing| missing.key.clone()).collect();
         let pending = self.keys.values().filter(|running| matches!(running.job.handed_over(), HandOver::Pending(_)));
-        let why = "the store did not keep it in time";
-        flushed.not_handed_over = std::mem::take(&mut *self.common.not_handed_over.lock());
-        flushed.not_handed_over.extend(pending.map(|running| NotHandedOver {
+        let pending = pending.filter(|running| !known.contains(&running.job.key)).map(|running| NotHandedOver {
             key: running.job.key.clone(),
             token: running.job.token,
-            why: why.into(),
-        }));
+            why: NOT_IN_TIME.into(),
+        });
+        flushed.not_handed_over = named.into_iter().chain(pending).collect();
         flushed
     }
 

@@ -17,6 +17,9 @@ use crate::{Divider, Error, Key, NotHandedOver, StopReason, Token, node::target}
 /// The pauses between two tries of a call.
 pub(super) const AGAIN: Pause = Pause::new(Duration::from_millis(50), Duration::from_secs(5));
 
+/// Why something that was to be handed over is missing after a drain that ran out of time.
+pub(super) const NOT_IN_TIME: &str = "the store did not keep it in time";
+
 /// Whether the error says that the key, or the whole node, has nothing to do with the task any more.
 pub(super) fn is_final(error: &Error) -> bool {
     use Error::{Cancelled, Lost, NotStarted, StaleToken, UnknownKey};
@@ -77,7 +80,10 @@ impl Ending {
             _ if reason == StopReason::Removed => None,
             (HandOver::Kept, _) => None,
             (HandOver::Failed(problem), _) => Some(problem),
-            (HandOver::Pending(_), _) => Some("the session was lost before the store had kept it".into()),
+            (HandOver::Pending(_), _) if reason == StopReason::Lost => {
+                Some("the session was lost before the store had kept it".into())
+            }
+            (HandOver::Pending(_), _) => Some(NOT_IN_TIME.into()),
             // A task that loses its session cannot leave anything.
             _ if reason == StopReason::Lost => None,
             (_, How::Failed(problem)) => Some(problem.clone()),
