@@ -6,7 +6,7 @@
 //! machines that die. What tells them apart is to run the suspects apart, and to let the rest of the group be the control.
 //!
 //! # How
-//! - A key is *suspect* after some quick deaths in a row. Suspects without an owner are held back until the group has been
+//! - A key is *suspect* after some quick deaths in a row. Suspects whose owner has died are held back until the group has been
 //!   quiet for a while. Where processes die by themselves, they do so in that time, too, and then nothing counts.
 //! - Then they are given out in batches, on at most half of the nodes, those first that are the least likely. A batch that
 //!   lives makes room for the next one: all are out again soon, however many there are. One that dies is held back and
@@ -37,7 +37,7 @@ pub(super) struct Ward {
     quarantine: Option<Quarantine>,
     lease: Duration,
     suspects: BTreeSet<KeyIx>,
-    /// Suspects that nobody owns, and that are held back.
+    /// Suspects whose owner has died, and that are held back.
     waiting: BTreeSet<KeyIx>,
     /// Suspects that a session has, or is about to be given.
     running: BTreeMap<KeyIx, Run>,
