@@ -14,6 +14,7 @@ mod state;
 mod sum;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::{
     collections::BTreeMap,
@@ -146,8 +147,7 @@ impl Raft {
         links: Arc<Links>,
     ) -> Result<Self, Refused> {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        // openraft draws a member's election timeout once, and looks at it at each tick of one and a half heartbeats. Two
-        // members that tick in step would stand for election at the same moment again and again, so no two tick alike.
+        // Most members do not tick alike, so that few stand for election at the same moment. See `turns` for those who do.
         let drawn = config.ground.draw().to_le_bytes()[0];
         let heartbeat = config.heartbeat - config.heartbeat.mul_f64(f64::from(drawn) / 2048.0);
         let settings = Config {
@@ -176,6 +176,7 @@ impl Raft {
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.server_metrics(), config.election.1.mul_f64(1.5)));
         let raft = Self { raft, id, log, quorum, silence, ending: Arc::default() };
+        tokio::spawn(turns::take(raft.raft.clone(), config.election.1, config.ground.clone()));
         tokio::spawn(raft.clone().bound_log());
         tokio::spawn(raft.clone().compare(machine, links));
         Ok(raft)

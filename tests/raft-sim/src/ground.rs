@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::Duration,
@@ -28,6 +28,8 @@ pub struct Ground {
     dice: Mutex<Dice>,
     /// Milliseconds that a commit takes at most.
     pub pace: Arc<AtomicU64>,
+    /// Whether its members tick as slowly as they may, and so as all others do of which that is true.
+    pub in_step: AtomicBool,
     /// Milliseconds since the beginning.
     pub now: AtomicU64,
 }
@@ -39,6 +41,7 @@ impl Ground {
             disk: Disk::new(dice.split()),
             dice: Mutex::new(dice),
             pace: Arc::new(AtomicU64::new(3)),
+            in_step: AtomicBool::new(false),
             now: AtomicU64::new(0),
         }
     }
@@ -99,7 +102,9 @@ impl ground::Ground for Ground {
 
     fn draw(&self) -> u128 {
         let mut dice = self.dice.lock();
-        u128::from(dice.roll()) << 64 | u128::from(dice.roll())
+        let drawn = u128::from(dice.roll()) << 64 | u128::from(dice.roll());
+        // A member's first number decides how it ticks.
+        if self.in_step.load(Ordering::Relaxed) { drawn & !0xff } else { drawn }
     }
 
     fn clock(&self) -> u64 {

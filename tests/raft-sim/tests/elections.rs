@@ -1,0 +1,99 @@
+//! Voters that stand for election at the same moment keep each other from winning; not again and again.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use divider_core::Store;
+use divider_raft::RaftStore;
+use divider_raft_sim::ground::Ground;
+use divider_sim::dice::Dice;
+
+const VOTERS: [&str; 3] = ["a", "b", "c"];
+/// A lease of a leader, and elections of which each has a chance.
+const SOON: u64 = 5000;
+
+type Stores = Arc<Mutex<BTreeMap<&'static str, RaftStore>>>;
+
+fn build(name: &'static str, ground: &Arc<Ground>) -> RaftStore {
+    let seeds = VOTERS.map(|voter| format!("{voter}:7400"));
+    let builder = RaftStore::builder("/group/").unwrap().plaintext().seeds(&seeds).name(name).unwrap();
+    let builder = builder.listen("0.0.0.0:7400").in_memory().configure(|config| {
+        config.advertise = Some(format!("{name}:7400"));
+        config.ground = ground.clone();
+        config.voters = 3;
+        config.election = (Duration::from_millis(300), Duration::from_millis(301));
+    });
+    builder.build().unwrap()
+}
+
+/// Milliseconds until there is a leader after the one before has crashed.
+fn elections(seed: u64) -> Vec<u64> {
+    let mut dice = Dice(seed);
+    let ms = Duration::from_millis;
+    let mut sim = turmoil::Builder::new()
+        .rng_seed(dice.roll())
+        .simulation_duration(Duration::from_secs(3600))
+        .tick_duration(ms(1))
+        .min_message_latency(ms(2))
+        .max_message_latency(ms(8))
+        .tcp_capacity(4096)
+        .build();
+    let stores = Stores::default();
+    for name in VOTERS {
+        let ground = Arc::new(Ground::new(dice.split()));
+        ground.in_step.store(true, Ordering::Relaxed);
+        let stores = stores.clone();
+        sim.host(name, move || {
+            let store = build(name, &ground);
+            let stores = stores.clone();
+            async move {
+                while store.open().await.is_err() {
+                    tokio::time::sleep(ms(50)).await;
+                }
+                stores.lock().unwrap().insert(name, store);
+                std::future::pending().await
+            }
+        });
+    }
+    let leader = || {
+        let stores = stores.lock().unwrap();
+        VOTERS.into_iter().find(|voter| stores.get(voter).is_some_and(RaftStore::leads_raft))
+    };
+    let mut times = Vec::new();
+    for _ in 0..4 {
+        let mut waited = 0;
+        while stores.lock().unwrap().len() < 3 || leader().is_none() {
+            sim.step().unwrap();
+            waited += 1;
+            assert!(waited < 20_000, "no cluster");
+        }
+        (0..1000).try_for_each(|_| sim.step().map(|_| ())).unwrap();
+        // A machine that fails: nothing refuses a connection, and nobody says that the leader has died.
+        let Some(old) = leader() else { continue };
+        let others: Vec<_> = VOTERS.into_iter().filter(|voter| *voter != old).collect();
+        others.iter().for_each(|other| sim.partition(old, *other));
+        let gone = stores.lock().unwrap().remove(old);
+        let mut took = 0;
+        while leader().is_none() {
+            sim.step().unwrap();
+            took += 1;
+            assert!(took < 60_000, "nobody is elected");
+        }
+        times.push(took);
+        stores.lock().unwrap().extend(gone.map(|store| (old, store)));
+        others.iter().for_each(|other| sim.repair(old, *other));
+        (0..1000).try_for_each(|_| sim.step().map(|_| ())).unwrap();
+    }
+    times
+}
+
+#[test]
+fn voters_that_tick_in_step_do_not_keep_each_other_from_winning() {
+    let mut times: Vec<_> = (0..4).flat_map(elections).collect();
+    times.sort_unstable();
+    println!("figure: elections among voters that tick in step, ms: {times:?}");
+    assert!(times.len() > 10 && *times.last().unwrap() < SOON, "{times:?}");
+}
