@@ -64,8 +64,3 @@ pub use record::{Aside, Blob, Deaths, Declaration, KeyView, Record, State, StopR
 pub use source::{FnSource, RemovalLimit, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};
 pub use worker::{Hold, Job, Next, Retry, SecondSignal, StopSignal, TaskError, Worker, shutdown_signal};
-
-/// The examples of the README are tested like all others.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;

@@ -18,7 +18,7 @@
 //! - A new *lineage* (a store that may have forgotten something) ends every session and sets
 //!   [`GroupView::hold`] before anything else is applied.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::Stream;
@@ -270,3 +270,65 @@ pub struct Stats {
     /// Keys set aside because their owners kept dying.
     pub quarantined: u64,
 }
+
+/// A store behind a pointer is a store, so that a program can choose one while it runs.
+macro_rules! behind {
+    ($pointer:ident) => {
+        #[async_trait]
+        impl<S: Store + ?Sized> Store for $pointer<S> {
+            fn name(&self) -> &'static str {
+                (**self).name()
+            }
+            async fn open(&self) -> Result<(), StoreError> {
+                (**self).open().await
+            }
+            async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
+                (**self).apply(ops).await
+            }
+            async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
+                (**self).renew(session).await
+            }
+            async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+                (**self).poll(session, claim).await
+            }
+            async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
+                (**self).resign(session, term).await
+            }
+            async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
+                (**self).beats().await
+            }
+            async fn gone(&self) -> Result<Vec<SessionId>, StoreError> {
+                (**self).gone().await
+            }
+            async fn silences(&self) -> Result<Vec<(SessionId, Beat, Duration)>, StoreError> {
+                (**self).silences().await
+            }
+            async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
+                (**self).holdings(session).await
+            }
+            async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
+                (**self).changes(since).await
+            }
+            async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
+                (**self).scan(cursor).await
+            }
+            async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
+                (**self).records(keys).await
+            }
+            async fn stats(&self) -> Result<Stats, StoreError> {
+                (**self).stats().await
+            }
+            async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
+                (**self).quarantined(limit).await
+            }
+            async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
+                (**self).hints(topic).await
+            }
+            async fn close(&self) {
+                (**self).close().await;
+            }
+        }
+    };
+}
+behind!(Arc);
+behind!(Box);

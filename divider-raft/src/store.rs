@@ -64,6 +64,8 @@ pub struct RaftStore {
     group: Group,
     /// Set by `close`, for this handle alone.
     closed: AtomicBool,
+    /// Whether a member goes on for this handle.
+    holds: bool,
     /// A member's own copy, once this handle has been asked of it: most often what runs stays the same while a handle is open.
     copy: OnceLock<Arc<Machine>>,
 }
@@ -237,7 +239,7 @@ impl RaftStoreBuilder {
             open: AtomicUsize::new(1),
         };
         let closed = AtomicBool::new(false);
-        Ok(RaftStore { cluster: Arc::new(cluster), group: self.group, closed, copy: OnceLock::new() })
+        Ok(RaftStore { cluster: Arc::new(cluster), group: self.group, closed, holds: true, copy: OnceLock::new() })
     }
 }
 
@@ -452,7 +454,13 @@ impl RaftStore {
         if !closed {
             self.cluster.open.fetch_add(1, Ordering::Relaxed);
         }
-        Self { cluster: self.cluster.clone(), group, closed: AtomicBool::new(closed), copy: OnceLock::new() }
+        Self {
+            cluster: self.cluster.clone(),
+            group,
+            closed: AtomicBool::new(closed),
+            holds: true,
+            copy: OnceLock::new(),
+        }
     }
 
     /// A member's own copy. Asked of every request that is routed, so counts that all threads share are left alone.
@@ -519,6 +527,18 @@ impl RaftStore {
     }
 }
 
+impl RaftStore {
+    /// A handle that keeps no member running, beside those that are made from it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn unheld(mut self) -> Self {
+        if std::mem::take(&mut self.holds) && !self.closed.load(Ordering::Relaxed) {
+            self.cluster.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        self
+    }
+}
+
 impl Clone for RaftStore {
     fn clone(&self) -> Self {
         self.handle(self.group.clone())
@@ -527,7 +547,7 @@ impl Clone for RaftStore {
 
 impl Drop for RaftStore {
     fn drop(&mut self) {
-        if !self.closed.swap(true, Ordering::Relaxed) {
+        if self.holds && !self.closed.swap(true, Ordering::Relaxed) {
             self.cluster.open.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -678,7 +698,7 @@ impl Store for RaftStore {
     }
 
     async fn close(&self) {
-        if self.closed.swap(true, Ordering::Relaxed) {
+        if !self.holds || self.closed.swap(true, Ordering::Relaxed) {
             return;
         }
         if self.cluster.open.fetch_sub(1, Ordering::Relaxed) == 1 {

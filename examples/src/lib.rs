@@ -1,9 +1,9 @@
-//! What the examples share: how a program chooses its store from a URL, and the scriptable node `worker` with the lines
-//! that it prints, which the tests of whole processes read back.
+//! What the examples share, and the scriptable node `worker` with the lines that it prints, which the tests of whole
+//! processes read back.
 
 pub mod line;
+#[path = "../../divider/examples/support/show.rs"]
 pub mod show;
-pub mod store;
 pub mod worker;
 
 /// Addresses on this machine at which nobody listens, for examples that stand for several machines.

@@ -24,7 +24,6 @@ use tokio::{
 use crate::{
     AnyError,
     line::{Kind, Line},
-    store::{open_node, prepare},
 };
 use command::Command;
 use options::Options;
@@ -38,6 +37,7 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// What the tasks share.
 struct Worker {
+    group: divider::OpenGroup,
     node: Node,
     printer: Printer,
     options: Options,
@@ -56,8 +56,9 @@ pub async fn run(options: Options) -> Result<(), AnyError> {
     let config = options.config();
     let printer = Printer::new(config.node.as_str())?;
     let work = options.work()?;
-    let node = open_node(&options.store, options.group.clone(), config)?;
-    let worker = Arc::new(Worker { node, printer, options, running: Mutex::default() });
+    let group = divider::open(&options.store, options.group.as_str())?;
+    let node = group.node()?.config(config).build()?;
+    let worker = Arc::new(Worker { group, node, printer, options, running: Mutex::default() });
     let mut commands = read_commands()?;
 
     let run = async {
@@ -98,7 +99,7 @@ impl Worker {
     /// Joins the group, however long the store is out of reach.
     async fn start(&self) -> Result<(), AnyError> {
         loop {
-            let prepared = prepare(&self.options.store).await.map_err(Error::Store);
+            let prepared = self.group.prepare().await.map_err(Error::Store);
             let started = match prepared {
                 Ok(()) => self.node.start().await,
                 failed => failed,

@@ -1,7 +1,7 @@
 //! Every decoder, by the name of its fuzz target. The targets call these, and so does an ordinary test (`tests/fuzz.rs`),
 //! with what the targets have found and a few thousand inputs like it.
 
-use divider_core::{Group, NodeConfig};
+use divider_core::Group;
 use divider_postgres::{PostgresConfig, PostgresStore, fuzzing as postgres};
 use divider_raft::fuzzing as raft;
 use divider_redis::{RedisStore, fuzzing as redis};
@@ -42,7 +42,7 @@ fn urls(bytes: &[u8]) -> bool {
         return false;
     }
     let group = || Group::new("/g/").expect("a valid name");
-    let opened = divider_examples::store::open_node(text, group(), NodeConfig::default());
+    let opened = divider::open(text, "/g/");
     let mut any = opened.is_ok();
     for scheme in ["redis", "rediss", "redis+unix", "postgres", "postgresql"] {
         let url = format!("{scheme}://user:{SECRET}@{text}");

@@ -1,6 +1,6 @@
 //! What the examples print for people: times, bars, and colour where there is a terminal.
 
-#![allow(clippy::print_stdout, reason = "it is what this module is for")]
+#![allow(clippy::print_stdout, unreachable_pub, reason = "it is what this module is for, in several crates")]
 
 use std::{io::IsTerminal, time::Instant};
 

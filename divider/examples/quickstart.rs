@@ -1,25 +1,30 @@
-//! cargo run --release -p divider-examples --example quickstart
+//! cargo run -p divider --example quickstart
 //!
 //! Three nodes divide 120 keys by affinity. They are their own store: each keeps the group on its disk, and what two of
 //! them have is decided. One is killed and the others take its keys over; a newcomer takes its place; one drains and
 //! leaves; and in the end all stop, and go on from their disks. All in one process, which stands for several, and in a
-//! temporary directory. With another store the code is the same: see `store.rs`.
+//! temporary directory. With another store the code is the same: see
+//! `divider::open`.
 
-use std::{path::Path, time::Duration};
+#[path = "support/show.rs"]
+mod show;
 
-use divider_core::{Divider, Event, Node, NodeId, Store, Work};
-use divider_examples::{AnyError, free_addresses, show::Show};
-use divider_raft::RaftStore;
+use std::{net::TcpListener, path::Path, time::Duration};
+
+use divider::{Divider, Event, Node, NodeId, Store, Work, raft::RaftStore};
+use show::Show;
 use tokio::{task::JoinHandle, time::sleep};
 
 const KEYS: usize = 120;
 const LEASE: Duration = Duration::from_secs(1);
 
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
 /// What stands for a process of yours.
 struct Process {
     node: Node,
     store: RaftStore,
-    program: JoinHandle<Result<(), divider_core::Error>>,
+    program: JoinHandle<Result<(), divider::Error>>,
 }
 
 impl Process {
@@ -46,7 +51,7 @@ impl Process {
 }
 
 /// What a program does with a node: it starts work when told to, and confirms when the work has stopped.
-async fn program(node: Node) -> Result<(), divider_core::Error> {
+async fn program(node: Node) -> Result<(), divider::Error> {
     let mut events = node.events();
     while let Some(event) = events.next().await {
         match event {
@@ -72,12 +77,18 @@ async fn show_all(show: Show, processes: &[&Process]) {
     }
 }
 
+/// Addresses on this machine at which nobody listens.
+fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
+    let bound = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
+    bound.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
+}
+
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
     let show = Show::new("Divider: who works on what");
     let disk = tempfile::tempdir()?;
-    let addresses = free_addresses::<4>()?;
-    let [first, second, third, fourth] = &addresses;
+    let addresses = free_addresses(4)?;
+    let [first, second, third, fourth] = &addresses[..] else { return Err("four were asked for".into()) };
     let seeds = &addresses[..3];
     let start = |name, affinity, address| Process::start(name, affinity, address, seeds, disk.path());
 
@@ -132,6 +143,6 @@ async fn main() -> Result<(), AnyError> {
     show.note("a task per key      cargo run --release -p divider-examples --example task_per_key");
     show.note("fencing tokens      cargo run --release -p divider-examples --example fencing");
     show.note("work follows load   cargo run --release -p divider-examples --example follow_load");
-    show.note("your own program    the loop in `program` above is all of it: examples/examples/quickstart.rs");
+    show.note("your own program    the loop in `program` above is all of it: divider/examples/quickstart.rs");
     Ok(())
 }

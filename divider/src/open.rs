@@ -1,0 +1,222 @@
+//! From a URL to a store, so that the rest of a program is the same for all of them.
+
+use std::{fmt, sync::Arc};
+
+use divider_core::{ConfigError, Group, InvalidInput, MemoryStore, Node, NodeBuilder, Store, StoreError};
+
+/// A group at a place. See [`open`].
+pub struct OpenGroup {
+    group: Group,
+    place: Place,
+}
+
+/// Where a group is kept.
+enum Place {
+    Memory(MemoryStore),
+    #[cfg(feature = "raft")]
+    Raft(divider_raft::RaftStore),
+    // One store serves one node there, and this is what another one is made from. It may hold a password.
+    #[cfg(feature = "redis")]
+    Redis(String),
+    #[cfg(feature = "postgres")]
+    Postgres(String),
+}
+
+/// Why a group cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// No store has such a URL. What is shown of it is what stands before the first colon.
+    #[error(
+        "no store is known by {0:?}; there are memory:, raft:/data/directory, redis://host:port and postgres://host/database"
+    )]
+    UnknownScheme(String),
+    /// There is such a store, and this program was built without it.
+    #[error("{scheme}: needs the Cargo feature `{feature}` of divider: divider = {{ features = [\"{feature}\"] }}")]
+    MissingFeature {
+        /// What stands before the first colon.
+        scheme: String,
+        /// The feature that is missing.
+        feature: &'static str,
+    },
+    /// The name of the group is not one.
+    #[error(transparent)]
+    Group(#[from] InvalidInput),
+    /// The URL says something that cannot be used. Never quotes a password.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The URL of an embedded Raft member cannot be used.
+    #[cfg(feature = "raft")]
+    #[error(transparent)]
+    RaftUrl(#[from] divider_raft::UrlError),
+}
+
+/// Opens a group at the place that a URL names (the [crate] says which there are). Nothing is connected or written before
+/// a node is [started](divider_core::Divider::start).
+///
+/// Each call with `memory:` is a memory of its own; each with `raft:` is a member of its own, so a process calls it once for
+/// a directory. Several nodes of one process are [made](OpenGroup::node) from one value.
+///
+/// # Errors
+/// [`OpenError`], which says what there is, or what is wrong.
+pub fn open(url: &str, group: impl AsRef<str>) -> Result<OpenGroup, OpenError> {
+    let group = Group::new(group.as_ref())?;
+    let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
+    let place = match scheme {
+        "memory" => Place::Memory(MemoryStore::new()),
+        #[cfg(feature = "raft")]
+        "raft" => Place::Raft(divider_raft::RaftStore::from_url(url, group.clone())?.build()?.unheld()),
+        #[cfg(feature = "redis")]
+        "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" => Place::Redis(url.to_owned()),
+        #[cfg(feature = "postgres")]
+        "postgres" | "postgresql" => Place::Postgres(url.to_owned()),
+        _ => return Err(unknown(scheme)),
+    };
+    let opened = OpenGroup { group, place };
+    // What cannot be used is said here.
+    opened.store()?;
+    Ok(opened)
+}
+
+fn unknown(scheme: &str) -> OpenError {
+    let feature = match scheme {
+        "raft" => "raft",
+        "redis" | "redis+unix" | "valkey" => "redis",
+        "rediss" | "valkeys" => "redis-tls",
+        "postgres" | "postgresql" => "postgres",
+        _ => return OpenError::UnknownScheme(scheme.to_owned()),
+    };
+    OpenError::MissingFeature { scheme: scheme.to_owned(), feature }
+}
+
+impl OpenGroup {
+    /// The group's name.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
+    /// A store of the group, for one node.
+    ///
+    /// An embedded Raft member ends when the last of its stores is closed. A node closes its own when it is cancelled.
+    ///
+    /// # Errors
+    /// [`OpenError::Config`]; none that [`open`] has not looked for.
+    pub fn store(&self) -> Result<Arc<dyn Store>, OpenError> {
+        Ok(match &self.place {
+            Place::Memory(store) => Arc::new(store.clone()),
+            #[cfg(feature = "raft")]
+            Place::Raft(store) => Arc::new(store.clone()),
+            #[cfg(feature = "redis")]
+            Place::Redis(url) => Arc::new(divider_redis::RedisStore::builder(url, self.group.clone()).build()?),
+            #[cfg(feature = "postgres")]
+            Place::Postgres(url) => {
+                Arc::new(divider_postgres::PostgresStore::builder(url, self.group.clone()).build()?)
+            }
+        })
+    }
+
+    /// Begins to build a node of the group.
+    ///
+    /// # Errors
+    /// As [`store`](Self::store).
+    pub fn node(&self) -> Result<NodeBuilder<Arc<dyn Store>>, OpenError> {
+        Ok(Node::builder(self.store()?))
+    }
+
+    /// Makes what the store needs before its first use: in a PostgreSQL database the tables, elsewhere nothing. It may be
+    /// called at any time, by any number of programs at once, and does nothing where nothing is missing. A real program
+    /// does it when it is deployed, with a role that may.
+    ///
+    /// # Errors
+    /// Those of the store. A call that has failed may be made again.
+    #[allow(clippy::unused_async)] // Without PostgreSQL there is nothing to wait for.
+    pub async fn prepare(&self) -> Result<(), StoreError> {
+        match &self.place {
+            #[cfg(feature = "postgres")]
+            Place::Postgres(url) => {
+                // The error would repeat the URL, which may hold a password.
+                let options = url
+                    .parse()
+                    .map_err(|_| StoreError::Misconfigured("the URL of the database is not one".to_owned()))?;
+                divider_postgres::migrate(&options, "divider").await
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for OpenGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match &self.place {
+            Place::Memory(_) => "memory",
+            #[cfg(feature = "raft")]
+            Place::Raft(_) => "raft",
+            #[cfg(feature = "redis")]
+            Place::Redis(_) => "redis",
+            #[cfg(feature = "postgres")]
+            Place::Postgres(_) => "postgres",
+        };
+        f.debug_struct("OpenGroup").field("group", &self.group).field("place", &place).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_url_is_refused_with_the_ones_that_there_are() {
+        let error = open("mysql://user:secret@x", "/g/").unwrap_err().to_string();
+        assert!(
+            error.contains("\"mysql\"") && error.contains("redis://host:port") && !error.contains("secret"),
+            "{error}"
+        );
+    }
+
+    #[cfg(not(feature = "postgres"))]
+    #[test]
+    fn a_store_that_was_left_out_is_refused_with_the_feature_that_it_needs() {
+        let error = open("postgres://x", "/g/").unwrap_err().to_string();
+        assert!(error.contains("features = [\"postgres\"]"), "{error}");
+    }
+
+    #[test]
+    fn a_group_without_a_name_is_refused() {
+        assert!(matches!(open("memory:", ""), Err(OpenError::Group(_))));
+    }
+
+    #[tokio::test]
+    async fn nodes_from_one_value_share_the_group() {
+        use divider_core::{Divider, Work};
+        let group = open("memory:", "/g/").unwrap();
+        let (one, other) = (group.node().unwrap().build().unwrap(), group.node().unwrap().build().unwrap());
+        one.start().await.unwrap();
+        other.start().await.unwrap();
+        one.add_work(vec![Work::new("key").unwrap()]).await.unwrap();
+        assert_eq!(other.stats().await.unwrap().registered, 1);
+        one.flush_and_cancel().await.unwrap();
+        assert_eq!(other.stats().await.unwrap().sessions, 1, "the end of one closes nothing of the other");
+        other.flush_and_cancel().await.unwrap();
+    }
+
+    #[cfg(feature = "raft")]
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_embedded_member_ends_with_its_last_node() {
+        use divider_core::Divider;
+        let group = open("raft:memory", "/g/").unwrap();
+        let node = group.node().unwrap().build().unwrap();
+        node.start().await.unwrap();
+        let Place::Raft(store) = &group.place else { panic!("it is on Raft") };
+        assert!(store.leads_raft());
+        node.flush_and_cancel().await.unwrap();
+        assert!(!store.leads_raft(), "it goes on although nobody uses it");
+    }
+
+    #[cfg(all(feature = "redis", feature = "postgres"))]
+    #[test]
+    fn no_password_is_shown() {
+        for url in ["redis://user:secret@host", "postgres://user:secret@host/db"] {
+            assert!(!format!("{:?}", open(url, "/g/").unwrap()).contains("secret"));
+        }
+    }
+}
