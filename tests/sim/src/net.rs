@@ -88,8 +88,10 @@ struct State {
     panics: BTreeMap<Pid, u64>,
     /// How many more times the feeds are cut when a leader reads the group.
     cuts: u64,
-    /// In which term each leader has read the whole group, if it can go on from there by the changes alone.
-    read: BTreeMap<Pid, Term>,
+    /// The term that each process leads in, as it has been told.
+    leads: BTreeMap<Pid, Term>,
+    /// Processes that have read the whole group in that term, if they can go on from there by the changes alone.
+    read: BTreeSet<Pid>,
 }
 
 impl fmt::Debug for Net {
@@ -118,7 +120,8 @@ impl Net {
             mooded: 0,
             panics: BTreeMap::new(),
             cuts: 0,
-            read: BTreeMap::new(),
+            leads: BTreeMap::new(),
+            read: BTreeSet::new(),
         };
         Arc::new(Self {
             exec: exec.clone(),
@@ -322,19 +325,28 @@ impl Net {
     /// A leader begins to read the whole group. In one term it does so once, and again only where the changes since are no
     /// longer kept: everything else would keep the leader of a busy group from its work.
     fn reads_all(&self, pid: Pid) {
-        let term = self.server.lock().ledger().group().term;
-        if self.state.lock().read.get(&pid) == Some(&term) {
+        let state = self.state.lock();
+        if state.read.contains(&pid) {
+            let term = state.leads.get(&pid).copied().unwrap_or_default();
+            drop(state);
             self.trace
                 .broken(format!("{pid} reads the whole group again in {term} although the changes since are kept"));
         }
     }
 
+    /// A process has been told that it leads. What it read in another term it has forgotten.
+    fn leads(&self, pid: Pid, term: Term) {
+        let mut state = self.state.lock();
+        if state.leads.insert(pid, term) != Some(term) {
+            state.read.remove(&pid);
+        }
+    }
+
     /// A leader has read a part of the group: perhaps its feed is cut at that moment.
     fn was_read(&self, pid: Pid, all: bool) {
-        let term = self.server.lock().ledger().group().term;
         let mut state = self.state.lock();
         if all {
-            state.read.insert(pid, term);
+            state.read.insert(pid);
         }
         if state.cuts > 0 {
             state.cuts -= 1;
@@ -489,10 +501,16 @@ impl Store for Line {
     }
 
     async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
-        self.net.call(self.pid, "poll", move |server| server.poll(session, claim)).await?
+        let standing = self.net.call(self.pid, "poll", move |server| server.poll(session, claim)).await??;
+        if let Some(leader) = standing.leader.filter(|leader| leader.session == session) {
+            self.net.leads(self.pid, leader.term);
+        }
+        Ok(standing)
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
+        // It leads no more by its own reckoning. Where this is lost, it may take up the same term again.
+        self.net.state.lock().read.remove(&self.pid);
         self.net.call(self.pid, "resign", move |server| server.resign(session, term)).await
     }
 

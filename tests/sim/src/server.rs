@@ -285,6 +285,9 @@ impl Server {
                 token
             });
             orders.last = order;
+        } else if let Some(orders) = self.orders.get_mut(key) {
+            // Somebody has declared the same key plainly: that is what comes last.
+            orders.last = 0;
         }
     }
 
