@@ -21,7 +21,6 @@ use tokio::{
 use super::{observe::target, removals::Removals, settle::Then, shared::Shared};
 use crate::{
     Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, leader::Leader, limits,
-    source::SourceError,
 };
 
 /// One reading.
@@ -85,7 +84,9 @@ impl Reader {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(target: target::SOURCE, node = %self.node, %error, "the work source failed");
+                    // Nothing will come of it, so nobody needs to know what ends meanwhile.
+                    self.under_way.store(0, Ordering::SeqCst);
+                    tracing::warn!(target: target::SOURCE, node = %self.node, error, "the work source failed");
                     tokio::time::sleep(interval).await;
                 }
             }
@@ -93,15 +94,17 @@ impl Reader {
     }
 
     /// One reading. A source that panics has failed, like one that says so, and is read again.
-    async fn read(&self, number: u64) -> Result<Vec<Work>, SourceError> {
+    async fn read(&self, number: u64) -> Result<Vec<Work>, String> {
         let limit = self.config.interval;
         self.under_way.store(number, Ordering::SeqCst);
-        let reading = AssertUnwindSafe(async { self.config.source.fetch().await }).catch_unwind();
-        match tokio::time::timeout(limit, reading).await {
-            Ok(Ok(read)) => read,
-            Ok(Err(_)) => Err("it panicked".into()),
-            Err(_) => Err(format!("it did not answer within {limit:?}").into()),
-        }
+        // All that is the program's: also the drop of what is given up, and what an error says.
+        let reading = async {
+            match tokio::time::timeout(limit, self.config.source.fetch()).await {
+                Ok(read) => read.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("it did not answer within {limit:?}")),
+            }
+        };
+        AssertUnwindSafe(reading).catch_unwind().await.unwrap_or_else(|_| Err("it panicked".into()))
     }
 }
 
@@ -175,11 +178,12 @@ impl Supply {
         let mut ops = Vec::new();
         let mut named = HashSet::with_capacity(find.work.len());
         for work in find.work {
-            if let Err(error) = work.validate() {
-                tracing::warn!(target: target::SOURCE, key = %work.key, %error, "the work source named bad work");
+            // Before it is looked at: what is named wrongly is not gone.
+            if !named.insert(work.key.clone()) || ended.contains(&work.key) {
                 continue;
             }
-            if !named.insert(work.key.clone()) || ended.contains(&work.key) {
+            if let Err(error) = work.validate() {
+                tracing::warn!(target: target::SOURCE, key = %work.key, %error, "the work source named bad work");
                 continue;
             }
             let fields = (work.weight, work.priority, work.not_before_ms, work.payload.as_slice());
