@@ -3,6 +3,7 @@
 use divider_core::{
     Error, Op,
     conformance::{Call, Fault},
+    limits,
 };
 
 use super::*;
@@ -164,4 +165,33 @@ async fn a_flush_names_what_the_store_does_not_take_a_confirmation_of() {
     let (flushed, _) = tokio::join!(flush, timeout(Duration::from_millis(500), confirm));
     let unconfirmed = flushed.unwrap().unwrap().unconfirmed;
     assert_eq!(unconfirmed.iter().map(|key| key.token).collect::<Vec<_>>(), [first.token]);
+}
+
+/// As above, with more of what the store never takes than goes into one batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn ops_that_the_store_never_takes_hold_nobody_else_up_however_many_they_are() {
+    let (node, faults) = faulty(&MemoryStore::new(), |_| {});
+    let mut events = node.events();
+    node.start().await.unwrap();
+    node.add_work(work((0..12).map(|key| format!("k{key}")))).await.unwrap();
+    let mut keys = Vec::new();
+    for _ in 0..12 {
+        keys.push(start(&mut events).await);
+    }
+    let refused = faults.always(Fault::Misconfigured, |call| call.applies(|op| matches!(op, Op::Checkpoint { .. })));
+    let good = keys.pop().unwrap();
+    for _ in 0..limits::MAX_BATCH_OPS / 8 {
+        for key in &keys {
+            // Whoever asks does not wait for the answer.
+            let call = node.checkpoint(&key.key, key.token, (*b"1").into());
+            assert!(timeout(Duration::ZERO, call).await.is_err());
+        }
+    }
+    until("a refusal", async || refused.hits() > 0).await;
+    soon("the completion", node.complete(&good.key, good.token)).await.unwrap();
+    soon("a flush that begins", async {
+        drop(timeout(Duration::ZERO, node.flush()).await);
+        stop(&mut events).await;
+    })
+    .await;
 }
