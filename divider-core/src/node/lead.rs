@@ -92,7 +92,12 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
 /// One poll, and what every poll is good for.
 async fn look(shared: &Shared, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
     let asked = shared.clock.now();
-    let standing = shared.observer.call("poll", shared.store.poll(session, claim)).await?;
+    let polled = shared.observer.call("poll", shared.store.poll(session, claim)).await;
+    let standing = polled.inspect_err(|_| {
+        if shared.ears.lock().is_unsure(shared.clock.now(), shared.config.resync) {
+            shared.unsure.notify_one();
+        }
+    })?;
     shared.marks.lock().note(shared.clock.now(), standing.token);
     // What the poll before this one knew of must have come by now, or it is lost.
     let expected = shared.expected.swap(standing.seq, Ordering::Relaxed);

@@ -124,3 +124,45 @@ fn only_an_error_that_says_so_has_no_effect() {
     let none = [StoreError::SessionEnded, StoreError::Misconfigured(String::new()), StoreError::Closed];
     assert!(none.iter().all(StoreError::has_no_effect));
 }
+
+/// The subscription stands and brings nothing, and no poll says that something is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_polls_fail_reads_what_it_may_have_missed() {
+    for fault in [Fault::Refuse, Fault::Misconfigured, Fault::Corrupt] {
+        let store = MemoryStore::new();
+        let leader = super::node(store.clone(), |config| config.affinity = 0);
+        leader.start().await.unwrap();
+        until("the leader", async || leader.is_leader()).await;
+        let (node, faults) = faulty(&store, |_| {});
+        let program = Program::over(node);
+        program.node.start().await.unwrap();
+        faults.lose_hints(true);
+        faults.always(fault, |call| matches!(call, Call::Poll(_)));
+        leader.add_work(work(["a", "b"])).await.unwrap();
+        until("both keys to run", async || program.running() == 2).await;
+        assert_eq!(program.lost(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_ends_again_and_again_is_no_reason_to_read_all_the_time() {
+    let (node, faults) = faulty(&MemoryStore::new(), |_| {});
+    let program = Program::over(node);
+    program.node.start().await.unwrap();
+    let reads = faults.always(Fault::Count, |call| matches!(call, Call::Holdings | Call::Changes));
+    let subscriptions = faults.always(Fault::Count, |call| matches!(call, Call::Hints(_)));
+    let cut = tokio::spawn({
+        let faults = faults.clone();
+        async move {
+            loop {
+                faults.cut_hints();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(subscriptions.hits() < 40 && reads.hits() < 60, "{} and {}", subscriptions.hits(), reads.hits());
+    program.node.add_work(work(["a", "b"])).await.unwrap();
+    until("both keys to run", async || program.running() == 2).await;
+    cut.abort();
+}
