@@ -48,7 +48,7 @@ use crate::{
     member::{Confirmation, Declared, Member, Queue},
     op::affinity_in_range,
 };
-use batcher::{HandedIn, Request};
+use batcher::{HandedIn, Request, batches};
 use machine::ThisMachine;
 use session::Opening;
 use settle::Then;
@@ -234,16 +234,7 @@ impl Node {
     /// Applies ops that belong to no session, in batches.
     async fn declare(&self, ops: Vec<Op>) -> Result<(), Error> {
         let shared = self.running().await?;
-        let mut rest = ops.into_iter().peekable();
-        while rest.peek().is_some() {
-            let (mut batch, mut bytes) = (Vec::new(), 0);
-            while let Some(op) = rest.next_if(|op| {
-                batch.is_empty()
-                    || (batch.len() < limits::MAX_BATCH_OPS && bytes + op.bytes() <= limits::MAX_BATCH_BYTES)
-            }) {
-                bytes += op.bytes();
-                batch.push(op);
-            }
+        for batch in batches(ops) {
             shared.submit(batch, None, Then::Nothing).await?;
         }
         Ok(())

@@ -288,3 +288,26 @@ async fn work_that_is_named_with_what_cannot_be_kept_is_not_removed() {
     until("some readings", async || reads.load(Ordering::SeqCst) > read + 4).await;
     assert_eq!(node.stats().await.unwrap().registered, 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_source_names_is_declared_in_batches_that_a_store_takes() {
+    let source = FnSource(|| async {
+        let payload = vec![0; divider_core::limits::MAX_PAYLOAD_BYTES];
+        Ok((0..64).map(|key| Work::new(format!("k{key}")).unwrap().payload(payload.as_slice())).collect())
+    });
+    let config = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_secs(5));
+    let store = FaultyStore::new(MemoryStore::new());
+    let largest = Arc::new(AtomicUsize::new(0));
+    let seen = largest.clone();
+    store.faults().always(Fault::Count, move |call| {
+        if let Call::Apply(ops) = call {
+            seen.fetch_max(ops.iter().map(divider_core::Op::bytes).sum(), Ordering::SeqCst);
+        }
+        true
+    });
+    let node = Node::builder(store).source(config).build().unwrap();
+    node.start().await.unwrap();
+    until("the work", async || node.stats().await.unwrap().registered == 64).await;
+    let largest = largest.load(Ordering::SeqCst);
+    assert!(largest <= divider_core::limits::MAX_BATCH_BYTES, "{largest} bytes");
+}

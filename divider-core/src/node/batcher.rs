@@ -69,6 +69,22 @@ impl Request {
     }
 }
 
+/// Divides ops into batches that a store takes.
+pub(crate) fn batches(ops: Vec<Op>) -> impl Iterator<Item = Vec<Op>> {
+    let mut rest = ops.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut batch = vec![rest.next()?];
+        let mut bytes = batch[0].bytes();
+        while let Some(op) = rest.next_if(|op| {
+            bytes += op.bytes();
+            batch.len() < limits::MAX_BATCH_OPS && bytes <= limits::MAX_BATCH_BYTES
+        }) {
+            batch.push(op);
+        }
+        Some(batch)
+    })
+}
+
 /// The key that an op of a node is about; `None` for the session itself.
 fn subject(op: &Op) -> Option<&Key> {
     match op {
@@ -290,6 +306,23 @@ impl Batcher {
             self.one_by_one(batch).await;
         }
         self.trouble = Some(error);
+        self.forget_what_was_replaced();
+    }
+
+    /// A checkpoint that nobody waits for any more, and that another one follows, need not be kept: there could be more of them
+    /// than memory, as long as the store takes none.
+    fn forget_what_was_replaced(&mut self) {
+        let mut newer = HashSet::new();
+        let waiting = std::mem::take(&mut self.waiting);
+        for request in waiting.into_iter().rev() {
+            let replaced = match &request.then {
+                Then::Checkpointed { key, token } => !newer.insert((key.clone(), *token)),
+                _ => false,
+            };
+            if !replaced || request.reply.as_ref().is_some_and(|reply| !reply.is_closed()) {
+                self.waiting.push_front(request);
+            }
+        }
     }
 
     /// What the store does not take may be a single op, or one kind of ops, which must not hold up all others: each request is

@@ -18,9 +18,9 @@ use tokio::{
     time::Instant as Tick,
 };
 
-use super::{observe::target, removals::Removals, settle::Then, shared::Shared};
+use super::{batcher::batches, observe::target, removals::Removals, settle::Then, shared::Shared};
 use crate::{
-    Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, leader::Leader, limits,
+    Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, caught, leader::Leader,
 };
 
 /// One reading.
@@ -104,7 +104,10 @@ impl Reader {
                 Err(_) => Err(format!("it did not answer within {limit:?}")),
             }
         };
-        AssertUnwindSafe(reading).catch_unwind().await.unwrap_or_else(|_| Err("it panicked".into()))
+        AssertUnwindSafe(reading)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|panic| Err(format!("it {}", caught::words(panic))))
     }
 }
 
@@ -210,8 +213,8 @@ impl Supply {
         let spawner = shared.clone();
         spawner.spawn("the declaring of work", async move {
             let limit = Some(shared.config.call_time_limit.max(Duration::from_secs(1)));
-            for ops in ops.chunks(limits::MAX_BATCH_OPS) {
-                let declared = match shared.hand_in_for(ops.to_vec(), session, Then::Nothing, limit) {
+            for ops in batches(ops) {
+                let declared = match shared.hand_in_for(ops, session, Then::Nothing, limit) {
                     Ok(handed_in) => handed_in.wait().await,
                     Err(error) => Err(error),
                 };
@@ -228,4 +231,25 @@ impl Supply {
 /// How a reading declares work. What is `known` only takes new fields: it may have ended meanwhile.
 fn declaration(work: Work, known: bool) -> Op {
     Op::Add(work.how(if known { Declaration::Refresh } else { Declaration::Declare }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FnSource, MemoryStore, Node, Revision};
+
+    #[tokio::test]
+    async fn what_ends_after_a_reading_has_failed_is_not_kept() {
+        let source = FnSource(|| async { Err("a deliberate error".into()) });
+        let config = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_secs(3600));
+        let node = Node::builder(MemoryStore::new()).source(config).build().unwrap();
+        let shared = &node.handle.shared;
+        let mut supply = Supply::new(shared);
+        supply.begin(shared);
+        // It fails at its first step.
+        tokio::task::yield_now().await;
+        let changes = vec![Change::KeyGone(Key::new("k").unwrap())];
+        supply.note(&Batch { revision: Revision(1), changes });
+        assert!(supply.ended.1.is_empty());
+    }
 }

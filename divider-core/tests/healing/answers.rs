@@ -195,3 +195,45 @@ async fn ops_that_the_store_never_takes_hold_nobody_else_up_however_many_they_ar
     })
     .await;
 }
+
+/// A program that does not wait for long asks again and again while the store refuses, each time with what is new.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_nobody_waits_for_is_replaced_by_the_next() {
+    let (node, faults) = faulty(&MemoryStore::new(), |config| config.lease = Duration::from_secs(30));
+    let mut events = node.events();
+    node.start().await.unwrap();
+    node.add_work(work(["a", "b"])).await.unwrap();
+    let (a, b) = (start(&mut events).await, start(&mut events).await);
+    let writes = |call: &Call<'_>| call.applies(|op| matches!(op, Op::Checkpoint { .. }));
+    let refused = faults.always(Fault::Refuse, writes);
+    let patient = tokio::spawn({
+        let (node, a) = (node.clone(), a.clone());
+        async move { node.checkpoint(&a.key, a.token, (*b"patient").into()).await }
+    });
+    until("the first", async || refused.hits() > 0).await;
+    for number in 0..300_u32 {
+        for key in [&a, &b] {
+            let call = node.checkpoint(&key.key, key.token, number.to_be_bytes().into());
+            assert!(timeout(Duration::ZERO, call).await.is_err());
+        }
+    }
+    let before = refused.hits();
+    until("they have been tried", async || refused.hits() > before + 1).await;
+    let kept = Arc::new(Mutex::new(0));
+    let count = kept.clone();
+    faults.always(Fault::Count, move |call| {
+        if let Call::Apply(ops) = call {
+            *count.lock() += ops.iter().filter(|op| matches!(op, Op::Checkpoint { .. })).count();
+        }
+        true
+    });
+    refused.lift();
+    soon("the first", patient).await.unwrap().unwrap();
+    for key in [&a, &b] {
+        until("the last", async || {
+            node.record(&key.key).await.unwrap().unwrap().checkpoint[..] == 299_u32.to_be_bytes()[..]
+        })
+        .await;
+    }
+    assert!(*kept.lock() <= 6, "{} were kept", *kept.lock());
+}

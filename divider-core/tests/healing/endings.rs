@@ -170,3 +170,23 @@ async fn a_start_that_found_no_thread_leaves_no_session_and_may_be_repeated() {
     node.start().await.unwrap();
     assert!(node.session().is_some());
 }
+
+struct Sleeper;
+
+impl std::task::Wake for Sleeper {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_remembers_only_who_waits_for_it_now() {
+    use futures_util::StreamExt;
+    let node = node(MemoryStore::new(), |_| {});
+    node.start().await.unwrap();
+    let mut events = node.events();
+    let sleepers: Vec<Arc<Sleeper>> = (0..3).map(|_| Arc::new(Sleeper)).collect();
+    for sleeper in &sleepers {
+        let waker = sleeper.clone().into();
+        assert!(events.poll_next_unpin(&mut std::task::Context::from_waker(&waker)).is_pending());
+    }
+    assert_eq!(sleepers.iter().map(Arc::strong_count).collect::<Vec<_>>(), [1, 1, 2]);
+}
