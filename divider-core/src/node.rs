@@ -226,7 +226,7 @@ impl Node {
     /// The node, if it has been started and has not ended.
     async fn running(&self) -> Result<&Shared, Error> {
         if self.shared().has_ended() {
-            return Err(Error::Cancelled);
+            return Err(self.shared().over());
         }
         if self.shared().is_started() { Ok(self.shared()) } else { Err(Error::NotStarted) }
     }
@@ -269,7 +269,7 @@ impl Node {
         let (session, hints) = opening.join(shared).await?;
         // From here on nothing is awaited and nothing can fail, so a started node is started whole.
         if shared.has_ended() {
-            return Err(Error::Cancelled);
+            return Err(shared.over());
         }
         let span = || tracing::info_span!(target: target::SESSION, "node", node = %shared.config.node);
         if let Some(requests) = starting.requests.take() {
@@ -337,14 +337,14 @@ impl Divider for Node {
         let shared = &self.handle.shared;
         let mut starting = self.handle.starting.lock().await;
         if shared.has_ended() {
-            return Err(Error::Cancelled);
+            return Err(shared.over());
         }
         if shared.is_started() {
             return Ok(());
         }
         tokio::select! {
             biased;
-            () = shared.end() => Err(Error::Cancelled),
+            () = shared.end() => Err(shared.over()),
             joined = self.join(&mut starting) => joined,
         }
     }
@@ -468,7 +468,7 @@ impl Divider for Node {
             if let Some(session) = session {
                 let drain = shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained);
                 // It is tried until the session is over, which is no error, or the node.
-                drain.await.map_err(|_| Error::Cancelled)?;
+                drain.await.map_err(|_| shared.over())?;
             }
             // What was lost meanwhile may still be running here, so it is waited for as well.
             while !shared.with(|member| member.is_idle()) && !shared.has_ended() {

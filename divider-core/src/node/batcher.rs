@@ -129,7 +129,7 @@ impl Shared {
         let (reply, answer) = oneshot::channel();
         let limit = limit.map(|limit| (limit, self.clock.now() + limit));
         let request = Request { ops, session, then, limit, failed: false, again: false, reply: Some(reply) };
-        self.requests.send(request).map_err(|_| Error::Cancelled)?;
+        self.requests.send(request).map_err(|_| self.over())?;
         Ok(HandedIn(answer))
     }
 

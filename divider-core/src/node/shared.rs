@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
@@ -22,7 +22,7 @@ use super::{
     settle::Then,
 };
 use crate::{
-    Clock, Instant, Key, NodeConfig, Op, Outcome, Revision, SessionId, Store, StoreError, Term, Token,
+    Clock, Error, Instant, Key, NodeConfig, Op, Outcome, Revision, SessionId, Store, StoreError, Term, Token,
     leader::{Marks, Now},
     lease::Lease,
     member::{Member, Queue},
@@ -53,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) leader_gone: Notify,
     /// True once the node has been cancelled or dropped. All tasks end then.
     pub(crate) ended: watch::Sender<bool>,
+    /// Which part of the node has died, where that ended it.
+    death: OnceLock<String>,
     /// The term in which this node leads.
     pub(crate) leading: watch::Sender<Option<Term>>,
     /// Up to which revision this node, leading, has found nothing more to do. `None` while it does not lead.
@@ -137,6 +139,7 @@ impl Shared {
             unsure: Notify::new(),
             leader_gone: Notify::new(),
             ended: watch::Sender::new(false),
+            death: OnceLock::new(),
             leading: watch::Sender::new(None),
             rested: watch::Sender::new(None),
             applied: AtomicU64::new(0),
@@ -348,10 +351,16 @@ impl Shared {
     /// A part of the node has died, and the rest must not go on without it: it would renew, and do nothing.
     pub(crate) fn collapse(&self, what: &str) {
         if !self.has_ended() {
+            let _ = self.death.set(what.into());
             let node = &self.config.node;
             tracing::error!(target: target::SESSION, %node, what, "a part of the node has died; the node ends");
             self.shut_down();
         }
+    }
+
+    /// Why an ended node does nothing any more.
+    pub(crate) fn over(&self) -> Error {
+        self.death.get().map_or(Error::Cancelled, |part| Error::Died { part: part.clone() })
     }
 
     /// Stops everything, without a word to the store.

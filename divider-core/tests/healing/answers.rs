@@ -237,3 +237,14 @@ async fn a_checkpoint_that_nobody_waits_for_is_replaced_by_the_next() {
     }
     assert!(*kept.lock() <= 6, "{} were kept", *kept.lock());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_op_of_the_leader_that_the_store_never_takes_holds_nobody_else_up() {
+    let (node, faults) = faulty(&MemoryStore::new(), |_| {});
+    let bad = |op: &Op| matches!(op, Op::Assign { key, .. } if key.as_str() == "bad");
+    faults.always(Fault::Misconfigured, move |call| call.applies(bad));
+    let program = Program::over(node);
+    program.node.start().await.unwrap();
+    program.node.add_work(work(["a", "bad", "c", "d"])).await.unwrap();
+    until("the others to run", async || program.running() == 3).await;
+}

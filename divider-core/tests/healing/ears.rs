@@ -166,3 +166,25 @@ async fn a_subscription_that_ends_again_and_again_is_no_reason_to_read_all_the_t
     until("both keys to run", async || program.running() == 2).await;
     cut.abort();
 }
+
+/// A store that now and then does not answer is not out of reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_nobody_lets_propose_lets_another_lead_though_some_polls_fail() {
+    let store = MemoryStore::new();
+    let (node, faults) = faulty(&store, |config| config.lease = Duration::from_millis(300));
+    let proposes = |op: &divider_core::Op| matches!(op, divider_core::Op::Assign { .. });
+    faults.always(Fault::Misconfigured, move |call| call.applies(proposes));
+    let polls = Mutex::new(0);
+    faults.always(Fault::Refuse, move |call| {
+        let leads = matches!(call, Call::Poll(divider_core::Claim::Lead { .. }));
+        *polls.lock() += usize::from(leads);
+        leads && (*polls.lock()).is_multiple_of(3)
+    });
+    let muted = Program::over(node);
+    muted.node.start().await.unwrap();
+    until("the leader", async || muted.node.is_leader()).await;
+    let other = Program::over(super::node(store.clone(), |config| config.lease = Duration::from_millis(300)));
+    other.node.start().await.unwrap();
+    other.node.add_work(work((0..10).map(|key| format!("k{key}")))).await.unwrap();
+    until("all keys to run", async || muted.running() + other.running() == 10).await;
+}

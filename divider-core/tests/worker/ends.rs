@@ -136,3 +136,16 @@ async fn a_task_whose_panic_panics_ends_nobody_else() {
     assert!(!worker.is_finished());
     worker.abort();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_node_has_died_says_so() {
+    use divider_core::conformance::{Call, Fault, FaultyStore};
+    let store = FaultyStore::new(divider_core::MemoryStore::new());
+    let faults = store.faults();
+    let node = divider_core::Node::builder(store).build().unwrap();
+    let worker = tokio::spawn(Worker::new(node.clone()).run(|_, _| async { Ok(Next::Complete) }));
+    until("the node to run", async || node.session().is_some()).await;
+    faults.order(Fault::Panic, 1, |call| matches!(call, Call::Poll(_)));
+    let ended = timeout(PATIENCE, worker).await.unwrap().unwrap();
+    assert!(ended.is_err(), "a program that ends as if all were well is not started anew: {ended:?}");
+}
