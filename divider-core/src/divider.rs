@@ -38,7 +38,8 @@ pub trait Divider: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Store`] where the store cannot be reached or is not set up for Divider: the node is not started, and the
-    /// call may be repeated. [`Error::Cancelled`] after [`cancel`](Self::cancel).
+    /// call may be repeated. [`Error::Cancelled`] after [`cancel`](Self::cancel), [`Error::Died`] where a part of the node has
+    /// died; so do all others.
     ///
     /// # Cancel safety
     /// A dropped call may or may not have started the node; call it again.
@@ -158,7 +159,7 @@ pub trait Divider: Send + Sync + 'static {
     /// to stop holds the next one up by no more than 20 ms.
     ///
     /// # Errors
-    /// [`Error::NotStarted`], [`Error::Cancelled`].
+    /// [`Error::NotStarted`], [`Error::Cancelled`], [`Error::Died`].
     ///
     /// # Cancel safety
     /// Once polled, the drain goes on even if the future is dropped; call again to wait for its end.
@@ -170,6 +171,9 @@ pub trait Divider: Send + Sync + 'static {
     ///
     /// # Errors
     /// None at present.
+    ///
+    /// # Cancel safety
+    /// Once polled, the node ends even if the future is dropped, perhaps without a word to the store.
     async fn cancel(&self) -> Result<(), Error>;
 
     /// Ends the node at once and without a word to the store, as if its process had died: nothing is current any more, the

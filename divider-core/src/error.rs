@@ -152,6 +152,13 @@ pub enum Error {
     /// The node has been cancelled. Nothing has changed.
     #[error("the node has been cancelled; build a new one to join again")]
     Cancelled,
+    /// A part of the node has died: a task of it or the reader of its events has panicked, or the runtime that it ran on has
+    /// ended. The node has ended with it. Nothing has changed.
+    #[error("the node has ended, because a part of it died ({part}); build a new one to join again")]
+    Died {
+        /// Which part, for people.
+        part: String,
+    },
     /// The key is not known here (never assigned to this node, or finished). Nothing has changed.
     #[error("this node does not hold the key {key}")]
     UnknownKey {

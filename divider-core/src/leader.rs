@@ -128,6 +128,14 @@ pub struct Proposal {
     subjects: Vec<Subject>,
 }
 
+impl Proposal {
+    /// Its ops one by one, for a store that does not take them as a batch.
+    pub(crate) fn parts(self) -> impl Iterator<Item = Self> {
+        let part = |(op, subject)| Self { ops: vec![op], subjects: vec![subject] };
+        self.ops.into_iter().zip(self.subjects).map(part)
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Subject {
     Key(KeyIx, Key),

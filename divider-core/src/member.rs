@@ -456,6 +456,7 @@ impl Member {
     /// The store has refused an op of ours because the key is not ours under this token. Whatever took it, and whether we
     /// are still to hear of that or not: nobody here may go on believing in it.
     pub fn disowned(&mut self, key: &Key, token: Token) {
+        self.let_go(key, token);
         self.not_completed(key, token);
         self.taken(key, token);
     }
@@ -467,9 +468,7 @@ impl Member {
 
     /// The store has let go of the key for us: a confirmation or a completion has taken effect.
     pub fn gone(&mut self, key: &Key, token: Token) {
-        if let Some(let_go) = &mut self.let_go {
-            let_go.insert(key.clone(), token);
-        }
+        self.let_go(key, token);
         if self.held.get(key).is_some_and(|held| held.holding.token == token) {
             self.unqueue(key);
             self.held.remove(key);
@@ -477,6 +476,13 @@ impl Member {
         // It may have been lost while the answer was on its way; the program knows that it has ended.
         if self.lost.get(key).is_some_and(|lost| lost.token == token) {
             self.acknowledge(key);
+        }
+    }
+
+    /// A truth that is on its way may be from before.
+    fn let_go(&mut self, key: &Key, token: Token) {
+        if let Some(let_go) = &mut self.let_go {
+            let_go.insert(key.clone(), token);
         }
     }
 

@@ -30,6 +30,7 @@ use std::{
     collections::HashSet,
     fmt,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -47,7 +48,7 @@ use crate::{
     member::{Confirmation, Declared, Member, Queue},
     op::affinity_in_range,
 };
-use batcher::{HandedIn, Request};
+use batcher::{HandedIn, Request, batches};
 use machine::ThisMachine;
 use session::Opening;
 use settle::Then;
@@ -90,7 +91,10 @@ struct Handle {
 struct Starting {
     requests: Option<mpsc::UnboundedReceiver<Request>>,
     opened: bool,
+    /// Whether there is a thread that renews the lease.
+    beats: bool,
     opening: Option<Opening>,
+    closed: bool,
 }
 
 impl Drop for Handle {
@@ -98,6 +102,18 @@ impl Drop for Handle {
         self.shared.shut_down();
     }
 }
+
+/// Ends the node when it is dropped.
+struct EndsNode<'a>(&'a Shared);
+
+impl Drop for EndsNode<'_> {
+    fn drop(&mut self) {
+        self.0.shut_down();
+    }
+}
+
+/// How long to wait for a store that closes.
+const CLOSE: Duration = Duration::from_secs(10);
 
 /// Builds a [`Node`].
 #[derive(Debug)]
@@ -156,7 +172,7 @@ impl<S: Store> NodeBuilder<S> {
         observe::describe();
         let (requests, receiver) = mpsc::unbounded_channel();
         let shared = Shared::new(Arc::new(self.store), self.config, self.source, self.clock, self.machine, requests);
-        let starting = Starting { requests: Some(receiver), opened: false, opening: None };
+        let starting = Starting { requests: Some(receiver), opened: false, beats: false, opening: None, closed: false };
         let readers = stream::Readers::default();
         let handle = Handle { shared: Arc::new(shared), starting: Mutex::new(starting), readers };
         Ok(Node { handle: Arc::new(handle) })
@@ -210,7 +226,7 @@ impl Node {
     /// The node, if it has been started and has not ended.
     async fn running(&self) -> Result<&Shared, Error> {
         if self.shared().has_ended() {
-            return Err(Error::Cancelled);
+            return Err(self.shared().over());
         }
         if self.shared().is_started() { Ok(self.shared()) } else { Err(Error::NotStarted) }
     }
@@ -218,16 +234,7 @@ impl Node {
     /// Applies ops that belong to no session, in batches.
     async fn declare(&self, ops: Vec<Op>) -> Result<(), Error> {
         let shared = self.running().await?;
-        let mut rest = ops.into_iter().peekable();
-        while rest.peek().is_some() {
-            let (mut batch, mut bytes) = (Vec::new(), 0);
-            while let Some(op) = rest.next_if(|op| {
-                batch.is_empty()
-                    || (batch.len() < limits::MAX_BATCH_OPS && bytes + op.bytes() <= limits::MAX_BATCH_BYTES)
-            }) {
-                bytes += op.bytes();
-                batch.push(op);
-            }
+        for batch in batches(ops) {
             shared.submit(batch, None, Then::Nothing).await?;
         }
         Ok(())
@@ -245,6 +252,67 @@ impl Node {
         let shared = self.running().await?;
         let (session, declared) = shared.with(|member| check(member).map(|session| (session, member.declared(key))))?;
         shared.submit(vec![op(session, key.clone(), declared)], Some(session), then(key.clone(), token)).await.map(drop)
+    }
+
+    /// What [`start`](Divider::start) does, unless the node ends meanwhile.
+    async fn join(&self, starting: &mut Starting) -> Result<(), Error> {
+        let shared = &self.handle.shared;
+        if !starting.opened {
+            shared.observer.unbounded("open", shared.store.open()).await?;
+            starting.opened = true;
+        }
+        if !starting.beats {
+            beat::spawn(shared).map_err(StoreError::unavailable)?;
+            starting.beats = true;
+        }
+        let opening = starting.opening.get_or_insert_with(|| Opening::new(shared, None));
+        let (session, hints) = opening.join(shared).await?;
+        // From here on nothing is awaited and nothing can fail, so a started node is started whole.
+        if shared.has_ended() {
+            return Err(shared.over());
+        }
+        let span = || tracing::info_span!(target: target::SESSION, "node", node = %shared.config.node);
+        if let Some(requests) = starting.requests.take() {
+            shared.spawn("the sending of ops", batcher::run(shared.clone(), requests).instrument(span()));
+        }
+        shared.spawn("the session", session::run(shared.clone(), session, hints).instrument(span()));
+        shared.started();
+        Ok(())
+    }
+
+    /// Says good-bye to the store, so that nobody has to wait for the lease more than necessary. Ends the node.
+    async fn leave(&self, opening: Option<SessionId>) {
+        let shared = self.shared();
+        let (session, acting) = shared.with(|member| {
+            // From here on no start is read, so the program acts on nothing but what it acts on now.
+            member.drain();
+            (member.session(), !member.assigned().is_empty())
+        });
+        // A start that failed may have opened one all the same.
+        let session = session.or(opening.filter(|_| !shared.is_started()));
+        if !acting {
+            drain::last_word(shared).await;
+        }
+        let leading = *shared.leading.borrow();
+        shared.shut_down();
+        let Some(session) = session else { return };
+        let farewell = async {
+            let op = if acting { Op::Drain { session } } else { Op::End { session } };
+            shared.observer.call("leave", shared.store.apply(&[op])).await?;
+            match leading {
+                Some(term) if acting => shared.store.resign(session, term).await,
+                _ => Ok(()),
+            }
+        };
+        // Best effort: if the store does not hear of it, the lease runs out.
+        if !matches!(tokio::time::timeout(self.patience(), farewell).await, Ok(Ok(()))) {
+            tracing::info!(target: target::SESSION, node = %shared.config.node, "left without a word to the store");
+        }
+    }
+
+    /// How long a node that leaves waits for what is only kinder to the others.
+    fn patience(&self) -> Duration {
+        self.config().lease.min(self.config().call_time_limit)
     }
 
     /// Without a session the difference is to what the next one is opened with.
@@ -269,27 +337,16 @@ impl Divider for Node {
         let shared = &self.handle.shared;
         let mut starting = self.handle.starting.lock().await;
         if shared.has_ended() {
-            return Err(Error::Cancelled);
+            return Err(shared.over());
         }
         if shared.is_started() {
             return Ok(());
         }
-        if !starting.opened {
-            shared.observer.unbounded("open", shared.store.open()).await?;
-            starting.opened = true;
+        tokio::select! {
+            biased;
+            () = shared.end() => Err(shared.over()),
+            joined = self.join(&mut starting) => joined,
         }
-        let opening = starting.opening.get_or_insert_with(|| Opening::new(shared, None));
-        let (session, hints) = opening.join(shared).await?;
-        // From here on nothing is awaited, so a started node is started whole.
-        let unavailable = StoreError::unavailable;
-        beat::spawn(shared).map_err(unavailable)?;
-        let span = || tracing::info_span!(target: target::SESSION, "node", node = %shared.config.node);
-        if let Some(requests) = starting.requests.take() {
-            shared.spawn("the sending of ops", batcher::run(shared.clone(), requests).instrument(span()));
-        }
-        shared.spawn("the session", session::run(shared.clone(), session, hints).instrument(span()));
-        shared.started();
-        Ok(())
     }
 
     fn start_processing(&self) -> Events<Assignment> {
@@ -409,7 +466,9 @@ impl Divider for Node {
         });
         let drained = async {
             if let Some(session) = session {
-                shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained).await?;
+                let drain = shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained);
+                // It is tried until the session is over, which is no error, or the node.
+                drain.await.map_err(|_| shared.over())?;
             }
             // What was lost meanwhile may still be running here, so it is waited for as well.
             while !shared.with(|member| member.is_idle()) && !shared.has_ended() {
@@ -428,39 +487,29 @@ impl Divider for Node {
 
     async fn cancel(&self) -> Result<(), Error> {
         let shared = self.shared();
-        // A start that is under way is waited for, so that it cannot leave a session behind.
-        let starting = self.handle.starting.lock().await;
-        if shared.has_ended() {
+        let over = shared.has_ended();
+        // However this goes on: a node that was to leave and stayed would renew, and do nothing.
+        let _ends = EndsNode(shared);
+        // A start that is under way is waited for, so that it cannot leave a session behind; one that does not get on is ended.
+        let mut starting = match tokio::time::timeout(self.patience(), self.handle.starting.lock()).await {
+            Ok(starting) => starting,
+            Err(_) => {
+                if !shared.is_started() {
+                    shared.shut_down();
+                }
+                self.handle.starting.lock().await
+            }
+        };
+        if starting.closed {
             return Ok(());
         }
-        let (session, acting) = shared.with(|member| {
-            // From here on no start is read, so the program acts on nothing but what it acts on now.
-            member.drain();
-            (member.session(), !member.assigned().is_empty())
-        });
-        // A start that failed may have opened one all the same.
-        let session = session.or(starting.opening.as_ref().filter(|_| !shared.is_started()).map(Opening::session));
-        if !acting {
-            drain::last_word(shared).await;
+        if !over {
+            self.leave(starting.opening.as_ref().map(Opening::session)).await;
         }
-        let leading = *shared.leading.borrow();
-        shared.shut_down();
-        if let Some(session) = session {
-            let farewell = async {
-                let op = if acting { Op::Drain { session } } else { Op::End { session } };
-                shared.observer.call("leave", shared.store.apply(&[op])).await?;
-                match leading {
-                    Some(term) if acting => shared.store.resign(session, term).await,
-                    _ => Ok(()),
-                }
-            };
-            // Best effort: if the store does not hear of it, the lease runs out.
-            let limit = shared.config.lease.min(shared.config.call_time_limit);
-            if !matches!(tokio::time::timeout(limit, farewell).await, Ok(Ok(()))) {
-                tracing::info!(target: target::SESSION, node = %shared.config.node, "left without a word to the store");
-            }
+        if tokio::time::timeout(CLOSE, shared.store.close()).await.is_err() {
+            tracing::warn!(target: target::SESSION, node = %shared.config.node, "the store did not close in time");
         }
-        shared.store.close().await;
+        starting.closed = true;
         Ok(())
     }
 

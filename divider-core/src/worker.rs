@@ -208,6 +208,7 @@ impl Worker {
     /// reader: nothing has been done. Otherwise the node is cancelled when an error is returned:
     /// - [`Error::Store`] where the store says at the start that it is not set up for Divider, or has been out of reach for
     ///   longer than the [limit](Self::outage_limit);
+    /// - [`Error::Died`] where a part of the node has died;
     /// - those of [`Divider::flush`].
     ///
     /// # Cancel safety
@@ -233,7 +234,7 @@ impl Worker {
             hurry = &mut shutdown => hurry,
             () = work(&mut run, &mut events) => {
                 run.end().await;
-                return Ok(run.left());
+                return self.ended(&run).await;
             }
             error = self.outage() => return Err(error),
             () = self.follow_load() => unreachable!("it is followed for ever"),
@@ -314,6 +315,19 @@ impl Worker {
                 tracing::debug!(target: target::WORKER, affinity, %error, "could not set the affinity");
             }
             tokio::time::sleep(load.interval).await;
+        }
+    }
+
+    /// The node has ended by itself. A program that ended as if all were well would not be started anew.
+    async fn ended<F, Fut>(&self, run: &Run<F>) -> Result<Flushed, Error>
+    where
+        F: Fn(Job, StopSignal) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Next, TaskError>> + Send + 'static,
+    {
+        // There is nothing to flush: it says why.
+        match self.divider.flush().await {
+            Err(died @ Error::Died { .. }) => Err(died),
+            _ => Ok(run.left()),
         }
     }
 

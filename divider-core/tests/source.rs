@@ -202,3 +202,112 @@ fn the_longest_durations_do_not_panic() {
         assert_eq!(built.build().unwrap_err().field, refused);
     }
 }
+
+/// Panics when it is dropped, as what holds a connection may.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "a deliberate panic");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_panics_while_it_is_given_up_is_read_again() {
+    let reads = AtomicUsize::new(0);
+    let source = FnSource(move || {
+        let hangs = reads.fetch_add(1, Ordering::SeqCst) < 2;
+        async move {
+            if hangs {
+                let _bomb = Bomb;
+                std::future::pending::<()>().await;
+            }
+            Ok(vec![Work::new("a").unwrap()])
+        }
+    });
+    let config = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_millis(50));
+    let node = builder(&MemoryStore::new()).source(config).build().unwrap();
+    node.start().await.unwrap();
+    until("the work", async || node.stats().await.unwrap().registered == 1).await;
+}
+
+#[derive(Debug)]
+struct Speechless(#[allow(dead_code, reason = "it is dropped")] Option<Bomb>);
+
+impl std::fmt::Debug for Bomb {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("a deliberate panic")
+    }
+}
+
+impl std::fmt::Display for Speechless {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        assert!(self.0.is_some(), "a deliberate panic");
+        Ok(())
+    }
+}
+
+impl std::error::Error for Speechless {}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_whose_error_panics_is_read_again() {
+    let reads = AtomicUsize::new(0);
+    let source = FnSource(move || {
+        let read = reads.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match read {
+                0 => Err(Speechless(None).into()),
+                1 => Err(Speechless(Some(Bomb)).into()),
+                _ => Ok(vec![Work::new("a").unwrap()]),
+            }
+        }
+    });
+    let config = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_millis(20));
+    let node = builder(&MemoryStore::new()).source(config).build().unwrap();
+    node.start().await.unwrap();
+    until("the work", async || node.stats().await.unwrap().registered == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_that_is_named_with_what_cannot_be_kept_is_not_removed() {
+    let (reads, long) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let source = FnSource({
+        let (reads, long) = (reads.clone(), long.clone());
+        move || {
+            reads.fetch_add(1, Ordering::SeqCst);
+            let bytes = long.load(Ordering::SeqCst);
+            async move { Ok(vec![Work::new("a").unwrap().payload(vec![0; bytes]), Work::new("b").unwrap()]) }
+        }
+    });
+    let config = SourceConfig::new(Arc::new(source), SourceMode::Authoritative, Duration::from_millis(10));
+    let node = builder(&MemoryStore::new()).source(config).build().unwrap();
+    node.start().await.unwrap();
+    until("the work", async || node.stats().await.unwrap().registered == 2).await;
+    long.store(divider_core::limits::MAX_PAYLOAD_BYTES + 1, Ordering::SeqCst);
+    let read = reads.load(Ordering::SeqCst);
+    until("some readings", async || reads.load(Ordering::SeqCst) > read + 4).await;
+    assert_eq!(node.stats().await.unwrap().registered, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_source_names_is_declared_in_batches_that_a_store_takes() {
+    let source = FnSource(|| async {
+        let payload = vec![0; divider_core::limits::MAX_PAYLOAD_BYTES];
+        Ok((0..64).map(|key| Work::new(format!("k{key}")).unwrap().payload(payload.as_slice())).collect())
+    });
+    let config = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_secs(5));
+    let store = FaultyStore::new(MemoryStore::new());
+    let largest = Arc::new(AtomicUsize::new(0));
+    let seen = largest.clone();
+    store.faults().always(Fault::Count, move |call| {
+        if let Call::Apply(ops) = call {
+            seen.fetch_max(ops.iter().map(divider_core::Op::bytes).sum(), Ordering::SeqCst);
+        }
+        true
+    });
+    let node = Node::builder(store).source(config).build().unwrap();
+    node.start().await.unwrap();
+    until("the work", async || node.stats().await.unwrap().registered == 64).await;
+    let largest = largest.load(Ordering::SeqCst);
+    assert!(largest <= divider_core::limits::MAX_BATCH_BYTES, "{largest} bytes");
+}

@@ -176,7 +176,7 @@ impl Worker {
                 self.say(Kind::Flushed, |line| line.count = Some(unconfirmed));
             }
             // It has left already, or never joined.
-            Err(Error::Cancelled | Error::NotStarted) => return,
+            Err(Error::Cancelled | Error::Died { .. } | Error::NotStarted) => return,
             Err(error) => self.error("flush", &error),
         }
         self.say(Kind::Cancelled, |_| {});

@@ -49,6 +49,8 @@ pub enum Call<'a> {
     Quarantined,
     /// [`Store::hints`], and what it is about.
     Hints(Topic),
+    /// [`Store::close`]; that cannot fail, only be late.
+    Close,
 }
 
 impl Call<'_> {
@@ -312,6 +314,10 @@ impl<S: Store> Store for FaultyStore<S> {
     }
 
     async fn close(&self) {
-        self.store.close().await;
+        let closing = async {
+            self.store.close().await;
+            Ok(())
+        };
+        let _ = self.call(Call::Close, closing).await;
     }
 }

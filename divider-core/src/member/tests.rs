@@ -559,3 +559,34 @@ proptest! {
         world.converge();
     }
 }
+
+/// The store has taken the key back after it answered a reading, and the node heard of that first.
+#[test]
+fn a_truth_that_is_older_than_a_refusal_brings_nothing_back() {
+    let mut member = joined();
+    started(&mut member, "a", 1);
+    let old = Holdings { seq: member.seq(), holdings: vec![holding("a", 1)] };
+    member.reading();
+    member.disowned(&key("a"), Token(1));
+    let stop = member.next_stop().unwrap();
+    assert_eq!((stop.token, stop.reason), (Token(1), StopReason::Lost));
+    assert!(matches!(member.confirm(&key("a"), Token(1)), Ok(Confirmation::Local)));
+    member.read(old);
+    assert_eq!(member.next_start(), None, "it has an owner elsewhere");
+    assert!(!member.is_current(&key("a"), Token(1)));
+}
+
+#[test]
+fn a_truth_that_is_older_than_a_refusal_does_not_silence_the_loss() {
+    let mut member = joined();
+    started(&mut member, "a", 1);
+    let old = Holdings { seq: member.seq(), holdings: vec![holding("a", 1)] };
+    member.reading();
+    member.disowned(&key("a"), Token(1));
+    member.read(old);
+    for op in member.take_outbox() {
+        let Op::Confirm { key, token, .. } = op else { panic!("{op:?}") };
+        member.gone(&key, token);
+    }
+    assert_eq!(member.next_stop().map(|stop| stop.reason), Some(StopReason::Lost));
+}

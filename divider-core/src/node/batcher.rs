@@ -7,7 +7,8 @@
 //! for a moment, and an answer that cannot be read says nothing of the effect.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
+    mem::discriminant,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -19,7 +20,7 @@ use crate::{Applied, Error, Instant, Key, Op, Outcome, SessionId, StoreError, To
 
 /// Pauses after failures: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
-/// After so many refusals running it is not one op that the store does not take.
+/// After so many refusals running of one kind of ops it is not one op that the store does not take.
 const MOST_REFUSALS: usize = 8;
 
 pub(crate) type Reply = oneshot::Sender<Result<Vec<Outcome>, Error>>;
@@ -68,6 +69,22 @@ impl Request {
     }
 }
 
+/// Divides ops into batches that a store takes.
+pub(crate) fn batches(ops: Vec<Op>) -> impl Iterator<Item = Vec<Op>> {
+    let mut rest = ops.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut batch = vec![rest.next()?];
+        let mut bytes = batch[0].bytes();
+        while let Some(op) = rest.next_if(|op| {
+            bytes += op.bytes();
+            batch.len() < limits::MAX_BATCH_OPS && bytes <= limits::MAX_BATCH_BYTES
+        }) {
+            batch.push(op);
+        }
+        Some(batch)
+    })
+}
+
 /// The key that an op of a node is about; `None` for the session itself.
 fn subject(op: &Op) -> Option<&Key> {
     match op {
@@ -112,7 +129,7 @@ impl Shared {
         let (reply, answer) = oneshot::channel();
         let limit = limit.map(|limit| (limit, self.clock.now() + limit));
         let request = Request { ops, session, then, limit, failed: false, again: false, reply: Some(reply) };
-        self.requests.send(request).map_err(|_| Error::Cancelled)?;
+        self.requests.send(request).map_err(|_| self.over())?;
         Ok(HandedIn(answer))
     }
 
@@ -136,7 +153,36 @@ impl HandedIn {
     }
 
     pub(crate) async fn wait(self) -> Result<Vec<Outcome>, Error> {
-        self.0.await.map_err(|_| Error::Cancelled)?
+        // It may have been on its way.
+        let ended = "the node ended before the store had answered";
+        let unknown = |_| StoreError::Unavailable { message: ended.into(), source: None };
+        self.0.await.map_err(unknown)?
+    }
+}
+
+/// What the store does not take at present.
+#[derive(Default)]
+struct Apart {
+    /// Not tried, because so many of their kind were refused.
+    put_off: Vec<Request>,
+    /// Refused, or about the same as something before.
+    kept: Vec<Request>,
+    about: HashSet<Option<Key>>,
+}
+
+impl Apart {
+    fn concerns(&self, request: &Request) -> bool {
+        request.subjects().any(|subject| self.about.contains(&subject))
+    }
+
+    fn put_off(&mut self, request: Request) {
+        self.about.extend(request.subjects());
+        self.put_off.push(request);
+    }
+
+    fn keep(&mut self, request: Request) {
+        self.about.extend(request.subjects());
+        self.kept.push(request);
     }
 }
 
@@ -249,50 +295,77 @@ impl Batcher {
             tracing::warn!(target: target::STORE, %node, %error, "the store does not take ops; they are tried again");
         }
         let batch = batch.into_iter().map(|request| request.after(&error));
-        let mut back: VecDeque<Request> = if error.is_transient() {
-            batch.collect()
+        if error.is_transient() {
+            batch.rev().for_each(|request| self.waiting.push_front(request));
         } else if batch.len() == 1 {
-            batch.filter_map(|request| self.refused(request, &error)).collect()
+            let mut apart = Apart::default();
+            batch.filter_map(|request| self.refused(request, &error)).for_each(|request| apart.keep(request));
+            self.set_apart(VecDeque::new(), apart);
         } else {
             let batch = batch.collect();
-            self.one_by_one(batch).await
-        };
+            self.one_by_one(batch).await;
+        }
         self.trouble = Some(error);
-        back.append(&mut self.waiting);
-        self.waiting = back;
+        self.forget_what_was_replaced();
     }
 
-    /// What the store does not take may be a single op, which must not hold up all others: each request is tried alone. What
-    /// is to be tried again comes back, what has not been tried first.
-    async fn one_by_one(&mut self, batch: Vec<Request>) -> VecDeque<Request> {
-        let (mut untried, mut kept, mut about) = (VecDeque::new(), VecDeque::new(), HashSet::new());
-        let mut refusals = 0;
+    /// A checkpoint that nobody waits for any more, and that another one follows, need not be kept: there could be more of them
+    /// than memory, as long as the store takes none.
+    fn forget_what_was_replaced(&mut self) {
+        let mut newer = HashSet::new();
+        let waiting = std::mem::take(&mut self.waiting);
+        for request in waiting.into_iter().rev() {
+            let replaced = match &request.then {
+                Then::Checkpointed { key, token } => !newer.insert((key.clone(), *token)),
+                _ => false,
+            };
+            if !replaced || request.reply.as_ref().is_some_and(|reply| !reply.is_closed()) {
+                self.waiting.push_front(request);
+            }
+        }
+    }
+
+    /// What the store does not take may be a single op, or one kind of ops, which must not hold up all others: each request is
+    /// tried alone.
+    async fn one_by_one(&mut self, batch: Vec<Request>) {
+        let (mut untried, mut apart) = (VecDeque::new(), Apart::default());
+        let mut refusals: HashMap<_, usize> = HashMap::new();
+        let mut broken_off = false;
         for request in batch {
-            if request.subjects().any(|subject| about.contains(&subject)) {
-                about.extend(request.subjects());
-                kept.push_back(request);
-                continue;
-            }
-            if refusals >= MOST_REFUSALS {
+            let kind = request.ops.first().map(discriminant);
+            if apart.concerns(&request) {
+                apart.keep(request);
+            } else if broken_off {
                 untried.push_back(request);
-                continue;
-            }
-            match self.shared.apply("apply", &request.ops).await {
-                Ok(applied) => {
-                    refusals = 0;
-                    self.applied(vec![request], applied);
-                }
-                Err(error) => {
-                    refusals = if error.is_transient() { MOST_REFUSALS } else { refusals + 1 };
-                    if let Some(request) = self.refused(request.after(&error), &error) {
-                        about.extend(request.subjects());
-                        kept.push_back(request);
+            } else if refusals.get(&kind).is_some_and(|refusals| *refusals >= MOST_REFUSALS) {
+                apart.put_off(request);
+            } else {
+                match self.shared.apply("apply", &request.ops).await {
+                    Ok(applied) => {
+                        refusals.remove(&kind);
+                        self.applied(vec![request], applied);
+                    }
+                    Err(error) => {
+                        broken_off = error.is_transient();
+                        *refusals.entry(kind).or_default() += 1;
+                        if let Some(request) = self.refused(request.after(&error), &error) {
+                            apart.keep(request);
+                        }
                     }
                 }
             }
         }
-        untried.append(&mut kept);
-        untried
+        self.set_apart(untried, apart);
+    }
+
+    /// Puts what the store does not take behind all else but what is about the same.
+    fn set_apart(&mut self, untried: VecDeque<Request>, mut apart: Apart) {
+        let waiting = std::mem::replace(&mut self.waiting, untried);
+        for request in waiting {
+            if apart.concerns(&request) { apart.keep(request) } else { self.waiting.push_back(request) }
+        }
+        self.waiting.extend(apart.put_off);
+        self.waiting.extend(apart.kept);
     }
 
     /// A request alone that has failed: whether it is to be tried again.

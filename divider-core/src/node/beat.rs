@@ -4,7 +4,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::{observe::Observer, part::Part, shared::Shared};
 use crate::{Clock, Instant, SessionId, Store, StoreError, lease::Lease};
@@ -32,12 +32,17 @@ pub(crate) fn spawn(shared: &Arc<Shared>) -> io::Result<()> {
         leases: shared.lease.subscribe(),
         died: shared.lease_died.clone(),
     };
-    // Made here and not in the task: one that is dropped before its first step has died as well.
-    let part = Part::of(Arc::downgrade(shared), "the renewal of the lease");
+    let (begin, begun) = oneshot::channel::<Part>();
     shared.machine.beat(Box::pin(async move {
-        beat.run().await;
-        part.done();
-    }))
+        if let Ok(part) = begun.await {
+            beat.run().await;
+            part.done();
+        }
+    }))?;
+    // Made here and not in the task: one that is dropped before its first step has died as well. But not before there is a
+    // thread: where none can be had, that may be tried again.
+    drop(begin.send(Part::of(Arc::downgrade(shared), "the renewal of the lease")));
+    Ok(())
 }
 
 impl Beat {

@@ -26,28 +26,37 @@ impl fmt::Display for Duty {
     }
 }
 
-/// Since when which duty fails, without one success.
+/// For how long which duty has failed, without one success, while the store was within reach.
 #[derive(Debug, Default)]
-pub(super) struct Duties(Vec<(Duty, Instant)>);
+pub(super) struct Duties {
+    failing: Vec<(Duty, Duration)>,
+    /// Since when the store has been within reach, as far as that is not counted yet.
+    reached: Option<Instant>,
+}
 
 impl Duties {
     pub(super) fn failed(&mut self, duty: Duty, now: Instant) {
-        if self.0.iter().all(|(failing, _)| *failing != duty) {
-            self.0.push((duty, now));
+        if self.failing.is_empty() {
+            self.reached = Some(now);
+        }
+        if self.failing.iter().all(|(failing, _)| *failing != duty) {
+            self.failing.push((duty, Duration::ZERO));
         }
     }
 
     pub(super) fn done(&mut self, duty: Duty) {
-        self.0.retain(|(failing, _)| *failing != duty);
+        self.failing.retain(|(failing, _)| *failing != duty);
     }
 
-    /// The store is out of reach altogether, so it is not this node's fault.
+    /// The store is out of reach altogether, so it is not this node's fault, until it is back.
     pub(super) fn excuse(&mut self) {
-        self.0.clear();
+        self.reached = None;
     }
 
-    /// One that has failed for so long.
-    pub(super) fn neglected(&self, now: Instant, lease: Duration) -> Option<Duty> {
-        self.0.iter().find(|(_, since)| *since + lease <= now).map(|(duty, _)| *duty)
+    /// The store is within reach: one that has failed for so long.
+    pub(super) fn neglected(&mut self, now: Instant, lease: Duration) -> Option<Duty> {
+        let more = self.reached.replace(now).map_or(Duration::ZERO, |since| now.since(since));
+        self.failing.iter_mut().for_each(|(_, failed)| *failed += more);
+        self.failing.iter().find(|(_, failed)| *failed >= lease).map(|(duty, _)| *duty)
     }
 }

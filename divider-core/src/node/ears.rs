@@ -9,6 +9,8 @@ use crate::Instant;
 pub(crate) struct Ears {
     /// While it does not hear everything: when it last knew all that it had been told.
     complete: Option<Instant>,
+    /// While polls fail: when it last knew, or asked again. A subscription that stands may have gone silent.
+    unsure: Option<Instant>,
 }
 
 impl Ears {
@@ -20,6 +22,16 @@ impl Ears {
     /// It knows all that it was told by now.
     pub(crate) fn knows_all(&mut self, now: Instant) {
         self.complete = self.complete.map(|_| now);
+        self.unsure = None;
+    }
+
+    /// A poll has failed, so nothing says whether something was missed. True where it is time to read.
+    pub(crate) fn is_unsure(&mut self, now: Instant, resync: Duration) -> bool {
+        let due = *self.unsure.get_or_insert(now) + resync <= now;
+        if due {
+            self.unsure = Some(now);
+        }
+        due
     }
 
     /// It has read everything since its subscription stands.
@@ -36,6 +48,16 @@ impl Ears {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_cannot_poll_reads_once_in_each_resync_interval() {
+        let mut ears = Ears::default();
+        let resync = Duration::from_nanos(100);
+        let reads = [1000, 1099, 1100, 1199, 1200].map(|at| ears.is_unsure(Instant(at), resync));
+        assert_eq!(reads, [false, false, true, false, true]);
+        ears.knows_all(Instant(1250));
+        assert_eq!([1260, 1300, 1360].map(|at| ears.is_unsure(Instant(at), resync)), [false, false, true]);
+    }
 
     #[test]
     fn who_reads_now_and_then_is_not_deaf() {

@@ -20,12 +20,14 @@ use super::{
 };
 use crate::{
     Batch, Claim, Cursor, Hint, Instant, Revision, SessionId, Standing, StoreError, Term,
-    leader::{Deposed, Fed, Leader},
+    leader::{Deposed, Fed, Leader, Proposal},
     limits,
 };
 
 /// How often a leader asks for changes that must be there before it reads the whole group again.
 const ASKS: u32 = 10;
+/// After so many refusals running it is not one op that the store does not take.
+const MOST_REFUSALS: usize = 8;
 /// As far as the changes go.
 const NEWEST: Revision = Revision(u64::MAX);
 
@@ -92,7 +94,12 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
 /// One poll, and what every poll is good for.
 async fn look(shared: &Shared, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
     let asked = shared.clock.now();
-    let standing = shared.observer.call("poll", shared.store.poll(session, claim)).await?;
+    let polled = shared.observer.call("poll", shared.store.poll(session, claim)).await;
+    let standing = polled.inspect_err(|_| {
+        if shared.ears.lock().is_unsure(shared.clock.now(), shared.config.resync) {
+            shared.unsure.notify_one();
+        }
+    })?;
     shared.marks.lock().note(shared.clock.now(), standing.token);
     // What the poll before this one knew of must have come by now, or it is lost.
     let expected = shared.expected.swap(standing.seq, Ordering::Relaxed);
@@ -385,27 +392,56 @@ impl<'a> Reign<'a> {
                 self.shared.rested.send_replace(Some(self.leader.revision()));
                 return Ok(());
             }
-            match self.shared.apply("propose", &proposal.ops).await {
-                Ok(applied) => {
-                    self.duties.done(Duty::Propose);
-                    self.shared.observer.moved(&proposal.ops, &applied.outcomes);
-                    tracing::debug!(
-                        target: target::LEADER, node = %self.shared.config.node, ops = proposal.ops.len(), "moved"
-                    );
-                    if !self.leader.answered(&proposal, &applied.outcomes, applied.revision, self.shared.now()) {
-                        return Err(Over::Lost);
-                    }
-                }
+            let done = match self.carry_out(&proposal).await? {
+                Err(error) if !error.is_transient() && proposal.ops.len() > 1 => self.one_by_one(proposal).await?,
                 Err(_) => {
-                    self.duties.failed(Duty::Propose, self.shared.clock.now());
                     self.leader.unanswered(&proposal);
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    return Ok(());
+                    false
                 }
+                Ok(()) => true,
+            };
+            if !done {
+                self.duties.failed(Duty::Propose, self.shared.clock.now());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                return Ok(());
             }
             if late {
                 self.tick().await?;
             }
         }
+    }
+
+    /// One try. The inner error is the store's.
+    async fn carry_out(&mut self, proposal: &Proposal) -> Result<Result<(), StoreError>, Over> {
+        let applied = match self.shared.apply("propose", &proposal.ops).await {
+            Ok(applied) => applied,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.duties.done(Duty::Propose);
+        self.shared.observer.moved(&proposal.ops, &applied.outcomes);
+        tracing::debug!(target: target::LEADER, node = %self.shared.config.node, ops = proposal.ops.len(), "moved");
+        match self.leader.answered(proposal, &applied.outcomes, applied.revision, self.shared.now()) {
+            true => Ok(Ok(())),
+            false => Err(Over::Lost),
+        }
+    }
+
+    /// What the store does not take may be a single op, which must not hold up all others. Says whether it has taken any.
+    async fn one_by_one(&mut self, proposal: Proposal) -> Result<bool, Over> {
+        let (mut refusals, mut done) = (0, false);
+        for part in proposal.parts() {
+            if refusals < MOST_REFUSALS {
+                match self.carry_out(&part).await? {
+                    Ok(()) => {
+                        (refusals, done) = (0, true);
+                        continue;
+                    }
+                    Err(error) if error.is_transient() => refusals = MOST_REFUSALS,
+                    Err(_) => refusals += 1,
+                }
+            }
+            self.leader.unanswered(&part);
+        }
+        Ok(done)
     }
 }

@@ -23,6 +23,8 @@ use crate::{Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId
 const TOO_OLD: Duration = Duration::from_secs(10);
 /// Pauses between tries to subscribe: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// The first pause after a subscription has ended.
+const RENEW: Duration = Duration::from_millis(5);
 
 /// A session that is being opened. Kept from one try to the next, so that one whose answer was lost is not left behind.
 pub(crate) struct Opening {
@@ -250,6 +252,7 @@ async fn wound_up(shared: &Shared, until: Instant) {
 async fn listen(shared: Arc<Shared>, session: SessionId, mut hints: HintStream) {
     // Whatever the session before could hear.
     shared.ears.lock().hears();
+    let mut pause = Pause::new(shared.clock.now());
     loop {
         shared.ears.lock().missed(shared.clock.now());
         resync(&shared, session).await;
@@ -257,8 +260,35 @@ async fn listen(shared: Arc<Shared>, session: SessionId, mut hints: HintStream) 
         follow(&shared, session, &mut hints).await;
         shared.observer.hint_missed();
         shared.ears.lock().missed(shared.clock.now());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        hints = read_until_it_hears(&shared, session).await;
+        let wait = pause.ended(shared.clock.now());
+        hints = read_until_it_hears(&shared, session, wait).await;
+        pause.begun(shared.clock.now());
+    }
+}
+
+/// How long to wait after a subscription has ended. Each leads to a reading, so those that end at once must not follow on each
+/// other without a break.
+pub(super) struct Pause {
+    begun: Instant,
+    next: Duration,
+}
+
+impl Pause {
+    /// The first subscription begins now.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { begun: now, next: RENEW }
+    }
+
+    /// The next one has begun.
+    pub(super) fn begun(&mut self, now: Instant) {
+        self.begun = now;
+    }
+
+    /// It has ended: how long to wait before the next.
+    pub(super) fn ended(&mut self, now: Instant) -> Duration {
+        let wait = if now.since(self.begun) < PAUSES.1 { self.next } else { RENEW };
+        self.next = (wait * 2).min(PAUSES.1);
+        wait
     }
 }
 
@@ -268,6 +298,11 @@ async fn follow(shared: &Shared, session: SessionId, hints: &mut HintStream) {
         let hint = tokio::select! {
             biased;
             () = shared.resync.notified() => Some(Hint::Gap),
+            () = shared.unsure.notified() => {
+                // One try: what it hears is good as long as nothing says otherwise.
+                let _ = read(shared, session).await;
+                continue;
+            }
             hint = hints.next() => hint,
         };
         let follows = match hint {
@@ -291,13 +326,17 @@ async fn follow(shared: &Shared, session: SessionId, hints: &mut HintStream) {
     }
 }
 
-/// Subscribes anew. Until that succeeds, the truth is read whenever a poll shows that there is something to read.
-async fn read_until_it_hears(shared: &Shared, session: SessionId) -> HintStream {
-    let mut subscription = pin!(subscribe(shared, Topic::Session(session)));
+/// Subscribes anew, after a while. Until that succeeds, the truth is read whenever a poll shows that there is something to read.
+async fn read_until_it_hears(shared: &Shared, session: SessionId, wait: Duration) -> HintStream {
+    let mut subscription = pin!(async {
+        tokio::time::sleep(wait).await;
+        subscribe(shared, Topic::Session(session)).await
+    });
     loop {
         tokio::select! {
             biased;
             () = shared.resync.notified() => resync(shared, session).await,
+            () = shared.unsure.notified() => drop(read(shared, session).await),
             hints = &mut subscription => return hints,
         }
     }
@@ -317,24 +356,24 @@ pub(crate) async fn subscribe(shared: &Shared, topic: Topic) -> HintStream {
 
 /// Reads the truth, until that succeeds.
 async fn resync(shared: &Shared, session: SessionId) {
-    loop {
-        shared.with(|member| member.reading());
-        let asked = shared.clock.now();
-        match shared.observer.call("holdings", shared.store.holdings(session)).await {
-            Ok(truth) => {
-                shared.with(|member| {
-                    if member.session() == Some(session) {
-                        member.read(truth);
-                    }
-                });
-                shared.ears.lock().knows_all(asked);
-                return;
-            }
-            Err(StoreError::SessionEnded) => {
-                shared.session_ended(session, Loss::Ended("a reading of what it holds"));
-                return;
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+    while let Err(error) = read(shared, session).await {
+        if matches!(error, StoreError::SessionEnded) {
+            return shared.session_ended(session, Loss::Ended("a reading of what it holds"));
         }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Reads the truth.
+async fn read(shared: &Shared, session: SessionId) -> Result<(), StoreError> {
+    shared.with(|member| member.reading());
+    let asked = shared.clock.now();
+    let truth = shared.observer.call("holdings", shared.store.holdings(session)).await?;
+    shared.with(|member| {
+        if member.session() == Some(session) {
+            member.read(truth);
+        }
+    });
+    shared.ears.lock().knows_all(asked);
+    Ok(())
 }

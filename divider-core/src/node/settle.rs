@@ -52,17 +52,34 @@ impl Request {
             shared.session_ended(session, Loss::Ended("an op"));
         }
         let over = refusal == Some(Refusal::SessionEnded) || matches!(answer, Err(Error::NoSession));
-        if let Then::Affinity { wish: Some(wish) } = self.then
-            && over
-        {
-            // It is not the session's wish but the program's.
-            return shared.wish(wish, self.reply);
-        }
+        let answer = match self.then {
+            Then::Affinity { wish } if over || !self.acknowledged(shared, &answer) => match wish {
+                // It is not the session's wish but the program's.
+                Some(wish) => return shared.wish(wish, self.reply),
+                None => Err(Error::NoSession),
+            },
+            _ => answer,
+        };
         let result = consequences(shared, &self.then, answer, refusal, self.again);
         if let Some(reply) = self.reply {
             // Whoever asked may have gone.
             let _ = reply.send(result);
         }
+    }
+
+    /// Takes up an affinity that the store has acknowledged. False where the session that it is of is over: the next one has
+    /// another.
+    fn acknowledged(&self, shared: &Shared, answer: &Result<Vec<Outcome>, Error>) -> bool {
+        let Some(Outcome::Affinity(affinity)) = answer.as_ref().ok().and_then(|outcomes| outcomes.first()) else {
+            return true;
+        };
+        shared.with(|member| {
+            let current = member.session() == self.session;
+            if current {
+                member.set_affinity(*affinity);
+            }
+            current
+        })
     }
 }
 
@@ -138,13 +155,7 @@ fn consequences(
             }
             .into()),
             (Ok(_), Some(_)) => Err(Error::NoSession),
-            (Ok(outcomes), None) => {
-                if let Some(Outcome::Affinity(affinity)) = outcomes.first() {
-                    shared.with(|member| member.set_affinity(*affinity));
-                }
-                Ok(outcomes)
-            }
-            (Err(error), _) => Err(error),
+            (answer, _) => answer,
         },
         Then::Drained => {
             // Without a session there is nothing to drain, and none will be opened any more.

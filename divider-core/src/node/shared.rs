@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Waker,
@@ -22,7 +22,7 @@ use super::{
     settle::Then,
 };
 use crate::{
-    Clock, Instant, Key, NodeConfig, Op, Outcome, Revision, SessionId, Store, StoreError, Term, Token,
+    Clock, Error, Instant, Key, NodeConfig, Op, Outcome, Revision, SessionId, Store, StoreError, Term, Token,
     leader::{Marks, Now},
     lease::Lease,
     member::{Member, Queue},
@@ -47,10 +47,14 @@ pub(crate) struct Shared {
     pub(crate) lease_died: Arc<Notify>,
     /// The holdings are to be read again, because a poll has shown that a message was lost.
     pub(crate) resync: Notify,
+    /// A message may have been lost, and no poll says so.
+    pub(crate) unsure: Notify,
     /// Leadership may have become free.
     pub(crate) leader_gone: Notify,
     /// True once the node has been cancelled or dropped. All tasks end then.
     pub(crate) ended: watch::Sender<bool>,
+    /// Which part of the node has died, where that ended it.
+    death: OnceLock<String>,
     /// The term in which this node leads.
     pub(crate) leading: watch::Sender<Option<Term>>,
     /// Up to which revision this node, leading, has found nothing more to do. `None` while it does not lead.
@@ -103,7 +107,7 @@ struct State {
     lease: Option<Arc<Lease>>,
     /// What ended the last session, and until when others may still take its node for the owner of what it held.
     loss: Option<(Loss, Instant)>,
-    /// Streams that wait for an event.
+    /// Streams that wait for an event; one for each queue, since a queue has one reader.
     readers: Vec<(Queue, Waker)>,
 }
 
@@ -132,8 +136,10 @@ impl Shared {
             changed: watch::Sender::new(()),
             lease_died: Arc::new(Notify::new()),
             resync: Notify::new(),
+            unsure: Notify::new(),
             leader_gone: Notify::new(),
             ended: watch::Sender::new(false),
+            death: OnceLock::new(),
             leading: watch::Sender::new(None),
             rested: watch::Sender::new(None),
             applied: AtomicU64::new(0),
@@ -235,10 +241,17 @@ impl Shared {
         let before = state.situation();
         state.fence(self.clock.now(), self.config.drift_margin());
         let event = next(&mut state.member);
-        if event.is_none() && !state.readers.iter().any(|(of, reader)| *of == queue && reader.will_wake(waker)) {
-            state.readers.push((queue, waker.clone()));
-        }
+        let before_this = match state.readers.iter_mut().find(|(of, _)| *of == queue) {
+            Some((_, reader)) if event.is_none() => Some(std::mem::replace(reader, waker.clone())),
+            None if event.is_none() => {
+                state.readers.push((queue, waker.clone()));
+                None
+            }
+            _ => None,
+        };
         self.follow_up(state, before);
+        // Not under the lock: what goes with it is the program's.
+        drop(before_this);
         event
     }
 
@@ -253,6 +266,9 @@ impl Shared {
     pub(crate) fn joined(&self, session: SessionId, deadline: Instant, affinity: u32) {
         let lease = Arc::new(Lease::new(session, deadline));
         let mut state = self.state.lock();
+        if self.has_ended() {
+            return; // Nobody would ever end the lease.
+        }
         state.member.joined(session);
         state.lease = Some(lease.clone());
         state.loss = None;
@@ -265,7 +281,7 @@ impl Shared {
             let number = self.wishes.fetch_add(1, Ordering::SeqCst) + 1;
             self.ask_for(session, Wish { number, affinity: wanted }, None);
         }
-        drop(state);
+        // Under the lock, so that it cannot follow the end of the node.
         self.lease.send_replace(Some(lease));
     }
 
@@ -335,17 +351,23 @@ impl Shared {
     /// A part of the node has died, and the rest must not go on without it: it would renew, and do nothing.
     pub(crate) fn collapse(&self, what: &str) {
         if !self.has_ended() {
+            let _ = self.death.set(what.into());
             let node = &self.config.node;
             tracing::error!(target: target::SESSION, %node, what, "a part of the node has died; the node ends");
             self.shut_down();
         }
     }
 
+    /// Why an ended node does nothing any more.
+    pub(crate) fn over(&self) -> Error {
+        self.death.get().map_or(Error::Cancelled, |part| Error::Died { part: part.clone() })
+    }
+
     /// Stops everything, without a word to the store.
     pub(crate) fn shut_down(&self) {
         self.ended.send_replace(true);
-        self.lease.send_replace(None);
         let mut state = self.state.lock();
+        self.lease.send_replace(None);
         if let Some(lease) = state.lease.take() {
             lease.kill();
         }

@@ -75,9 +75,10 @@ impl<T> Reader<T> {
 
 impl<T> Drop for Reader<T> {
     fn drop(&mut self) {
-        if self.claimed == Some(true) {
-            self.handle.readers.release(self.queue);
+        if self.claimed != Some(true) {
+            return;
         }
+        self.handle.readers.release(self.queue);
         // What this reader was told to start runs no more, and nobody is left to say so.
         if std::thread::panicking() {
             self.handle.shared.collapse("a reader of its events");

@@ -18,10 +18,9 @@ use tokio::{
     time::Instant as Tick,
 };
 
-use super::{observe::target, removals::Removals, settle::Then, shared::Shared};
+use super::{batcher::batches, observe::target, removals::Removals, settle::Then, shared::Shared};
 use crate::{
-    Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, leader::Leader, limits,
-    source::SourceError,
+    Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, caught, leader::Leader,
 };
 
 /// One reading.
@@ -85,7 +84,9 @@ impl Reader {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(target: target::SOURCE, node = %self.node, %error, "the work source failed");
+                    // Nothing will come of it, so nobody needs to know what ends meanwhile.
+                    self.under_way.store(0, Ordering::SeqCst);
+                    tracing::warn!(target: target::SOURCE, node = %self.node, error, "the work source failed");
                     tokio::time::sleep(interval).await;
                 }
             }
@@ -93,15 +94,20 @@ impl Reader {
     }
 
     /// One reading. A source that panics has failed, like one that says so, and is read again.
-    async fn read(&self, number: u64) -> Result<Vec<Work>, SourceError> {
+    async fn read(&self, number: u64) -> Result<Vec<Work>, String> {
         let limit = self.config.interval;
         self.under_way.store(number, Ordering::SeqCst);
-        let reading = AssertUnwindSafe(async { self.config.source.fetch().await }).catch_unwind();
-        match tokio::time::timeout(limit, reading).await {
-            Ok(Ok(read)) => read,
-            Ok(Err(_)) => Err("it panicked".into()),
-            Err(_) => Err(format!("it did not answer within {limit:?}").into()),
-        }
+        // All that is the program's: also the drop of what is given up, and what an error says.
+        let reading = async {
+            match tokio::time::timeout(limit, self.config.source.fetch()).await {
+                Ok(read) => read.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("it did not answer within {limit:?}")),
+            }
+        };
+        AssertUnwindSafe(reading)
+            .catch_unwind()
+            .await
+            .unwrap_or_else(|panic| Err(format!("it {}", caught::words(panic))))
     }
 }
 
@@ -175,11 +181,12 @@ impl Supply {
         let mut ops = Vec::new();
         let mut named = HashSet::with_capacity(find.work.len());
         for work in find.work {
-            if let Err(error) = work.validate() {
-                tracing::warn!(target: target::SOURCE, key = %work.key, %error, "the work source named bad work");
+            // Before it is looked at: what is named wrongly is not gone.
+            if !named.insert(work.key.clone()) || ended.contains(&work.key) {
                 continue;
             }
-            if !named.insert(work.key.clone()) || ended.contains(&work.key) {
+            if let Err(error) = work.validate() {
+                tracing::warn!(target: target::SOURCE, key = %work.key, %error, "the work source named bad work");
                 continue;
             }
             let fields = (work.weight, work.priority, work.not_before_ms, work.payload.as_slice());
@@ -206,8 +213,8 @@ impl Supply {
         let spawner = shared.clone();
         spawner.spawn("the declaring of work", async move {
             let limit = Some(shared.config.call_time_limit.max(Duration::from_secs(1)));
-            for ops in ops.chunks(limits::MAX_BATCH_OPS) {
-                let declared = match shared.hand_in_for(ops.to_vec(), session, Then::Nothing, limit) {
+            for ops in batches(ops) {
+                let declared = match shared.hand_in_for(ops, session, Then::Nothing, limit) {
                     Ok(handed_in) => handed_in.wait().await,
                     Err(error) => Err(error),
                 };
@@ -224,4 +231,25 @@ impl Supply {
 /// How a reading declares work. What is `known` only takes new fields: it may have ended meanwhile.
 fn declaration(work: Work, known: bool) -> Op {
     Op::Add(work.how(if known { Declaration::Refresh } else { Declaration::Declare }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FnSource, MemoryStore, Node, Revision};
+
+    #[tokio::test]
+    async fn what_ends_after_a_reading_has_failed_is_not_kept() {
+        let source = FnSource(|| async { Err("a deliberate error".into()) });
+        let config = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_secs(3600));
+        let node = Node::builder(MemoryStore::new()).source(config).build().unwrap();
+        let shared = &node.handle.shared;
+        let mut supply = Supply::new(shared);
+        supply.begin(shared);
+        // It fails at its first step.
+        tokio::task::yield_now().await;
+        let changes = vec![Change::KeyGone(Key::new("k").unwrap())];
+        supply.note(&Batch { revision: Revision(1), changes });
+        assert!(supply.ended.1.is_empty());
+    }
 }

@@ -67,7 +67,7 @@ impl Job {
     /// # Errors
     /// [`Error::Invalid`] where the bytes are over [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES): nothing
     /// has been kept, and the call may be repeated with fewer. [`Error::Lost`], [`Error::UnknownKey`],
-    /// [`Error::StaleToken`], [`Error::Cancelled`]: the key is not this task's any more.
+    /// [`Error::StaleToken`], [`Error::Cancelled`], [`Error::Died`]: the key is not this task's any more.
     ///
     /// # Cancel safety
     /// Once polled, the bytes are kept even if the future is dropped, or the task is cancelled after its grace time.
@@ -119,7 +119,7 @@ impl Job {
             match kept {
                 Ok(()) => self.kept(number, HandOver::Kept),
                 // The drain has run out of time: it stays pending, and is named for that.
-                Err(error @ Error::Cancelled) => return Err(error),
+                Err(error @ (Error::Cancelled | Error::Died { .. })) => return Err(error),
                 Err(error) if settle::is_final(&error) || matches!(error, Error::Invalid(_)) => {
                     self.kept(number, HandOver::Failed(error.to_string()));
                     return Err(error);

@@ -20,7 +20,7 @@ use super::{
     job::{HandOver, Job, StopSignal},
     settle::{Ending, NOT_IN_TIME, Teller},
 };
-use crate::{Assignment, Event, Events, Flushed, Key, NotHandedOver, Stop, StopReason, Token, node::target};
+use crate::{Assignment, Event, Events, Flushed, Key, NotHandedOver, Stop, StopReason, Token, caught, node::target};
 
 /// Most bytes of an error's text.
 const MAX_WORDS: usize = 1024;
@@ -189,7 +189,7 @@ where
     let began = Instant::now();
     // All that is the program's: the call, which may panic before there is a future, and the drop of what is cancelled.
     let attended = attend(task, job.clone(), stop, ending.common.grace);
-    let how = AssertUnwindSafe(attended).catch_unwind().await.unwrap_or_else(|panic| How::Failed(words(&*panic)));
+    let how = AssertUnwindSafe(attended).catch_unwind().await.unwrap_or_else(|panic| How::Failed(words(panic)));
     job.released().await;
     drop(permit);
     (how, began.elapsed())
@@ -221,9 +221,8 @@ async fn patience(mut stop: StopSignal, grace: Duration) {
 }
 
 /// What a panic said.
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    shortened(said.map_or_else(|| "the task panicked".into(), |said| format!("the task panicked: {said}")))
+fn words(panic: Box<dyn std::any::Any + Send>) -> String {
+    shortened(format!("the task {}", caught::words(panic)))
 }
 
 /// What is kept of a text that somebody else wrote.

@@ -22,8 +22,8 @@ pub(super) const NOT_IN_TIME: &str = "the store did not keep it in time";
 
 /// Whether the error says that the key, or the whole node, has nothing to do with the task any more.
 pub(super) fn is_final(error: &Error) -> bool {
-    use Error::{Cancelled, Lost, NotStarted, StaleToken, UnknownKey};
-    matches!(error, Cancelled | Lost { .. } | NotStarted | StaleToken { .. } | UnknownKey { .. })
+    use Error::{Cancelled, Died, Lost, NotStarted, StaleToken, UnknownKey};
+    matches!(error, Cancelled | Died { .. } | Lost { .. } | NotStarted | StaleToken { .. } | UnknownKey { .. })
 }
 
 /// A key whose task has ended.

@@ -71,3 +71,52 @@ async fn an_affinity_that_was_on_its_way_when_the_session_was_lost_is_kept() {
     };
     until("the store to know", wanted).await;
 }
+
+/// The store took it for the old session, and its answer comes when there is a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_affinity_that_is_acknowledged_when_its_session_is_over_is_that_of_the_next() {
+    let store = MemoryStore::new();
+    let (node, faults) = faulty(&store, |config| config.lease = Duration::from_millis(200));
+    node.start().await.unwrap();
+    let session = node.session();
+    let sets = |call: &Call<'_>| call.applies(|op| matches!(op, Op::SetAffinity { .. }));
+    let late = faults.order(Fault::DelayReply(Duration::from_millis(500)), 1, sets);
+    let renewals = faults.always(Fault::Refuse, |call| *call == Call::Renew);
+    let set = tokio::spawn({
+        let node = node.clone();
+        async move { node.set_affinity(0).await }
+    });
+    until("the wish to be on its way", async || late.hits() == 1).await;
+    until("the loss", async || node.session() != session).await;
+    renewals.lift();
+    soon("the wish", set).await.unwrap().unwrap();
+    until("the store to know", async || {
+        let sessions = store.scan(None).await.unwrap().sessions;
+        sessions.iter().any(|s| Some(s.session) == node.session() && s.affinity == 0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_affinity_that_is_acknowledged_when_its_session_is_over_changes_nothing() {
+    let store = MemoryStore::new();
+    let (node, faults) = faulty(&store, |config| config.lease = Duration::from_millis(200));
+    node.start().await.unwrap();
+    let session = node.session();
+    let alters = |call: &Call<'_>| call.applies(|op| matches!(op, Op::AlterAffinity { .. }));
+    let late = faults.order(Fault::DelayReply(Duration::from_millis(500)), 1, alters);
+    let renewals = faults.always(Fault::Refuse, |call| *call == Call::Renew);
+    let altered = tokio::spawn({
+        let node = node.clone();
+        async move { node.alter_affinity(-1000).await }
+    });
+    until("the change to be on its way", async || late.hits() == 1).await;
+    until("the loss", async || node.session() != session).await;
+    renewals.lift();
+    until("the next session", async || node.session().is_some()).await;
+    let answer = soon("the change", altered).await.unwrap();
+    let known = store.scan(None).await.unwrap().sessions;
+    let known = known.iter().find(|s| Some(s.session) == node.session()).unwrap().affinity;
+    assert_eq!((node.affinity(), known), (1000, 1000), "{answer:?}");
+    assert!(matches!(answer, Err(divider_core::Error::NoSession)), "{answer:?}");
+}

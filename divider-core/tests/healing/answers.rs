@@ -3,6 +3,7 @@
 use divider_core::{
     Error, Op,
     conformance::{Call, Fault},
+    limits,
 };
 
 use super::*;
@@ -164,4 +165,86 @@ async fn a_flush_names_what_the_store_does_not_take_a_confirmation_of() {
     let (flushed, _) = tokio::join!(flush, timeout(Duration::from_millis(500), confirm));
     let unconfirmed = flushed.unwrap().unwrap().unconfirmed;
     assert_eq!(unconfirmed.iter().map(|key| key.token).collect::<Vec<_>>(), [first.token]);
+}
+
+/// As above, with more of what the store never takes than goes into one batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn ops_that_the_store_never_takes_hold_nobody_else_up_however_many_they_are() {
+    let (node, faults) = faulty(&MemoryStore::new(), |_| {});
+    let mut events = node.events();
+    node.start().await.unwrap();
+    node.add_work(work((0..12).map(|key| format!("k{key}")))).await.unwrap();
+    let mut keys = Vec::new();
+    for _ in 0..12 {
+        keys.push(start(&mut events).await);
+    }
+    let refused = faults.always(Fault::Misconfigured, |call| call.applies(|op| matches!(op, Op::Checkpoint { .. })));
+    let good = keys.pop().unwrap();
+    for _ in 0..limits::MAX_BATCH_OPS / 8 {
+        for key in &keys {
+            // Whoever asks does not wait for the answer.
+            let call = node.checkpoint(&key.key, key.token, (*b"1").into());
+            assert!(timeout(Duration::ZERO, call).await.is_err());
+        }
+    }
+    until("a refusal", async || refused.hits() > 0).await;
+    soon("the completion", node.complete(&good.key, good.token)).await.unwrap();
+    soon("a flush that begins", async {
+        drop(timeout(Duration::ZERO, node.flush()).await);
+        stop(&mut events).await;
+    })
+    .await;
+}
+
+/// A program that does not wait for long asks again and again while the store refuses, each time with what is new.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_nobody_waits_for_is_replaced_by_the_next() {
+    let (node, faults) = faulty(&MemoryStore::new(), |config| config.lease = Duration::from_secs(30));
+    let mut events = node.events();
+    node.start().await.unwrap();
+    node.add_work(work(["a", "b"])).await.unwrap();
+    let (a, b) = (start(&mut events).await, start(&mut events).await);
+    let writes = |call: &Call<'_>| call.applies(|op| matches!(op, Op::Checkpoint { .. }));
+    let refused = faults.always(Fault::Refuse, writes);
+    let patient = tokio::spawn({
+        let (node, a) = (node.clone(), a.clone());
+        async move { node.checkpoint(&a.key, a.token, (*b"patient").into()).await }
+    });
+    until("the first", async || refused.hits() > 0).await;
+    for number in 0..300_u32 {
+        for key in [&a, &b] {
+            let call = node.checkpoint(&key.key, key.token, number.to_be_bytes().into());
+            assert!(timeout(Duration::ZERO, call).await.is_err());
+        }
+    }
+    let before = refused.hits();
+    until("they have been tried", async || refused.hits() > before + 1).await;
+    let kept = Arc::new(Mutex::new(0));
+    let count = kept.clone();
+    faults.always(Fault::Count, move |call| {
+        if let Call::Apply(ops) = call {
+            *count.lock() += ops.iter().filter(|op| matches!(op, Op::Checkpoint { .. })).count();
+        }
+        true
+    });
+    refused.lift();
+    soon("the first", patient).await.unwrap().unwrap();
+    for key in [&a, &b] {
+        until("the last", async || {
+            node.record(&key.key).await.unwrap().unwrap().checkpoint[..] == 299_u32.to_be_bytes()[..]
+        })
+        .await;
+    }
+    assert!(*kept.lock() <= 6, "{} were kept", *kept.lock());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_op_of_the_leader_that_the_store_never_takes_holds_nobody_else_up() {
+    let (node, faults) = faulty(&MemoryStore::new(), |_| {});
+    let bad = |op: &Op| matches!(op, Op::Assign { key, .. } if key.as_str() == "bad");
+    faults.always(Fault::Misconfigured, move |call| call.applies(bad));
+    let program = Program::over(node);
+    program.node.start().await.unwrap();
+    program.node.add_work(work(["a", "bad", "c", "d"])).await.unwrap();
+    until("the others to run", async || program.running() == 3).await;
 }

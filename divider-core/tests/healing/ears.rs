@@ -124,3 +124,67 @@ fn only_an_error_that_says_so_has_no_effect() {
     let none = [StoreError::SessionEnded, StoreError::Misconfigured(String::new()), StoreError::Closed];
     assert!(none.iter().all(StoreError::has_no_effect));
 }
+
+/// The subscription stands and brings nothing, and no poll says that something is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_polls_fail_reads_what_it_may_have_missed() {
+    for fault in [Fault::Refuse, Fault::Misconfigured, Fault::Corrupt] {
+        let store = MemoryStore::new();
+        let leader = super::node(store.clone(), |config| config.affinity = 0);
+        leader.start().await.unwrap();
+        until("the leader", async || leader.is_leader()).await;
+        let (node, faults) = faulty(&store, |_| {});
+        let program = Program::over(node);
+        program.node.start().await.unwrap();
+        faults.lose_hints(true);
+        faults.always(fault, |call| matches!(call, Call::Poll(_)));
+        leader.add_work(work(["a", "b"])).await.unwrap();
+        until("both keys to run", async || program.running() == 2).await;
+        assert_eq!(program.lost(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_that_ends_again_and_again_is_no_reason_to_read_all_the_time() {
+    let (node, faults) = faulty(&MemoryStore::new(), |_| {});
+    let program = Program::over(node);
+    program.node.start().await.unwrap();
+    let reads = faults.always(Fault::Count, |call| matches!(call, Call::Holdings | Call::Changes));
+    let subscriptions = faults.always(Fault::Count, |call| matches!(call, Call::Hints(_)));
+    let cut = tokio::spawn({
+        let faults = faults.clone();
+        async move {
+            loop {
+                faults.cut_hints();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(subscriptions.hits() < 40 && reads.hits() < 60, "{} and {}", subscriptions.hits(), reads.hits());
+    program.node.add_work(work(["a", "b"])).await.unwrap();
+    until("both keys to run", async || program.running() == 2).await;
+    cut.abort();
+}
+
+/// A store that now and then does not answer is not out of reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_nobody_lets_propose_lets_another_lead_though_some_polls_fail() {
+    let store = MemoryStore::new();
+    let (node, faults) = faulty(&store, |config| config.lease = Duration::from_millis(300));
+    let proposes = |op: &divider_core::Op| matches!(op, divider_core::Op::Assign { .. });
+    faults.always(Fault::Misconfigured, move |call| call.applies(proposes));
+    let polls = Mutex::new(0);
+    faults.always(Fault::Refuse, move |call| {
+        let leads = matches!(call, Call::Poll(divider_core::Claim::Lead { .. }));
+        *polls.lock() += usize::from(leads);
+        leads && (*polls.lock()).is_multiple_of(3)
+    });
+    let muted = Program::over(node);
+    muted.node.start().await.unwrap();
+    until("the leader", async || muted.node.is_leader()).await;
+    let other = Program::over(super::node(store.clone(), |config| config.lease = Duration::from_millis(300)));
+    other.node.start().await.unwrap();
+    other.node.add_work(work((0..10).map(|key| format!("k{key}")))).await.unwrap();
+    until("all keys to run", async || muted.running() + other.running() == 10).await;
+}

@@ -5,6 +5,7 @@
 mod affinity;
 mod answers;
 mod ears;
+mod endings;
 mod everything;
 mod losses;
 mod takeover;

@@ -20,7 +20,7 @@ async fn ends_as_a_whole(what: &str, end: impl AsyncFnOnce(&Node, &Faults)) {
     soon(&format!("the end of the stream after {what}"), over).await;
     assert!(!node.is_current(&first.key, first.token), "{what}");
     assert_eq!(node.session(), None, "{what}");
-    assert!(matches!(node.add_work(work(["more"])).await, Err(Error::Cancelled)), "{what}");
+    assert!(matches!(node.add_work(work(["more"])).await, Err(Error::Died { .. })), "{what}");
     let other = Program::over(super::node(store, |_| {}));
     other.node.start().await.unwrap();
     until(&format!("the key to run elsewhere after {what}"), async || other.running() == 1).await;

@@ -107,3 +107,45 @@ async fn a_worker_takes_a_node_as_well_as_a_handle_to_any_divider() {
     }
     until("the key to be here", async || node.assigned().len() == 1).await;
 }
+
+/// Panics when it is dropped.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a deliberate panic");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_whose_panic_panics_ends_nobody_else() {
+    let node = node(&divider_core::MemoryStore::new());
+    add(&node, &["bad", "good"]).await;
+    let worker = tokio::spawn(Worker::new(node.clone()).run(|job, mut stop| async move {
+        if job.key.as_str() == "bad" {
+            std::panic::panic_any(Bomb);
+        }
+        stop.requested().await;
+        Ok(Next::Release)
+    }));
+    until("the failure", async || {
+        let bad = node.record(&divider_core::Key::new("bad").unwrap()).await;
+        bad.is_ok_and(|bad| bad.is_some_and(|bad| bad.view.failures == 1))
+    })
+    .await;
+    assert!(!worker.is_finished());
+    worker.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_whose_node_has_died_says_so() {
+    use divider_core::conformance::{Call, Fault, FaultyStore};
+    let store = FaultyStore::new(divider_core::MemoryStore::new());
+    let faults = store.faults();
+    let node = divider_core::Node::builder(store).build().unwrap();
+    let worker = tokio::spawn(Worker::new(node.clone()).run(|_, _| async { Ok(Next::Complete) }));
+    until("the node to run", async || node.session().is_some()).await;
+    faults.order(Fault::Panic, 1, |call| matches!(call, Call::Poll(_)));
+    let ended = timeout(PATIENCE, worker).await.unwrap().unwrap();
+    assert!(ended.is_err(), "a program that ends as if all were well is not started anew: {ended:?}");
+}

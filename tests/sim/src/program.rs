@@ -242,7 +242,7 @@ impl Program {
     /// Starts the node, and reads until the node ends.
     pub async fn run(self: Arc<Self>) {
         while let Err(error) = self.node.start().await {
-            if matches!(error, Error::Cancelled) {
+            if matches!(error, Error::Cancelled | Error::Died { .. }) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -416,7 +416,7 @@ impl Program {
             let confirm = program.node.confirm_stop_processing(&key, token);
             match tokio::time::timeout(program.aborts(), confirm).await {
                 // Whatever the store says, the node settles it. Nobody asks a second time.
-                Ok(Ok(()) | Err(Error::Cancelled | Error::Store(_))) | Err(_) => {}
+                Ok(Ok(()) | Err(Error::Cancelled | Error::Died { .. } | Error::Store(_))) | Err(_) => {}
                 // A completion that was under way has ended it.
                 Ok(Err(_)) if program.common.ended.lock().contains(&key) => {}
                 Ok(Err(error)) => {
@@ -541,7 +541,7 @@ impl Program {
                     self.wants_nothing.store(self.node.affinity() == 0, Ordering::Relaxed);
                     return;
                 }
-                Err(Error::Cancelled) => return,
+                Err(Error::Cancelled | Error::Died { .. }) => return,
                 Err(_) if patient && !self.is_draining() => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(_) => return,
             }
