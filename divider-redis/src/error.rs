@@ -17,6 +17,14 @@ pub(crate) fn store_error(at: &str, error: RedisError) -> StoreError {
         (_, Some("WRONGTYPE")) => {
             StoreError::Corrupt(format!("Redis at {at}: a key of this group holds something else than Divider's data"))
         }
+        // A script looks at the rights before it writes.
+        (_, Some("DIVIDERRIGHTS")) => {
+            let told = error.detail().unwrap_or_default();
+            let lacks = told.split_once(" script: ").map_or(told, |(lacks, _)| lacks);
+            misconfigured(format!(
+                "this user lacks the right to {lacks}; see the README of divider-redis for the least permissions"
+            ))
+        }
         _ if in_a_script(&error) => unavailable_because(at, error),
         (_, Some("NOAUTH" | "WRONGPASS"))
         | (ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig, _)

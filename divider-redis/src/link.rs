@@ -82,6 +82,7 @@ struct State {
     /// Counts connections, so that a late failure of an old one does not close its successor.
     opened: u64,
     pace: Pace,
+    closed: bool,
 }
 
 type Attempt = Shared<BoxFuture<'static, Result<Open, StoreError>>>;
@@ -145,8 +146,14 @@ impl Link {
         }
     }
 
-    fn close(&self) {
+    /// The next call opens another one.
+    fn renew(&self) {
         self.0.state().open = None;
+    }
+
+    fn close(&self) {
+        let mut state = self.0.state();
+        (state.open, state.closed) = (None, true);
     }
 }
 
@@ -178,6 +185,9 @@ impl Inner {
             state.attempt = None;
         }
         let conn = connected.inspect_err(|error| state.pace.failed(error))?;
+        if state.closed {
+            return Err(StoreError::Closed);
+        }
         state.opened += 1;
         let open = Open { conn, number: state.opened, runtime, of_use: Arc::default() };
         state.open = Some(open.clone());
@@ -243,7 +253,7 @@ impl Commands {
     pub(crate) async fn check(&self, target: &Target) -> Result<(), StoreError> {
         match self {
             Self::Own(link) => {
-                link.close();
+                link.renew();
                 link.open().await.map(drop)
             }
             Self::Brought { conn, limits } => within(limits.connect + limits.response, target.check(conn)).await?,

@@ -1,6 +1,6 @@
--- Applies a batch of ops, each exactly as the Ledger of divider-core does. ARGV[2] is the batch, an array of arrays.
+-- Applies a batch of ops, each exactly as the Ledger of divider-core does. ARGV[3] is the batch, an array of arrays.
 
-local ops = cmsgpack.unpack(ARGV[2])
+local ops = cmsgpack.unpack(ARGV[3])
 
 -- What is answered for an op: a code, and for some codes a number.
 local DONE, UNCHANGED, IS_AFFINITY, IS_GRANTED = 0, 1, 2, 3

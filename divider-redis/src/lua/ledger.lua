@@ -1,10 +1,11 @@
 -- What apply, poll and resign share: the group as it is changed by one script, and how it is written back.
 --
 -- Everything is read into tables, decided there, and written once at the end. So a refusal or a mistake leaves nothing
--- half done, a record that is touched ten times is written once, and the first write of all is one that Redis refuses
--- when it is out of memory, before anything has changed.
+-- half done, and a record that is touched ten times is written once. Whatever could refuse a write is asked for before the
+-- first one: Redis itself refuses the script as a whole where it is out of memory, cannot write to its disk or is a
+-- replica, and the rights are looked at here. ARGV: channel, the highest number that the caller was ever told.
 
-local CHANNEL = ARGV[1]
+local told = tonumber(ARGV[2])
 local pack = cmsgpack.pack
 -- Larger messages are announced without their content, so that a slow reader cannot be sent megabytes.
 local LARGEST_HINT = 65536
@@ -220,8 +221,16 @@ local function trim_log()
   redis.call('HSET', META, 'logged', logged, 'log_bytes', log_bytes)
 end
 
+local function may_write()
+  local lacks = refused(WRITES)
+  if lacks then
+    error(lacks)
+  end
+end
+
 -- Writes everything that has changed, as one revision, and tells whoever listens.
 local function commit()
+  may_write()
   local messages, entry = {}, nil
   for id, to in pairs(notices) do
     local s, seq = session(id), -1
@@ -241,7 +250,6 @@ local function commit()
     meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
   end
 
-  -- The first write is this one whenever anything but a record's own fields has changed; see the top of the file.
   write_hash(META, meta_dirty)
   write_hash(VIEWS, dirty_views)
   write_hash(PAYLOADS, dirty_payloads)
@@ -277,16 +285,18 @@ end
 
 -- The store may have forgotten something: nobody may go on believing in what it said before. Every session ends, nobody
 -- leads, and grants are held back. A group without a lineage is treated the same, since a new one and a flushed one look
--- alike. All numbers leap, tokens and terms with the next one of them, so that none that the forgotten past has issued is
--- issued again, and the change log begins anew, so that no reader takes a batch of this past for the continuation of
--- another.
+-- alike; and so is one that knows of no number as high as the caller was told. All numbers leap, tokens and terms with the
+-- next one of them, so that none that the forgotten past has issued is issued again, and the change log begins anew, so that
+-- no reader takes a batch of this past for the continuation of another.
 local found = current_lineage(lineage)
 if not found then
   return redis.error_reply('DIVIDERLINEAGE the server does not tell run_id and master_replid')
 end
-if found ~= lineage then
+local highest = math.max(floor, revision, token, term)
+if found ~= lineage or told > highest then
+  may_write()
   lineage = found
-  floor = math.max(now, math.max(floor, revision, token, term) + LINEAGE_LEAP)
+  floor = math.max(now, math.max(highest, told) + LINEAGE_LEAP)
   revision, logged, log_bytes = floor, 0, 0
   meta_dirty.lineage, meta_dirty.layout, meta_dirty.floor = lineage, LAYOUT, floor
   meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
