@@ -17,6 +17,9 @@ pub(crate) fn store_error(at: &str, error: RedisError) -> StoreError {
         (_, Some("WRONGTYPE")) => {
             StoreError::Corrupt(format!("Redis at {at}: a key of this group holds something else than Divider's data"))
         }
+        (_, Some("DIVIDERGONE")) => StoreError::Corrupt(format!(
+            "Redis at {at}: bytes of a key are missing ({error}), as after an eviction; add the work again"
+        )),
         // A script looks at the rights before it writes.
         (_, Some("DIVIDERRIGHTS")) => {
             let told = error.detail().unwrap_or_default();

@@ -338,6 +338,56 @@ async fn no_answer_is_much_longer_than_a_page_however_long_the_names_are() {
     longest("what was set aside");
 }
 
+#[tokio::test]
+async fn a_part_of_the_data_that_is_gone_is_a_new_lineage() {
+    let server = RedisServer::start();
+    for part in ["views", "sessions", "held"] {
+        let store = store(server.url(), "/part/");
+        let (session, term) = leading(&store).await;
+        let other = SessionId::fresh();
+        store.apply(&[join(&store, other).await, add("k"), add("k2")]).await.unwrap();
+        let token = grant(&store, term, session, "k").await;
+        server.cli(&["DEL", &format!("{{divider:/part/}}:{part}")]);
+        // Whoever holds it still believes in it.
+        let again = [add("k"), Op::Assign { term, key: key("k"), session: other }];
+        let outcome = store.apply(&again).await.unwrap().outcomes[1];
+        assert_eq!(outcome, Outcome::Refused(Refusal::Holding), "{part}");
+        assert!(matches!(store.renew(session).await, Err(StoreError::SessionEnded)), "{part}");
+        assert!(granted_anew(&store).await > token);
+        let ends = store.scan(None).await.unwrap().sessions.into_iter().filter(|view| view.ended.is_none());
+        let ends: Vec<Op> = ends.map(|view| Op::End { session: view.session }).collect();
+        store.apply(&[ends, ["k", "k2"].map(|name| Op::Remove { key: key(name) }).to_vec()].concat()).await.unwrap();
+        let mut left: Vec<_> = server.cli(&["KEYS", "*"]).lines().map(str::to_owned).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["{divider:/part/}:log", "{divider:/part/}:meta"], "after {part}");
+        server.cli(&["FLUSHALL"]);
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_gone_are_an_error_and_never_none_until_the_work_is_added_again() {
+    let server = RedisServer::start();
+    let store = store(server.url(), "/bytes/");
+    leading(&store).await;
+    let work = || Op::Add(Work::from(key("k")).payload(*b"precious"));
+    store.apply(&[work()]).await.unwrap();
+    server.cli(&["DEL", "{divider:/bytes/}:payloads"]);
+    let records = async || store.records(&[key("k")]).await;
+    let session = SessionId::fresh();
+    store.apply(&[join(&store, session).await]).await.unwrap();
+    let mut hints = store.hints(Topic::Session(session)).await.unwrap();
+    let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
+    store.apply(&[Op::EndHold { term }]).await.unwrap();
+    grant(&store, term, session, "k").await;
+    assert_eq!(timeout(PATIENCE, hints.next()).await.unwrap(), Some(Hint::Gap));
+    for error in [records().await.unwrap_err(), store.holdings(session).await.unwrap_err()] {
+        assert!(matches!(&error, StoreError::Corrupt(text) if text.contains("payloads")), "{error}");
+    }
+    assert_eq!(store.apply(&[work()]).await.unwrap().outcomes, [Outcome::Done]);
+    assert_eq!(&*records().await.unwrap()[0].as_ref().unwrap().payload, b"precious");
+    assert_eq!(&*store.holdings(session).await.unwrap().holdings[0].payload, b"precious");
+}
+
 /// A cluster of three, and a replica of the one that has the group; which one that is.
 async fn with_a_replica(cluster: &RedisCluster, name: &str) -> (usize, RedisServer) {
     let slot: usize =

@@ -32,7 +32,7 @@ local KEY, KEY_GONE, SESSION, SESSION_GONE, GROUP = 0, 1, 2, 3, 4
 local GRANTED, STOP, TAKEN, OVER = 0, 1, 2, 3
 
 local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended',
-  'layout', 'time', 'declared', 'log_bytes')
+  'layout', 'time', 'declared', 'log_bytes', 'sizes')
 local format = tonumber(m[10] or 0)
 if format > NEWEST_FORMAT then
   return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
@@ -51,7 +51,10 @@ local clock = redis.call('TIME')
 -- Microseconds: faster than anything here can count, so that numbers which start from it never come twice.
 local now = clock[1] * 1000000 + clock[2]
 
-local views, sessions, blobs = {}, {}, {}
+-- See `sizes`.
+local written = m[16]
+
+local views, sessions = {}, {}
 local changes, notices = {}, {}
 local meta_dirty, leader_gone = {}, false
 local dirty_views, dirty_sessions, dirty_beats = {}, {}, {}
@@ -221,6 +224,12 @@ local function trim_log()
   redis.call('HSET', META, 'logged', logged, 'log_bytes', log_bytes)
 end
 
+-- How much there is of what nothing may be missing from. Redis deletes whole keys, where it evicts or expires them.
+local function sizes()
+  local hashes = redis.call('HLEN', VIEWS) .. ' ' .. redis.call('HLEN', PAYLOADS) .. ' ' .. redis.call('HLEN', CHECKPOINTS)
+  return hashes .. ' ' .. redis.call('HLEN', SESSIONS) .. ' ' .. redis.call('ZCARD', HELD)
+end
+
 local function may_write()
   local lacks = refused(WRITES)
   if lacks then
@@ -267,6 +276,11 @@ local function commit()
     redis.call('RPUSH', LOG, entry)
     trim_log()
   end
+  local measured = sizes()
+  if measured ~= written then
+    redis.call('HSET', META, 'sizes', measured)
+    written = measured
+  end
 
   for channel, message in pairs(messages) do
     redis.call('PUBLISH', channel, message)
@@ -285,15 +299,15 @@ end
 
 -- The store may have forgotten something: nobody may go on believing in what it said before. Every session ends, nobody
 -- leads, and grants are held back. A group without a lineage is treated the same, since a new one and a flushed one look
--- alike; and so is one that knows of no number as high as the caller was told. All numbers leap, tokens and terms with the
--- next one of them, so that none that the forgotten past has issued is issued again, and the change log begins anew, so that
--- no reader takes a batch of this past for the continuation of another.
+-- alike; and so is one that knows of no number as high as the caller was told, or that lacks a part. All numbers leap,
+-- tokens and terms with the next one of them, so that none that the forgotten past has issued is issued again, and the
+-- change log begins anew, so that no reader takes a batch of this past for the continuation of another.
 local found = current_lineage(lineage)
 if not found then
   return redis.error_reply('DIVIDERLINEAGE the server does not tell run_id and master_replid')
 end
 local highest = math.max(floor, revision, token, term)
-if found ~= lineage or told > highest then
+if found ~= lineage or told > highest or written ~= sizes() then
   may_write()
   lineage = found
   floor = math.max(now, math.max(highest, told) + LINEAGE_LEAP)
@@ -303,10 +317,19 @@ if found ~= lineage or told > highest then
   -- Forgotten sessions have ended, too.
   ended = revision + 1
   meta_dirty.ended = ended
+  local empty = redis.call('HLEN', VIEWS) == 0
+  if empty then
+    redis.call('DEL', HELD, PAYLOADS, CHECKPOINTS, WHYS, QUARANTINED)
+  end
   for _, id in ipairs(all_sessions()) do
-    local s = alive(id)
-    if s then
+    local s = sessions[id]
+    if empty then
+      s[HOLDS], s[STOPS] = 0, 0
+    end
+    if s[ENDED] < 0 then
       end_session(id, s, 0, NOBODY, 0)
+    else
+      forget_if_empty(id)
     end
   end
   leader_gone = leader_gone or leader ~= ''

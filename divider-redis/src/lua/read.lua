@@ -19,6 +19,14 @@ local LARGEST_PAGE = 1048576
 local RARE, PAYLOAD_LEN, CHECKPOINT_LEN, WHY_LEN = 9, 10, 11, 8
 local ENDED, SEQ, HOLDS, STOPS = 9, 12, 14, 15
 
+-- What is stored of a key beside its view.
+local function blob(hash, name, length)
+  if length == 0 then
+    return ''
+  end
+  return redis.call('HGET', hash, name) or error(redis.error_reply('DIVIDERGONE from ' .. hash))
+end
+
 -- Appends key, view, payload, checkpoint and what went wrong of each key to the answer until the page is full; the number of keys done.
 local function append_records(answer, names)
   local raw = #names > 0 and redis.call('HMGET', VIEWS, unpack(names)) or {}
@@ -30,15 +38,8 @@ local function append_records(answer, names)
     local packed, payload, checkpoint, why = raw[i], '', '', ''
     if packed then
       local v = cmsgpack.unpack(packed)
-      if v[PAYLOAD_LEN] > 0 then
-        payload = redis.call('HGET', PAYLOADS, name) or ''
-      end
-      if v[CHECKPOINT_LEN] > 0 then
-        checkpoint = redis.call('HGET', CHECKPOINTS, name) or ''
-      end
-      if v[RARE] ~= 0 and v[RARE][WHY_LEN] > 0 then
-        why = redis.call('HGET', WHYS, name) or ''
-      end
+      payload, checkpoint = blob(PAYLOADS, name, v[PAYLOAD_LEN]), blob(CHECKPOINTS, name, v[CHECKPOINT_LEN])
+      why = v[RARE] == 0 and '' or blob(WHYS, name, v[RARE][WHY_LEN])
     end
     bytes = bytes + #name + #(packed or '') + #payload + #checkpoint + #why
     local at = #answer

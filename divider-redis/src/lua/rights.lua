@@ -7,7 +7,7 @@ local CHANNEL = ARGV[1]
 local WRITES = {
   { 'HSET', META, '', '' }, { 'HDEL', META, '' }, { 'ZADD', HELD, '0', '' }, { 'ZREM', HELD, '' }, { 'DEL', LOG },
   { 'RPUSH', LOG, '' }, { 'LPOP', LOG }, { 'LLEN', LOG }, { 'LRANGE', LOG, '0', '0' }, { 'HLEN', VIEWS },
-  { 'PUBLISH', CHANNEL .. ':g', '' }, { 'PUBLISH', CHANNEL .. ':l', '' }, { 'PUBLISH', CHANNEL .. ':s:', '' },
+  { 'ZCARD', HELD },  { 'PUBLISH', CHANNEL .. ':g', '' }, { 'PUBLISH', CHANNEL .. ':l', '' }, { 'PUBLISH', CHANNEL .. ':s:', '' },
 }
 
 -- An error that names the calls which are refused, or nil.
