@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use divider_core::StoreError;
+use divider_core::{StoreError, format};
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 /// A failed call to the server at this address.
@@ -38,7 +38,10 @@ pub(crate) fn store_error(at: &str, error: RedisError) -> StoreError {
         _ if error.to_string().starts_with("Redis server refused to switch database") => misconfigured(format!(
             "the database that the URL names is refused ({error}); it needs to exist, and the user needs +select"
         )),
-        (_, Some("DIVIDERFORMAT")) => misconfigured("the group was written by a newer version of Divider".to_owned()),
+        (_, Some("DIVIDERFORMAT")) => match error.detail().unwrap_or_default().parse() {
+            Ok(needs) => StoreError::TooOld { needs, reads: format::NEWEST },
+            Err(_) => StoreError::Corrupt(format!("Redis at {at}: the group's format is no number")),
+        },
         (_, Some("DIVIDERLAYOUT")) => misconfigured(
             "the group was written by another version of Divider, in a layout that this one does not know".to_owned(),
         ),

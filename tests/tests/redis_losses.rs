@@ -291,7 +291,7 @@ async fn no_answer_is_much_longer_than_a_page_however_long_the_names_are() {
     let wire = Wire::to(&server).await;
     let store = store(wire.url(), "/long/");
     let (session, term) = leading(&store).await;
-    let keys: Vec<Key> = (0..2500).map(|i| key(format!("{i:0>1000}"))).collect();
+    let keys: Vec<Key> = (0..2100).map(|i| key(format!("{i:0>1000}"))).collect();
     for chunk in keys.chunks(256) {
         let ops = chunk
             .iter()

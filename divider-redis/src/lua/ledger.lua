@@ -35,7 +35,7 @@ local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'lea
   'layout', 'time', 'declared', 'log_bytes', 'sizes')
 local format = tonumber(m[10] or 0)
 if format > NEWEST_FORMAT then
-  return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+  return redis.error_reply('DIVIDERFORMAT ' .. format)
 elseif m[1] and m[12] ~= LAYOUT then
   return redis.error_reply('DIVIDERLAYOUT the group was written by another version')
 end

@@ -6,7 +6,7 @@ if m[1] ~= current_lineage(m[1]) then
 end
 local format = tonumber(m[6] or 0)
 if format > NEWEST_FORMAT then
-  return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+  return redis.error_reply('DIVIDERFORMAT ' .. format)
 elseif m[7] ~= LAYOUT then
   return redis.error_reply('DIVIDERLAYOUT the group was written by another version')
 end

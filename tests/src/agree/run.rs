@@ -183,18 +183,10 @@ impl<'a> Run<'a> {
 
     /// The ops of a batch, as things stand.
     fn ops(&mut self, acts: &[Act]) -> Vec<Op> {
-        let mut named = BTreeSet::new();
         let mut ops = Vec::new();
         for act in acts {
             let op = self.op(act);
             op.validate().expect("only valid ops are made");
-            // A session begins or ends at most once in a batch: nobody joins twice under one id, so that a store need
-            // not know whose beat it would be.
-            if let Op::Join { session, .. } | Op::End { session } | Op::Expire { session, .. } = op
-                && !named.insert(session)
-            {
-                continue;
-            }
             ops.push(op);
         }
         self.keep_readable(&mut ops);
