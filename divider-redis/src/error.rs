@@ -29,6 +29,10 @@ pub(crate) fn store_error(at: &str, error: RedisError) -> StoreError {
             ))
         }
         _ if in_a_script(&error) => unavailable_because(at, error),
+        // What frees memory is still taken. So this must not pass for an outage, in which everything waits its turn.
+        (_, Some("OOM")) => {
+            misconfigured(format!("it is out of memory ({error}); raise maxmemory, or remove something"))
+        }
         (_, Some("NOAUTH" | "WRONGPASS"))
         | (ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig, _)
         | (ErrorKind::Server(ServerErrorKind::NoPerm), _) => misconfigured(format!(
@@ -47,8 +51,7 @@ pub(crate) fn store_error(at: &str, error: RedisError) -> StoreError {
         ),
         (_, Some("DIVIDERLINEAGE")) => misconfigured(NO_LINEAGE.to_owned()),
         // All of these pass by themselves or once the server has been helped: LOADING, READONLY and MASTERDOWN during a
-        // fail-over, MOVED while a slot changes hands, BUSY while somebody's script runs, OOM until memory is freed,
-        // MISCONF until the disk has room.
+        // fail-over, MOVED while a slot changes hands, BUSY while somebody's script runs, MISCONF until the disk has room.
         (ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::Io, _) => unavailable_because(at, error),
         (ErrorKind::Parse | ErrorKind::UnexpectedReturnType, _) if !error.is_io_error() => {
             StoreError::Corrupt(format!("Redis at {at}: {error}"))

@@ -263,8 +263,9 @@ impl Store for RedisStore {
         };
         let token = Token(token.number()?);
         let term = leader.map_or(0, |leader: Sighting| leader.term.0);
-        self.note(token.0.max(term));
-        Ok(Standing { leader, revision: Revision(revision.number()?), token, seq: seq.number()? })
+        let revision = Revision(revision.number()?);
+        self.note(revision.0.max(token.0).max(term));
+        Ok(Standing { leader, revision, token, seq: seq.number()? })
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {

@@ -183,10 +183,17 @@ impl<'a> Run<'a> {
 
     /// The ops of a batch, as things stand.
     fn ops(&mut self, acts: &[Act]) -> Vec<Op> {
-        let mut ops = Vec::new();
+        let (mut joined, mut ops) = (BTreeSet::new(), Vec::new());
         for act in acts {
             let op = self.op(act);
             op.validate().expect("only valid ops are made");
+            // Whoever expires a session has seen its beat, and so not in the batch that it joins in: a store need not know
+            // whose beat it would be.
+            match op {
+                Op::Join { session, .. } => _ = joined.insert(session),
+                Op::Expire { session, .. } if joined.contains(&session) => continue,
+                _ => {}
+            }
             ops.push(op);
         }
         self.keep_readable(&mut ops);
