@@ -468,35 +468,3 @@ async fn nothing_stays_open_where_a_store_is_closed_while_it_connects() {
     eventually("all is closed but the one who asks", async || clients().await == 1).await;
     assert!(matches!(store.open().await, Err(StoreError::Closed)));
 }
-
-#[tokio::test]
-async fn a_node_of_a_cluster_that_hangs_is_no_trouble_for_the_groups_of_the_others() {
-    let cluster = RedisCluster::start();
-    let slot = |name: &str| -> usize {
-        cluster.nodes[0].cli(&["CLUSTER", "KEYSLOT", &format!("{{divider:{name}}}:meta")]).parse().unwrap()
-    };
-    let names: Vec<String> = (0..).map(|i| format!("/hangs/{i}/")).filter(|name| slot(name) * 3 / 16384 == 1).take(2).collect();
-    let build = |name: &str| RedisStore::cluster(cluster.urls(), Group::new(name).unwrap()).build().unwrap();
-    let store = build(&names[0]);
-    let (session, _) = leading(&store).await;
-    store.renew(session).await.unwrap();
-    cluster.nodes[0].freeze();
-    for i in 0..40 {
-        let since = Instant::now();
-        let r = store.renew(session).await;
-        let a = store.apply(&[]).await;
-        if r.is_err() || a.is_err() { println!("{i} {r:?} {a:?} {:?}", since.elapsed()); }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let since = Instant::now();
-    let other = build(&names[1]);
-    eventually("opened", async || { let o = other.open().await; println!("open {o:?} {:?}", since.elapsed()); o.is_ok() }).await;
-    let h = other.hints(Topic::Group).await;
-    println!("hints {:?} {:?}", h.is_ok(), since.elapsed());
-    let h = other.hints(Topic::Group).await;
-    println!("hints {:?} {:?}", h.is_ok(), since.elapsed());
-    cluster.nodes[1].cli(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    let since = Instant::now();
-    eventually("renewed again", async || { let o = store.renew(session).await; println!("renew {o:?} {:?}", since.elapsed()); o.is_ok() }).await;
-    cluster.nodes[0].thaw();
-}
