@@ -85,6 +85,13 @@ pub(crate) fn elsewhere(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(Moved | Ask | CrossSlot))
 }
 
+/// Whether a script met a command that its user may not call. Which one that is, only the check at a connect says.
+pub(crate) fn lacks_a_right(error: &RedisError) -> bool {
+    // No version has a code of its own for this.
+    let told = error.detail().unwrap_or_default();
+    in_a_script(error) && ["can't run this command", "ACL failure", "NOPERM"].iter().any(|words| told.contains(words))
+}
+
 /// Whether nothing was done because the server does not know the script (any more).
 pub(crate) fn unknown_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)

@@ -21,7 +21,11 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use crate::{error::unavailable, pace::Pace, target::Target};
+use crate::{
+    error::{lacks_a_right, unavailable},
+    pace::Pace,
+    target::Target,
+};
 
 /// What can carry a command. Each backend-specific kind of connection is hidden in a function.
 #[derive(Clone)]
@@ -219,6 +223,7 @@ fn led_astray(error: &RedisError) -> bool {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, NoPerm, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | BusyLoading | ClusterDown | NoPerm))
         || matches!(error.code(), Some("NOAUTH" | "NOREPLICAS"))
+        || lacks_a_right(error)
 }
 
 /// What carries the commands: a connection of our own, or one that the program brought.

@@ -210,6 +210,22 @@ async fn one_right_that_is_gone_for_a_moment_leaves_nothing_half_written() {
     assert_eq!(store.apply(&ops).await.unwrap().revision.0, before.1.revision.0 + 1);
 }
 
+#[tokio::test]
+async fn a_right_that_is_taken_away_is_named_by_the_next_call_that_needs_it() {
+    let server = RedisServer::start();
+    server.cli(&["ACL", "SETUSER", "divider", "on", ">word", "~*", "&*", "+@all"]);
+    let store = store(server.url_as("divider", "word"), "/taken/");
+    let (session, _) = leading(&store).await;
+    store.renew(session).await.unwrap();
+    server.cli(&["ACL", "SETUSER", "divider", "-hincrby", "-hvals"]);
+    let names = |answer: Result<(), StoreError>, right: &str| matches!(&answer, Err(StoreError::Misconfigured(text)) if text.contains(right));
+    eventually("a renewal names it", async || names(store.renew(session).await.map(drop), "hincrby")).await;
+    eventually("a read names it", async || names(store.stats().await.map(drop), "hvals")).await;
+    server.cli(&["ACL", "SETUSER", "divider", "+hincrby", "+hvals"]);
+    eventually("renewals go on", async || store.renew(session).await.is_ok()).await;
+    eventually("reads go on", async || store.stats().await.is_ok()).await;
+}
+
 /// Leads in a new session, and has a key granted as soon as it may be.
 async fn granted_anew(store: &RedisStore) -> Token {
     let session = SessionId::fresh();
@@ -338,6 +354,25 @@ async fn no_answer_is_much_longer_than_a_page_however_long_the_names_are() {
     longest("what was set aside");
 }
 
+/// A call may be carried late: past a restart, and past the grants that followed on its first copy.
+#[tokio::test]
+async fn a_late_word_of_a_leader_does_not_end_the_hold_of_the_next_lineage() {
+    let mut server = RedisServer::with(&["--appendonly", "yes", "--appendfsync", "always"]);
+    let before = store(server.url(), "/late/");
+    let (session, term) = leading(&before).await;
+    before.apply(&[add("k")]).await.unwrap();
+    let token = grant(&before, term, session, "k").await;
+    server.restart();
+    let store = store(server.url(), "/late/");
+    // Whether it is the first word that the server hears or not.
+    for _ in 0..2 {
+        let outcomes = store.apply(&[Op::EndHold { term }]).await.unwrap().outcomes;
+        assert_eq!(outcomes, [Outcome::Refused(Refusal::OldTerm)]);
+        assert!(store.scan(None).await.unwrap().group.hold);
+    }
+    assert!(granted_anew(&store).await > token);
+}
+
 #[tokio::test]
 async fn a_part_of_the_data_that_is_gone_is_a_new_lineage() {
     let server = RedisServer::start();
@@ -351,7 +386,7 @@ async fn a_part_of_the_data_that_is_gone_is_a_new_lineage() {
         // Whoever holds it still believes in it.
         let again = [add("k"), Op::Assign { term, key: key("k"), session: other }];
         let outcome = store.apply(&again).await.unwrap().outcomes[1];
-        assert_eq!(outcome, Outcome::Refused(Refusal::Holding), "{part}");
+        assert_eq!(outcome, Outcome::Refused(Refusal::OldTerm), "{part}");
         assert!(matches!(store.renew(session).await, Err(StoreError::SessionEnded)), "{part}");
         assert!(granted_anew(&store).await > token);
         let ends = store.scan(None).await.unwrap().sessions.into_iter().filter(|view| view.ended.is_none());

@@ -334,6 +334,8 @@ if found ~= lineage or told > highest or written ~= sizes() then
   end
   leader_gone = leader_gone or leader ~= ''
   leader, hold = '', true
+  -- What the leader of before says late, the end of a hold above all, is not of this lineage's term.
+  term = term > 0 and floor or 0
   -- Said in any case: a join of before is told from one of after.
   group_changed()
   redis.call('HSET', META, 'leader_beat', 0)
