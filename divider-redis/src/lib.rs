@@ -8,6 +8,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hints;
+mod holdings;
 mod keys;
 mod link;
 mod pace;

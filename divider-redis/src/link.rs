@@ -21,7 +21,11 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
-use crate::{error::unavailable, pace::Pace, target::Target};
+use crate::{
+    error::{lacks_a_right, unavailable},
+    pace::Pace,
+    target::Target,
+};
 
 /// What can carry a command. Each backend-specific kind of connection is hidden in a function.
 #[derive(Clone)]
@@ -82,6 +86,7 @@ struct State {
     /// Counts connections, so that a late failure of an old one does not close its successor.
     opened: u64,
     pace: Pace,
+    closed: bool,
 }
 
 type Attempt = Shared<BoxFuture<'static, Result<Open, StoreError>>>;
@@ -145,8 +150,14 @@ impl Link {
         }
     }
 
-    fn close(&self) {
+    /// The next call opens another one.
+    fn renew(&self) {
         self.0.state().open = None;
+    }
+
+    fn close(&self) {
+        let mut state = self.0.state();
+        (state.open, state.closed) = (None, true);
     }
 }
 
@@ -178,6 +189,9 @@ impl Inner {
             state.attempt = None;
         }
         let conn = connected.inspect_err(|error| state.pace.failed(error))?;
+        if state.closed {
+            return Err(StoreError::Closed);
+        }
         state.opened += 1;
         let open = Open { conn, number: state.opened, runtime, of_use: Arc::default() };
         state.open = Some(open.clone());
@@ -209,6 +223,7 @@ fn led_astray(error: &RedisError) -> bool {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, NoPerm, ReadOnly};
     matches!(error.kind(), ErrorKind::Server(ReadOnly | MasterDown | BusyLoading | ClusterDown | NoPerm))
         || matches!(error.code(), Some("NOAUTH" | "NOREPLICAS"))
+        || lacks_a_right(error)
 }
 
 /// What carries the commands: a connection of our own, or one that the program brought.
@@ -243,7 +258,7 @@ impl Commands {
     pub(crate) async fn check(&self, target: &Target) -> Result<(), StoreError> {
         match self {
             Self::Own(link) => {
-                link.close();
+                link.renew();
                 link.open().await.map(drop)
             }
             Self::Brought { conn, limits } => within(limits.connect + limits.response, target.check(conn)).await?,

@@ -28,13 +28,14 @@ macro_rules! script {
     };
 }
 
-pub(crate) static APPLY: LazyLock<Script> = script!("#!lua", "lineage.lua", "ledger.lua", "apply.lua");
+pub(crate) static APPLY: LazyLock<Script> = script!("#!lua", "lineage.lua", "rights.lua", "ledger.lua", "apply.lua");
 pub(crate) static APPLY_FREEING: LazyLock<Script> =
-    script!("#!lua flags=allow-oom", "lineage.lua", "ledger.lua", "apply.lua");
-pub(crate) static POLL: LazyLock<Script> = script!("#!lua flags=allow-oom", "lineage.lua", "ledger.lua", "poll.lua");
+    script!("#!lua flags=allow-oom", "lineage.lua", "rights.lua", "ledger.lua", "apply.lua");
+pub(crate) static POLL: LazyLock<Script> =
+    script!("#!lua flags=allow-oom", "lineage.lua", "rights.lua", "ledger.lua", "poll.lua");
 pub(crate) static RENEW: LazyLock<Script> = script!("#!lua flags=allow-oom", "lineage.lua", "renew.lua");
 pub(crate) static READ: LazyLock<Script> = script!("#!lua flags=no-writes", "lineage.lua", "read.lua");
-pub(crate) static CHECK: LazyLock<Script> = script!("#!lua flags=no-writes", "lineage.lua", "check.lua");
+pub(crate) static CHECK: LazyLock<Script> = script!("#!lua flags=no-writes", "lineage.lua", "rights.lua", "check.lua");
 
 impl Script {
     /// The script knows what this program reads and writes.

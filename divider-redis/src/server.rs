@@ -44,7 +44,7 @@ impl Seen {
 /// Checks what a connection leads to, by a script that only reads, on the server that has the group.
 pub(crate) async fn check(conn: &Conn, target: &Target, names: &Names) -> Result<Seen, StoreError> {
     let at = target.address();
-    let answer = conn.send(CHECK.by_text(&names.keys, &[])).await;
+    let answer = conn.send(CHECK.by_text(&names.keys, &[names.prefix.as_bytes()])).await;
     let answer = answer.map_err(|error| refused(error, target, &at))?;
     let [info, layout, keys] = Reply(answer).fields()?;
     let info = text(info.0);

@@ -2,20 +2,23 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, Cursor, Group, GroupView, HintStream, Holdings, Key, Op, Page, Record, Revision,
-    SessionId, Sighting, Standing, Stats, Store, StoreError, Term, Token, Topic,
+    Applied, Batch, Beat, Claim, Cursor, Group, GroupView, HintStream, Holdings, Key, Op, Outcome, Page, Record,
+    Revision, SessionId, Sighting, Standing, Stats, Store, StoreError, Term, Token, Topic, limits,
 };
 use redis::{Cmd, RedisError, RedisResult, Value};
 
 use crate::{
     RedisBuilder, RedisConfig, codec,
     error::{elsewhere, unknown_script},
-    hints,
+    hints, holdings,
     keys::Names,
     link::{Closed, Commands, Conn, Limits, Repeat},
     pace::Pace,
@@ -24,12 +27,12 @@ use crate::{
     target::Target,
 };
 
-/// Keys of one page of a scan, and of a session's holdings.
-const PAGE: usize = 4096;
+/// Most keys of one page of a scan, and of a session's holdings.
+pub(crate) const PAGE: usize = 4096;
+/// Keys of a page whose names may all be as long as names can be.
+const LEAST_PAGE: usize = 1024;
 /// Keys that are read at once by name.
 const RECORDS: usize = 512;
-/// How often a read of many holdings begins again because they changed meanwhile.
-const HOLDINGS_TRIES: usize = 10;
 
 /// One group on a Redis server or cluster, for one node.
 ///
@@ -45,6 +48,10 @@ pub struct RedisStore {
     /// How often subscriptions are tried where they fail.
     hints: Mutex<Pace>,
     closed: Arc<Closed>,
+    /// The highest revision, token or term that this node was told. A server that knows of none as high has forgotten
+    /// something, whether its lineage shows it or not: it may have been given older data, or it took over from another
+    /// server, whose clock was ahead.
+    told: AtomicU64,
 }
 
 impl fmt::Debug for RedisStore {
@@ -70,7 +77,8 @@ impl RedisStore {
         let own = || Commands::own(target.clone(), limits);
         let commands = brought.map_or_else(own, |conn| Commands::Brought { conn, limits });
         let names = Arc::new(Names::new(&config.group));
-        Self { names, renewals: own(), commands, target, config, hints: Mutex::default(), closed: Arc::default() }
+        let (hints, closed, told) = Default::default();
+        Self { names, renewals: own(), commands, target, config, hints, closed, told }
     }
 
     /// Where a helper may open a connection of its own, and for which group.
@@ -107,15 +115,26 @@ impl RedisStore {
 
     /// Runs the script that changes. A batch is never sent twice: its outcomes would be others the second time.
     async fn change(&self, ops: &[Op]) -> Result<(u64, Vec<u8>), StoreError> {
-        let frees = !ops.is_empty() && ops.iter().all(only_frees);
-        let script = if frees { &APPLY_FREEING } else { &APPLY };
-        let args = [self.names.prefix.as_bytes(), &codec::ops(ops)];
+        let script = if ops.iter().all(only_frees) { &APPLY_FREEING } else { &APPLY };
+        let told = self.told();
+        let args = [self.names.prefix.as_bytes(), told.as_bytes(), &codec::ops(ops)];
         let [revision, outcomes] = self.run(&self.commands, script, &args, Repeat::Once).await?.fields()?;
-        Ok((revision.number()?, outcomes.bytes()?))
+        let revision = revision.number()?;
+        self.note(revision);
+        Ok((revision, outcomes.bytes()?))
+    }
+
+    /// As the scripts take it.
+    fn told(&self) -> String {
+        self.told.load(Ordering::Relaxed).min(Token::ABOVE_ALL.0).to_string()
+    }
+
+    fn note(&self, number: u64) {
+        self.told.fetch_max(number, Ordering::Relaxed);
     }
 
     /// Runs a read. It finds out about a new lineage but cannot write it down, so that is done first then.
-    async fn read(&self, args: &[&[u8]]) -> Result<Reply, StoreError> {
+    pub(crate) async fn read(&self, args: &[&[u8]]) -> Result<Reply, StoreError> {
         for _ in 0..3 {
             match self.run(&self.commands, &READ, args, Repeat::Idempotent).await? {
                 Reply(Value::Int(-1)) => _ = self.change(&[]).await?,
@@ -129,48 +148,38 @@ impl RedisStore {
         // What is above 2^53 is no term and no beat that was ever seen; see the codec.
         let (term, beat) = (term.0.min(Token::ABOVE_ALL.0).to_string(), beat.0.min(Token::ABOVE_ALL.0).to_string());
         let prefix = self.names.prefix.as_bytes();
-        let args = [prefix, session.0.as_bytes(), what.as_bytes(), term.as_bytes(), beat.as_bytes()];
+        let told = self.told();
+        let args = [prefix, told.as_bytes(), session.0.as_bytes(), what.as_bytes(), term.as_bytes(), beat.as_bytes()];
         self.run(&self.commands, &POLL, &args, Repeat::Idempotent).await
     }
 
-    /// One try to read all that a session holds, page by page; `None` where it changed meanwhile.
-    async fn try_holdings(&self, session: SessionId) -> Result<Option<Holdings>, StoreError> {
-        let (mut first, mut after, mut all) = (None, Vec::new(), Vec::new());
-        let limit = PAGE.to_string();
-        loop {
-            let reply = self.read(&[b"holdings", session.0.as_bytes(), &after, limit.as_bytes()]).await?;
-            if reply.0 == Value::Int(0) {
-                return Err(StoreError::SessionEnded);
-            }
-            let mut rows = reply.array()?.into_iter();
-            let [seq, holds, more] = Reply::take(&mut rows)?;
-            // A session gains keys only with a message, and without one can only lose them: so if neither number has
-            // moved, all pages are of the same holdings.
-            let version = (seq.number()?, holds.number()?);
-            if *first.get_or_insert(version) != version {
-                return Ok(None);
-            }
-            let more = more.number()? == 1;
-            let page = records(rows)?;
-            if let Some((key, _)) = page.last() {
-                after = key.as_str().as_bytes().to_vec();
-            }
-            if more && page.is_empty() {
-                return Err(codec::corrupt("a page that goes on"));
-            }
-            all.extend(page.into_iter().filter_map(|(_, record)| codec::holding(record?)));
-            if !more {
-                return Ok(Some(Holdings { seq: version.0, holdings: all }));
-            }
+    /// The batches after a revision, the revision that the group was at, and, where a session is named and lives, the number
+    /// of the last message to it at that moment. `None` where they are no longer kept.
+    pub(crate) async fn changes_since(
+        &self,
+        since: Revision,
+        of: Option<SessionId>,
+    ) -> Result<Option<(Option<u64>, Revision, Vec<Batch>)>, StoreError> {
+        let since = since.0.min(Token::ABOVE_ALL.0).to_string();
+        let of = of.as_ref().map(|session| &session.0.as_bytes()[..]);
+        let args: Vec<&[u8]> = [&b"changes"[..], since.as_bytes()].into_iter().chain(of).collect();
+        let reply = self.read(&args).await?;
+        if reply.0 == Value::Int(0) {
+            return Ok(None);
         }
+        let mut rows = reply.array()?.into_iter();
+        let [seq, now] = Reply::take(&mut rows)?;
+        let batches: Result<_, _> = rows.map(|entry| codec::batch(entry.slice()?)).collect();
+        Ok(Some((seq.number().ok(), Revision(now.number()?), batches?)))
     }
 }
 
-/// Whether an op makes the group smaller, or at least no larger, so that it may run while Redis is out of memory.
+/// Whether an op makes the group smaller, or larger by a session at most, so that it may run while Redis is out of memory.
 fn only_frees(op: &Op) -> bool {
     matches!(
         op,
-        Op::Remove { .. }
+        Op::Join { .. }
+            | Op::Remove { .. }
             | Op::Drain { .. }
             | Op::End { .. }
             | Op::Confirm { .. }
@@ -182,6 +191,23 @@ fn only_frees(op: &Op) -> bool {
             | Op::Advance { .. }
             | Op::Step { .. }
     )
+}
+
+/// Where a scan goes on, and with how many keys, so that the next page has about a mebibyte if it is like this one.
+fn next_cursor(at: &[u8], rows: &[Reply]) -> Result<Cursor, StoreError> {
+    let mut bytes = 0;
+    for row in rows {
+        bytes += row.slice()?.len();
+    }
+    let count = (limits::MAX_BATCH_BYTES * rows.len() / 2).checked_div(bytes).unwrap_or(PAGE).clamp(LEAST_PAGE, PAGE);
+    Ok(Cursor([at, format!(" {count}").as_bytes()].concat()))
+}
+
+/// The two parts of a cursor.
+fn place(cursor: &[u8]) -> Option<(&str, &str)> {
+    let (at, count) = std::str::from_utf8(cursor).ok()?.split_once(' ')?;
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    (number(at) && number(count)).then_some((at, count))
 }
 
 #[async_trait]
@@ -199,7 +225,13 @@ impl Store for RedisStore {
 
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
         let (revision, packed) = self.change(ops).await?;
-        Ok(Applied { outcomes: codec::outcomes(ops, &packed)?, revision: Revision(revision) })
+        let outcomes = codec::outcomes(ops, &packed)?;
+        for outcome in &outcomes {
+            if let Outcome::Granted(token) = outcome {
+                self.note(token.0);
+            }
+        }
+        Ok(Applied { outcomes, revision: Revision(revision) })
     }
 
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
@@ -230,7 +262,10 @@ impl Store for RedisStore {
             None => None,
         };
         let token = Token(token.number()?);
-        Ok(Standing { leader, revision: Revision(revision.number()?), token, seq: seq.number()? })
+        let term = leader.map_or(0, |leader: Sighting| leader.term.0);
+        let revision = Revision(revision.number()?);
+        self.note(revision.0.max(token.0).max(term));
+        Ok(Standing { leader, revision, token, seq: seq.number()? })
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
@@ -243,39 +278,28 @@ impl Store for RedisStore {
     }
 
     async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
-        for _ in 0..HOLDINGS_TRIES {
-            if let Some(holdings) = self.try_holdings(session).await? {
-                return Ok(holdings);
-            }
-        }
-        Err(StoreError::Unavailable { message: "the session's keys keep changing".to_owned(), source: None })
+        holdings::read(self, session).await
     }
 
     async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
-        let since = since.0.min(Token::ABOVE_ALL.0).to_string();
-        let reply = self.read(&[b"changes", since.as_bytes()]).await?;
-        if reply.0 == Value::Int(0) {
-            return Ok(None);
-        }
-        let batches: Result<_, _> = reply.array()?.iter().map(|entry| codec::batch(entry.slice()?)).collect();
-        batches.map(Some)
+        Ok(self.changes_since(since, None).await?.map(|(_, _, batches)| batches))
     }
 
     async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
-        let limit = PAGE.to_string();
         let (head, sessions, page) = match cursor {
             None => {
-                let [head, sessions, page] = self.read(&[b"scan", limit.as_bytes()]).await?.fields()?;
+                let count = LEAST_PAGE.to_string();
+                let [head, sessions, page] = self.read(&[b"scan", count.as_bytes()]).await?.fields()?;
                 (head, sessions.array()?, page)
             }
-            Some(Cursor(at)) if at.iter().all(u8::is_ascii_digit) => {
+            Some(Cursor(cursor)) => {
+                let (at, count) = place(&cursor).ok_or_else(|| codec::corrupt("a cursor of this store"))?;
                 let mut scan = redis::cmd("HSCAN");
-                scan.arg(self.names.views()).arg(at).arg("COUNT").arg(limit);
+                scan.arg(self.names.views()).arg(at).arg("COUNT").arg(count);
                 let page = self.ask(&self.commands, scan, Repeat::Idempotent).await?.map_err(|e| self.error(e))?;
                 // After the keys, so that none of them is newer than the revision that the page is said to have.
                 (self.read(&[b"group"]).await?, Vec::new(), Reply(page))
             }
-            Some(_) => return Err(codec::corrupt("a cursor of this store")),
         };
         let ([revision, term, leader, hold, time, format], [next, keys]) = (head.fields()?, page.fields()?);
         let group = GroupView {
@@ -287,12 +311,14 @@ impl Store for RedisStore {
         };
         let session = |row: &[Reply]| codec::session_view(codec::session(row[0].slice()?)?, row[1].slice()?);
         let key = |row: &[Reply]| codec::view(codec::key(row[0].slice()?)?, row[1].slice()?);
+        let (keys, next) = (keys.array()?, next.bytes()?);
+        let next = if next == b"0" { None } else { Some(next_cursor(&next, &keys)?) };
         Ok(Page {
             revision: Revision(revision.number()?),
             group,
             sessions: sessions.chunks_exact(2).map(session).collect::<Result<_, _>>()?,
-            keys: keys.array()?.chunks_exact(2).map(key).collect::<Result<_, _>>()?,
-            next: Some(next.bytes()?).filter(|at| at != b"0").map(Cursor),
+            keys: keys.chunks_exact(2).map(key).collect::<Result<_, _>>()?,
+            next,
         })
     }
 
@@ -326,12 +352,20 @@ impl Store for RedisStore {
     }
 
     async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
-        if limit == 0 {
-            return Ok(Vec::new());
+        let mut all: Vec<Key> = Vec::new();
+        while all.len() < limit {
+            let page = LEAST_PAGE.min(limit - all.len());
+            let (after, count) = (all.last().map_or("", Key::as_str), page.to_string());
+            let keys = self.read(&[b"quarantined", after.as_bytes(), count.as_bytes()]).await?.array()?;
+            let last = keys.len() < page;
+            for key in keys {
+                all.push(codec::key(key.slice()?)?);
+            }
+            if last {
+                break;
+            }
         }
-        let last = (limit - 1).to_string();
-        let keys = self.read(&[b"quarantined", last.as_bytes()]).await?.array()?;
-        keys.iter().map(|key| codec::key(key.slice()?)).collect()
+        Ok(all)
     }
 
     async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {

@@ -190,9 +190,13 @@ async fn a_script_that_broke_off_in_its_middle_is_an_unknown_effect() {
     server.cli(&["ACL", "SETUSER", "divider", "on", ">word", "~*", "&*", "+@all"]);
     let store = store(server.url_as("divider", "word"), "/broken/");
     store.open().await.unwrap();
-    server.cli(&["ACL", "SETUSER", "divider", "-publish"]);
+    server.cli(&["ACL", "SETUSER", "divider", "-hmget"]);
     let broken = store.apply(&[add("k")]).await.unwrap_err();
     assert!(matches!(broken, StoreError::Unavailable { .. }), "{broken:?}");
+    server.cli(&["ACL", "SETUSER", "divider", "+hmget"]);
+    server.cli(&["SET", "{divider:/broken/}:log", "somebody else's"]);
+    let broken = store.apply(&[add("k")]).await.unwrap_err();
+    assert!(matches!(broken, StoreError::Corrupt(_)) && !broken.has_no_effect(), "{broken:?}");
     // And so it is: this much has happened.
     assert_eq!(server.cli(&["HEXISTS", "{divider:/broken/}:views", "k"]), "1");
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{Divider, Group, Key, Next, Node, Token, Work, Worker};
+use divider_core::{Divider, Event, Group, Key, Next, Node, Token, Work, Worker};
 use divider_redis::RedisStore;
 use divider_tests::redis::RedisServer;
 
@@ -127,4 +127,36 @@ async fn every_key_runs_once_whatever_happens_to_the_server() {
         node.cancel().await.unwrap();
     }
     running.count();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_takes_what_frees_it_although_something_that_needs_room_waits() {
+    let server = RedisServer::start();
+    let store = RedisStore::builder(server.url(), Group::new("/full/").unwrap()).build().unwrap();
+    let lease = Duration::from_millis(600);
+    let node = Arc::new(Node::builder(store).configure(|config| config.lease = lease).build().unwrap());
+    let mut events = node.events();
+    node.start().await.unwrap();
+    node.add_work(["large", "done"].map(|key| Work::new(key).unwrap()).to_vec()).await.unwrap();
+    let mut starts = BTreeMap::new();
+    while starts.len() < 2 {
+        if let Some(Event::Start(start)) = events.next().await {
+            starts.insert(start.key.as_str().to_owned(), start);
+        }
+    }
+    let (large, done) = (starts["large"].clone(), starts["done"].clone());
+    server.cli(&["CONFIG", "SET", "maxmemory", "1"]);
+    let checkpoint = tokio::spawn({
+        let node = node.clone();
+        async move { node.checkpoint(&large.key, large.token, (*b"much").into()).await }
+    });
+    while !server.cli(&["INFO", "errorstats"]).contains("errorstat_OOM") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let completed = tokio::time::timeout(PATIENCE, node.complete(&done.key, done.token)).await;
+    completed.expect("it goes on").unwrap();
+    let refused = node.add_work(vec![Work::new("more").unwrap()]).await.unwrap_err();
+    assert!(refused.to_string().contains("maxmemory"), "{refused}");
+    server.cli(&["CONFIG", "SET", "maxmemory", "0"]);
+    checkpoint.await.unwrap().unwrap();
 }

@@ -1,6 +1,6 @@
--- Applies a batch of ops, each exactly as the Ledger of divider-core does. ARGV[2] is the batch, an array of arrays.
+-- Applies a batch of ops, each exactly as the Ledger of divider-core does. ARGV[3] is the batch, an array of arrays.
 
-local ops = cmsgpack.unpack(ARGV[2])
+local ops = cmsgpack.unpack(ARGV[3])
 
 -- What is answered for an op: a code, and for some codes a number.
 local DONE, UNCHANGED, IS_AFFINITY, IS_GRANTED = 0, 1, 2, 3
@@ -32,11 +32,12 @@ do
   end
 end
 
+-- False where it should be there and is not.
 local function blob(key, v, length, hash, dirty)
   if v[length] == 0 then
     return ''
   end
-  return dirty[key] or redis.call('HGET', hash, key) or ''
+  return dirty[key] or redis.call('HGET', hash, key)
 end
 
 local function payload(key, v)
@@ -526,13 +527,17 @@ local apply = {
     set_rare(v, RETRY_AT, 0)
     settle(v, last)
     local packed = set_state(key, v, ASSIGNED, id, token)
-    local to = notices[id]
-    if (to and to.size or 0) + v[PAYLOAD_LEN] + v[CHECKPOINT_LEN] > LARGEST_HINT then
-      -- The message will not fit, so the blobs need not be read; the length alone makes it too large.
+    local to, bytes, checkpoint = notices[id], false, false
+    -- Where the message will not fit the blobs need not be read.
+    if (to and to.size or 0) + v[PAYLOAD_LEN] + v[CHECKPOINT_LEN] <= LARGEST_HINT then
+      bytes, checkpoint = payload(key, v), blob(key, v, CHECKPOINT_LEN, CHECKPOINTS, dirty_checkpoints)
+    end
+    if bytes and checkpoint then
+      notify(id, pack(GRANTED, key, packed, bytes, checkpoint))
+    else
+      -- Its owner reads what it holds, and hears there what is wrong; the length alone makes the message too large.
       notify(id, '')
       notices[id].size = notices[id].size + LARGEST_HINT + 1
-    else
-      notify(id, pack(GRANTED, key, packed, payload(key, v), blob(key, v, CHECKPOINT_LEN, CHECKPOINTS, dirty_checkpoints)))
     end
     return IS_GRANTED, token
   end,

@@ -1,10 +1,11 @@
 -- What apply, poll and resign share: the group as it is changed by one script, and how it is written back.
 --
 -- Everything is read into tables, decided there, and written once at the end. So a refusal or a mistake leaves nothing
--- half done, a record that is touched ten times is written once, and the first write of all is one that Redis refuses
--- when it is out of memory, before anything has changed.
+-- half done, and a record that is touched ten times is written once. Whatever could refuse a write is asked for before the
+-- first one: Redis itself refuses the script as a whole where it is out of memory, cannot write to its disk or is a
+-- replica, and the rights are looked at here. ARGV: channel, the highest number that the caller was ever told.
 
-local CHANNEL = ARGV[1]
+local told = tonumber(ARGV[2])
 local pack = cmsgpack.pack
 -- Larger messages are announced without their content, so that a slow reader cannot be sent megabytes.
 local LARGEST_HINT = 65536
@@ -31,10 +32,10 @@ local KEY, KEY_GONE, SESSION, SESSION_GONE, GROUP = 0, 1, 2, 3, 4
 local GRANTED, STOP, TAKEN, OVER = 0, 1, 2, 3
 
 local m = redis.call('HMGET', META, 'lineage', 'revision', 'token', 'term', 'leader', 'leader_beat', 'hold', 'logged', 'floor', 'format', 'ended',
-  'layout', 'time', 'declared', 'log_bytes')
+  'layout', 'time', 'declared', 'log_bytes', 'sizes')
 local format = tonumber(m[10] or 0)
 if format > NEWEST_FORMAT then
-  return redis.error_reply('DIVIDERFORMAT the group was written by a newer version')
+  return redis.error_reply('DIVIDERFORMAT ' .. format)
 elseif m[1] and m[12] ~= LAYOUT then
   return redis.error_reply('DIVIDERLAYOUT the group was written by another version')
 end
@@ -50,7 +51,10 @@ local clock = redis.call('TIME')
 -- Microseconds: faster than anything here can count, so that numbers which start from it never come twice.
 local now = clock[1] * 1000000 + clock[2]
 
-local views, sessions, blobs = {}, {}, {}
+-- See `sizes`.
+local written = m[16]
+
+local views, sessions = {}, {}
 local changes, notices = {}, {}
 local meta_dirty, leader_gone = {}, false
 local dirty_views, dirty_sessions, dirty_beats = {}, {}, {}
@@ -220,8 +224,22 @@ local function trim_log()
   redis.call('HSET', META, 'logged', logged, 'log_bytes', log_bytes)
 end
 
+-- How much there is of what nothing may be missing from. Redis deletes whole keys, where it evicts or expires them.
+local function sizes()
+  local hashes = redis.call('HLEN', VIEWS) .. ' ' .. redis.call('HLEN', PAYLOADS) .. ' ' .. redis.call('HLEN', CHECKPOINTS)
+  return hashes .. ' ' .. redis.call('HLEN', SESSIONS) .. ' ' .. redis.call('ZCARD', HELD)
+end
+
+local function may_write()
+  local lacks = refused(WRITES)
+  if lacks then
+    error(lacks)
+  end
+end
+
 -- Writes everything that has changed, as one revision, and tells whoever listens.
 local function commit()
+  may_write()
   local messages, entry = {}, nil
   for id, to in pairs(notices) do
     local s, seq = session(id), -1
@@ -241,7 +259,6 @@ local function commit()
     meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
   end
 
-  -- The first write is this one whenever anything but a record's own fields has changed; see the top of the file.
   write_hash(META, meta_dirty)
   write_hash(VIEWS, dirty_views)
   write_hash(PAYLOADS, dirty_payloads)
@@ -258,6 +275,11 @@ local function commit()
   if entry then
     redis.call('RPUSH', LOG, entry)
     trim_log()
+  end
+  local measured = sizes()
+  if measured ~= written then
+    redis.call('HSET', META, 'sizes', measured)
+    written = measured
   end
 
   for channel, message in pairs(messages) do
@@ -277,30 +299,43 @@ end
 
 -- The store may have forgotten something: nobody may go on believing in what it said before. Every session ends, nobody
 -- leads, and grants are held back. A group without a lineage is treated the same, since a new one and a flushed one look
--- alike. All numbers leap, tokens and terms with the next one of them, so that none that the forgotten past has issued is
--- issued again, and the change log begins anew, so that no reader takes a batch of this past for the continuation of
--- another.
+-- alike; and so is one that knows of no number as high as the caller was told, or that lacks a part. All numbers leap,
+-- tokens and terms with the next one of them, so that none that the forgotten past has issued is issued again, and the
+-- change log begins anew, so that no reader takes a batch of this past for the continuation of another.
 local found = current_lineage(lineage)
 if not found then
   return redis.error_reply('DIVIDERLINEAGE the server does not tell run_id and master_replid')
 end
-if found ~= lineage then
+local highest = math.max(floor, revision, token, term)
+if found ~= lineage or told > highest or written ~= sizes() then
+  may_write()
   lineage = found
-  floor = math.max(now, math.max(floor, revision, token, term) + LINEAGE_LEAP)
+  floor = math.max(now, math.max(highest, told) + LINEAGE_LEAP)
   revision, logged, log_bytes = floor, 0, 0
   meta_dirty.lineage, meta_dirty.layout, meta_dirty.floor = lineage, LAYOUT, floor
   meta_dirty.revision, meta_dirty.logged, meta_dirty.log_bytes = revision, logged, log_bytes
   -- Forgotten sessions have ended, too.
   ended = revision + 1
   meta_dirty.ended = ended
+  local empty = redis.call('HLEN', VIEWS) == 0
+  if empty then
+    redis.call('DEL', HELD, PAYLOADS, CHECKPOINTS, WHYS, QUARANTINED)
+  end
   for _, id in ipairs(all_sessions()) do
-    local s = alive(id)
-    if s then
+    local s = sessions[id]
+    if empty then
+      s[HOLDS], s[STOPS] = 0, 0
+    end
+    if s[ENDED] < 0 then
       end_session(id, s, 0, NOBODY, 0)
+    else
+      forget_if_empty(id)
     end
   end
   leader_gone = leader_gone or leader ~= ''
   leader, hold = '', true
+  -- What the leader of before says late, the end of a hold above all, is not of this lineage's term.
+  term = term > 0 and floor or 0
   -- Said in any case: a join of before is told from one of after.
   group_changed()
   redis.call('HSET', META, 'leader_beat', 0)

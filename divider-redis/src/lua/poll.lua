@@ -1,6 +1,7 @@
--- Looks at leadership, and claims, renews or resigns it. ARGV: channel, session, what, term, beat.
+-- Looks at leadership, and claims, renews or resigns it. ARGV, after those of ledger.lua: session, what,
+-- term, beat.
 
-local id, what, claimed_term, claimed_beat = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local id, what, claimed_term, claimed_beat = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 
 if what == 'resign' then
   if leader == id and term == claimed_term then

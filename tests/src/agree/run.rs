@@ -183,17 +183,16 @@ impl<'a> Run<'a> {
 
     /// The ops of a batch, as things stand.
     fn ops(&mut self, acts: &[Act]) -> Vec<Op> {
-        let mut named = BTreeSet::new();
-        let mut ops = Vec::new();
+        let (mut joined, mut ops) = (BTreeSet::new(), Vec::new());
         for act in acts {
             let op = self.op(act);
             op.validate().expect("only valid ops are made");
-            // A session begins or ends at most once in a batch: nobody joins twice under one id, so that a store need
-            // not know whose beat it would be.
-            if let Op::Join { session, .. } | Op::End { session } | Op::Expire { session, .. } = op
-                && !named.insert(session)
-            {
-                continue;
+            // Whoever expires a session has seen its beat, and so not in the batch that it joins in: a store need not know
+            // whose beat it would be.
+            match op {
+                Op::Join { session, .. } => _ = joined.insert(session),
+                Op::Expire { session, .. } if joined.contains(&session) => continue,
+                _ => {}
             }
             ops.push(op);
         }

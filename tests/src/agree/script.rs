@@ -286,7 +286,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => Just(Take),
         1 => select(vec![TakeOver, TakeOverAhead, TakeOverBehind]),
     ];
-    let batch = prop_oneof![9 => vec(act(), 1..=6), 1 => vec(act(), 1..=40)];
+    let batch = prop_oneof![9 => vec(act(), 1..=6), 1 => vec(act(), 1..=120)];
     let resigns = prop_oneof![2 => SESSION.prop_map(Whose::Right), 1 => SESSION.prop_map(Whose::Any)];
     let resigned = prop_oneof![3 => Just(When::Now), 1 => Just(When::After)];
     prop_oneof![
@@ -387,10 +387,11 @@ fn act() -> impl Strategy<Value = Act> {
     let moved = prop::bool::weighted(0.25);
     let started = prop::bool::weighted(0.67);
     let pause = select(vec![0, 0, 1, 5000, limits::MAX_PAUSE_MS]);
+    let failures = select(vec![0, 1, 2, 3, u32::MAX]);
     let held = prop_oneof![
         1 => Just(Held::Nobody),
         4 => Just(Held::Young),
-        2 => (0..3_u32).prop_map(Held::Suspects),
+        2 => select(vec![0, 1, 2, u32::MAX]).prop_map(Held::Suspects),
         3 => KEY.prop_map(Held::Only),
     ];
     let absolved = prop_oneof![
@@ -411,7 +412,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => who().prop_map(Act::Drain),
         3 => who().prop_map(Act::End),
         18 => (grant(), started).prop_map(|(grant, started)| Act::Confirm { grant, started }),
-        18 => (grant(), generation(), pause, 0..4_u32, why()).prop_map(
+        18 => (grant(), generation(), pause, failures, why()).prop_map(
             |(grant, generation, pause_ms, failures, why)| Act::GiveUp { grant, generation, pause_ms, failures, why }
         ),
         6 => (grant(), generation()).prop_map(|(grant, generation)| Act::Complete { grant, generation }),
