@@ -30,7 +30,7 @@ type Part = (Holding, usize);
 
 impl Inner {
     pub(crate) async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
-        let query = sqlx::query(self.sql.holdings.safe()).bind(&*self.group).bind(session.0);
+        let query = sqlx::query(self.sql.holdings.safe()).bind(&*self.group).bind(session.0).bind(self.seen.last());
         let rows = call!(self, query, fetch_all)?;
         let seq = unsigned(self.get(rows.first().ok_or(StoreError::SessionEnded)?, 0)?)?;
         let parts = self.parts(&rows)?;
@@ -55,6 +55,7 @@ impl Inner {
     ) -> Result<Result<Holdings, StoreError>, sqlx::Error> {
         let mut snapshot = self.step(connection.begin_with(SNAPSHOT)).await?;
         let seq = sqlx::query_scalar::<_, i64>(self.sql.seq.safe()).bind(&*self.group).bind(session.0);
+        let seq = seq.bind(self.seen.last());
         let Some(seq) = self.step(seq.fetch_optional(&mut *snapshot)).await? else {
             return Ok(Err(StoreError::SessionEnded));
         };

@@ -121,7 +121,7 @@ impl Store for PostgresStore {
                 inner.link.ask(|reply| Command::Release { who, reply }).await?;
             }
         }
-        let query = apply(&inner.sql, &inner.group, ops);
+        let query = apply(&inner.sql, &inner.group, ops, inner.seen.last());
         let row = call!(inner, query, fetch_one)?;
         let codes: Vec<i16> = inner.get(&row, 0)?;
         let values: Vec<Option<i64>> = inner.get(&row, 1)?;
