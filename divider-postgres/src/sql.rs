@@ -17,8 +17,8 @@ pub(crate) struct Sql {
     pub(crate) beats: Text,
     pub(crate) gone: Text,
     pub(crate) holdings: Text,
+    pub(crate) sizes: Text,
     pub(crate) held: Text,
-    pub(crate) bytes: Text,
     pub(crate) changes: Text,
     pub(crate) scan: Text,
     pub(crate) records: Text,
@@ -56,8 +56,8 @@ const COMMON: [&str; 5] = ["weight", "priority", "not_before_ms", "generation", 
 /// Numbers that few keys have, in the same order; the others have 0.
 const PAST: [&str; 5] = ["retry_at_ms", "failures", "deaths", "alone", "death"];
 
-/// What a holding consists of, and how many bytes its payload and checkpoint have.
-const HELD: &str = "k.key, k.token, k.attempts, k.generation, k.failures, k.weight, k.priority, k.stopping, $OCTETS(k)";
+/// What a holding consists of, but for its bytes.
+const HELD: &str = "k.key, k.token, k.attempts, k.generation, k.failures, k.weight, k.priority, k.stopping";
 
 /// The group, on a server that can write: a standby knows no lineage, and what it says may be long over.
 const GROUP: &str = "g.name = $1 AND @lineage() IS NOT NULL";
@@ -107,24 +107,23 @@ impl Sql {
                  WHERE $GROUP AND b.locked AND g.life = pg_postmaster_start_time()
                    AND @lock_key($1, b.session::text) NOT IN (SELECT h.key FROM held h)",
             ),
-            // The bytes of the first keys come with them.
+            // All keys or none, and all their bytes or none: nothing is sent that would have to be sent again.
             holdings: text(
-                "SELECT s.seq, $HELD,
-                        CASE WHEN k.total <= 2000000 THEN k.payload END, CASE WHEN k.total <= 2000000 THEN k.checkpoint END
+                "SELECT s.seq, s.held, $HELD, CASE WHEN k.total <= 2000000 THEN k.payload END,
+                        CASE WHEN k.total <= 2000000 THEN k.checkpoint END
                  FROM @groups g JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
                  LEFT JOIN LATERAL (
-                     SELECT f.*, sum($OCTETS(f)) OVER (ROWS UNBOUNDED PRECEDING) AS total
-                     FROM @keys f WHERE f.group_id = g.id AND f.owner = s.session LIMIT 4097
+                     SELECT f.*, sum($OCTETS(f)) OVER () AS total
+                     FROM @keys f WHERE f.group_id = g.id AND f.owner = s.session AND s.held <= 4096
                  ) k ON true WHERE $SAME($3)",
             ),
-            held: text(
-                "DECLARE held NO SCROLL CURSOR FOR SELECT NULL::bigint, $HELD, NULL::bytea, NULL::bytea
+            sizes: text(
+                "DECLARE sizes NO SCROLL CURSOR FOR SELECT $OCTETS(k)
                  FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1) AND k.owner = $2",
             ),
-            bytes: text(
-                "SELECT k.payload, k.checkpoint FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
-                 CROSS JOIN LATERAL (SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key OFFSET 0) k
-                 WHERE g.name = $1 ORDER BY n.ix",
+            held: text(
+                "DECLARE held NO SCROLL CURSOR FOR SELECT NULL::bigint, NULL::bigint, $HELD, k.payload, k.checkpoint
+                 FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1) AND k.owner = $2",
             ),
             changes: text(
                 "SELECT g.revision, c.revision, c.data FROM @groups g LEFT JOIN LATERAL (
