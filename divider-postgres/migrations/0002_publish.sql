@@ -130,8 +130,14 @@ BEGIN
         ), kept AS (
             INSERT INTO messages SELECT g.id, n.session, n.seq, '[' || n.data || ']' FROM numbered n
         ), trimmed AS (
-            DELETE FROM messages o USING numbered n
-            WHERE n.seq % 64 = 0 AND o.group_id = g.id AND o.session = n.session AND o.seq <= n.seq - 64
+            -- 64 are kept, in 2 MB. It is looked at now and then, and after each one that is large.
+            DELETE FROM messages o USING (
+                SELECT k.place FROM numbered n CROSS JOIN LATERAL (
+                    SELECT f.ctid AS place, f.seq, sum(octet_length(f.data)) OVER (ORDER BY f.seq DESC) AS bytes
+                    FROM messages f WHERE f.group_id = g.id AND f.session = n.session
+                      AND (n.seq % 64 = 0 OR octet_length(n.data) > 30000) OFFSET 0
+                ) k WHERE k.seq <= n.seq - 64 OR k.bytes + octet_length(n.data) > 2000000
+            ) l WHERE o.ctid = l.place
         )
         SELECT count(pg_notify(channel(g.secret, m.session::text),
                                CASE WHEN m.ends OR n.seq IS NULL THEN 'end' ELSE n.seq::text END)) INTO woken

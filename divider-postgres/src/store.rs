@@ -94,9 +94,9 @@ impl Store for PostgresStore {
         let group: Arc<str> = self.config.group.as_str().into();
         let door = Door::new(&self.config);
         let lanes = Lanes::new(&self.config, &door);
-        check::way(&door).await?;
-        if self.config.pool.is_some() {
-            check::pool(&lanes).await?;
+        check::way(&door, self.config.pool.is_some()).await?;
+        if let Some(pool) = &self.config.pool {
+            check::pool(&lanes, pool.options()).await?;
         }
         check::schema(&lanes, &sql, &self.config.schema).await?;
         let seen = Seen::default();

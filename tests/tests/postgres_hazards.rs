@@ -391,3 +391,61 @@ async fn a_full_queue_of_notifications_costs_hints_and_nothing_else() {
     granted(&store, term, session, "k").await;
     assert_eq!(store.holdings(session).await.unwrap().holdings.len(), 1);
 }
+
+#[tokio::test]
+async fn a_store_that_opens_has_the_connections_that_a_node_needs() {
+    let server = prepared().await;
+    server.psql(
+        "CREATE ROLE app LOGIN CONNECTION LIMIT 2; GRANT USAGE ON SCHEMA divider TO app;
+        GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA divider TO app",
+    );
+    let store = builder(server.url_as("app")).build().unwrap();
+    let refused = store.open().await;
+    assert!(matches!(&refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
+    server.psql("ALTER ROLE app CONNECTION LIMIT 3");
+    let session = until(|| async {
+        store.open().await?;
+        Ok::<_, StoreError>(joined(&store).await)
+    })
+    .await;
+    store.poll(session, Claim::Follow).await.unwrap();
+    store.renew(session).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pool_of_one_connection_will_do() {
+    let server = prepared().await;
+    let pool = PgPoolOptions::new().max_connections(1).connect(&server.url()).await.unwrap();
+    let store = PostgresStore::new(PostgresConfig::with_pool(pool, group())).unwrap();
+    let (session, term) = leading(&store).await;
+    granted(&store, term, session, "k").await;
+    assert_eq!(store.holdings(session).await.unwrap().holdings.len(), 1);
+}
+
+/// Each message is of some 800 kB.
+#[tokio::test]
+async fn the_messages_that_are_kept_for_a_session_are_bounded_by_bytes() {
+    let server = prepared().await;
+    let store = store(&server);
+    let (session, term) = leading(&store).await;
+    let long = |i: usize| key(format!("{i:0>1000}"));
+    let mut hints = store.hints(Topic::Session(session)).await.unwrap();
+    let each = |op: &dyn Fn(usize) -> Op| (0..500).map(op).collect::<Vec<_>>();
+    for i in [0, 250] {
+        let add = |i| Op::Add(Work::from(long(i)).payload(vec![7; 250]));
+        store.apply(&(i..i + 250).map(add).collect::<Vec<_>>()).await.unwrap();
+    }
+    for _ in 0..6 {
+        let granted = store.apply(&each(&|i| Op::Assign { term, key: long(i), session })).await.unwrap().outcomes;
+        let token = |i: usize| match granted[i] {
+            Outcome::Granted(token) => token,
+            other => panic!("{other:?}"),
+        };
+        let confirm = |i| Op::Confirm { session, key: long(i), token: token(i), started: true };
+        store.apply(&each(&confirm)).await.unwrap();
+    }
+    let kept: u64 = server.psql("SELECT sum(octet_length(data)) FROM divider.messages").parse().unwrap();
+    assert!(kept < 3_000_000, "{kept} bytes");
+    let late = timeout(SOON, hints.next()).await.unwrap();
+    assert_eq!(late, Some(Hint::Gap), "some were missed");
+}
