@@ -22,7 +22,7 @@ CREATE TABLE groups (
     secret      uuid NOT NULL DEFAULT gen_random_uuid(),
     lineage     text NOT NULL,
     -- When the server began that wrote last, the last token that one before it had issued as far as is known, and the one
-    -- that it began with itself. Nothing between these two was ever issued, unless the disk has forgotten it.
+    -- that it began with itself. Nothing between these two was ever issued in this lineage, unless it has been forgotten.
     life        timestamptz NOT NULL,
     kept        bigint NOT NULL DEFAULT 0,
     born        bigint NOT NULL,
@@ -78,7 +78,8 @@ CREATE TABLE beats (
     group_id bigint NOT NULL,
     session  uuid NOT NULL,
     beat     bigint NOT NULL DEFAULT 0,
-    -- Set once the session holds its advisory lock, so that a missing lock means something.
+    -- Set once the session holds its advisory lock, so that a missing lock means something. A server that begins anew has
+    -- no locks, and has seen nobody lose one.
     locked   boolean NOT NULL DEFAULT false,
     PRIMARY KEY (group_id, session)
 ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,

@@ -45,12 +45,19 @@ RETURN CASE WHEN octet_length(payload) + octet_length(checkpoint) = 0 THEN NULL
 CREATE FUNCTION channel(secret uuid, topic text) RETURNS text LANGUAGE sql STABLE
 RETURN 'divider_' || substr(encode(sha256(convert_to(secret::text || ' ' || topic, 'UTF8')), 'hex'), 1, 48);
 
--- Which past this server continues: a restart keeps it, a promoted replica or a restored backup does not. On Aurora, where
--- the log's position is not to be had, all instances share one storage, and so one past.
+-- Which past these tables continue: a restart keeps it, a promoted replica or a restored backup does not, and neither do
+-- tables that were made of a dump or a copy in the same server, which the numbers of database and table tell. On Aurora,
+-- where the log's position is not to be had, all instances share one storage, and so one past. Fails on a standby.
 CREATE FUNCTION lineage() RETURNS text LANGUAGE sql STABLE
 RETURN (SELECT system_identifier FROM pg_control_system())::text || '/' ||
        CASE WHEN to_regproc('pg_catalog.aurora_version') IS NULL THEN left(pg_walfile_name(pg_current_wal_lsn()), 8)
-            ELSE 'aurora' END;
+            ELSE 'aurora' END || '/' ||
+       (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())::text || '/' ||
+       'groups'::regclass::oid::text;
+
+-- Whether these tables have another past than the group that stands in them, or know nothing of a token that was seen.
+CREATE FUNCTION forgot(g groups, seen bigint) RETURNS boolean LANGUAGE sql STABLE
+RETURN g.lineage <> lineage() OR seen > g.token OR (seen > g.kept AND seen < g.born);
 
 -- What a run of ops came to. Codes of outcomes are listed in `codec.rs`.
 CREATE TYPE run_result AS (
@@ -76,6 +83,9 @@ RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     woken bigint;
     most bigint := least(16384, greatest(512, 2 * g.registered));
+    -- Somebody in this server listens and does not come to hear: whatever notifies will fail before long. Hints are not
+    -- worth that, since everybody reads now and then.
+    heard boolean := pg_notification_queue_usage() < 0.5;
 BEGIN
     IF new_size = 0 THEN
         RETURN g.revision;
@@ -108,7 +118,7 @@ BEGIN
     )
     SELECT count(pg_notify(channel(g.secret, n.topic), n.number::text)) INTO woken
     FROM (VALUES ('group', g.revision), ('leader', CASE WHEN freed THEN g.term END)) AS n(topic, number)
-    WHERE n.number IS NOT NULL;
+    WHERE n.number IS NOT NULL AND heard;
 
     IF cardinality(targets) > 0 THEN
         WITH message AS (
@@ -120,12 +130,18 @@ BEGIN
         ), kept AS (
             INSERT INTO messages SELECT g.id, n.session, n.seq, '[' || n.data || ']' FROM numbered n
         ), trimmed AS (
-            DELETE FROM messages o USING numbered n
-            WHERE n.seq % 64 = 0 AND o.group_id = g.id AND o.session = n.session AND o.seq <= n.seq - 64
+            -- 64 are kept, in 2 MB. It is looked at now and then, and after each one that is large.
+            DELETE FROM messages o USING (
+                SELECT k.place FROM numbered n CROSS JOIN LATERAL (
+                    SELECT f.ctid AS place, f.seq, sum(octet_length(f.data)) OVER (ORDER BY f.seq DESC) AS bytes
+                    FROM messages f WHERE f.group_id = g.id AND f.session = n.session
+                      AND (n.seq % 64 = 0 OR octet_length(n.data) > 30000) OFFSET 0
+                ) k WHERE k.seq <= n.seq - 64 OR k.bytes + octet_length(n.data) > 2000000
+            ) l WHERE o.ctid = l.place
         )
         SELECT count(pg_notify(channel(g.secret, m.session::text),
                                CASE WHEN m.ends OR n.seq IS NULL THEN 'end' ELSE n.seq::text END)) INTO woken
-        FROM message m LEFT JOIN numbered n ON n.session = m.session;
+        FROM message m LEFT JOIN numbered n ON n.session = m.session WHERE heard;
     END IF;
     RETURN g.revision;
 END $$;

@@ -193,13 +193,14 @@ BEGIN
     d := say(d, session_json(s));
 END $$;
 
--- The group's row, locked. A group begins with its first use, and a new lineage of the server before anything else.
-CREATE FUNCTION locked_group(group_name text) RETURNS groups LANGUAGE plpgsql AS $$
+-- The group's row, locked. A group begins with its first use, and a new lineage before anything else: where the past is
+-- another one, or where `seen`, the highest token that the caller knows of, has been forgotten.
+CREATE FUNCTION locked_group(group_name text, seen bigint) RETURNS groups LANGUAGE plpgsql AS $$
 DECLARE
     g groups;
     d draft;
     s record;
-    now_lineage text := lineage();
+    lost boolean;
     now_life timestamptz := pg_postmaster_start_time();
     -- Beyond any number that can have been issued so far: fewer than a million a second were.
     floor bigint := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
@@ -212,25 +213,30 @@ BEGIN
     IF NOT FOUND THEN
         -- It may have been here before, in a schema or a database that is no more.
         INSERT INTO groups (name, lineage, life, born, revision, token)
-        VALUES (group_name, now_lineage, now_life, floor, floor, floor) ON CONFLICT (name) DO NOTHING;
+        VALUES (group_name, lineage(), now_life, floor, floor, floor) ON CONFLICT (name) DO NOTHING;
         SELECT * INTO g FROM groups x WHERE x.name = group_name FOR NO KEY UPDATE;
     END IF;
-    IF g.lineage = now_lineage AND g.life = now_life THEN
+    lost := forgot(g, seen);
+    IF NOT lost AND g.life = now_life THEN
         RETURN g;
     END IF;
 
     -- A server that begins anew may have been given the disk of another day, with the same identity. What it has forgotten
     -- may have been numbered already, so every number jumps ahead of any that can have been issued, and nobody's picture
-    -- of the group is continued from a revision that may have been another one.
-    UPDATE groups x SET life = now_life, kept = issued(g), born = greatest(g.token, floor), token = greatest(g.token, floor),
+    -- of the group is continued from a revision that may have been another one. The clock may have gone back meanwhile, but
+    -- not behind what somebody has seen.
+    floor := greatest(floor, g.token, seen);
+    -- In a new lineage, whatever was seen before it has been allowed for: others who have seen it begin no further one.
+    UPDATE groups x SET life = now_life, kept = CASE WHEN lost THEN floor ELSE issued(g) END, born = floor, token = floor,
                         revision = greatest(g.revision, floor), logged = 0, log_bytes = 0
     WHERE x.id = g.id RETURNING x.* INTO g;
     DELETE FROM changes x WHERE x.group_id = g.id;
-    IF g.lineage = now_lineage THEN
+    IF NOT lost THEN
+        UPDATE beats b SET locked = false WHERE b.group_id = g.id AND b.locked;
         RETURN g;
     END IF;
 
-    g.lineage := now_lineage;
+    g.lineage := lineage();
     g.term := greatest(g.term, floor);
     g.hold := true;
     -- Forgotten sessions have ended, too.
@@ -245,10 +251,10 @@ BEGIN
     RETURN g;
 END $$;
 
--- Applies a batch. `starts` has the place of the first op of each run; see `0003_runs.sql`.
+-- Applies a batch. `starts` has the place of the first op of each run; see `0003_runs.sql`. `seen` is as above.
 CREATE FUNCTION apply(
     group_name text, starts integer[], kinds smallint[], keys text[], who uuid[], tokens bigint[], terms bigint[],
-    a bigint[], b bigint[], c bigint[], blobs bytea[],
+    a bigint[], b bigint[], c bigint[], blobs bytea[], seen bigint,
     OUT codes smallint[], OUT vals bigint[], OUT revision bigint
 ) LANGUAGE plpgsql
 SET search_path FROM CURRENT
@@ -259,7 +265,7 @@ SET enable_bitmapscan = off
 SET jit = off
 AS $$
 DECLARE
-    g groups := locked_group(group_name);
+    g groups := locked_group(group_name, seen);
     d draft := ROW(g, '', 0, '{}', '{}', false)::draft;
     r run_result;
     total integer := cardinality(kinds);

@@ -11,7 +11,8 @@ END $$;
 -- Raises a session's beat; null where the session does not live. Touches nothing but the session's own row, so that no
 -- batch, however long, delays a renewal. On a connection's first call it also takes the session's lock there, whose end
 -- tells others that the connection has ended. Shared, so that a connection that the server has not yet noticed to be dead
--- does not keep its successor from it.
+-- does not keep its successor from it. A beat is ahead of all those that a restored disk may have forgotten, so that nobody
+-- takes it for one that was seen before.
 CREATE FUNCTION renew(group_name text, who uuid, first boolean) RETURNS bigint LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE
@@ -23,7 +24,8 @@ BEGIN
     IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
-    UPDATE beats b SET beat = b.beat + 1, locked = true FROM groups g
+    UPDATE beats b SET beat = greatest(b.beat + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint), locked = true
+    FROM groups g
     WHERE g.name = group_name AND g.lineage = lineage() AND b.group_id = g.id AND b.session = who
     RETURNING b.beat INTO raised;
     RETURN raised;
@@ -34,11 +36,12 @@ END $$;
 -- `holder` is the session for which this connection has the lock, if it has. A leadership in the group's row counts only
 -- together with the lock: a session that stands there and looks without it has lost its connection, and leads no more.
 -- `stale` is the term of a leadership that has stood still for a lease. It matters only where this connection itself has
--- the lock, for an earlier session of the same node: then nobody else could ever take it.
+-- the lock, for an earlier session of the same node: then nobody else could ever take it. `seen` is the highest token that
+-- the caller knows of. The secret tells a caller that listens to a group of before.
 CREATE FUNCTION poll(
-    group_name text, who uuid, lock_key bigint, INOUT holder uuid, wants boolean, stale bigint,
+    group_name text, who uuid, lock_key bigint, INOUT holder uuid, wants boolean, stale bigint, seen bigint,
     OUT alive boolean, OUT seq bigint, OUT revision bigint, OUT token bigint, OUT term bigint, OUT leader uuid,
-    OUT leader_beat bigint
+    OUT leader_beat bigint, OUT secret uuid
 ) LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE
@@ -48,8 +51,8 @@ DECLARE
     lease bigint;
 BEGIN
     SELECT * INTO g FROM groups x WHERE x.name = group_name;
-    IF g.id IS NULL OR g.lineage <> lineage() OR g.life <> pg_postmaster_start_time() THEN
-        g := locked_group(group_name);
+    IF g.id IS NULL OR forgot(g, seen) OR g.life <> pg_postmaster_start_time() THEN
+        g := locked_group(group_name, seen);
     END IF;
     SELECT s.seq INTO seq FROM sessions s WHERE s.group_id = g.id AND s.session = who AND s.ended IS NULL;
     alive := FOUND;
@@ -57,7 +60,7 @@ BEGIN
                  WHEN wants AND alive THEN pg_try_advisory_lock(lock_key) ELSE false END;
     IF free AND wants AND alive THEN
         holder := who;
-        g := locked_group(group_name);
+        g := locked_group(group_name, seen);
         -- Between the look and the lock the session may have been ended.
         SELECT s.lease_ms INTO lease FROM sessions s WHERE s.group_id = g.id AND s.session = who AND s.ended IS NULL;
         IF FOUND THEN
@@ -77,6 +80,7 @@ BEGIN
         PERFORM pg_advisory_unlock(lock_key);
         holder := NULL;
     END IF;
+    secret := g.secret;
     revision := g.revision;
     token := issued(g);
     term := g.term;
@@ -88,7 +92,7 @@ END $$;
 CREATE FUNCTION resign(group_name text, who uuid, of_term bigint, lock_key bigint, INOUT holder uuid) LANGUAGE plpgsql
 SET search_path FROM CURRENT AS $$
 DECLARE
-    g groups := locked_group(group_name);
+    g groups := locked_group(group_name, 0);
     d draft;
 BEGIN
     IF g.leader = who AND g.term = of_term THEN
@@ -101,8 +105,7 @@ BEGIN
     END IF;
 END $$;
 
--- Begins the group where it is new, and a new lineage where the server's is not the one that the group has seen, or where
--- it has forgotten `seen`, the highest token that the caller knows of. Returns the names that a connection needs.
+-- Begins the group where it is new, and a new lineage where that is due. Returns the names that a connection needs.
 CREATE FUNCTION attach(
     group_name text, seen bigint, OUT group_channel text, OUT leader_channel text, OUT leader_lock bigint, OUT secret uuid
 ) LANGUAGE plpgsql
@@ -111,13 +114,8 @@ DECLARE
     g groups;
 BEGIN
     SELECT * INTO g FROM groups x WHERE x.name = group_name;
-    IF g.id IS NULL OR g.lineage <> lineage() OR g.life <> pg_postmaster_start_time() THEN
-        g := locked_group(group_name);
-    END IF;
-    IF seen > g.kept AND seen < g.born THEN
-        -- Issued by an earlier life of the server, which this one knows nothing of.
-        UPDATE groups x SET lineage = '' WHERE x.id = g.id AND seen > x.kept AND seen < x.born;
-        g := locked_group(group_name);
+    IF g.id IS NULL OR forgot(g, seen) OR g.life <> pg_postmaster_start_time() THEN
+        g := locked_group(group_name, seen);
     END IF;
     group_channel := channel(g.secret, 'group');
     leader_channel := channel(g.secret, 'leader');

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use divider_core::StoreError;
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{Connection, PgConnection, Row, postgres::PgPoolOptions};
 use tokio::time::timeout;
 
 use crate::{
@@ -18,12 +18,15 @@ use crate::{
 /// The oldest server that knows all the settings which a connection is given.
 const OLDEST: u32 = 140_000;
 
-/// Checks the way to the server, before anything else is sent over it.
-pub(crate) async fn way(door: &Door) -> Result<(), StoreError> {
+/// Checks the way to the server, before anything else is sent over it; and that it takes as many connections as a node
+/// cannot do without: to lead and listen, to renew, and one for the rest, unless the program has a pool for that. A node
+/// that can join but not renew would be given keys again and again, and lose them.
+pub(crate) async fn way(door: &Door, pooled: bool) -> Result<(), StoreError> {
     let limit = door.limit;
     let until = Instant::now() + limit * 2;
     let mut a = door.connect(until).await?;
     let mut b = door.connect(until).await?;
+    let _rest = if pooled { None } else { Some(door.connect(until).await?) };
     let checked = timeout(limit, async {
         let shared = shared(&mut a, &mut b).await?;
         let version = a.server_version_num().unwrap_or(OLDEST);
@@ -44,8 +47,11 @@ pub(crate) async fn way(door: &Door) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Checks a pool of the program's own in the same way.
-pub(crate) async fn pool(lanes: &Lanes) -> Result<(), StoreError> {
+/// Checks a pool of the program's own in the same way, unless it has one connection only.
+pub(crate) async fn pool(lanes: &Lanes, options: &PgPoolOptions) -> Result<(), StoreError> {
+    if options.get_max_connections() == 1 {
+        return defaults(lanes, lanes.take().await?).await;
+    }
     let (mut a, mut b) = (lanes.take().await?, lanes.take().await?);
     let result = {
         let (a, b) = (a.connection()?, b.connection()?);

@@ -84,7 +84,7 @@ impl Door {
         // 0 is for ever; whoever then comes to lead gets its lease instead.
         let idle = self.leader_timeout.filter(|_| idle).map_or(0, |limit| limit.as_millis());
         format!(
-            "SET statement_timeout = {limit}; SET idle_in_transaction_session_timeout = {limit}; \
+            "SET statement_timeout = {limit}; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = {limit}; \
              SET idle_session_timeout = {idle}; SET tcp_keepalives_idle = 1; SET tcp_keepalives_interval = 1; \
              SET tcp_keepalives_count = 3; SET tcp_user_timeout = 3000; SET default_transaction_isolation = \
              'read committed'; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \

@@ -4,12 +4,13 @@
 //! A node may hold more than the way to it carries within the time limit of a call, and would never get to hear of it.
 //!
 //! # How
-//! One statement is enough for what is small. Else the keys are read page by page in one snapshot, and then their bytes, as
-//! many at a time as can be expected to come in time; the time limit is one of each page.
+//! One statement is enough for what is small. Else the keys are read in one snapshot, with two cursors: the first says how
+//! many bytes each of the next keys has, and by that as many as can be expected to come in time are fetched from the second.
+//! The time limit is one of each fetch. So the work follows what is read, and nothing is looked up or sent twice.
 
-use divider_core::{Blob, Holding, Holdings, SessionId, StoreError};
+use divider_core::{Holding, Holdings, SessionId, StoreError};
 use sqlx::{
-    Connection, PgConnection,
+    AssertSqlSafe, Connection, PgConnection,
     postgres::{PgRow, Postgres},
 };
 use tokio::time::timeout;
@@ -17,27 +18,29 @@ use tokio::time::timeout;
 use crate::{
     codec::{self, unsigned},
     read::{AT_ONCE_BYTES, Inner, PAGE, call},
+    sql::Text,
 };
 
 /// What is read in many steps must still be of one moment.
 const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
-/// As many keys as are read in one step.
-const FETCH: &str = "FETCH FORWARD 4096 FROM held";
-
-/// A holding, perhaps without its bytes, and how many these are.
-type Part = (Holding, usize);
+/// As many sizes as are read in one step.
+const SIZES: &str = "FETCH FORWARD 4096 FROM sizes";
 
 impl Inner {
     pub(crate) async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
-        let query = sqlx::query(self.sql.holdings.safe()).bind(&*self.group).bind(session.0);
+        let query = sqlx::query(self.sql.holdings.safe()).bind(&*self.group).bind(session.0).bind(self.seen.last());
         let rows = call!(self, query, fetch_all)?;
-        let seq = unsigned(self.get(rows.first().ok_or(StoreError::SessionEnded)?, 0)?)?;
-        let parts = self.parts(&rows)?;
-        if rows.len() > PAGE || parts.iter().any(lacks) {
+        let first = rows.first().ok_or(StoreError::SessionEnded)?;
+        let (seq, held) = (unsigned(self.get(first, 0)?)?, unsigned(self.get(first, 1)?)?);
+        let mut holdings = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let Some(holding) = self.held(row)? else { break };
+            holdings.push(holding);
+        }
+        if held > holdings.len() as u64 {
             return self.in_steps(session).await;
         }
-        let holdings = parts.into_iter().map(|(holding, _)| holding).collect();
         self.all_seen(Holdings { seq, holdings })
     }
 
@@ -55,23 +58,28 @@ impl Inner {
     ) -> Result<Result<Holdings, StoreError>, sqlx::Error> {
         let mut snapshot = self.step(connection.begin_with(SNAPSHOT)).await?;
         let seq = sqlx::query_scalar::<_, i64>(self.sql.seq.safe()).bind(&*self.group).bind(session.0);
+        let seq = seq.bind(self.seen.last());
         let Some(seq) = self.step(seq.fetch_optional(&mut *snapshot)).await? else {
             return Ok(Err(StoreError::SessionEnded));
         };
-        let cursor = sqlx::query::<Postgres>(self.sql.held.safe()).bind(&*self.group).bind(session.0);
-        self.step(cursor.execute(&mut *snapshot)).await?;
+        let open = |cursor: &Text| sqlx::query::<Postgres>(cursor.safe()).bind(&*self.group).bind(session.0);
+        self.step(open(&self.sql.sizes).execute(&mut *snapshot)).await?;
+        self.step(open(&self.sql.held).execute(&mut *snapshot)).await?;
         let mut holdings = Vec::new();
         loop {
-            let rows = self.step(sqlx::query(FETCH).fetch_all(&mut *snapshot)).await?;
-            let page = match self.parts(&rows) {
-                Ok(page) => page,
-                Err(error) => return Ok(Err(error)),
-            };
-            let last = rows.len() < PAGE;
-            for part in parts_at_once(page) {
-                holdings.extend(self.with_bytes(&mut snapshot, part).await?);
+            let sizes: Vec<i32> = self.step(sqlx::query_scalar(SIZES).fetch_all(&mut *snapshot)).await?;
+            for count in at_once(&sizes) {
+                let fetch = AssertSqlSafe(format!("FETCH FORWARD {count} FROM held"));
+                // Not kept, since the count is another one each time.
+                let rows = self.step(sqlx::query(fetch).persistent(false).fetch_all(&mut *snapshot)).await?;
+                for row in &rows {
+                    match self.held(row) {
+                        Ok(holding) => holdings.extend(holding),
+                        Err(error) => return Ok(Err(error)),
+                    }
+                }
             }
-            if last {
+            if sizes.len() < PAGE {
                 break;
             }
         }
@@ -84,49 +92,23 @@ impl Inner {
         timeout(self.lanes.limit(), step).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
-    /// Holdings with the bytes that they lack.
-    async fn with_bytes(&self, snapshot: &mut PgConnection, parts: Vec<Part>) -> Result<Vec<Holding>, sqlx::Error> {
-        let lacking: Vec<&str> =
-            parts.iter().filter(|part| lacks(part)).map(|(holding, _)| holding.key.as_str()).collect();
-        let mut found = Vec::new();
-        if !lacking.is_empty() {
-            let query = sqlx::query_as::<_, (Vec<u8>, Vec<u8>)>(self.sql.bytes.safe()).bind(&*self.group).bind(lacking);
-            found = self.step(query.fetch_all(snapshot)).await?;
-        }
-        let mut found = found.into_iter();
-        let complete = |part: Part| {
-            let lacks = lacks(&part);
-            let (mut holding, _) = part;
-            if lacks {
-                // Of the same snapshot, so each is there, and in the same order.
-                let (payload, checkpoint) = found.next().ok_or(sqlx::Error::RowNotFound)?;
-                (holding.payload, holding.checkpoint) = (Blob::from(payload), Blob::from(checkpoint));
-            }
-            Ok(holding)
-        };
-        parts.into_iter().map(complete).collect()
-    }
-
-    fn parts(&self, rows: &[PgRow]) -> Result<Vec<Part>, StoreError> {
-        let mut parts = Vec::with_capacity(rows.len());
-        for row in rows {
-            // A session that holds nothing has one row, without a key.
-            let Some(key) = self.get(row, 1)? else { continue };
-            let holding = codec::holding(codec::HoldingRow {
-                key,
-                token: self.get(row, 2)?,
-                attempts: self.get(row, 3)?,
-                generation: self.get(row, 4)?,
-                failures: self.get(row, 5)?,
-                weight: self.get(row, 6)?,
-                priority: self.get(row, 7)?,
-                stopping: self.get(row, 8)?,
-                payload: self.get::<Option<_>>(row, 10)?.unwrap_or_default(),
-                checkpoint: self.get::<Option<_>>(row, 11)?.unwrap_or_default(),
-            })?;
-            parts.push((holding, usize::try_from(self.get::<i32>(row, 9)?).unwrap_or_default()));
-        }
-        Ok(parts)
+    /// `None` where a session that holds nothing has one row without a key, or where the bytes were left out.
+    fn held(&self, row: &PgRow) -> Result<Option<Holding>, StoreError> {
+        let (key, payload) = (self.get(row, 2)?, self.get::<Option<Vec<u8>>>(row, 10)?);
+        let (Some(key), Some(payload)) = (key, payload) else { return Ok(None) };
+        codec::holding(codec::HoldingRow {
+            key,
+            token: self.get(row, 3)?,
+            attempts: self.get(row, 4)?,
+            generation: self.get(row, 5)?,
+            failures: self.get(row, 6)?,
+            weight: self.get(row, 7)?,
+            priority: self.get(row, 8)?,
+            stopping: self.get(row, 9)?,
+            payload,
+            checkpoint: self.get::<Option<_>>(row, 11)?.unwrap_or_default(),
+        })
+        .map(Some)
     }
 
     fn all_seen(&self, holdings: Holdings) -> Result<Holdings, StoreError> {
@@ -135,23 +117,34 @@ impl Inner {
     }
 }
 
-fn lacks((holding, size): &Part) -> bool {
-    holding.payload.len() + holding.checkpoint.len() < *size
-}
-
-/// Cuts a page so that the bytes of each part come in time.
-fn parts_at_once(page: Vec<Part>) -> Vec<Vec<Part>> {
-    let mut parts = vec![Vec::new()];
+/// Cuts the next keys, of these sizes, so that the bytes of each part come in time. Says how many each part has.
+fn at_once(sizes: &[i32]) -> Vec<usize> {
+    let mut counts = vec![0];
     let mut bytes = 0;
-    for part in page {
-        bytes += part.1;
+    for &size in sizes {
+        let size = usize::try_from(size).unwrap_or_default();
+        bytes += size;
         if bytes > AT_ONCE_BYTES {
-            parts.push(Vec::new());
-            bytes = part.1;
+            counts.push(0);
+            bytes = size;
         }
-        if let Some(last) = parts.last_mut() {
-            last.push(part);
+        if let Some(last) = counts.last_mut() {
+            *last += 1;
         }
     }
-    parts
+    counts.retain(|count| *count > 0);
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_cut_into_parts_that_come_in_time_and_one_that_is_too_large_stands_alone() {
+        let most = AT_ONCE_BYTES as i32;
+        assert_eq!(at_once(&[]), [0; 0]);
+        assert_eq!(at_once(&[0, most, 0, 1, most + 1, 2]), [3, 1, 1, 1]);
+        assert_eq!(at_once(&[-1; 3]), [3]);
+    }
 }

@@ -46,6 +46,7 @@ pub(crate) async fn poll(
     who: SessionId,
     wants: bool,
     stale: Option<Term>,
+    seen: i64,
 ) -> Result<Result<Standing, StoreError>, sqlx::Error> {
     let row = sqlx::query(sql.poll.safe())
         .bind(group)
@@ -54,8 +55,13 @@ pub(crate) async fn poll(
         .bind(line.holder.map(|holder| holder.0))
         .bind(wants)
         .bind(stale.map(|term| number(term.0)))
+        .bind(seen)
         .fetch_one(&mut line.listener)
         .await?;
+    // Of a group that was made anew, nothing would be heard on the channels of the one before.
+    if row.try_get::<Uuid, _>(8)? != line.secret {
+        return Err(sqlx::Error::Protocol("the group has been made anew".to_owned()));
+    }
     line.holder = row.try_get::<Option<Uuid>, _>(7)?.map(SessionId);
     if !row.try_get::<bool, _>(0)? {
         return Ok(Err(StoreError::SessionEnded));

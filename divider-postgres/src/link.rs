@@ -267,7 +267,8 @@ impl Task {
         let limit = self.door.limit;
         match command {
             Command::Poll { who, wants, stale, reply } => {
-                let polled = timeout(limit, poll(line, &self.sql, &self.group, who, wants, stale)).await;
+                let polled = poll(line, &self.sql, &self.group, who, wants, stale, self.seen.last());
+                let polled = timeout(limit, polled).await;
                 if let Ok(Ok(Ok(standing))) = &polled {
                     self.seen.note(standing.token);
                 }

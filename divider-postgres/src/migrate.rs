@@ -65,7 +65,14 @@ pub async fn migrate(options: &PgConnectOptions, schema: &str) -> Result<(), Sto
 
 async fn run(connection: &mut PgConnection, schema: &str) -> Result<(), StoreError> {
     let failed = |error| store_error(error, LIMIT);
-    let mut transaction = connection.begin().await.map_err(failed)?;
+    let begin = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+    let mut transaction = connection.begin_with(begin).await.map_err(failed)?;
+    // Whatever the role's own limits and isolation are, they are not for this: one migration waits for another, and then
+    // has to see what that has done.
+    sqlx::raw_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
     // Two CREATE SCHEMA IF NOT EXISTS at once can still collide, so even that happens under the lock.
     sqlx::query("SELECT pg_advisory_xact_lock(('x' || left(encode(sha256(convert_to($1, 'UTF8')), 'hex'), 16))::bit(64)::bigint)")
         .bind(format!("divider migration of {schema}"))

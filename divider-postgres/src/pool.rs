@@ -120,13 +120,15 @@ impl Lanes {
         Self { source, limit: config.call_timeout, explicit: Arc::default(), broken: Arc::default() }
     }
 
-    /// A connection, for one call.
+    /// A connection, for one call. Whoever has waited for it for most of the call's time would only begin what it has to
+    /// give up again, and would cut the connection for that: so it is not waited for so long.
     pub(crate) async fn take(&self) -> Result<Lane, StoreError> {
-        let until = Instant::now() + self.limit;
+        let now = Instant::now();
+        let (patience, until) = (self.limit * 3 / 4, now + self.limit);
         let late = || StoreError::Timeout { limit: self.limit };
         let (held, permit) = match &self.source {
             Source::Program(pool) => {
-                let taken = timeout(self.limit, pool.acquire()).await.map_err(|_| late())?;
+                let taken = timeout(patience, pool.acquire()).await.map_err(|_| late())?;
                 let taken = taken.map_err(|error| match error {
                     sqlx::Error::PoolClosed => StoreError::Closed,
                     error => store_error(error, self.limit),
@@ -134,17 +136,17 @@ impl Lanes {
                 (Held::Program(taken), None)
             }
             Source::Own(own) => {
-                let permit = timeout(self.limit, Arc::clone(&own.permits).acquire_owned()).await;
+                let permit = timeout(patience, Arc::clone(&own.permits).acquire_owned()).await;
                 let permit = permit.map_err(|_| late())?.map_err(|_| StoreError::Closed)?;
                 let known = own.known(*self.broken.lock());
                 let held = match known {
                     Some(held) => held,
-                    None => own.open(until).await?,
+                    None => own.open(now + patience).await?,
                 };
                 (held, Some(permit))
             }
         };
-        Ok(Lane { held: Some(held), lanes: self.clone(), _permit: permit })
+        Ok(Lane { held: Some(held), lanes: self.clone(), until, _permit: permit })
     }
 
     /// From now on, each call says of itself how it is isolated.
@@ -189,6 +191,8 @@ enum Held {
 pub(crate) struct Lane {
     held: Option<Held>,
     lanes: Lanes,
+    /// When the time of the call is over.
+    until: Instant,
     /// Given back after the connection, so that whoever waits for it finds that.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -200,6 +204,10 @@ impl Lane {
             Some(Held::Program(connection)) => Ok(connection),
             None => Err(StoreError::Closed),
         }
+    }
+
+    pub(crate) fn until(&self) -> Instant {
+        self.until
     }
 
     /// The statement that begins a transaction, where one is needed around a single call.

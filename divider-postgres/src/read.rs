@@ -11,7 +11,6 @@ use sqlx::{
     postgres::{PgArguments, PgRow},
     query::Query,
 };
-use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
@@ -44,14 +43,14 @@ pub(crate) struct Inner {
     pub(crate) seen: Seen,
 }
 
-/// Runs a query with `$fetch` within the time limit, on a connection of its own.
+/// Runs a query with `$fetch` within the time limit, the wait for a connection of its own included.
 macro_rules! call {
     ($inner:expr, $query:expr, $fetch:ident) => {{
         let mut lane = $inner.lanes.take().await?;
         let query = $query;
-        let begin = lane.beginning();
+        let (begin, until) = (lane.beginning(), lane.until());
         let connection = lane.connection()?;
-        let result = timeout($inner.lanes.limit(), async {
+        let result = tokio::time::timeout_at(until.into(), async {
             let Some(begin) = begin else { return query.$fetch(connection).await };
             let mut transaction = connection.begin_with(begin).await?;
             let found = query.$fetch(&mut *transaction).await?;
@@ -64,8 +63,8 @@ macro_rules! call {
 }
 pub(crate) use call;
 
-/// The statement that applies a batch.
-pub(crate) fn apply<'q>(sql: &Sql, group: &'q str, ops: &'q [Op]) -> Query<'q, Postgres, PgArguments> {
+/// The statement that applies a batch. `seen` is the highest token that is known.
+pub(crate) fn apply<'q>(sql: &Sql, group: &'q str, ops: &'q [Op], seen: i64) -> Query<'q, Postgres, PgArguments> {
     let Encoded { starts, kinds, names, sessions, tokens, terms, a, b, c, blobs } = Encoded::new(ops);
     sqlx::query(sql.apply.safe())
         .bind(group)
@@ -79,6 +78,7 @@ pub(crate) fn apply<'q>(sql: &Sql, group: &'q str, ops: &'q [Op]) -> Query<'q, P
         .bind(used(b))
         .bind(used(c))
         .bind(used(blobs))
+        .bind(seen)
 }
 
 impl Inner {
@@ -99,7 +99,8 @@ impl Inner {
         let row = match topic {
             Topic::Group => call!(self, sqlx::query(self.sql.revision.safe()).bind(&*self.group), fetch_optional)?,
             Topic::Session(session) => {
-                call!(self, sqlx::query(self.sql.seq.safe()).bind(&*self.group).bind(session.0), fetch_optional)?
+                let query = sqlx::query(self.sql.seq.safe()).bind(&*self.group).bind(session.0);
+                call!(self, query.bind(self.seen.last()), fetch_optional)?
             }
         };
         row.map_or(Ok(0), |row| self.count(&row, 0))
@@ -138,7 +139,7 @@ impl Inner {
     /// The messages that follow `since`, and whether there are more than those.
     pub(crate) async fn messages(&self, session: SessionId, since: u64) -> Result<(Vec<Message>, bool), StoreError> {
         let query = sqlx::query(self.sql.messages.safe()).bind(&*self.group).bind(session.0).bind(number(since));
-        let rows = call!(self, query, fetch_all)?;
+        let rows = call!(self, query.bind(self.seen.last()), fetch_all)?;
         let last = self.count(rows.first().ok_or(StoreError::SessionEnded)?, 0)?;
         if last < since {
             return Err(corrupt("as many messages as there were"));

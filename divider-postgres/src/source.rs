@@ -18,6 +18,9 @@ use crate::error::store_error;
 /// How long a query may take unless you say otherwise.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// The longest that it may take.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// How much later than the server this side gives up.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -48,10 +51,10 @@ impl QuerySource {
         Self { pool, query: query.into(), limit: LIMIT, one: Arc::new(Semaphore::new(1)) }
     }
 
-    /// Sets how long the query may take. Default 30 s.
+    /// Sets how long the query may take, a day at most. Default 30 s.
     #[must_use]
     pub fn time_limit(mut self, limit: Duration) -> Self {
-        self.limit = limit;
+        self.limit = limit.min(LONGEST);
         self
     }
 
@@ -83,7 +86,7 @@ impl QuerySource {
 
     async fn rows(&self) -> Result<Vec<PgRow>, sqlx::Error> {
         let mut transaction = self.pool.begin().await?;
-        let limit = format!("SET LOCAL statement_timeout = {}", self.limit.as_millis().clamp(1, 2_000_000_000));
+        let limit = format!("SET LOCAL statement_timeout = {}", self.limit.as_millis().max(1));
         sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
         let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.query))).fetch_all(&mut *transaction).await?;
         transaction.commit().await?;

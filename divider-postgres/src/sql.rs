@@ -17,8 +17,8 @@ pub(crate) struct Sql {
     pub(crate) beats: Text,
     pub(crate) gone: Text,
     pub(crate) holdings: Text,
+    pub(crate) sizes: Text,
     pub(crate) held: Text,
-    pub(crate) bytes: Text,
     pub(crate) changes: Text,
     pub(crate) scan: Text,
     pub(crate) records: Text,
@@ -56,8 +56,11 @@ const COMMON: [&str; 5] = ["weight", "priority", "not_before_ms", "generation", 
 /// Numbers that few keys have, in the same order; the others have 0.
 const PAST: [&str; 5] = ["retry_at_ms", "failures", "deaths", "alone", "death"];
 
-/// What a holding consists of, and how many bytes its payload and checkpoint have.
-const HELD: &str = "k.key, k.token, k.attempts, k.generation, k.failures, k.weight, k.priority, k.stopping, $OCTETS(k)";
+/// What a holding consists of, but for its bytes.
+const HELD: &str = "k.key, k.token, k.attempts, k.generation, k.failures, k.weight, k.priority, k.stopping";
+
+/// The group, on a server that can write: a standby knows no lineage, and what it says may be long over.
+const GROUP: &str = "g.name = $1 AND @lineage() IS NOT NULL";
 
 impl Sql {
     pub(crate) fn new(schema: &str) -> Self {
@@ -76,21 +79,24 @@ impl Sql {
             let past = PAST.map(|column| format!("array_agg(k.{column}) FILTER (WHERE k.past)"));
             let has_past = PAST.map(|column| format!("f.{column} <> 0")).join(" OR ");
             sql = sql.replace("$EACH", &each.join(", ")).replace("$HAS_PAST", &has_past);
-            sql = sql.replace("$PAST", &past.join(", "));
+            sql = sql.replace("$PAST", &past.join(", ")).replace("$GROUP", GROUP);
+            for seen in ["$3", "$4"] {
+                sql = sql.replace(&format!("$SAME({seen})"), &format!("g.name = $1 AND NOT @forgot(g, {seen})"));
+            }
             Text(sql.replace('@', &format!("{schema}.")).into())
         };
         Self {
             version: text("SELECT max(version), max(min_compatible), current_setting('server_encoding') FROM @schema_version"),
             attach: text("SELECT group_channel, leader_channel, leader_lock, secret FROM @attach($1, $2)"),
-            apply: text("SELECT codes, vals, revision FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
+            apply: text("SELECT codes, vals, revision FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"),
             renew: text("SELECT @renew($1, $2, $3)"),
             poll: text(
-                "SELECT alive, seq, revision, token, term, leader, leader_beat, holder
-                 FROM @poll($1, $2, $3, $4, $5, $6)",
+                "SELECT alive, seq, revision, token, term, leader, leader_beat, holder, secret
+                 FROM @poll($1, $2, $3, $4, $5, $6, $7)",
             ),
             resign: text("SELECT holder FROM @resign($1, $2, $3, $4, $5)"),
             channel: text("SELECT @channel($1, $2)"),
-            beats: text("SELECT b.session, b.beat FROM @groups g JOIN @beats b ON b.group_id = g.id WHERE g.name = $1"),
+            beats: text("SELECT b.session, b.beat FROM @groups g JOIN @beats b ON b.group_id = g.id WHERE $GROUP"),
             gone: text(
                 "WITH held AS MATERIALIZED (
                      SELECT l.classid::bigint << 32 | l.objid::bigint AS key FROM pg_locks l
@@ -98,27 +104,26 @@ impl Sql {
                        AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
                  )
                  SELECT b.session FROM @groups g JOIN @beats b ON b.group_id = g.id
-                 WHERE g.name = $1 AND b.locked
+                 WHERE $GROUP AND b.locked AND g.life = pg_postmaster_start_time()
                    AND @lock_key($1, b.session::text) NOT IN (SELECT h.key FROM held h)",
             ),
-            // The bytes of the first keys come with them.
+            // All keys or none, and all their bytes or none: nothing is sent that would have to be sent again.
             holdings: text(
-                "SELECT s.seq, $HELD,
-                        CASE WHEN k.total <= 2000000 THEN k.payload END, CASE WHEN k.total <= 2000000 THEN k.checkpoint END
+                "SELECT s.seq, s.held, $HELD, CASE WHEN k.total <= 2000000 THEN k.payload END,
+                        CASE WHEN k.total <= 2000000 THEN k.checkpoint END
                  FROM @groups g JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
                  LEFT JOIN LATERAL (
-                     SELECT f.*, sum($OCTETS(f)) OVER (ROWS UNBOUNDED PRECEDING) AS total
-                     FROM @keys f WHERE f.group_id = g.id AND f.owner = s.session LIMIT 4097
-                 ) k ON true WHERE g.name = $1",
+                     SELECT f.*, sum($OCTETS(f)) OVER () AS total
+                     FROM @keys f WHERE f.group_id = g.id AND f.owner = s.session AND s.held <= 4096
+                 ) k ON true WHERE $SAME($3)",
             ),
-            held: text(
-                "DECLARE held NO SCROLL CURSOR FOR SELECT NULL::bigint, $HELD, NULL::bytea, NULL::bytea
+            sizes: text(
+                "DECLARE sizes NO SCROLL CURSOR FOR SELECT $OCTETS(k)
                  FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1) AND k.owner = $2",
             ),
-            bytes: text(
-                "SELECT k.payload, k.checkpoint FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
-                 CROSS JOIN LATERAL (SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key OFFSET 0) k
-                 WHERE g.name = $1 ORDER BY n.ix",
+            held: text(
+                "DECLARE held NO SCROLL CURSOR FOR SELECT NULL::bigint, NULL::bigint, $HELD, k.payload, k.checkpoint
+                 FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1) AND k.owner = $2",
             ),
             changes: text(
                 "SELECT g.revision, c.revision, c.data FROM @groups g LEFT JOIN LATERAL (
@@ -127,7 +132,7 @@ impl Sql {
                      FROM (
                          SELECT * FROM @changes c WHERE c.group_id = g.id AND c.revision > $2 ORDER BY c.revision LIMIT 64
                      ) c
-                 ) c ON c.before < 2000000 WHERE g.name = $1 ORDER BY c.revision",
+                 ) c ON c.before < 2000000 WHERE $GROUP ORDER BY c.revision",
             ),
             // A row of the group, then its keys. Making text of each key takes the server longer than reading it, and so does
             // sending each number: keys with the same owner are lists, and so is what differs among these.
@@ -141,7 +146,7 @@ impl Sql {
                         NULL::bigint, NULL::bigint[], NULL::integer, NULL::integer[], NULL::bigint, NULL::bigint[],
                         NULL::bigint, NULL::bigint[], NULL::bigint, NULL::bigint[], NULL::bigint[], NULL::bigint[],
                         NULL::bigint[], NULL::integer[], NULL::integer[], NULL::bigint[]
-                 FROM @groups g WHERE g.name = $1
+                 FROM @groups g WHERE $GROUP
                  UNION ALL
                  SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, p.* FROM @groups g CROSS JOIN LATERAL (
                      SELECT k.owner, k.stopping, k.aside, k.avoid, array_agg(k.key), array_agg(k.token), $EACH,
@@ -151,7 +156,7 @@ impl Sql {
                          FROM @keys f WHERE f.group_id = g.id AND f.key > coalesce($2, '') AND NOT f.gone
                          ORDER BY f.key LIMIT 4096
                      ) k GROUP BY k.owner, k.stopping, k.aside, k.avoid, k.past
-                 ) p WHERE g.name = $1",
+                 ) p WHERE $GROUP",
             ),
             records: text(
                 "SELECT k.ix, k.found, k.payload, k.checkpoint, $VIEW, k.why FROM (
@@ -159,23 +164,23 @@ impl Sql {
                      FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
                      CROSS JOIN LATERAL (
                          SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key AND NOT f.gone OFFSET 0
-                     ) f WHERE g.name = $1
+                     ) f WHERE $GROUP
                  ) k WHERE k.before < 2000000 ORDER BY k.ix",
             ),
             stats: text(
                 "SELECT g.registered, g.quarantined, count(s.session), coalesce(sum(s.held), 0)::bigint,
                         coalesce(sum(s.stopping), 0)::bigint
                  FROM @groups g LEFT JOIN @sessions s ON s.group_id = g.id AND s.ended IS NULL
-                 WHERE g.name = $1 GROUP BY g.id",
+                 WHERE $GROUP GROUP BY g.id",
             ),
             quarantined: text(
-                "SELECT k.key FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1)
+                "SELECT k.key FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE $GROUP)
                    AND k.aside <> 0 AND k.key > $3 ORDER BY k.key LIMIT $2",
             ),
-            revision: text("SELECT g.revision FROM @groups g WHERE g.name = $1"),
+            revision: text("SELECT g.revision FROM @groups g WHERE $GROUP"),
             seq: text(
                 "SELECT s.seq FROM @groups g JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
-                 WHERE g.name = $1",
+                 WHERE $SAME($3)",
             ),
             messages: text(
                 "SELECT s.seq, m.seq, m.data FROM @groups g
@@ -186,7 +191,7 @@ impl Sql {
                          SELECT * FROM @messages m WHERE m.group_id = g.id AND m.session = s.session AND m.seq > $3
                          ORDER BY m.seq LIMIT 64
                      ) m
-                 ) m ON m.before < 2000000 WHERE g.name = $1 ORDER BY m.seq",
+                 ) m ON m.before < 2000000 WHERE $SAME($4) ORDER BY m.seq",
             ),
             blobs: text(
                 "SELECT k.ix, k.found, k.payload, k.checkpoint, @blob_text(k.payload, k.checkpoint) FROM (
@@ -194,7 +199,7 @@ impl Sql {
                      FROM @groups g, unnest($2::text[]) WITH ORDINALITY AS n(key, ix)
                      CROSS JOIN LATERAL (
                          SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key AND NOT f.gone OFFSET 0
-                     ) f WHERE g.name = $1
+                     ) f WHERE $GROUP
                  ) k WHERE k.before < 2000000 ORDER BY k.ix",
             ),
         }

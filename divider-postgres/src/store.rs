@@ -94,9 +94,9 @@ impl Store for PostgresStore {
         let group: Arc<str> = self.config.group.as_str().into();
         let door = Door::new(&self.config);
         let lanes = Lanes::new(&self.config, &door);
-        check::way(&door).await?;
-        if self.config.pool.is_some() {
-            check::pool(&lanes).await?;
+        check::way(&door, self.config.pool.is_some()).await?;
+        if let Some(pool) = &self.config.pool {
+            check::pool(&lanes, pool.options()).await?;
         }
         check::schema(&lanes, &sql, &self.config.schema).await?;
         let seen = Seen::default();
@@ -121,7 +121,7 @@ impl Store for PostgresStore {
                 inner.link.ask(|reply| Command::Release { who, reply }).await?;
             }
         }
-        let query = apply(&inner.sql, &inner.group, ops);
+        let query = apply(&inner.sql, &inner.group, ops, inner.seen.last());
         let row = call!(inner, query, fetch_one)?;
         let codes: Vec<i16> = inner.get(&row, 0)?;
         let values: Vec<Option<i64>> = inner.get(&row, 1)?;

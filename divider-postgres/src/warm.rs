@@ -51,16 +51,17 @@ async fn ready(inner: &Inner, connection: &mut PgConnection) -> Result<(), sqlx:
     let mut all = connection.begin().await?;
     // Too long for a group's name, and another one each time, so that no two wait for each other.
     let nobody = format!("{:256}{}", "", Uuid::new_v4());
-    apply(&inner.sql, &nobody, &everything()).execute(&mut *all).await?;
+    apply(&inner.sql, &nobody, &everything(), 0).execute(&mut *all).await?;
     let sql = &inner.sql;
     for text in [&sql.beats, &sql.revision, &sql.stats] {
         sqlx::query(text.safe()).bind(&nobody).execute(&mut *all).await?;
     }
     for text in [&sql.seq, &sql.holdings] {
-        sqlx::query(text.safe()).bind(&nobody).bind(Uuid::nil()).execute(&mut *all).await?;
+        sqlx::query(text.safe()).bind(&nobody).bind(Uuid::nil()).bind(0_i64).execute(&mut *all).await?;
     }
     sqlx::query(sql.changes.safe()).bind(&nobody).bind(0_i64).execute(&mut *all).await?;
-    sqlx::query(sql.messages.safe()).bind(&nobody).bind(Uuid::nil()).bind(0_i64).execute(&mut *all).await?;
+    let messages = sqlx::query(sql.messages.safe()).bind(&nobody).bind(Uuid::nil()).bind(0_i64).bind(0_i64);
+    messages.execute(&mut *all).await?;
     sqlx::query(sql.scan.safe()).bind(&nobody).bind(None::<String>).execute(&mut *all).await?;
     all.rollback().await
 }

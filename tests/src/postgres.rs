@@ -196,6 +196,24 @@ impl PostgresServer {
         command.output().expect("psql can be run")
     }
 
+    /// Writes a schema down as `pg_dump` does.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn dump(&self, schema: &str) -> PathBuf {
+        let dump = self.dir.path().join("dump");
+        run(tool("pg_dump").args(["-d", &self.url(), "-n", schema, "-f"]).arg(&dump));
+        dump
+    }
+
+    /// Runs a file as the administrator.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn load(&self, file: &Path) {
+        run(tool("psql").args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &self.url(), "-f"]).arg(file));
+    }
+
     /// Takes connections from these addresses (`10.0.0.0/8`) as it does those of this machine.
     ///
     /// # Panics

@@ -13,8 +13,8 @@ use std::{
 };
 
 use divider_core::{
-    Claim, Group, Hint, Key, NodeId, Notice, Op, Outcome, Refusal, SessionId, Store, StoreError, Term, Token, Topic,
-    Work,
+    Claim, Group, Hint, Holding, Key, NodeId, Notice, Op, Outcome, Refusal, SessionId, Store, StoreError, Term, Token,
+    Topic, Work,
 };
 use divider_postgres::{Credentials, PostgresBuilder, PostgresStore, QuerySource, migrate};
 use divider_tests::postgres::PostgresServer;
@@ -123,6 +123,8 @@ struct Way {
     /// 0: whoever comes is turned away.
     target: Arc<AtomicU16>,
     came: Arc<AtomicU64>,
+    /// Bytes that the server has sent.
+    sent: Arc<AtomicU64>,
     /// Cuts all connections.
     cut: Arc<Notify>,
 }
@@ -132,17 +134,24 @@ impl Way {
     async fn to(target: u16, pause: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let way = Self { port, target: Arc::new(target.into()), came: Arc::default(), cut: Arc::default() };
+        let way = Self {
+            port,
+            target: Arc::new(target.into()),
+            came: Arc::default(),
+            sent: Arc::default(),
+            cut: Arc::default(),
+        };
         let run = way.clone();
         tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 run.came.fetch_add(1, Ordering::Relaxed);
                 let (target, cut) = (run.target.load(Ordering::Relaxed), Arc::clone(&run.cut));
+                let sent = Arc::clone(&run.sent);
                 if target != 0 {
                     tokio::spawn(async move {
                         tokio::select! {
-                            () = carry(client, target, pause) => {}
+                            () = carry(client, target, pause, &sent) => {}
                             () = cut.notified() => {}
                         }
                     });
@@ -165,13 +174,14 @@ impl Way {
     }
 }
 
-async fn carry(client: TcpStream, target: u16, pause: Duration) {
+async fn carry(client: TcpStream, target: u16, pause: Duration, sent: &AtomicU64) {
     let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let down = async {
         let mut bytes = vec![0; 65536];
         while let Ok(n @ 1..) = from_server.read(&mut bytes).await {
+            sent.fetch_add(n as u64, Ordering::Relaxed);
             if to_client.write_all(&bytes[..n]).await.is_err() {
                 return;
             }
@@ -367,6 +377,31 @@ async fn holdings_and_grants_of_any_size_are_read_over_a_slow_line() {
     let keys: Vec<Key> = (0..KEYS).map(|i| key(format!("k{i}"))).collect();
     let records = slow.records(&keys).await.unwrap();
     assert!(records.iter().all(|record| record.as_ref().is_some_and(|record| record.payload.len() == 65536)));
+}
+
+#[tokio::test]
+async fn holdings_of_many_pages_are_sent_once() {
+    const KEYS: u64 = 5000;
+    let server = prepared(&["fsync=off"]).await;
+    let leader = store(&server);
+    let (_, term) = leading(&leader).await;
+    let way = Way::to(server.port(), Duration::ZERO).await;
+    let node = builder(way.url()).build().unwrap();
+    let session = joined(&node).await;
+    for chunk in (0..KEYS).collect::<Vec<_>>().chunks(256) {
+        let add = |i: &u64| Op::Add(Work::from(key(format!("k{i}"))).payload(vec![(i % 251) as u8; 512]));
+        let assign = |i: &u64| Op::Assign { term, key: key(format!("k{i}")), session };
+        leader.apply(&chunk.iter().map(add).chain(chunk.iter().map(assign)).collect::<Vec<_>>()).await.unwrap();
+    }
+    let before = way.sent.load(Ordering::Relaxed);
+    let holdings = node.holdings(session).await.unwrap().holdings;
+    let sent = way.sent.load(Ordering::Relaxed) - before;
+    let right = |holding: &Holding| {
+        let i: u64 = holding.key.as_str()[1..].parse().unwrap();
+        holding.payload.len() == 512 && holding.payload[0] == (i % 251) as u8
+    };
+    assert!(holdings.len() as u64 == KEYS && holdings.iter().all(right));
+    assert!(sent < KEYS * (512 + 200), "{sent} bytes");
 }
 
 #[tokio::test]
