@@ -17,6 +17,7 @@
 
 mod apply;
 mod entry;
+mod frozen;
 mod keys;
 mod places;
 mod session;
@@ -30,6 +31,7 @@ use crate::{
     SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, Verdict, limits,
 };
 use entry::{Entry, Rare};
+pub use frozen::Frozen;
 use keys::Keys;
 use session::Session;
 

@@ -51,7 +51,7 @@ pub use config::{NodeConfig, Quarantine};
 pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, IntoDivider, NotHandedOver, Release, Stop};
 pub use error::{ConfigError, Error, InvalidInput, StoreError};
 pub use ids::{Beat, Group, Key, NodeId, Revision, SessionId, Term, Token};
-pub use ledger::{Effects, Ledger};
+pub use ledger::{Effects, Frozen, Ledger};
 pub use memory::{Beats, MemoryStore};
 #[doc(hidden)]
 pub use node::{Machine, Task};

@@ -360,9 +360,12 @@ fn disk(book: &mut Book) {
     assert_eq!(raft::unseal::<Entry>(&600_u64.to_be_bytes(), &sealed).unwrap(), entries()[1]);
     let groups = BTreeMap::from([(group(), ledger())]);
     // Nothing writes the first format any more.
-    let snapshot = raft::encode_snapshot(&meta(), Some(700), &groups).unwrap();
+    let mut content = Content { meta: meta(), sum: Some(700), groups };
+    let snapshot = content.encode().unwrap();
     book.bytes("snapshot", &snapshot);
-    assert_eq!(raft::decode_snapshot(&snapshot).unwrap(), Content { meta: meta(), sum: Some(700), groups });
+    assert_eq!(raft::decode_snapshot(&snapshot).unwrap(), content);
+    let groups = content.groups.iter_mut().map(|(group, ledger)| (group.clone(), ledger.freeze())).collect();
+    assert_eq!(Content { meta: meta(), sum: Some(700), groups }.encode().unwrap(), snapshot);
 }
 
 fn calls(book: &mut Book) {

@@ -3,7 +3,7 @@
 //! Each function takes the bytes as they are and as the inside of what a checksum protects, since a fuzzer never guesses a
 //! checksum. It says whether anything could be decoded.
 
-use divider_core::Hint;
+use divider_core::{Hint, Ledger};
 use futures_util::FutureExt as _;
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     command::{Command, Reply},
-    raft::{Entry, Identity, LogId, SnapshotMeta, Stored, Vote, decode_snapshot, encode_snapshot, seal, unseal},
+    raft::{Content, Entry, Identity, LogId, Stored, Vote, decode_snapshot, seal, unseal},
     wire::{self, Answer, Frame, Hello, Request, Welcome},
 };
 
@@ -91,13 +91,13 @@ pub fn records(bytes: &[u8]) -> bool {
 /// Snapshots.
 pub fn snapshots(bytes: &[u8]) -> bool {
     let as_it_is = decode_snapshot(bytes);
-    let mut inside = encode_snapshot(&SnapshotMeta::default(), None, &Default::default()).expect(WRITES);
+    let mut inside = Content::<Ledger>::default().encode().expect(WRITES);
     inside.truncate(8);
     inside.extend(bytes);
     inside.extend(xxh3_64(&inside).to_le_bytes());
     let mut any = false;
     for content in [as_it_is, decode_snapshot(&inside)].into_iter().flatten() {
-        let encoded = encode_snapshot(&content.meta, content.sum, &content.groups).expect(WRITES);
+        let encoded = content.encode().expect(WRITES);
         assert!(decode_snapshot(&encoded).expect(READS) == content, "a snapshot is read as it was written");
         assert!(decode_snapshot(&flipped(encoded)).is_err(), "a snapshot with a flipped bit");
         any = true;

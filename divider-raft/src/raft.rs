@@ -36,11 +36,9 @@ pub(crate) use log::{Stored, seal, unseal};
 pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
 pub use recover::Recovered;
 pub(crate) use recover::recover;
-#[cfg(test)]
-pub(crate) use snapshot::Content;
-pub(crate) use snapshot::{SnapshotData, Snapshots};
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use snapshot::{decode as decode_snapshot, encode as encode_snapshot};
+pub(crate) use snapshot::decode as decode_snapshot;
+pub(crate) use snapshot::{Content, SnapshotData, Snapshots};
 use state::MachineHandle;
 pub(crate) use state::{Machine, lives, owner};
 

@@ -14,10 +14,10 @@ use std::{
 use async_trait::async_trait;
 use divider_core::{Op, Store, StoreError, Topic, Work};
 use futures_util::StreamExt;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use redb::StorageBackend;
 use tempfile::TempDir;
-use tokio::runtime;
+use tokio::{runtime, sync::watch};
 
 use crate::{
     Condition, RaftStore,
@@ -27,12 +27,19 @@ use crate::{
 const SOON: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
-struct SmallDisk(Arc<Inner>);
+pub(crate) struct SmallDisk(Arc<Inner>);
 
 impl Default for SmallDisk {
     fn default() -> Self {
         let files = TempDir::new().unwrap();
-        Self(Arc::new(Inner { full: AtomicBool::new(false), log: Mutex::default(), files }))
+        let full = AtomicBool::new(false);
+        Self(Arc::new(Inner {
+            full,
+            log: Mutex::default(),
+            files,
+            asked: watch::Sender::new(0),
+            held: Mutex::default(),
+        }))
     }
 }
 
@@ -41,11 +48,24 @@ struct Inner {
     full: AtomicBool,
     log: Mutex<Vec<u8>>,
     files: TempDir,
+    /// How many files were to be made so far.
+    asked: watch::Sender<u64>,
+    /// While this is locked none is made.
+    held: Mutex<()>,
 }
 
 impl SmallDisk {
     fn fill(&self, full: bool) {
         self.0.full.store(full, Ordering::Relaxed);
+    }
+
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.0.held.lock()
+    }
+
+    /// How many files were to be made so far, and from now on.
+    pub(crate) fn asked(&self) -> watch::Receiver<u64> {
+        self.0.asked.subscribe()
     }
 
     fn room(&self) -> io::Result<()> {
@@ -75,6 +95,8 @@ impl SmallDisk {
 
 impl Files for SmallDisk {
     fn create(&self, name: &str) -> io::Result<Box<dyn StoredFile>> {
+        self.0.asked.send_modify(|asked| *asked += 1);
+        drop(self.hold());
         self.room()?;
         self.directory().create(name)
     }

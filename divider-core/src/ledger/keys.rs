@@ -46,6 +46,11 @@ impl Name {
 }
 
 impl Keys {
+    /// As they are at the moment, to be read in the order of their places; by name none is found.
+    pub(super) fn freeze(&mut self) -> Self {
+        Self { places: self.places.freeze(), ..Self::default() }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.names.len()
     }

@@ -26,6 +26,11 @@ impl Session {
         Self { view, seq: 0, altered: 0, keys: BTreeSet::new(), stopping: 0 }
     }
 
+    /// All but its keys, which the entries say as well.
+    pub(super) fn freeze(&self) -> Self {
+        Self { view: self.view.clone(), keys: BTreeSet::new(), ..*self }
+    }
+
     pub(super) fn is_alive(&self) -> bool {
         self.view.ended.is_none()
     }

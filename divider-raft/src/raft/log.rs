@@ -465,13 +465,9 @@ impl Log {
     }
 
     /// Bytes of all entries.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> u64 {
         self.0.cache.read().sizes.all
-    }
-
-    /// Some entries from this index on, up to another one and not including it. Blocks on the disk.
-    pub(crate) fn some(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
-        self.read(from, to, READ_BYTES)
     }
 
     /// Whether nothing is written any more.

@@ -20,7 +20,9 @@ use openraft::{
 };
 use uuid::Uuid;
 
-use super::{Identity, Log, LogId, Machine, MachineHandle, Membership, Peer, SnapshotMeta, Snapshots, Vote, snapshot};
+use super::{
+    Content, Identity, Log, LogId, Machine, MachineHandle, Membership, Peer, SnapshotMeta, Snapshots, Vote, snapshot,
+};
 use crate::{error::DataError, ground::Place};
 
 /// What a recovery has made.
@@ -128,11 +130,11 @@ async fn write(survivor: Survivor, place: Place, former: PathBuf) -> Result<Reco
     let cluster_id = Some(Uuid::from_u128(place.ground.draw()));
     let count = groups.len();
     // A new life begins its own count of what its entries did.
-    let bytes = snapshot::encode(&meta, Some(0), &groups).map_err(failed)?;
+    let content = Content { meta, sum: Some(0), groups };
     let (mut log, _) = Log::open(&place, || Identity { id, cluster_id, ..identity })?;
     let (snapshots, _) = Snapshots::open(place.clone())?;
-    let kept = snapshots.write(bytes).map_err(failed)?;
-    snapshots.adopt(meta, kept).map_err(failed)?;
+    let kept = snapshots.write(&content).map_err(failed)?;
+    snapshots.adopt(content.meta, kept).map_err(failed)?;
     log.snapshot_is_kept(Ok(index));
     let storage = |error: super::StorageError| failed(io::Error::other(error));
     log.save_vote(&Vote::new(term, id)).await.map_err(storage)?;

@@ -12,7 +12,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    io::{self, Read, SeekFrom},
+    io::{self, BufWriter, Read, SeekFrom, Write},
     path::Path,
     sync::{
         Arc,
@@ -23,7 +23,7 @@ use std::{
 use divider_core::{Group, Ledger};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 
 use super::SnapshotMeta;
 use crate::{
@@ -39,30 +39,60 @@ const CURRENT: &str = "snapshot";
 /// How the names of files end that are not whole yet.
 const PART: &str = ".part";
 const CHECKSUM: usize = 8;
+/// How many bytes are written at a time.
+const PIECE: usize = 256 << 10;
 
-/// What a snapshot says.
+/// What a snapshot says: with whole ledgers where it is read, and with pictures of them where it is written.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Content {
+pub(crate) struct Content<L = Ledger> {
     pub(crate) meta: SnapshotMeta,
     /// See [`Sum`](super::sum::Sum).
     pub(crate) sum: Option<u64>,
-    pub(crate) groups: BTreeMap<Group, Ledger>,
+    pub(crate) groups: BTreeMap<Group, L>,
 }
 
-/// As [`Content`], without owning the ledgers.
-#[derive(Serialize)]
-struct ContentRef<'a> {
-    meta: &'a SnapshotMeta,
-    sum: Option<u64>,
-    groups: &'a BTreeMap<Group, Ledger>,
+impl<L: Serialize> Content<L> {
+    pub(crate) fn encode(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.write(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    pub(super) fn write(&self, to: &mut dyn Write) -> io::Result<()> {
+        let sealing = Sealing { to, sum: Xxh3Default::new(), error: None };
+        let mut writer = BufWriter::with_capacity(PIECE, sealing);
+        writer.write_all(&MAGIC)?;
+        writer.write_all(&[FORMAT])?;
+        let written = postcard::to_io(self, &mut writer).map(drop).map_err(io::Error::other);
+        // Nothing is left in it where all went well, and nothing of that is wanted elsewhere.
+        let (Sealing { to, sum, error }, _) = writer.into_parts();
+        error.map_or(written, Err)?;
+        to.write_all(&sum.digest().to_le_bytes())
+    }
 }
 
-pub(crate) fn encode(meta: &SnapshotMeta, sum: Option<u64>, groups: &BTreeMap<Group, Ledger>) -> io::Result<Vec<u8>> {
-    let mut bytes = MAGIC.to_vec();
-    bytes.push(FORMAT);
-    let mut bytes = postcard::to_extend(&ContentRef { meta, sum, groups }, bytes).map_err(io::Error::other)?;
-    bytes.extend(xxh3_64(&bytes).to_le_bytes());
-    Ok(bytes)
+/// Keeps the checksum over what it passes on.
+struct Sealing<'a> {
+    to: &'a mut dyn Write,
+    sum: Xxh3Default,
+    /// What the disk said: the serializer keeps it to itself.
+    error: Option<io::Error>,
+}
+
+impl Write for Sealing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Err(error) = self.to.write_all(bytes) {
+            let kind = error.kind();
+            self.error = Some(error);
+            return Err(kind.into());
+        }
+        self.sum.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Result<Content, Unreadable> {
@@ -114,7 +144,7 @@ impl SnapshotData {
                 let mut file = file.lock();
                 file.seek(SeekFrom::Start(offset))?;
                 let mut bytes = Vec::with_capacity(most.min(1 << 20));
-                file.by_ref().take(most as u64).read_to_end(&mut bytes)?;
+                Read::by_ref(&mut *file).take(most as u64).read_to_end(&mut bytes)?;
                 Ok(bytes)
             }
             Self::Memory(bytes) => {
@@ -171,10 +201,13 @@ impl Snapshots {
         self.current.lock().clone()
     }
 
-    /// Writes a snapshot as a whole, synced, and not in its place yet. Blocks on the disk.
-    pub(crate) fn write(&self, bytes: Vec<u8>) -> io::Result<Kept> {
+    /// Writes a snapshot, synced, and not in its place yet. Blocks on the disk.
+    pub(crate) fn write<L: Serialize>(&self, content: &Content<L>) -> io::Result<Kept> {
         let mut spool = self.spool()?;
-        spool.write(0, bytes)?;
+        match &mut spool.part {
+            Some((file, _)) => content.write(file)?,
+            None => content.write(&mut spool.bytes)?,
+        }
         spool.finish()
     }
 

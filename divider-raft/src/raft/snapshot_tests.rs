@@ -2,21 +2,20 @@
 
 use std::{path::Path, sync::Arc};
 
-use divider_core::{Group, NodeId, Op, Revision, SessionId, Store, Term, Token, Work};
-use openraft::{
-    RaftSnapshotBuilder,
-    storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine},
-};
+use divider_core::{Group, Ledger, NodeId, Op, Revision, SessionId, Store, Term, Token, Work};
+use openraft::{RaftSnapshotBuilder, storage::RaftStateMachine};
 use tempfile::TempDir;
 
 use super::{
-    Content, Entry, Log, LogId, MachineHandle, SnapshotMeta, Snapshots, StorageError, Stored, Types, network, seal,
+    Content, Entry, Log, LogId, Machine, MachineHandle, Snapshots, StorageError, Stored, Types, network, seal,
     snapshot, tests, unseal,
 };
 use crate::{
     RaftStore,
     command::{Body, Command, Step},
     error::{DataError, Unreadable},
+    ground::Place,
+    small_disk::SmallDisk,
 };
 
 fn group() -> Group {
@@ -175,7 +174,7 @@ fn what_a_newer_version_wrote_is_refused_and_not_called_damaged() {
     assert_eq!(unseal::<super::Vote>(b"vote", &sealed).unwrap_err(), Unreadable::Newer { found: 200, known: 2 });
 
     let directory = TempDir::new().unwrap();
-    let mut bytes = snapshot::encode(&SnapshotMeta::default(), Some(0), &Default::default()).unwrap();
+    let mut bytes = Content::<Ledger>::default().encode().unwrap();
     bytes.truncate(bytes.len() - 8);
     bytes[7] = 9;
     bytes.extend(xxhash_rust::xxh3::xxh3_64(&bytes).to_le_bytes());
@@ -275,30 +274,38 @@ async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_wha
     }
 }
 
-/// Nobody waits for a state that is made a second time to be written.
 #[tokio::test]
-async fn a_large_state_that_is_made_a_second_time_is_the_same() {
-    let directory = TempDir::new().unwrap();
-    let (mut log, mut handle) = member(&directory, 0).await;
-    for from in [0, 200, 400] {
-        let entries: Vec<_> = (from..from + 200).map(add).collect();
-        log.blocking_append(entries.clone()).await.unwrap();
-        handle.apply(entries).await.unwrap();
-        assert!(handle.machine.is_large(&log));
-        let (_, again) = handle.machine.again(&log).unwrap().encoded().unwrap();
-        handle.machine.build(&log).unwrap();
-        let built = handle.get_current_snapshot().await.unwrap().unwrap();
-        assert!(built.snapshot.read().unwrap() == again);
-        let content = snapshot::decode(&again).unwrap();
-        let bytes = snapshot::encode(&SnapshotMeta::default(), content.sum, &content.groups).unwrap();
-        assert!(handle.machine.encoded().unwrap().1 == bytes);
-        assert_eq!(content.meta.last_log_id, Some(add(from + 199).log_id));
-        log.purge(add(from + 150).log_id).await.unwrap();
+async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_what_was_before_them() {
+    let disk = SmallDisk::default();
+    let place = Place { directory: None, ground: Arc::new(disk.clone()) };
+    let machine = Machine::new(Snapshots::open(place).unwrap().0, None);
+    machine.apply((1..=20).map(add));
+    let before = machine.encoded().unwrap();
+    let mut asked = disk.asked();
+    let held = disk.hold();
+    let (building, applying) = (machine.clone(), machine.clone());
+    let built = tokio::task::spawn_blocking(move || building.build());
+    asked.changed().await.unwrap();
+    let applied = tokio::task::spawn_blocking(move || applying.apply((21..=40).map(add)));
+    let applied = tokio::time::timeout(std::time::Duration::from_secs(5), applied).await;
+    assert_eq!(machine.snapshot_index(), None, "it still waits");
+    drop(held);
+    let (meta, data) = built.await.unwrap().unwrap();
+    applied.expect("they waited for the snapshot").unwrap();
+    let content = snapshot::decode(&data.read().unwrap()).unwrap();
+    assert_eq!((meta.last_log_id, &content.meta), (Some(add(20).log_id), &meta));
+    let content = Content { meta: Default::default(), ..content };
+    assert!(content.encode().unwrap() == before.1);
+    assert_eq!(machine.encoded().unwrap().0, 40);
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_written_says_what_the_disk_said() {
+    for room in [0, 3, 9, 14] {
+        let mut disk = vec![0; room];
+        let error = Content::<Ledger>::default().write(&mut &mut disk[..]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WriteZero, "room for {room} bytes: {error}");
     }
-    // What the log does not have any more cannot be made again.
-    handle.apply([add(600), add(601)]).await.unwrap();
-    assert!(handle.machine.again(&log).is_none());
-    log.close();
 }
 
 /// Large entries: few, and many bytes.
@@ -335,6 +342,6 @@ async fn the_log_is_bounded_by_bytes_and_its_file_becomes_smaller() {
 /// A content that is read is the one that was written, its number included.
 #[test]
 fn a_snapshot_carries_the_number_of_its_history() {
-    let bytes = snapshot::encode(&SnapshotMeta::default(), Some(7), &Default::default()).unwrap();
-    assert_eq!(snapshot::decode(&bytes).unwrap(), Content { sum: Some(7), ..Content::default() });
+    let content = Content { sum: Some(7), ..Content::default() };
+    assert_eq!(snapshot::decode(&content.encode().unwrap()).unwrap(), content);
 }

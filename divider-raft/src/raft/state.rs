@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Applied, Group, Key, Ledger, Op, Outcome, Refusal, Revision, SessionId, Term, Token};
+use divider_core::{Applied, Frozen, Group, Key, Ledger, Op, Outcome, Refusal, Revision, SessionId, Term, Token};
 use openraft::{EntryPayload, RaftSnapshotBuilder, Snapshot, StorageIOError, storage::RaftStateMachine};
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -30,9 +30,6 @@ use crate::{
     subscribe::Subscribers,
     wire::Owner,
 };
-
-/// A state is large from so many bytes of a snapshot or of the log on, or from so many keys on: writing it takes some 10 ms.
-const LARGE: (u64, u64) = if cfg!(test) { (64 << 10, 100) } else { (8 << 20, 20_000) };
 
 /// How long a member waits before it tries again to write a snapshot, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -127,11 +124,10 @@ impl State {
         }
     }
 
-    /// As a snapshot.
-    pub(super) fn encoded(&self) -> std::io::Result<(SnapshotMeta, Vec<u8>)> {
-        let meta = self.meta();
-        let bytes = snapshot::encode(&meta, self.sum, &self.groups)?;
-        Ok((meta, bytes))
+    /// As it is at the moment, to be written while entries are applied.
+    fn freeze(&mut self) -> Content<Frozen> {
+        let groups = self.groups.iter_mut().map(|(group, ledger)| (group.clone(), ledger.freeze())).collect();
+        Content { meta: self.meta(), sum: self.sum, groups }
     }
 }
 
@@ -206,9 +202,14 @@ impl Machine {
 
     /// What has been applied, for comparison with another member.
     pub(crate) fn encoded(&self) -> Option<(u64, Vec<u8>)> {
-        let state = self.state.read();
-        let bytes = snapshot::encode(&SnapshotMeta::default(), state.sum, &state.groups).ok()?;
-        Some((state.applied?.index, bytes))
+        let Content { meta, sum, groups } = self.freeze();
+        let bytes = Content { meta: SnapshotMeta::default(), sum, groups }.encode().ok()?;
+        Some((meta.last_log_id?.index, bytes))
+    }
+
+    /// Nobody waits for longer than this takes, a few milliseconds for a million keys, however long it is kept and written.
+    fn freeze(&self) -> Content<Frozen> {
+        self.state.write().freeze()
     }
 
     /// The newest index at which all members note their numbers, and this one's; see [`Sums`].
@@ -252,7 +253,7 @@ impl Machine {
         self.snapshots.current().and_then(|(meta, _)| meta.last_log_id).map(|log| log.index)
     }
 
-    fn apply(&self, entries: impl Iterator<Item = Entry>) -> Vec<Reply> {
+    pub(super) fn apply(&self, entries: impl Iterator<Item = Entry>) -> Vec<Reply> {
         let mut heard = Vec::new();
         let mut index = 0;
         let mut state = self.state.write();
@@ -275,8 +276,9 @@ impl Machine {
         replies
     }
 
-    /// Puts a snapshot in the place of all that there was. Blocks on the disk.
-    fn install(&self, Received { content, kept }: Received) -> std::io::Result<()> {
+    /// Puts a snapshot in the place of all that there was, and gives that back: to drop a million keys takes a while. Blocks on
+    /// the disk.
+    fn install(&self, Received { content, kept }: Received) -> std::io::Result<State> {
         self.snapshots.adopt(content.meta.clone(), kept)?;
         let index = content.meta.last_log_id.map_or(0, |log| log.index);
         let old = {
@@ -288,58 +290,14 @@ impl Machine {
         // Nobody knows what happened in between.
         self.subscribers.gap();
         self.applied.send_replace(index);
-        drop(old);
-        Ok(())
+        Ok(old)
     }
 
-    /// Makes a snapshot of all that has been applied. Blocks on the disk.
-    ///
-    /// Entries wait while the ledgers are written into memory, which takes longer than an election where there are a million
-    /// keys. So a large state is made a second time, of the snapshot before and the entries since: nobody waits for that,
-    /// and it is the same, since entries alone decide what it is.
-    pub(crate) fn build(&self, log: &Log) -> std::io::Result<(SnapshotMeta, SnapshotData)> {
-        let again = if self.is_large(log) { self.again(log) } else { None };
-        let (meta, bytes) = match again {
-            Some(state) => state.encoded()?,
-            None => self.state.read().encoded()?,
-        };
-        self.snapshots.adopt(meta, self.snapshots.write(bytes)?)
-    }
-
-    pub(super) fn is_large(&self, log: &Log) -> bool {
-        let before = self.snapshots.current().map_or(0, |(_, data)| data.len());
-        let keys = |state: &State| state.groups.values().map(|ledger| ledger.stats().registered).sum::<u64>();
-        before.max(log.bytes()) > LARGE.0 || keys(&self.state.read()) > LARGE.1
-    }
-
-    /// The state as it is now, of the snapshot before and the log. `None` where these are no longer there, since another
-    /// snapshot has just been installed, or where something else comes of them.
-    pub(super) fn again(&self, log: &Log) -> Option<State> {
-        let (applied, sum) = {
-            let state = self.state.read();
-            (state.applied?, state.sum)
-        };
-        let before = self.snapshots.current().map(|(_, data)| data.read().map(|bytes| snapshot::decode(&bytes)));
-        let mut state = match before {
-            Some(content) => content.ok()?.ok()?.into(),
-            None => State::default(),
-        };
-        while state.applied < Some(applied) {
-            let next = state.applied.map_or(0, |log| log.index + 1);
-            let entries = log.some(next, applied.index + 1).ok()?;
-            if entries.first()?.log_id.index != next {
-                return None;
-            }
-            entries.into_iter().for_each(|entry| _ = state.apply(entry, |_, _, _, _| {}, &mut Vec::new()));
-        }
-        if state.applied != Some(applied) {
-            return None;
-        }
-        if state.sum != sum {
-            tracing::error!(target: "divider::raft", %applied, "the log and the snapshot before say something else than the replica");
-            return None;
-        }
-        Some(state)
+    /// Makes a snapshot of all that has been applied. Blocks on the disk, while entries go on being applied.
+    pub(crate) fn build(&self) -> std::io::Result<(SnapshotMeta, SnapshotData)> {
+        let content = self.freeze();
+        let kept = self.snapshots.write(&content)?;
+        self.snapshots.adopt(content.meta, kept)
     }
 }
 
@@ -431,11 +389,15 @@ impl RaftStateMachine<Types> for MachineHandle {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Box<SnapshotData>) -> Result<(), StorageError> {
         let (machine, meta) = (self.machine.clone(), meta.clone());
-        let install = move || -> std::io::Result<()> {
+        let install = move || -> std::io::Result<State> {
             let received = match *data {
                 SnapshotData::Received(received) => received.lock().take().ok_or("it was installed already".to_owned()),
                 // Only suites hand on what they have not received.
-                data => machine.snapshots.write(data.read()?)?.check(&meta),
+                data => {
+                    let mut spool = machine.receive()?;
+                    spool.write(0, data.read()?)?;
+                    spool.finish()?.check(&meta)
+                }
             };
             machine.install(received.map_err(std::io::Error::other)?)
         };
@@ -443,10 +405,12 @@ impl RaftStateMachine<Types> for MachineHandle {
         let done = done.map_err(std::io::Error::other).flatten();
         // Whoever purges waits for it.
         self.log.snapshot_is_kept(match &done {
-            Ok(()) => Ok(self.machine.snapshot_index().unwrap_or(0)),
+            Ok(_) => Ok(self.machine.snapshot_index().unwrap_or(0)),
             Err(error) => Err(error.to_string()),
         });
-        done.map_err(|error| storage(&error))
+        let old = done.map_err(|error| storage(&error))?;
+        self.machine.place().ground.blocking(Box::new(move || drop(old)));
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError> {
@@ -460,8 +424,8 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
         let mut pause = PAUSE.0;
         loop {
-            let (machine, log) = (self.machine.clone(), self.log.clone());
-            let built = self.machine.place().blocking(move || machine.build(&log)).await;
+            let machine = self.machine.clone();
+            let built = self.machine.place().blocking(move || machine.build()).await;
             let error = match built.map_err(std::io::Error::other).flatten() {
                 Ok((meta, data)) => {
                     self.log.snapshot_is_kept(Ok(meta.last_log_id.map_or(0, |log| log.index)));

@@ -126,13 +126,13 @@ fn an_older_snapshot_does_not_take_the_place_of_a_newer_one() {
     let directory = tempfile::tempdir().unwrap();
     let snapshot = |index| {
         let meta = super::SnapshotMeta { last_log_id: Some(entry(index).log_id), ..Default::default() };
-        (meta.clone(), super::snapshot::encode(&meta, None, &Default::default()).unwrap())
+        super::Content::<divider_core::Ledger> { meta, ..Default::default() }
     };
     let (snapshots, _) = Snapshots::open(directory.path().into()).unwrap();
     for (index, kept) in [(20, 20), (15, 20), (21, 21)] {
-        let (meta, bytes) = snapshot(index);
-        let written = snapshots.write(bytes).unwrap();
-        assert_eq!(snapshots.adopt(meta, written).unwrap().0.last_log_id, Some(entry(kept).log_id));
+        let content = snapshot(index);
+        let written = snapshots.write(&content).unwrap();
+        assert_eq!(snapshots.adopt(content.meta, written).unwrap().0.last_log_id, Some(entry(kept).log_id));
         let (_, loaded) = Snapshots::open(directory.path().into()).unwrap();
         assert_eq!(loaded.unwrap().meta.last_log_id, Some(entry(kept).log_id));
     }
