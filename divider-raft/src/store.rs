@@ -297,6 +297,11 @@ impl RaftStore {
     }
 
     #[cfg(test)]
+    pub(crate) fn trip(&self) {
+        self.member().into_iter().for_each(|member| member.log.trip());
+    }
+
+    #[cfg(test)]
     pub(crate) fn log_bytes(&self) -> u64 {
         self.member().map_or(0, |member| member.log.bytes())
     }
@@ -512,6 +517,7 @@ impl RaftStore {
             reached.map_err(|_| StoreError::Timeout { limit })?;
             member.read(&group, query).map_err(|fault| match fault {
                 crate::wire::Fault::SessionEnded => StoreError::SessionEnded,
+                crate::wire::Fault::Busy(problem) => StoreError::Unavailable { message: problem, source: None },
                 other => StoreError::Corrupt(format!("{other:?}")),
             })
         })

@@ -34,6 +34,9 @@ use crate::{
 /// A state is large from so many bytes of a snapshot or of the log on, or from so many keys on: writing it takes some 10 ms.
 const LARGE: (u64, u64) = if cfg!(test) { (64 << 10, 100) } else { (8 << 20, 20_000) };
 
+/// The latest that a clock is believed, in microseconds: nine thousand years leave room for whatever is counted from there.
+const LATEST: u64 = 1 << 58;
+
 /// How long a member waits before it tries again to write a snapshot, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -95,6 +98,7 @@ impl State {
             }
             EntryPayload::Normal(command) => {
                 let body = &*command.0;
+                let clock = body.clock().min(LATEST);
                 let steps = body.steps().iter().map(|step| {
                     let group = step.group();
                     let ledger = match groups.get_mut(group) {
@@ -102,8 +106,9 @@ impl State {
                         None => groups.entry(group.clone()).or_default(),
                     };
                     let led = ledger.group().leader;
-                    let begun = begun(ledger, body.clock());
-                    let (done, effects) = one(ledger, step, index, begun, body.reign() == term);
+                    let begun = begun(ledger, clock);
+                    let token = Token(index.max(begun).max(clock));
+                    let (done, effects) = one(ledger, step, token, begun, body.reign() == term);
                     applied(term, step, &done, ledger);
                     deeds.step(&done, ledger);
                     heard.push((group.clone(), effects, led.is_some() && ledger.group().leader.is_none()));
@@ -135,9 +140,10 @@ impl State {
     }
 }
 
-/// What a group's next term and its next tokens are above: the term before, and for the first one the clock of whoever
-/// proposed it. So all numbers are above those of an earlier life whose disks were all lost, and whoever compares tokens
-/// refuses nobody for that.
+/// What a group's next term is above: the term before, and for the first one the clock of whoever proposed it. Tokens are above
+/// that clock always. So all numbers are above those of an earlier life whose disks were all lost, and tokens above all that
+/// the disks have forgotten where older copies of them were put back: whoever compares tokens refuses no new owner, and takes
+/// nothing from one that was forgotten.
 fn begun(ledger: &Ledger, clock: u64) -> u64 {
     match ledger.group().term {
         Term(0) => clock,
@@ -249,7 +255,12 @@ impl Machine {
 
     /// Index of the last entry in the newest snapshot.
     pub(crate) fn snapshot_index(&self) -> Option<u64> {
-        self.snapshots.current().and_then(|(meta, _)| meta.last_log_id).map(|log| log.index)
+        self.snapshot_end().map(|log| log.index)
+    }
+
+    /// The last entry in the newest snapshot.
+    pub(crate) fn snapshot_end(&self) -> Option<LogId> {
+        self.snapshots.current().and_then(|(meta, _)| meta.last_log_id)
     }
 
     fn apply(&self, entries: impl Iterator<Item = Entry>) -> Vec<Reply> {
@@ -359,11 +370,10 @@ impl Step {
 }
 
 /// Applies one step, of the entry at `index`. `same_reign` says that beats could not move between their comparison and this
-/// entry; terms and tokens are above what has [`begun`].
-fn one(ledger: &mut Ledger, step: &Step, index: u64, begun: u64, same_reign: bool) -> (Done, divider_core::Effects) {
+/// entry; tokens are above `floor`, and terms above what has [`begun`].
+fn one(ledger: &mut Ledger, step: &Step, floor: Token, begun: u64, same_reign: bool) -> (Done, divider_core::Effects) {
     match step {
         Step::Apply { ops, .. } => {
-            let floor = Token(index.max(begun));
             let stale = |op: &Op| !same_reign && matches!(op, Op::Expire { .. });
             let effects = if ops.iter().any(stale) {
                 let fresh: Vec<Op> = ops.iter().filter(|op| !stale(op)).cloned().collect();
@@ -430,8 +440,10 @@ impl RaftStateMachine<Types> for MachineHandle {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Box<SnapshotData>) -> Result<(), StorageError> {
-        let (machine, meta) = (self.machine.clone(), meta.clone());
+        let (machine, meta, log) = (self.machine.clone(), meta.clone(), self.log.clone());
         let install = move || -> std::io::Result<()> {
+            // Nobody else opens the directory before this is done, whoever has given up waiting for it.
+            let _in_use = log;
             let received = match *data {
                 SnapshotData::Received(received) => received.lock().take().ok_or("it was installed already".to_owned()),
                 // Only suites hand on what they have not received.
