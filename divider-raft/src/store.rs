@@ -297,8 +297,11 @@ impl RaftStore {
     }
 
     #[cfg(test)]
-    pub(crate) fn trip(&self) {
-        self.member().into_iter().for_each(|member| member.log.trip());
+    pub(crate) fn trip(&self, applying: bool) {
+        let trip = |member: Arc<crate::member::Member>| {
+            if applying { member.machine.trip() } else { member.log.trip() }
+        };
+        self.member().into_iter().for_each(trip);
     }
 
     #[cfg(test)]

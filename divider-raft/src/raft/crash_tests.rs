@@ -4,13 +4,14 @@ use std::{
     collections::BTreeSet,
     io::{self, Cursor, Read, Seek, SeekFrom, Write},
     path::Path,
+    pin::pin,
     sync::Arc,
 };
 
 use divider_core::Store;
 use futures_util::FutureExt;
 use openraft::{
-    CommittedLeaderId, EntryPayload, RaftLogReader,
+    CommittedLeaderId, EntryPayload, RaftLogReader, RaftSnapshotBuilder,
     storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine, StorageHelper},
 };
 use parking_lot::Mutex;
@@ -525,17 +526,44 @@ async fn a_follower_that_comes_back_with_an_older_directory_stops_nobody_and_cat
 /// Whatever a core ends by, its member is opened again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_whose_core_has_panicked_is_no_member_until_it_is_opened_again() {
-    let store = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
-    store.open().await.unwrap();
-    store.apply(&add(1)).await.unwrap();
-    store.trip();
-    store.apply(&add(2)).await.unwrap_err();
-    wait("it is noticed", || matches!(store.condition(), crate::Condition::Stopped(_))).await;
-    let began = std::time::Instant::now();
-    while store.apply(&add(3)).await.is_err() {
-        assert!(began.elapsed().as_secs() < 20, "it is opened again");
+    for applying in [false, true] {
+        let store = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
+        store.open().await.unwrap();
+        store.apply(&add(1)).await.unwrap();
+        store.trip(applying);
+        let unanswered = tokio::spawn({
+            let store = store.clone();
+            async move { store.apply(&add(2)).await }
+        });
+        wait("it is noticed", || matches!(store.condition(), crate::Condition::Stopped(_))).await;
+        unanswered.await.unwrap().unwrap_err();
+        let began = std::time::Instant::now();
+        while store.apply(&add(3)).await.is_err() {
+            assert!(began.elapsed().as_secs() < 20, "it is opened again");
+        }
+        store.close().await;
     }
-    store.close().await;
+}
+
+/// A builder that waits for space would keep the directory from whoever opens it next.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_closed() {
+    let directory = TempDir::new().unwrap();
+    let idle = Arc::new(Idle::default());
+    let place = Place { directory: Some(directory.path().to_owned()), ground: idle.clone() };
+    let (log, _) = Log::open(&place, identity).unwrap();
+    let (snapshots, loaded) = Snapshots::open(place).unwrap();
+    let mut handle = MachineHandle { machine: Machine::new(snapshots, loaded), log: log.clone() };
+    // Nothing can take the place of this.
+    std::fs::create_dir(directory.path().join("snapshot")).unwrap();
+    let mut building = pin!(handle.build_snapshot());
+    assert!(building.as_mut().now_or_never().is_none());
+    let work = idle.0.lock().pop().unwrap();
+    (work.0)();
+    assert!(building.as_mut().now_or_never().is_none(), "it waits");
+    log.close();
+    let given_up = tokio::time::timeout(std::time::Duration::from_millis(50), building).await;
+    given_up.expect("at once").unwrap_err();
 }
 
 #[test]

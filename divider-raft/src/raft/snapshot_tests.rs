@@ -344,6 +344,44 @@ async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_wha
     }
 }
 
+/// Its name is another member's until that is removed: it is not taken in meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_goes_on_as_a_client_until_its_member_is_taken_in_again() {
+    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    drop(bound);
+    let build = |at: usize| {
+        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
+    };
+    let stores: Vec<_> = (0..3).map(build).collect();
+    let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
+    opened.into_iter().for_each(Result::unwrap);
+    let at = stores.iter().position(|store| !store.leads_raft()).unwrap();
+    let (store, id) = (&stores[at], stores[at].me().unwrap().id);
+    store.trip(false);
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let work = |key: u64| [Op::Add(Work::new(format!("k{key}")).unwrap())];
+    let mut key = 0;
+    while !matches!(store.condition(), crate::Condition::Stopped(_)) {
+        assert!(std::time::Instant::now() < limit, "it stops");
+        key += 1;
+        let _ = stores[(at + 1) % 3].apply(&work(key)).await;
+    }
+    // It lost its memory, and so its id; it is tried to be opened again meanwhile.
+    let began = std::time::Instant::now();
+    while began.elapsed().as_millis() < 1500 {
+        store.apply(&work(key)).await.unwrap();
+        assert_ne!(store.condition(), crate::Condition::Member, "nobody has taken it in");
+    }
+    stores[(at + 1) % 3].remove_member(id).await.unwrap();
+    while store.condition() != crate::Condition::Member {
+        assert!(std::time::Instant::now() < limit, "it is taken in");
+        store.apply(&work(key)).await.unwrap();
+    }
+    store.apply(&work(key)).await.unwrap();
+}
+
 /// What is wrong may be in its snapshot by then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_found_to_differ_is_not_opened_again() {

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -50,6 +51,8 @@ pub(crate) struct Machine {
     sums: Sums,
     /// This replica is not what the others are: nobody is told of what is in it.
     differs: AtomicBool,
+    #[cfg(test)]
+    trips: AtomicBool,
     pub(crate) reign: Reign,
     pub(crate) subscribers: Subscribers,
 }
@@ -161,6 +164,8 @@ impl Machine {
             snapshots,
             sums: Sums::default(),
             differs: AtomicBool::new(false),
+            #[cfg(test)]
+            trips: AtomicBool::new(false),
             reign: Reign::default(),
             subscribers: Subscribers::default(),
         })
@@ -244,6 +249,12 @@ impl Machine {
         state.sum = state.sum.map(|sum| !sum);
     }
 
+    /// The next entry panics, in the task in which openraft has them applied.
+    #[cfg(test)]
+    pub(crate) fn trip(&self) {
+        self.trips.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn place(&self) -> &Place {
         self.snapshots.place()
     }
@@ -267,6 +278,8 @@ impl Machine {
         let mut heard = Vec::new();
         let mut index = 0;
         let mut state = self.state.write();
+        #[cfg(test)]
+        assert!(!self.trips.swap(false, Ordering::Relaxed), "it was to trip");
         let replies = entries.map(|entry| {
             index = entry.log_id.index;
             let told = |term, step: &Step, done: &Done, ledger: &Ledger| {
@@ -427,7 +440,9 @@ impl RaftStateMachine<Types> for MachineHandle {
         let last = entries.last().map_or(0, |entry| entry.log_id.index);
         let failed = |error| StorageError::from(StorageIOError::read_logs(openraft::AnyError::new(&error)));
         self.log.durable(last).await.map_err(failed)?;
-        Ok(self.machine.apply(entries.into_iter()))
+        // A panic would end the task in which this runs, and openraft would hear of that at the next entry only.
+        let applied = catch_unwind(AssertUnwindSafe(|| self.machine.apply(entries.into_iter())));
+        applied.map_err(|_| failed(std::io::Error::other("an entry could not be applied: see the panic")))
     }
 
     async fn get_snapshot_builder(&mut self) -> Self {
@@ -472,6 +487,9 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
         let mut pause = PAUSE.0;
         loop {
+            if self.log.is_closed() {
+                return Err(storage(&std::io::Error::other("the log is closed")));
+            }
             let (machine, log) = (self.machine.clone(), self.log.clone());
             let built = self.machine.place().blocking(move || machine.build(&log)).await;
             let error = match built.map_err(std::io::Error::other).flatten() {
@@ -481,11 +499,9 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
                 }
                 Err(error) => error,
             };
-            if self.log.is_closed() {
-                return Err(storage(&error));
-            }
             tracing::warn!(target: "divider::raft", %error, ?pause, "a snapshot could not be written; it is tried again");
-            tokio::time::sleep(pause).await;
+            // Nobody else can open the directory as long as this waits.
+            let _ = tokio::time::timeout(pause, self.log.broken()).await;
             pause = (pause * 2).min(PAUSE.1);
         }
     }
