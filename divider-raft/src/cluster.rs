@@ -369,6 +369,9 @@ fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError>
         return Err(DataError::Corrupt { path: directory.unwrap_or_default(), problem });
     }
     log.snapshot_is_kept(Ok(machine.snapshot_index().unwrap_or(0)));
+    if let Some(last) = machine.snapshot_end() {
+        log.goes_on_from(last).map_err(|error| DataError::io(directory.unwrap_or_default(), error))?;
+    }
     Ok(Opened { log, identity, machine })
 }
 
@@ -379,6 +382,8 @@ async fn watch_leadership(member: Arc<Member>, ending: watch::Sender<Option<End>
         let changed = member.raft.changes();
         let view = member.raft.view();
         if let Some(why) = member.raft.why_stopped() {
+            let differs = "this replica differs from the others', although it applied the same entries";
+            let why = if member.machine.differs() { differs.to_owned() } else { why };
             tracing::error!(target: TARGET, member = %member.me, why, "Raft has stopped; this member answers no more");
             ending.send_modify(|ended| _ = ended.get_or_insert(End::Stopped(why)));
             return;

@@ -28,8 +28,8 @@ pub(crate) enum Body {
     V2 {
         /// As in the first.
         reign: u64,
-        /// The proposer's clock, in microseconds since 1970. A group's first term is above it, and so above those of an
-        /// earlier life that all members have lost.
+        /// The proposer's clock, in microseconds since 1970. A group's first term and all its tokens are above it, and so above
+        /// those of an earlier life that all members have lost.
         clock: u64,
         /// As in the first.
         steps: Vec<Step>,
@@ -44,7 +44,7 @@ impl Body {
         }
     }
 
-    /// What a group's first term is above.
+    /// What a group's first term and its tokens are above.
     pub(crate) fn clock(&self) -> u64 {
         match self {
             Self::V1 { .. } => 0,

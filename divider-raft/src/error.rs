@@ -56,6 +56,28 @@ pub enum DataError {
         /// Who wanted to use it.
         ours: String,
     },
+    /// What is in it is not what the other members have, although it applied the same entries.
+    #[error(
+        "{} holds a replica that was found to differ from the others' at entry {index}, although it applied the same \
+         entries, so it is not used: move the directory away, remove the member, and let it join again with an empty one; \
+         and please report this",
+        path.display()
+    )]
+    Differs {
+        /// The directory.
+        path: PathBuf,
+        /// The entry at which they were compared.
+        index: u64,
+    },
+    /// A recovery was cut short after it had moved the survivor's directory away.
+    #[error(
+        "{} is not there, because its recovery was cut short: do it again (`RaftStore::recover`)",
+        path.display()
+    )]
+    Unrecovered {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The disk said no.
     #[error("{} cannot be used: {source}", path.display())]
     Io {

@@ -55,7 +55,8 @@ pub trait Ground: fmt::Debug + Send + Sync + 'static {
     /// A number that nobody else has drawn.
     fn draw(&self) -> u128;
 
-    /// The machine's clock, in microseconds since 1970. It decides nothing but where numbers begin in a new life of a group.
+    /// The machine's clock, in microseconds since 1970. It decides nothing but above what tokens are, and where other numbers begin in
+    /// a new life of a group.
     fn clock(&self) -> u64;
 
     /// The disk, where it is not the file system.

@@ -1,10 +1,14 @@
 //! What becomes of a process whose member has ended although nobody has closed it.
 //!
 //! The cluster is well without it, and so should the process be: it goes on as a client of the others. Where the member has
-//! stopped, for example because its disk was full for a moment, it is opened again, with pauses that grow; where it was
-//! removed, that was somebody's wish, and only a new start joins again.
+//! stopped, for example because its disk was full for a moment, it is opened again, with pauses that grow, beside the client, which
+//! it replaces once it is in its cluster and has caught up; where it was removed, that was somebody's wish, and only a new start
+//! joins again.
 
-use std::{sync::Weak, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use crate::{
     cluster::{End, Running},
@@ -16,6 +20,9 @@ const TARGET: &str = "divider::raft";
 const FIRST: Duration = Duration::from_millis(500);
 /// but no longer than this.
 const LONGEST: Duration = Duration::from_secs(60);
+
+/// How often one that waits looks whether its process has closed the store.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Looks after what runs, until it is closed.
 pub(crate) async fn look_after(cluster: Weak<Cluster>) {
@@ -66,19 +73,40 @@ async fn reopen(cluster: &Weak<Cluster>, pause: Duration) -> bool {
         return false;
     };
     match Running::start(config, client.ground.clone()).await {
-        Ok(running) => match cluster.upgrade() {
-            Some(cluster) if cluster.replace(&client, running.clone(), None) => {
-                tracing::info!(target: TARGET, "the member was opened again");
-                true
+        Ok(running) => {
+            let ready = is_ready(cluster, &client, &running).await;
+            match cluster.upgrade() {
+                Some(cluster) if ready && cluster.replace(&client, running.clone(), None) => {
+                    tracing::info!(target: TARGET, "the member was opened again");
+                    true
+                }
+                _ => {
+                    running.give_up().await;
+                    false
+                }
             }
-            _ => {
-                running.give_up().await;
-                false
-            }
-        },
+        }
         Err(error) => {
             tracing::warn!(target: TARGET, %error, "the member cannot be opened again yet");
             false
         }
+    }
+}
+
+/// Waits until a member that was opened again is in its cluster, and has caught up: until then the client is of more use. It votes
+/// meanwhile, where it is known. False where it has ended, or the client was closed.
+async fn is_ready(cluster: &Weak<Cluster>, client: &Arc<Running>, running: &Running) -> bool {
+    let is_current =
+        || cluster.upgrade().and_then(|cluster| cluster.current()).is_some_and(|now| Arc::ptr_eq(&now, client));
+    let closed = async {
+        while is_current() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let ready = async { while running.ready().await.is_err() {} };
+    tokio::select! {
+        () = ready => true,
+        _ = running.ends() => false,
+        () = closed => false,
     }
 }

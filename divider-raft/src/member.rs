@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{
-    Batch, Change, Claim, Group, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
-};
+use divider_core::{Batch, Claim, Group, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits};
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{Notify, mpsc},
@@ -27,6 +25,7 @@ use crate::{
     raft::{Identity, Log, Machine, Peer, Raft, RaftAnswer, RaftRequest, Receiving, Refused, View, owner},
     rights::Caller,
     security::Proof,
+    subscribe::change_bytes,
     succession,
     wire::{Answer, Call, Fault, Hello, Query, Request, Status},
 };
@@ -138,6 +137,9 @@ impl Member {
             Call::Status => return Ok(Answer::Status(self.status())),
             _ if self.cluster_id().is_none() => return Err(Fault::Busy("this member has no cluster yet".into())),
             _ => {}
+        }
+        if self.machine.differs() {
+            return Err(Fault::Busy("this replica differs from the others', and stops".into()));
         }
         if self.raft.is_ending() {
             return Err(Fault::Busy("this member hands over to another one".into()));
@@ -362,6 +364,9 @@ impl Member {
             StoreError::SessionEnded => Fault::SessionEnded,
             other => Fault::Refused(other.to_string()),
         };
+        if self.machine.differs() {
+            return Err(Fault::Busy("this replica differs from the others', and stops".into()));
+        }
         self.machine.with(group, |ledger| match query {
             Query::Holdings(session) => ledger.holdings(session).map(Answer::Holdings).map_err(failed),
             Query::Changes(since) => Ok(Answer::Changes(ledger.changes(since).map(some))),
@@ -442,18 +447,12 @@ fn changing(refused: Refused) -> Fault {
 
 /// The first batches, up to about [`CHANGES_BYTES`], but at least one.
 fn some(batches: Vec<Batch>) -> Vec<Batch> {
-    let size = |change: &Change| match change {
-        Change::Key(view) => 96 + view.key.as_str().len(),
-        Change::KeyGone(key) => 8 + key.as_str().len(),
-        Change::Session(view) => 64 + view.node.as_str().len(),
-        Change::SessionGone(_) | Change::Group(_) => 48,
-    };
     let mut bytes = 0;
     let mut taken = 0;
     batches
         .into_iter()
         .take_while(|batch| {
-            bytes += batch.changes.iter().map(size).sum::<usize>();
+            bytes += batch.changes.iter().map(change_bytes).sum::<usize>();
             taken += 1;
             taken == 1 || bytes <= CHANGES_BYTES
         })

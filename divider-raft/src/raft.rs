@@ -1,6 +1,8 @@
 //! openraft, and the only place that names its types: the rest of the crate speaks of members, entries and readings.
 
 mod compare;
+#[cfg(test)]
+mod crash_tests;
 mod log;
 mod network;
 mod origin;
@@ -176,6 +178,7 @@ impl Raft {
         let raft = Self { raft, id, log, quorum, silence, ending: Arc::default() };
         tokio::spawn(turns::take(raft.raft.clone(), config.election.1, config.ground.clone()));
         tokio::spawn(raft.clone().bound_log());
+        tokio::spawn(raft.clone().stop_with_log());
         tokio::spawn(raft.clone().compare(machine, links));
         Ok(raft)
     }
@@ -210,6 +213,13 @@ impl Raft {
         }
     }
 
+    /// openraft finds out that nothing can be written when it has something to write, which a member that is not told of
+    /// anything never has.
+    async fn stop_with_log(self) {
+        self.log.broken().await;
+        self.stop().await;
+    }
+
     pub(crate) fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Relaxed)
     }
@@ -224,11 +234,16 @@ impl Raft {
         View {
             term: metrics.current_term,
             leader: metrics.current_leader,
-            leads: metrics.state == ServerState::Leader,
+            leads: metrics.state == ServerState::Leader && !self.has_ended(),
             lost: self.quorum.is_lost(),
             members: membership.nodes().map(|(id, peer)| (*id, (peer.clone(), votes(id)))).collect(),
-            stopped: metrics.running_state.is_err(),
+            stopped: metrics.running_state.is_err() || self.has_ended(),
         }
+    }
+
+    /// Whether the core is gone, in whatever way: one that has panicked says nothing any more, not even that.
+    fn has_ended(&self) -> bool {
+        self.raft.server_metrics().has_changed().is_err()
     }
 
     /// How far each follower has the log, where this member leads.
@@ -304,7 +319,9 @@ impl Raft {
 
     /// Why Raft has stopped for good, if it has.
     pub(crate) fn why_stopped(&self) -> Option<String> {
-        self.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string)
+        let fatal = self.raft.metrics().borrow().running_state.as_ref().err().map(ToString::to_string);
+        let fatal = fatal.or_else(|| self.has_ended().then(|| "it has ended unexpectedly".to_owned()))?;
+        Some(self.log.problem().unwrap_or(fatal))
     }
 
     /// When this member last heard of a leader, or led.

@@ -21,7 +21,7 @@ use crate::{
     config::RaftConfig,
     link::{Class, Target},
     member::Member,
-    raft::{Peer, Refused},
+    raft::{Identity, Peer, Refused},
     router::Router,
     seeds,
     wire::{Answer, Call, Request, Status},
@@ -238,15 +238,15 @@ async fn found(member: &Arc<Member>) -> Result<(), String> {
 /// Remembers the cluster for good.
 async fn adopt(member: &Arc<Member>, cluster: Uuid) -> Result<(), String> {
     let identity = {
-        let mut identity = member.identity.lock();
+        let identity = member.identity.lock().clone();
         match identity.cluster_id {
             Some(known) if known == cluster => return Ok(()),
             Some(known) => return Err(format!("this data directory belongs to the cluster {known}, not to {cluster}")),
-            None => identity.cluster_id = Some(cluster),
+            None => Identity { cluster_id: Some(cluster), ..identity },
         }
-        identity.clone()
     };
     member.log.identify(&identity).await.map_err(|error| error.to_string())?;
+    *member.identity.lock() = identity;
     *member.cluster_id.write() = Some(cluster);
     Ok(())
 }

@@ -32,9 +32,9 @@ pub(crate) struct SmallDisk(Arc<Inner>);
 impl Default for SmallDisk {
     fn default() -> Self {
         let files = TempDir::new().unwrap();
-        let full = AtomicBool::new(false);
         Self(Arc::new(Inner {
-            full,
+            full: AtomicBool::new(false),
+            refused: AtomicBool::new(false),
             log: Mutex::default(),
             files,
             asked: watch::Sender::new(0),
@@ -46,6 +46,7 @@ impl Default for SmallDisk {
 #[derive(Debug)]
 struct Inner {
     full: AtomicBool,
+    refused: AtomicBool,
     log: Mutex<Vec<u8>>,
     files: TempDir,
     /// How many files were to be made so far.
@@ -69,7 +70,11 @@ impl SmallDisk {
     }
 
     fn room(&self) -> io::Result<()> {
-        if self.0.full.load(Ordering::Relaxed) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if !self.0.full.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.0.refused.store(true, Ordering::Relaxed);
+        Err(io::ErrorKind::StorageFull.into())
     }
 }
 
@@ -154,10 +159,10 @@ impl StorageBackend for SmallDisk {
 
 /// This machine, with another disk.
 #[derive(Debug)]
-struct Machine(SmallDisk);
+pub(crate) struct WithDisk(pub(crate) Arc<dyn Disk>);
 
 #[async_trait]
-impl Ground for Machine {
+impl Ground for WithDisk {
     fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
         ThisMachine.runtime(threads)
     }
@@ -191,7 +196,53 @@ impl Ground for Machine {
     }
 
     fn disk(&self) -> Option<Arc<dyn Disk>> {
-        Some(Arc::new(self.0.clone()))
+        Some(self.0.clone())
+    }
+}
+
+/// Its disk is full from the moment on at which its member listens: the first time only.
+#[derive(Debug)]
+struct FullFromBind(WithDisk, SmallDisk);
+
+#[async_trait]
+impl Ground for FullFromBind {
+    fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
+        self.0.runtime(threads)
+    }
+
+    async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
+        if !self.1.0.refused.load(Ordering::Relaxed) {
+            self.1.fill(true);
+        }
+        self.0.bind(address).await
+    }
+
+    async fn connect(&self, address: &str) -> io::Result<Stream> {
+        self.0.connect(address).await
+    }
+
+    async fn look_up(&self, name: &str) -> io::Result<Vec<std::net::SocketAddr>> {
+        self.0.look_up(name).await
+    }
+
+    fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
+        self.0.blocking(work);
+    }
+
+    fn write_log(&self, writer: Box<dyn LogWriter>) -> io::Result<Option<JoinHandle<()>>> {
+        self.0.write_log(writer)
+    }
+
+    fn draw(&self) -> u128 {
+        self.0.draw()
+    }
+
+    fn clock(&self) -> u64 {
+        self.0.clock()
+    }
+
+    fn disk(&self) -> Option<Arc<dyn Disk>> {
+        self.0.disk()
     }
 }
 
@@ -216,7 +267,7 @@ async fn a_member_whose_disk_was_full_for_a_moment_is_a_client_meanwhile_and_ope
     let build = |at: usize| {
         let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
         let builder = builder.listen(&seeds[at]).seeds(&seeds).plaintext();
-        let small: Arc<dyn Ground> = Arc::new(Machine(disk.clone()));
+        let small: Arc<dyn Ground> = Arc::new(WithDisk(Arc::new(disk.clone())));
         let ground = if at == 2 { small } else { Arc::new(ThisMachine) };
         builder.configure(|config| config.ground = ground).build().unwrap()
     };
@@ -251,4 +302,34 @@ async fn a_member_whose_disk_was_full_for_a_moment_is_a_client_meanwhile_and_ope
     wait("it answers", async || small.apply(&add("after")).await.is_ok()).await;
     small.close().await;
     assert!(matches!(small.stats().await, Err(StoreError::Closed)));
+}
+
+/// A newcomer writes down whose cluster it joins: until then it takes in nothing that Raft says, so it writes nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newcomer_whose_disk_was_full_as_it_came_is_taken_in_once_there_is_space() {
+    let bound: Vec<_> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    drop(bound);
+    let disk = SmallDisk::default();
+    let build = |at: usize, ground: Arc<dyn Ground>| {
+        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder = builder.listen(&seeds[at]).seeds([&seeds[0]]).plaintext();
+        builder.configure(|config| config.ground = ground).build().unwrap()
+    };
+    let first = build(0, Arc::new(ThisMachine));
+    first.open().await.unwrap();
+    first.apply(&add("before")).await.unwrap();
+    let late = build(1, Arc::new(FullFromBind(WithDisk(Arc::new(disk.clone())), disk.clone())));
+    let opening = tokio::spawn({
+        let late = late.clone();
+        async move { while late.open().await.is_err() {} }
+    });
+    wait("it has tried to write", async || disk.0.refused.load(Ordering::Relaxed)).await;
+    disk.fill(false);
+    tokio::time::timeout(SOON, opening).await.expect("it is taken in").unwrap();
+    wait("it has caught up", async || {
+        let (Some(mine), Some(theirs)) = (late.replica(), first.replica()) else { return false };
+        mine == theirs
+    })
+    .await;
 }

@@ -299,6 +299,14 @@ impl RaftStore {
     }
 
     #[cfg(test)]
+    pub(crate) fn trip(&self, applying: bool) {
+        let trip = |member: Arc<crate::member::Member>| {
+            if applying { member.machine.trip() } else { member.log.trip() }
+        };
+        self.member().into_iter().for_each(trip);
+    }
+
+    #[cfg(test)]
     pub(crate) fn log_bytes(&self) -> u64 {
         self.member().map_or(0, |member| member.log.bytes())
     }
@@ -520,6 +528,7 @@ impl RaftStore {
             reached.map_err(|_| StoreError::Timeout { limit })?;
             member.read(&group, query).map_err(|fault| match fault {
                 crate::wire::Fault::SessionEnded => StoreError::SessionEnded,
+                crate::wire::Fault::Busy(problem) => StoreError::Unavailable { message: problem, source: None },
                 other => StoreError::Corrupt(format!("{other:?}")),
             })
         })

@@ -47,7 +47,8 @@ use openraft::{
 };
 use parking_lot::{Mutex, RwLock};
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, backends::InMemoryBackend,
+    Database, Durability, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+    backends::{FileBackend, InMemoryBackend},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::{oneshot, watch};
@@ -76,6 +77,8 @@ const PAGES_BYTES: usize = 4 << 20;
 const READ_BYTES: usize = 1 << 20;
 /// Most bytes in one commit, unless a single write is larger.
 const COMMIT_BYTES: usize = 16 << 20;
+/// The first bytes of a file before redb has made it whole: what stands there otherwise is written last.
+const UNBORN: [u8; 9] = [0; 9];
 /// redb never makes its file smaller by itself. That is done where the file is larger than this,
 const COMPACT_BYTES: u64 = if cfg!(test) { 4 << 20 } else { 32 << 20 };
 /// and so many times as large as the entries in it: it takes as long as it takes to write what is left, so it costs little
@@ -109,6 +112,8 @@ struct Shared {
     written: watch::Receiver<Result<u64, String>>,
     /// Index of the last entry in the snapshot that is on disk, or why none will be any more.
     snapshot: watch::Sender<Result<u64, String>>,
+    #[cfg(test)]
+    trips: std::sync::atomic::AtomicBool,
 }
 
 /// What is known without the disk.
@@ -123,6 +128,8 @@ struct Cache {
     /// Of all entries in the log.
     sizes: Sizes,
     vote: Option<Vote>,
+    /// At which entry this replica was found to be another one than the others'.
+    differs: Option<u64>,
     /// Number of the last append.
     appends: u64,
     /// Number of the last commit.
@@ -293,7 +300,10 @@ impl Log {
         let mut database = match (directory, &disk) {
             (Some(directory), _) => open_file(directory, &path)?,
             (None, Some(disk)) => {
-                let backend = disk.log().map_err(|error| DataError::io(&path, error))?;
+                let mut backend = disk.log().map_err(|error| DataError::io(&path, error))?;
+                if disk.mark().and_then(Mark::open).is_ok_and(|mark| mark.last == 0) {
+                    begin_anew(&mut *backend).map_err(|error| DataError::io(&path, error))?;
+                }
                 let existed = backend.len().is_ok_and(|len| len > 0);
                 checked(existed, || Database::builder().create_with_backend(Backend(backend))).map_err(|what| {
                     match what {
@@ -332,6 +342,9 @@ impl Log {
         if mark.as_ref().is_some_and(|mark| mark.last > cache.commit) {
             return Err(corrupt("what it acknowledged last is not in it any more".into()));
         }
+        if let Some(index) = cache.differs {
+            return Err(DataError::Differs { path: directory.unwrap_or(Path::new("")).to_owned(), index });
+        }
         let known = match identity {
             Some(bytes) => Some(unseal::<Identity>(b"identity", &bytes).map_err(|unreadable| unreadable.at(&path))?),
             None if cache.last.is_some() || cache.vote.is_some() => {
@@ -365,6 +378,8 @@ impl Log {
         let identity = match known {
             Some(identity) => identity,
             None => {
+                // Nothing that is in a file counts before its name is on the disk.
+                place.files().map_or(Ok(()), |files| files.sync()).map_err(|error| DataError::io(&path, error))?;
                 let identity = fresh();
                 let value = seal(b"identity", &identity).map_err(|error| DataError::io(&path, error))?;
                 let (done, mut written) = oneshot::channel();
@@ -383,6 +398,8 @@ impl Log {
             thread: Mutex::new(thread),
             written,
             snapshot: watch::Sender::new(Ok(0)),
+            #[cfg(test)]
+            trips: Default::default(),
         };
         Ok((Self(Arc::new(shared)), identity))
     }
@@ -391,6 +408,50 @@ impl Log {
     pub(crate) async fn identify(&self, identity: &Identity) -> io::Result<()> {
         let value = seal(b"identity", identity)?;
         self.write(|done| Write::Fact { name: "identity", value, done }).await
+    }
+
+    /// Remembers that this replica was found to be another one than the others' at an entry: it is not opened again.
+    pub(crate) async fn differs(&self, index: u64) -> io::Result<()> {
+        let value = seal(b"differs", &index)?;
+        self.write(|done| Write::Fact { name: "differs", value, done }).await
+    }
+
+    /// Forgets a log that a crash has left as it was before a snapshot came in: what is left in it may be of a leader that was
+    /// lost, and nothing in it goes on from there.
+    pub(crate) fn goes_on_from(&self, snapshot: LogId) -> io::Result<()> {
+        let ends_before = self.0.cache.read().last.is_some_and(|last| last.index < snapshot.index);
+        if ends_before { self.forget(snapshot) } else { Ok(()) }
+    }
+
+    /// Forgets all up to an entry. Not waited for: what is lost of that in a crash leaves what a snapshot has anyway.
+    fn forget(&self, upto: LogId) -> io::Result<()> {
+        self.send(Write::Purge { to: upto.index, value: seal(b"purged", &upto)? })?;
+        let mut cache = self.0.cache.write();
+        cache.entries = cache.entries.split_off(&(upto.index + 1));
+        cache.sizes.purge(upto.index);
+        cache.recount();
+        cache.purged = Some(upto);
+        if cache.last.is_none_or(|last| last.index <= upto.index) {
+            cache.last = Some(upto);
+        }
+        Ok(())
+    }
+
+    /// The next append panics, in the task that is openraft's core.
+    #[cfg(test)]
+    pub(crate) fn trip(&self) {
+        self.0.trips.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Waits until nothing is written any more. Cancel safe.
+    pub(crate) async fn broken(&self) {
+        // An error means that it was closed.
+        let _ = self.0.written.clone().wait_for(Result::is_err).await;
+    }
+
+    /// Why nothing is written any more, where that is so.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.0.written.borrow().as_ref().err().cloned()
     }
 
     /// Index of the last entry that was purged: the machine must know everything up to there from a snapshot.
@@ -537,11 +598,26 @@ impl Log {
 }
 
 fn open_file(directory: &Path, path: &Path) -> Result<Database, DataError> {
-    fs::create_dir_all(directory).map_err(|error| DataError::io(directory, error))?;
+    let io = |error| DataError::io(directory, error);
+    if !directory.exists() {
+        super::recover::objection(directory)?;
+        fs::create_dir_all(directory).map_err(io)?;
+        // Whoever may not read what is above has to trust its file system.
+        let _ = directory.parent().map(|above| fs::File::open(above)?.sync_all());
+    }
     let existed = path.exists();
-    if !existed && directory.join("snapshot").exists() {
+    let snapshot = directory.join("snapshot").exists();
+    if !existed && snapshot {
         let problem = "there is a snapshot, but the log beside it is missing".to_owned();
         return Err(DataError::Corrupt { path: path.to_owned(), problem });
+    }
+    let acknowledged = fs::read(directory.join(MARK)).is_ok_and(|bytes| Mark::read(&bytes) > 0);
+    if existed && !snapshot && !acknowledged {
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(io)?;
+        // Where somebody else has it open, that is found out below.
+        if file.try_lock().is_ok() {
+            begin_anew(&mut FileBackend::new(file).map_err(|error| io(io::Error::other(error)))?).map_err(io)?;
+        }
     }
     let corrupt = |problem: String| DataError::Corrupt { path: path.to_owned(), problem };
     checked(existed, || Database::builder().set_cache_size(PAGES_BYTES).create(path)).map_err(|what| match what {
@@ -551,6 +627,14 @@ fn open_file(directory: &Path, path: &Path) -> Result<Database, DataError> {
         Ok(error) => corrupt(error.to_string()),
         Err(problem) => corrupt(problem),
     })
+}
+
+/// A crash may have come while the file was made. Then nothing in it was ever acknowledged, and it is made once more.
+fn begin_anew(file: &mut dyn StorageBackend) -> io::Result<()> {
+    let mut first = UNBORN;
+    let len = usize::try_from(file.len()?).unwrap_or(usize::MAX).min(UNBORN.len());
+    file.read(0, &mut first[..len])?;
+    if len > 0 && first == UNBORN { file.set_len(0) } else { Ok(()) }
 }
 
 /// Opens a database, and looks whether it is whole. An error is what redb says, or what is wrong.
@@ -613,6 +697,7 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), Unreadable> {
             "vote" => cache.vote = Some(unseal(b"vote", value.value())?),
             "purged" => cache.purged = Some(unseal(b"purged", value.value())?),
             "commit" => cache.commit = unseal(b"commit", value.value())?,
+            "differs" => cache.differs = Some(unseal(b"differs", value.value())?),
             "identity" => {}
             other => return Err(format!("it holds a fact called {other:?}, which this version does not know").into()),
         }
@@ -708,7 +793,11 @@ impl Mark {
     fn open(mut file: Box<dyn Rewritable>) -> io::Result<Self> {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        Ok(Self { file, last: unseal(b"mark", &bytes).map_or(0, u64::from_le_bytes) })
+        Ok(Self { file, last: Self::read(&bytes) })
+    }
+
+    fn read(bytes: &[u8]) -> u64 {
+        unseal(b"mark", bytes).map_or(0, u64::from_le_bytes)
     }
 
     fn write(&mut self, commit: u64) -> io::Result<()> {
@@ -921,6 +1010,8 @@ impl RaftLogStorage<Types> for Log {
         if let Err(problem) = &*self.0.written.borrow() {
             return Err(failed(io::Error::other(problem.clone())));
         }
+        #[cfg(test)]
+        assert!(!self.0.trips.swap(false, std::sync::atomic::Ordering::Relaxed), "it was to trip");
         let (mut sealed, mut bytes) = (Vec::new(), 0);
         let mut kept = Vec::new();
         let mut waits = false;
@@ -967,7 +1058,6 @@ impl RaftLogStorage<Types> for Log {
 
     async fn purge(&mut self, log: LogId) -> Result<(), StorageError> {
         let failed = |error: io::Error| failed(ErrorSubject::Logs, ErrorVerb::Delete, &error);
-        let value = seal(b"purged", &log).map_err(failed)?;
         // openraft asks for this while a snapshot that was received is still being written. A crash in between would leave
         // neither the entries nor the snapshot.
         let mut snapshot = self.0.snapshot.subscribe();
@@ -976,16 +1066,6 @@ impl RaftLogStorage<Types> for Log {
             return Err(failed(io::Error::other(problem.clone())));
         }
         drop(kept);
-        // Not waited for: a purge that is lost in a crash leaves what the snapshot has anyway.
-        self.send(Write::Purge { to: log.index, value }).map_err(failed)?;
-        let mut cache = self.0.cache.write();
-        cache.entries = cache.entries.split_off(&(log.index + 1));
-        cache.sizes.purge(log.index);
-        cache.recount();
-        cache.purged = Some(log);
-        if cache.last.is_none_or(|last| last.index < log.index) {
-            cache.last = Some(log);
-        }
-        Ok(())
+        self.forget(log).map_err(failed)
     }
 }

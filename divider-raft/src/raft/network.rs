@@ -332,7 +332,7 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Line;
 
     async fn new_client(&mut self, _: u64, peer: &Peer) -> Line {
-        Line { network: self.clone(), target: Target::member(peer), sent: None }
+        Line { network: self.clone(), target: Target::member(peer), sent: None, acknowledged: None }
     }
 }
 
@@ -343,6 +343,8 @@ pub(super) struct Line {
     target: Target,
     /// Entries that are on their way, perhaps for longer than openraft waits.
     sent: Option<Sent>,
+    /// The last entry that it has said it has.
+    acknowledged: Option<LogId>,
 }
 
 #[derive(Debug)]
@@ -369,6 +371,25 @@ impl Line {
             target.id.inspect(|id| quorum.heard(*id, follows.then_some(sent)));
             Ok(answer)
         })
+    }
+
+    /// A member that has no more what it had acknowledged is sent it again: nobody else is to suffer for it. But it may have
+    /// voted as well, and others may have relied on its word.
+    fn compare(&mut self, answer: &AppendEntriesResponse<u64>, before: Option<LogId>, last: Option<LogId>) {
+        let has = match answer {
+            AppendEntriesResponse::Success => last,
+            AppendEntriesResponse::PartialSuccess(last) => *last,
+            AppendEntriesResponse::Conflict if before.is_some() && before <= self.acknowledged => {
+                let problem = "a member has lost what it had acknowledged: an older copy of its directory was put back, or its \
+                               disk did not keep what it said it had written. Entries that only it and a lost member had may \
+                               be gone: remove it, and let it join again with an empty directory";
+                tracing::error!(target: "divider::raft", member = %self.target.address, problem);
+                self.acknowledged = None;
+                return;
+            }
+            AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => return,
+        };
+        self.acknowledged = self.acknowledged.max(has);
     }
 
     /// Sends entries, or waits for the answer to the call with which they were sent before. Cancel safe: what is on its
@@ -440,10 +461,14 @@ impl RaftNetwork<Types> for Line {
             }
             request.leader_commit = self.network.log.durable_until(commit);
         }
+        let (before, last) = (request.prev_log_id, request.entries.last().map(|entry| entry.log_id));
         let answer =
             if request.entries.is_empty() { ended(self.append(request).await) } else { self.send(request).await };
         match answer.map_err(rpc)? {
-            RaftAnswer::Append(answer) => Ok(answer),
+            RaftAnswer::Append(answer) => {
+                self.compare(&answer, before, last.or(before));
+                Ok(answer)
+            }
             _ => Err(unexpected()),
         }
     }

@@ -39,6 +39,11 @@ pub struct Recovered {
     pub former: PathBuf,
 }
 
+/// How the directory is called that is being made,
+const NEW: &str = ".recovering";
+/// and what was the survivor's.
+const FORMER: &str = ".before-recovery";
+
 /// What the survivor knows.
 struct Survivor {
     identity: Identity,
@@ -50,12 +55,11 @@ struct Survivor {
 
 /// Puts a new directory in the place of the survivor's, which is kept beside it. Blocks on the disk.
 pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Result<Recovered, DataError> {
-    let beside = |ending: &str| {
-        let mut name = directory.file_name().unwrap_or_default().to_owned();
-        name.push(ending);
-        directory.with_file_name(name)
-    };
-    let (new, former) = (beside(".recovering"), beside(".before-recovery"));
+    let (new, former) = (beside(directory, NEW), beside(directory, FORMER));
+    if objection(directory).is_err() {
+        // It was cut short after it had moved the survivor's away. Nobody has used the new one, and it is made once more.
+        std::fs::rename(&former, directory).map_err(|error| DataError::io(directory, error))?;
+    }
     if former.exists() {
         let source = io::Error::new(io::ErrorKind::AlreadyExists, "move it away: it is of an earlier recovery");
         return Err(DataError::io(former, source));
@@ -75,7 +79,24 @@ pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Res
     let recovered = runtime.block_on(write(survivor, place(new.clone()), former.clone()))?;
     std::fs::rename(directory, &former).map_err(failed)?;
     std::fs::rename(&new, directory).map_err(failed)?;
+    if let Some(above) = directory.canonicalize().map_err(failed)?.parent() {
+        std::fs::File::open(above).and_then(|above| above.sync_all()).map_err(failed)?;
+    }
     Ok(recovered)
+}
+
+fn beside(directory: &Path, ending: &str) -> PathBuf {
+    let mut name = directory.file_name().unwrap_or_default().to_owned();
+    name.push(ending);
+    directory.with_file_name(name)
+}
+
+/// Why nobody may begin with an empty directory here: it is gone only because a recovery was cut short.
+pub(super) fn objection(directory: &Path) -> Result<(), DataError> {
+    if directory.exists() || !beside(directory, NEW).exists() || !beside(directory, FORMER).exists() {
+        return Ok(());
+    }
+    Err(DataError::Unrecovered { path: directory.to_owned() })
 }
 
 async fn read(place: Place) -> Result<Survivor, DataError> {

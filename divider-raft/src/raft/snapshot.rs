@@ -155,15 +155,6 @@ impl SnapshotData {
         }
     }
 
-    /// How many bytes it has.
-    pub(crate) fn len(&self) -> u64 {
-        match self {
-            Self::File(file) => file.lock().seek(SeekFrom::End(0)).unwrap_or(0),
-            Self::Memory(bytes) => bytes.len() as u64,
-            Self::Received(_) => 0,
-        }
-    }
-
     /// All of it.
     pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
         self.chunk(0, usize::MAX)
@@ -216,13 +207,15 @@ impl Snapshots {
     pub(crate) fn adopt(&self, meta: SnapshotMeta, kept: Kept) -> io::Result<(SnapshotMeta, SnapshotData)> {
         let current = {
             let mut current = self.current.lock();
-            if let Some(newer) = current.clone().filter(|(known, _)| known.last_log_id > meta.last_log_id) {
-                return Ok(newer);
+            match current.clone().filter(|(known, _)| known.last_log_id > meta.last_log_id) {
+                Some(newer) => newer,
+                None => {
+                    let data = kept.place()?;
+                    current.insert((meta, data)).clone()
+                }
             }
-            let data = kept.place()?;
-            current.insert((meta, data)).clone()
         };
-        // Nothing is purged before this returns.
+        // Nothing is purged before this returns, and whoever put a newer one there may not have come to this yet.
         self.files.as_deref().map_or(Ok(()), Files::sync)?;
         Ok(current)
     }

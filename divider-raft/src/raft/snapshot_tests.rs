@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc};
 
-use divider_core::{Group, Ledger, NodeId, Op, Revision, SessionId, Store, Term, Token, Work};
+use divider_core::{Group, Ledger, NodeId, Op, Revision, SessionId, Store, StoreError, Term, Token, Work};
 use openraft::{RaftSnapshotBuilder, storage::RaftStateMachine};
 use tempfile::TempDir;
 
@@ -15,7 +15,7 @@ use crate::{
     command::{Body, Command, Step},
     error::{DataError, Unreadable},
     ground::Place,
-    small_disk::SmallDisk,
+    small_disk::{SmallDisk, WithDisk},
 };
 
 fn group() -> Group {
@@ -245,6 +245,75 @@ async fn tokens_and_terms_of_a_new_life_are_above_those_of_the_one_before() {
     }
 }
 
+/// A token that a store of one member gives to a new session.
+async fn granted(store: &RaftStore, key: &str) -> Token {
+    let session = SessionId::fresh();
+    store.apply(&[join(session, key), Op::Add(Work::new(key).unwrap())]).await.unwrap();
+    let mut claim = divider_core::Claim::Take { stale: None };
+    loop {
+        let standing = store.poll(session, claim).await.unwrap();
+        let key = divider_core::Key::new(key).unwrap();
+        match standing.leader {
+            Some(leader) => {
+                let applied = store.apply(&[Op::Assign { term: leader.term, key, session }]).await.unwrap();
+                let [divider_core::Outcome::Granted(token)] = applied.outcomes[..] else { panic!("{applied:?}") };
+                return token;
+            }
+            None => claim = divider_core::Claim::Take { stale: None },
+        }
+    }
+}
+
+#[tokio::test]
+async fn tokens_after_an_older_directory_was_put_back_are_above_all_that_were_given() {
+    let directory = TempDir::new().unwrap();
+    let backup = TempDir::new().unwrap();
+    let open = async || {
+        let builder = RaftStore::builder("/test/").unwrap().name("alone").unwrap();
+        let store = builder.data_dir(directory.path()).build().unwrap();
+        store.open().await.unwrap();
+        store
+    };
+    let store = open().await;
+    granted(&store, "first").await;
+    store.close().await;
+    tests::copy(directory.path(), backup.path());
+    let store = open().await;
+    let forgotten = granted(&store, "second").await;
+    store.close().await;
+    tests::put_back(backup.path(), directory.path());
+    let store = open().await;
+    let next = granted(&store, "third").await;
+    assert!(next > forgotten, "{next:?} after {forgotten:?}");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_shows_the_end_of_time_leaves_room_for_tokens_and_terms() {
+    let directory = TempDir::new().unwrap();
+    let (_log, mut handle) = member(&directory, 0).await;
+    let session = SessionId::fresh();
+    let at = |index, step: Step| Entry {
+        log_id: LogId::new(openraft::CommittedLeaderId::new(1, 1), index),
+        payload: openraft::EntryPayload::Normal(Command(Arc::new(Body::V2 {
+            reign: 1,
+            clock: u64::MAX,
+            steps: vec![step],
+        }))),
+    };
+    let ops = |ops| Step::Apply { group: group(), ops };
+    let work = || Op::Add(Work::new("k").unwrap());
+    let lead = Step::Lead { group: group(), session, over: Term(0) };
+    handle.apply([at(1, ops(vec![join(session, "n"), work()])), at(2, lead)]).await.unwrap();
+    let term = handle.machine.with(&group(), |ledger| ledger.group().term);
+    let key = divider_core::Key::new("k").unwrap();
+    let assign = ops(vec![Op::Assign { term, key, session }]);
+    let replies = handle.apply([at(3, assign)]).await.unwrap();
+    let crate::command::Done::Applied(applied) = &replies[0].0[0] else { panic!("{replies:?}") };
+    let [divider_core::Outcome::Granted(token)] = applied.outcomes[..] else { panic!("{applied:?}") };
+    assert!(token.0 > 1 << 50 && token.0 < 1 << 62 && term.0 < 1 << 62, "{token:?} {term:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_what() {
     let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -274,10 +343,90 @@ async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_wha
     }
 }
 
+/// Its name is another member's until that is removed: it is not taken in meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_goes_on_as_a_client_until_its_member_is_taken_in_again() {
+    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    drop(bound);
+    let build = |at: usize| {
+        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
+    };
+    let stores: Vec<_> = (0..3).map(build).collect();
+    let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
+    opened.into_iter().for_each(Result::unwrap);
+    let at = stores.iter().position(|store| !store.leads_raft()).unwrap();
+    let (store, id) = (&stores[at], stores[at].me().unwrap().id);
+    store.trip(false);
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let work = |key: u64| [Op::Add(Work::new(format!("k{key}")).unwrap())];
+    let mut key = 0;
+    while !matches!(store.condition(), crate::Condition::Stopped(_)) {
+        assert!(std::time::Instant::now() < limit, "it stops");
+        key += 1;
+        let _ = stores[(at + 1) % 3].apply(&work(key)).await;
+    }
+    // It lost its memory, and so its id; it is tried to be opened again meanwhile.
+    let began = std::time::Instant::now();
+    while began.elapsed().as_millis() < 1500 {
+        store.apply(&work(key)).await.unwrap();
+        assert_ne!(store.condition(), crate::Condition::Member, "nobody has taken it in");
+    }
+    stores[(at + 1) % 3].remove_member(id).await.unwrap();
+    while store.condition() != crate::Condition::Member {
+        assert!(std::time::Instant::now() < limit, "it is taken in");
+        store.apply(&work(key)).await.unwrap();
+    }
+    store.apply(&work(key)).await.unwrap();
+}
+
+/// What is wrong may be in its snapshot by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_was_found_to_differ_is_not_opened_again() {
+    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    drop(bound);
+    let directory = TempDir::new().unwrap();
+    let build = |at: usize| {
+        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap();
+        let builder = if at == 2 { builder.data_dir(directory.path()) } else { builder.in_memory() };
+        builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
+    };
+    let stores: Vec<_> = (0..3).map(build).collect();
+    let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
+    opened.into_iter().for_each(Result::unwrap);
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let other = &stores[2];
+    other.distort();
+    other.snapshot().await;
+    let mut key = 0;
+    while !matches!(other.condition(), crate::Condition::Stopped(_)) {
+        assert!(std::time::Instant::now() < limit, "nobody noticed");
+        key += 1;
+        let _ = stores[0].apply(&[Op::Add(Work::new(format!("k{key}")).unwrap())]).await;
+    }
+    let crate::Condition::Stopped(why) = other.condition() else { panic!("{:?}", other.condition()) };
+    assert!(why.contains("differs"), "{why}");
+    while stores[0].apply(&[Op::Add(Work::new("after").unwrap())]).await.is_err() {
+        assert!(std::time::Instant::now() < limit, "the others went on");
+    }
+    assert!(other.stats().await.unwrap().registered > 0, "its process is a client of the others");
+    other.close().await;
+    let refused = loop {
+        match build(2).open().await {
+            Err(StoreError::Misconfigured(why)) if why.contains("in use") => {}
+            opened => break opened,
+        }
+    };
+    assert!(refused.unwrap_err().to_string().contains("differ"));
+}
+
 #[tokio::test]
 async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_what_was_before_them() {
     let disk = SmallDisk::default();
-    let place = Place { directory: None, ground: Arc::new(disk.clone()) };
+    let ground = Arc::new(WithDisk(Arc::new(disk.clone())));
+    let place = Place { directory: None, ground };
     let machine = Machine::new(Snapshots::open(place).unwrap().0, None);
     machine.apply((1..=20).map(add));
     let before = machine.encoded().unwrap();

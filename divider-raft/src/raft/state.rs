@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +32,9 @@ use crate::{
     wire::Owner,
 };
 
+/// The latest that a clock is believed, in microseconds: nine thousand years leave room for whatever is counted from there.
+const LATEST: u64 = 1 << 58;
+
 /// How long a member waits before it tries again to write a snapshot, at first and at most.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -44,6 +48,8 @@ pub(crate) struct Machine {
     sums: Sums,
     /// This replica is not what the others are: nobody is told of what is in it.
     differs: AtomicBool,
+    #[cfg(test)]
+    trips: AtomicBool,
     pub(crate) reign: Reign,
     pub(crate) subscribers: Subscribers,
 }
@@ -92,6 +98,7 @@ impl State {
             }
             EntryPayload::Normal(command) => {
                 let body = &*command.0;
+                let clock = body.clock().min(LATEST);
                 let steps = body.steps().iter().map(|step| {
                     let group = step.group();
                     let ledger = match groups.get_mut(group) {
@@ -99,8 +106,9 @@ impl State {
                         None => groups.entry(group.clone()).or_default(),
                     };
                     let led = ledger.group().leader;
-                    let begun = begun(ledger, body.clock());
-                    let (done, effects) = one(ledger, step, index, begun, body.reign() == term);
+                    let begun = begun(ledger, clock);
+                    let token = Token(index.max(begun).max(clock));
+                    let (done, effects) = one(ledger, step, token, begun, body.reign() == term);
                     applied(term, step, &done, ledger);
                     deeds.step(&done, ledger);
                     heard.push((group.clone(), effects, led.is_some() && ledger.group().leader.is_none()));
@@ -131,9 +139,10 @@ impl State {
     }
 }
 
-/// What a group's next term and its next tokens are above: the term before, and for the first one the clock of whoever
-/// proposed it. So all numbers are above those of an earlier life whose disks were all lost, and whoever compares tokens
-/// refuses nobody for that.
+/// What a group's next term is above: the term before, and for the first one the clock of whoever proposed it. Tokens are above
+/// that clock always. So all numbers are above those of an earlier life whose disks were all lost, and tokens above all that
+/// the disks have forgotten where older copies of them were put back: whoever compares tokens refuses no new owner, and takes
+/// nothing from one that was forgotten.
 fn begun(ledger: &Ledger, clock: u64) -> u64 {
     match ledger.group().term {
         Term(0) => clock,
@@ -151,6 +160,8 @@ impl Machine {
             snapshots,
             sums: Sums::default(),
             differs: AtomicBool::new(false),
+            #[cfg(test)]
+            trips: AtomicBool::new(false),
             reign: Reign::default(),
             subscribers: Subscribers::default(),
         })
@@ -239,6 +250,12 @@ impl Machine {
         state.sum = state.sum.map(|sum| !sum);
     }
 
+    /// The next entry panics, in the task in which openraft has them applied.
+    #[cfg(test)]
+    pub(crate) fn trip(&self) {
+        self.trips.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn place(&self) -> &Place {
         self.snapshots.place()
     }
@@ -250,13 +267,20 @@ impl Machine {
 
     /// Index of the last entry in the newest snapshot.
     pub(crate) fn snapshot_index(&self) -> Option<u64> {
-        self.snapshots.current().and_then(|(meta, _)| meta.last_log_id).map(|log| log.index)
+        self.snapshot_end().map(|log| log.index)
+    }
+
+    /// The last entry in the newest snapshot.
+    pub(crate) fn snapshot_end(&self) -> Option<LogId> {
+        self.snapshots.current().and_then(|(meta, _)| meta.last_log_id)
     }
 
     pub(super) fn apply(&self, entries: impl Iterator<Item = Entry>) -> Vec<Reply> {
         let mut heard = Vec::new();
         let mut index = 0;
         let mut state = self.state.write();
+        #[cfg(test)]
+        assert!(!self.trips.swap(false, Ordering::Relaxed), "it was to trip");
         let replies = entries.map(|entry| {
             index = entry.log_id.index;
             let told = |term, step: &Step, done: &Done, ledger: &Ledger| {
@@ -317,11 +341,10 @@ impl Step {
 }
 
 /// Applies one step, of the entry at `index`. `same_reign` says that beats could not move between their comparison and this
-/// entry; terms and tokens are above what has [`begun`].
-fn one(ledger: &mut Ledger, step: &Step, index: u64, begun: u64, same_reign: bool) -> (Done, divider_core::Effects) {
+/// entry; tokens are above `floor`, and terms above what has [`begun`].
+fn one(ledger: &mut Ledger, step: &Step, floor: Token, begun: u64, same_reign: bool) -> (Done, divider_core::Effects) {
     match step {
         Step::Apply { ops, .. } => {
-            let floor = Token(index.max(begun));
             let stale = |op: &Op| !same_reign && matches!(op, Op::Expire { .. });
             let effects = if ops.iter().any(stale) {
                 let fresh: Vec<Op> = ops.iter().filter(|op| !stale(op)).cloned().collect();
@@ -375,7 +398,9 @@ impl RaftStateMachine<Types> for MachineHandle {
         let last = entries.last().map_or(0, |entry| entry.log_id.index);
         let failed = |error| StorageError::from(StorageIOError::read_logs(openraft::AnyError::new(&error)));
         self.log.durable(last).await.map_err(failed)?;
-        Ok(self.machine.apply(entries.into_iter()))
+        // A panic would end the task in which this runs, and openraft would hear of that at the next entry only.
+        let applied = catch_unwind(AssertUnwindSafe(|| self.machine.apply(entries.into_iter())));
+        applied.map_err(|_| failed(std::io::Error::other("an entry could not be applied: see the panic")))
     }
 
     async fn get_snapshot_builder(&mut self) -> Self {
@@ -388,8 +413,10 @@ impl RaftStateMachine<Types> for MachineHandle {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, data: Box<SnapshotData>) -> Result<(), StorageError> {
-        let (machine, meta) = (self.machine.clone(), meta.clone());
+        let (machine, meta, log) = (self.machine.clone(), meta.clone(), self.log.clone());
         let install = move || -> std::io::Result<State> {
+            // Nobody else opens the directory before this is done, whoever has given up waiting for it.
+            let _in_use = log;
             let received = match *data {
                 SnapshotData::Received(received) => received.lock().take().ok_or("it was installed already".to_owned()),
                 // Only suites hand on what they have not received.
@@ -424,8 +451,16 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
         let mut pause = PAUSE.0;
         loop {
-            let machine = self.machine.clone();
-            let built = self.machine.place().blocking(move || machine.build()).await;
+            if self.log.is_closed() {
+                return Err(storage(&std::io::Error::other("the log is closed")));
+            }
+            let (machine, log) = (self.machine.clone(), self.log.clone());
+            let build = move || {
+                // As above.
+                let _in_use = log;
+                machine.build()
+            };
+            let built = self.machine.place().blocking(build).await;
             let error = match built.map_err(std::io::Error::other).flatten() {
                 Ok((meta, data)) => {
                     self.log.snapshot_is_kept(Ok(meta.last_log_id.map_or(0, |log| log.index)));
@@ -433,11 +468,9 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
                 }
                 Err(error) => error,
             };
-            if self.log.is_closed() {
-                return Err(storage(&error));
-            }
             tracing::warn!(target: "divider::raft", %error, ?pause, "a snapshot could not be written; it is tried again");
-            tokio::time::sleep(pause).await;
+            // Nobody else can open the directory as long as this waits.
+            let _ = tokio::time::timeout(pause, self.log.broken()).await;
             pause = (pause * 2).min(PAUSE.1);
         }
     }

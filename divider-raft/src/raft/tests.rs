@@ -33,6 +33,25 @@ pub(super) fn stall() {
     std::thread::sleep(Duration::from_millis(STALL.load(Ordering::Relaxed)));
 }
 
+/// Copies the files of a store that was closed, once what ran on its threads has let go of them.
+pub(super) fn copy(from: &Path, to: &Path) {
+    while std::fs::File::open(from.join("log.redb")).unwrap().try_lock().is_err() {
+        std::thread::yield_now();
+    }
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+/// Puts copied files in the place of what is there.
+pub(super) fn put_back(backup: &Path, directory: &Path) {
+    copy(directory, TempDir::new().unwrap().path());
+    std::fs::remove_dir_all(directory).unwrap();
+    std::fs::create_dir(directory).unwrap();
+    copy(backup, directory);
+}
+
 struct OnDisk;
 struct InMemory;
 
@@ -45,6 +64,7 @@ pub(super) async fn build(directory: Option<std::path::PathBuf>) -> (Log, Machin
         let (log, _) = Log::open(&directory.clone().into(), identity).unwrap();
         let (snapshots, loaded) = Snapshots::open(directory.into()).unwrap();
         let machine = Machine::new(snapshots, loaded);
+        machine.snapshot_end().into_iter().for_each(|last| log.goes_on_from(last).unwrap());
         // The suite purges where there is no snapshot.
         log.snapshot_is_kept(Ok(u64::MAX));
         (log.clone(), MachineHandle { machine, log })

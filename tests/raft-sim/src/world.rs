@@ -639,6 +639,7 @@ impl Driver<'_> {
             13 if self.shared.stores.lock().contains_key(LATE) => {
                 self.power_off(&[LATE], "loss of a disk");
                 self.grounds[LATE].disk.wipe();
+                self.frail_start();
             }
             13 => {}
             14 => {
@@ -663,11 +664,21 @@ impl Driver<'_> {
     fn learn(&mut self, host: &'static str, until: u64) {
         if !self.shared.late.swap(true, Ordering::Relaxed) {
             self.shared.trace.fault("a learner joins");
+            self.frail_start();
         } else {
             self.power_off(&[LATE], "crash of the learner");
         }
         let from = self.leader().unwrap_or(host);
         self.cut((from, LATE), Broken::Slow, until, "slow link to the learner");
+    }
+
+    /// The learner's power may fail while it makes its files.
+    fn frail_start(&mut self) {
+        if self.dice.permille(500) {
+            let fuse = self.dice.between(0, 60);
+            self.shared.note("fuse", &[text(LATE), fuse], || format!("{LATE} after {fuse}"));
+            self.grounds[LATE].disk.fail_after(fuse);
+        }
     }
 
     /// There is space again. Whatever stopped for want of it is started again.
