@@ -121,10 +121,12 @@ impl Running {
         let book = member.links.book();
         let others =
             member.raft.view().members.into_values().map(|(peer, _)| peer).filter(|peer| peer.id != member.me.id);
-        let mut config = RaftConfig { role: Role::Client, ..RaftConfig::clone(&member.config) };
-        config.seeds.splice(0..0, others.map(|peer| book.placed(&peer).address));
+        let config = RaftConfig { role: Role::Client, ..RaftConfig::clone(&member.config) };
         let cluster_id = Arc::new(RwLock::new(member.cluster_id()));
-        Self::of(client(Arc::new(config), cluster_id, Some(note)), ground)
+        let started = client(Arc::new(config), cluster_id, Some(note));
+        // As members and not as seeds: their certificates carry their names.
+        started.router.tell(others.map(|peer| book.placed(&peer)).collect());
+        Self::of(started, ground)
     }
 
     fn of(Started { router, tasks, joined, ended }: Started, ground: Threads) -> Arc<Self> {

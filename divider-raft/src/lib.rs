@@ -19,6 +19,8 @@ mod config;
 mod confirm;
 mod error;
 #[cfg(test)]
+mod excess;
+#[cfg(test)]
 mod fixtures;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

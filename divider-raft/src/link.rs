@@ -10,15 +10,17 @@
 use std::{
     collections::HashMap,
     fmt, io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use divider_core::{Group, Hint, Topic};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, Stream};
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf},
@@ -203,7 +205,7 @@ impl Links {
         group: Group,
         topic: Topic,
         limit: Duration,
-    ) -> Result<mpsc::Receiver<Hint>, LinkError> {
+    ) -> Result<Hints, LinkError> {
         let body = wire::encode(&Request::Subscribe { group, topic });
         let body = body.map_err(|error| LinkError::NotSent(error.to_string()))?;
         let subscribe = async { self.link(to, Class::Hints).await?.subscribe(&body).await };
@@ -320,7 +322,7 @@ impl Drop for Link {
     }
 }
 
-/// Forgets a waiter whose caller has gone, and tells the member of a subscription that has ended.
+/// Forgets a waiter whose caller has gone.
 struct Forget<'a> {
     link: &'a Link,
     id: u64,
@@ -330,6 +332,33 @@ impl Drop for Forget<'_> {
     fn drop(&mut self) {
         if let Some(waiting) = self.link.waiting.lock().as_mut() {
             waiting.remove(&self.id);
+        }
+    }
+}
+
+/// The hints of a subscription. The member is told when nobody reads them any more: where nothing happens it would never
+/// find out, and keep it for as long as the link lasts.
+pub(crate) struct Hints {
+    hints: mpsc::Receiver<Hint>,
+    id: u64,
+    waiting: Arc<Mutex<Waiting>>,
+    outbox: mpsc::WeakSender<Vec<u8>>,
+}
+
+impl Stream for Hints {
+    type Item = Hint;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Hint>> {
+        self.hints.poll_recv(context)
+    }
+}
+
+impl Drop for Hints {
+    fn drop(&mut self) {
+        let stood = self.waiting.lock().as_mut().and_then(|waiting| waiting.remove(&self.id)).is_some();
+        if stood && let (Some(outbox), Ok(end)) = (self.outbox.upgrade(), (Frame::End { id: self.id }).to_bytes()) {
+            // Where there is no room, the next hint says it again.
+            let _ = outbox.try_send(end);
         }
     }
 }
@@ -365,37 +394,42 @@ impl Link {
         self.waiting.lock().is_some() && !self.outbox.is_closed()
     }
 
-    async fn request(&self, body: &[u8], waiter: Waiter) -> Result<Forget<'_>, LinkError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn request(&self, id: u64, body: &[u8], waiter: Waiter) -> Result<(), LinkError> {
         match self.waiting.lock().as_mut() {
             Some(waiting) => _ = waiting.insert(id, waiter),
             None => return Err(LinkError::NotSent("the connection has just ended".into())),
         }
-        let forget = Forget { link: self, id };
         let frames = wire::parts(body, |last, body| Frame::Request { id, last, body });
         for frame in frames.map_err(|error| LinkError::NotSent(error.to_string()))? {
             if self.outbox.send(frame).await.is_err() {
                 return Err(LinkError::Lost("it was closed while a request was sent".into()));
             }
         }
-        Ok(forget)
+        Ok(())
     }
 
     async fn call(&self, body: &[u8]) -> Result<Vec<u8>, LinkError> {
         let (done, answer) = oneshot::channel();
-        let _forget = self.request(body, Waiter::Answer { parts: Vec::new(), done }).await?;
+        let id = self.next();
+        let _forget = Forget { link: self, id };
+        self.request(id, body, Waiter::Answer { parts: Vec::new(), done }).await?;
         answer.await.map_err(|_| LinkError::Lost("it ended before the answer".into()))
     }
 
-    async fn subscribe(self: Arc<Self>, body: &[u8]) -> Result<mpsc::Receiver<Hint>, LinkError> {
-        let (hints, mut receiver) = mpsc::channel(BACKLOG);
-        let forget = self.request(body, Waiter::Hints(hints)).await?;
+    async fn subscribe(&self, body: &[u8]) -> Result<Hints, LinkError> {
+        let (told, hints) = mpsc::channel(BACKLOG);
+        let (id, waiting, outbox) = (self.next(), self.waiting.clone(), self.outbox.downgrade());
+        let mut hints = Hints { hints, id, waiting, outbox };
+        self.request(id, body, Waiter::Hints(told)).await?;
         // The member says with a first hint that the subscription stands.
-        if receiver.recv().await.is_none() {
-            return Err(LinkError::Lost("the subscription was refused".into()));
+        match hints.hints.recv().await {
+            Some(_) => Ok(hints),
+            None => Err(LinkError::Lost("the subscription was refused".into())),
         }
-        std::mem::forget(forget);
-        Ok(receiver)
     }
 }
 

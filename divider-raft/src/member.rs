@@ -28,7 +28,7 @@ use crate::{
     rights::Caller,
     security::Proof,
     succession,
-    wire::{Answer, Call, Fault, Hello, Query, Request, Status},
+    wire::{self, Answer, Call, Fault, Hello, Query, Request, Status},
 };
 
 /// About how many bytes of changes go into one answer.
@@ -79,7 +79,8 @@ impl Member {
 
     /// Lets in whoever says `hello`, or says why not; `proved` is its certificate.
     pub(crate) fn let_in(&self, hello: &Hello, proved: Option<&Proof>) -> Result<Caller, String> {
-        let caller = self.objection(hello).map_or_else(|| Caller::of(hello, proved, &self.config), Err)?;
+        let caller = || Caller::of(hello, proved, &self.config, &self.raft.view());
+        let caller = self.objection(hello).map_or_else(caller, Err)?;
         caller.member.iter().for_each(|peer| self.links.book().met(peer));
         Ok(caller)
     }
@@ -139,12 +140,12 @@ impl Member {
             _ if self.cluster_id().is_none() => return Err(Fault::Busy("this member has no cluster yet".into())),
             _ => {}
         }
-        if self.raft.is_ending() {
-            return Err(Fault::Busy("this member hands over to another one".into()));
-        }
         let view = self.raft.view();
         if !view.leads {
             return Err(self.not_leader(&view));
+        }
+        if self.raft.is_ending() {
+            return Err(Fault::Busy("this member hands over to another one".into()));
         }
         let answer = match call {
             Call::Status => Ok(Answer::Status(self.status())),
@@ -170,6 +171,9 @@ impl Member {
                 Ok(Answer::Silences(before.map_or_else(Vec::new, silent)))
             }
             Call::Confirm => self.confirmer.confirm().await.map(Answer::Index),
+            Call::Read { query, .. } if query.keys() > limits::MAX_BATCH_OPS => {
+                Err(Fault::Refused(format!("{} keys at once; the limit is {}", query.keys(), limits::MAX_BATCH_OPS)))
+            }
             Call::Read { group, query } => {
                 let index = self.confirmer.confirm().await?;
                 self.machine.reached(index).await;
@@ -205,7 +209,12 @@ impl Member {
         Status {
             me: self.me.clone(),
             cluster_id: self.cluster_id(),
-            leader: view.leader.and_then(|id| view.members.get(&id)).map(|(peer, _)| placed(peer)),
+            // One that no quorum answers may have been replaced, and whoever asks is to find the one that has replaced it.
+            leader: view
+                .leader
+                .filter(|_| !view.lost)
+                .and_then(|id| view.members.get(&id))
+                .map(|(peer, _)| placed(peer)),
             members: view.members.values().map(|(peer, votes)| (placed(peer), *votes)).collect(),
         }
     }
@@ -213,6 +222,9 @@ impl Member {
     async fn apply(&self, group: Group, ops: Vec<Op>) -> Result<Answer, Fault> {
         if ops.len() > limits::MAX_BATCH_OPS {
             let problem = format!("a batch of {} ops; the limit is {}", ops.len(), limits::MAX_BATCH_OPS);
+            return Err(Fault::Refused(problem));
+        }
+        if let Some(problem) = wire::too_large(&ops) {
             return Err(Fault::Refused(problem));
         }
         // What comes over the wire has been checked by another program, perhaps of another version.
@@ -414,13 +426,15 @@ impl Member {
         if voters.is_empty() {
             return Err(Fault::Refused("the last voter cannot leave".into()));
         }
-        let heard = |id: &&u64| {
-            **id == self.me.id || self.raft.answered(**id).is_none_or(|answered| answered.elapsed() < SILENT)
+        // Whoever has led for a moment only may not have been answered yet, but those who are to vote were there before.
+        let heard = |id: &&u64| match self.raft.answered(**id) {
+            Some(answered) => answered.elapsed() < SILENT,
+            None => **id == self.me.id || before.contains(*id),
         };
-        if voters.is_subset(&before) && voters.iter().filter(heard).count() * 2 <= voters.len() {
-            // It would be the last thing that they decide.
+        if voters != before && voters.iter().filter(heard).count() * 2 <= voters.len() {
+            // It would be the last thing that they decide, or could not even be decided.
             return Err(Fault::Busy(
-                "too few of the voters that would be left can be heard; remove those first".into(),
+                "too few of those who would vote then can be heard; remove the others first".into(),
             ));
         }
         if voters != before {

@@ -36,6 +36,8 @@ pub(crate) const PART: usize = 256 << 10;
 const MAX_FRAME: u32 = (PART + 64) as u32;
 /// Most bytes of a request in all its parts: a batch of ops, or entries of the log.
 pub(crate) const MAX_REQUEST: usize = 16 << 20;
+/// Most bytes of a batch of ops, about: the entry that it becomes must go to each member in one request.
+const MAX_BATCH: usize = MAX_REQUEST / 2;
 /// Most bytes of an answer in all its parts: all that a session holds may be much.
 pub(crate) const MAX_ANSWER: usize = 1 << 30;
 /// Most bytes of a hint; a longer one is sent as a gap.
@@ -225,6 +227,22 @@ pub(crate) enum Query {
     Quarantined(u64),
     /// Who owns each key.
     Owners(Vec<Key>),
+}
+
+impl Query {
+    /// How many keys are asked for by name: each may be answered with very much more than it takes to ask.
+    pub(crate) fn keys(&self) -> usize {
+        match self {
+            Self::Records(keys) | Self::Owners(keys) => keys.len(),
+            Self::Holdings(_) | Self::Changes(_) | Self::Scan(_) | Self::Stats | Self::Quarantined(_) => 0,
+        }
+    }
+}
+
+/// What is wrong with a batch that no entry of the log has room for.
+pub(crate) fn too_large(ops: &[Op]) -> Option<String> {
+    let bytes: usize = ops.iter().map(Op::bytes).sum();
+    (bytes > MAX_BATCH).then(|| format!("a batch of {bytes} bytes; the limit is {MAX_BATCH}"))
 }
 
 /// The answer to a [`Request`].
