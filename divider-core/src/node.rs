@@ -45,7 +45,7 @@ use crate::{
     NodeConfig, Op, Outcome, Record, Release, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock,
     Text, Token, Work, limits,
     member::{Confirmation, Declared, Member, Queue},
-    op::affinity_in_range,
+    op::{affinity_in_range, batches},
 };
 use batcher::{HandedIn, Request};
 use machine::ThisMachine;
@@ -218,16 +218,7 @@ impl Node {
     /// Applies ops that belong to no session, in batches.
     async fn declare(&self, ops: Vec<Op>) -> Result<(), Error> {
         let shared = self.running().await?;
-        let mut rest = ops.into_iter().peekable();
-        while rest.peek().is_some() {
-            let (mut batch, mut bytes) = (Vec::new(), 0);
-            while let Some(op) = rest.next_if(|op| {
-                batch.is_empty()
-                    || (batch.len() < limits::MAX_BATCH_OPS && bytes + op.bytes() <= limits::MAX_BATCH_BYTES)
-            }) {
-                bytes += op.bytes();
-                batch.push(op);
-            }
+        for batch in batches(ops) {
             shared.submit(batch, None, Then::Nothing).await?;
         }
         Ok(())

@@ -338,6 +338,26 @@ impl Op {
     }
 }
 
+/// Cuts ops into batches as large as a store takes, in their order.
+pub(crate) fn batches(ops: Vec<Op>) -> Vec<Vec<Op>> {
+    let mut batches: Vec<Vec<Op>> = Vec::new();
+    let mut bytes = 0;
+    for op in ops {
+        let more = op.bytes();
+        match batches.last_mut() {
+            Some(batch) if batch.len() < limits::MAX_BATCH_OPS && bytes + more <= limits::MAX_BATCH_BYTES => {
+                bytes += more;
+                batch.push(op);
+            }
+            _ => {
+                bytes = more;
+                batches.push(vec![op]);
+            }
+        }
+    }
+    batches
+}
+
 /// Checks an affinity.
 pub(crate) fn affinity_in_range(affinity: i128) -> Result<(), InvalidInput> {
     range("affinity", affinity, 0, limits::MAX_AFFINITY.into())

@@ -17,10 +17,12 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    bond::Bond,
     book::Book,
     config::{Data, RaftConfig, Role},
     confirm::Confirmer,
     error::DataError,
+    founding::Founding,
     ground::Place,
     house,
     link::{Class, Dialer, Links},
@@ -169,6 +171,7 @@ impl Running {
             me: Some(me.clone()),
             security: config.security.clone(),
             ground: config.ground.clone(),
+            bond: Bond::default(),
             book: Book::default(),
             too_old: Mutex::default(),
         }));
@@ -184,7 +187,7 @@ impl Running {
             identity: Mutex::new(identity),
             cluster_id,
             log,
-            proposer: Proposer::spawn(raft.clone(), machine.clone(), confirmer.clone()),
+            proposer: Proposer::spawn(raft.clone(), machine.clone(), confirmer.clone(), config.may_be_reborn()),
             confirmer,
             machine,
             raft,
@@ -192,6 +195,7 @@ impl Running {
             receiving: Receiving::default(),
             locals: Mutex::default(),
             place,
+            founding: Founding::default(),
             leader_left: Notify::new(),
         });
         if config.leaves() && config.has_seeds() {
@@ -311,6 +315,7 @@ fn client(config: Arc<RaftConfig>, cluster_id: Arc<RwLock<Option<Uuid>>>, note: 
         me: None,
         security: config.security.clone(),
         ground: config.ground.clone(),
+        bond: Bond::default(),
         book: Book::default(),
         too_old: Mutex::default(),
     }));

@@ -5,17 +5,25 @@
 
 use std::{
     collections::BTreeSet,
-    net::TcpListener,
+    io,
+    net::{SocketAddr, TcpListener},
     sync::Arc,
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use divider_core::{Blob, Group, Key, Op, Store, StoreError, Topic, Work, limits};
+use async_trait::async_trait;
+use divider_core::{
+    Blob, Claim, Divider, FnSource, Group, Key, Node, NodeId, Op, Outcome, Refusal, SessionId, SourceConfig,
+    SourceMode, Store, StoreError, Term, Topic, Work, limits,
+};
 use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::runtime;
 
 use crate::{
     RaftStore,
-    ground::ThisMachine,
+    ground::{Disk, Ground, Listener, LogWriter, Stream, ThisMachine},
     link::{Class, Dialer, LinkError, Links, Target},
     security::Security,
     server,
@@ -49,6 +57,7 @@ fn links() -> Links {
         me: None,
         security: Security::Plaintext,
         ground: Arc::new(ThisMachine),
+        bond: Default::default(),
         book: Default::default(),
         too_old: Default::default(),
     })
@@ -87,8 +96,7 @@ async fn nobody_is_answered_more_records_at_once_than_a_batch_has_ops() {
     for query in [Query::Records, Query::Owners] {
         let many = |count| Call::Read { group: group(), query: query(vec![key.clone(); count]) };
         let answer = ask(&seeds[0], many(limits::MAX_BATCH_OPS + 1)).await;
-        let Answer::Fault(Fault::Refused(problem)) = answer else { panic!("{answer:?}") };
-        assert!(problem.contains(&limits::MAX_BATCH_OPS.to_string()), "{problem}");
+        assert!(matches!(answer, Answer::Fault(Fault::Refused(_))), "{answer:?}");
         assert!(!matches!(ask(&seeds[0], many(limits::MAX_BATCH_OPS)).await, Answer::Fault(_)));
     }
     // A program may ask for as many as it likes.
@@ -129,9 +137,10 @@ async fn a_batch_that_is_too_large_is_refused_with_the_limit_and_nothing_is_lost
     let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext().build().unwrap();
     client.open().await.unwrap();
     for store in stores.iter().chain([&client]) {
-        for count in [9, 17, 32] {
+        let many = vec![Op::Remove { key: Key::new("k").unwrap() }; limits::MAX_BATCH_OPS + 1];
+        for batch in [many, megabytes(3), megabytes(17)] {
             let began = Instant::now();
-            let refused = store.apply(&megabytes(count)).await.unwrap_err();
+            let refused = store.apply(&batch).await.unwrap_err();
             assert!(matches!(refused, StoreError::Misconfigured(_)), "{refused}");
             assert!(refused.to_string().contains("limit"), "{refused}");
             assert!(began.elapsed() < store.config().call_time_limit, "it is not tried again");
@@ -141,11 +150,27 @@ async fn a_batch_that_is_too_large_is_refused_with_the_limit_and_nothing_is_lost
     assert_eq!(client.stats().await.unwrap().registered, 1);
     // What another program sends without looking is refused as well.
     let leader = stores.iter().position(RaftStore::leads_raft).unwrap();
-    let answer = ask(&seeds[leader], Call::Apply { group: group(), ops: megabytes(9) }).await;
+    let answer = ask(&seeds[leader], Call::Apply { group: group(), ops: megabytes(3) }).await;
     assert!(matches!(answer, Answer::Fault(Fault::Refused(_))), "{answer:?}");
     for store in &stores {
         store.apply(&[Op::Add(Work::new("at the end").unwrap())]).await.unwrap();
     }
+}
+
+/// However large the work is that a source knows: what is declared fits into batches.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_of_large_work_is_declared_in_batches_that_the_store_takes() {
+    let store = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
+    let source = FnSource(|| async {
+        let payload: Blob = vec![7; limits::MAX_PAYLOAD_BYTES].into();
+        let work = |at: usize| Work::new(format!("{at}")).unwrap().payload(payload.clone());
+        Ok((0..200).map(work).collect())
+    });
+    let source = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_millis(50));
+    let node = Node::builder(store.clone()).source(source).build().unwrap();
+    node.start().await.unwrap();
+    wait("all is declared", async || store.stats().await.unwrap().registered == 200).await;
+    node.cancel().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -199,6 +224,141 @@ async fn a_member_that_cannot_be_heard_is_not_given_a_vote_that_would_end_all_de
     assert!(refused.to_string().contains("heard"), "{refused}");
     founder.apply(&[Op::Add(Work::new("k").unwrap())]).await.unwrap();
     founder.remove_member(id).await.unwrap();
+}
+
+async fn lead(store: &RaftStore) -> (SessionId, Term) {
+    let (session, node) = (SessionId::fresh(), NodeId::new("node").unwrap());
+    let seen = store.apply(&[]).await.unwrap().revision;
+    let reads = divider_core::format::NEWEST;
+    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads };
+    assert_eq!(store.apply(&[join]).await.unwrap().outcomes, [Outcome::Done]);
+    let standing = store.poll(session, Claim::Take { stale: None }).await.unwrap();
+    (session, standing.leader.unwrap().term)
+}
+
+/// All disks are lost, and processes that were clients may believe in their keys for a lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_may_have_had_a_life_before_grants_nothing_for_a_lease() {
+    let seeds = addresses(3);
+    for first_life in [true, false] {
+        let build = |at: usize| {
+            let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+            let builder = builder.listen(&seeds[at]).seeds(&seeds).plaintext();
+            builder.configure(|config| config.first_life = first_life).build().unwrap()
+        };
+        let stores: Vec<_> = (0..3).map(build).collect();
+        join_all(stores.iter().map(|store| store.open())).await.into_iter().for_each(Result::unwrap);
+        let leader = stores.iter().find(|store| store.leads_raft()).unwrap();
+        let (session, term) = lead(leader).await;
+        let key = Key::new("k").unwrap();
+        let assign = || [Op::Add(Work::from(key.clone())), Op::Assign { term, key: key.clone(), session }];
+        let granted = async || leader.apply(&assign()).await.unwrap().outcomes[1];
+        if !first_life {
+            assert_eq!(granted().await, Outcome::Refused(Refusal::Holding));
+            leader.apply(&[Op::EndHold { term }]).await.unwrap();
+        }
+        assert!(matches!(granted().await, Outcome::Granted(_)));
+        // Not once more, whoever leads.
+        let held = leader.scan(None).await.unwrap().group.hold;
+        assert!(!held);
+        join_all(stores.iter().map(|store| store.die())).await;
+    }
+    // Nobody else can have been in a cluster that is one process.
+    let alone = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
+    alone.open().await.unwrap();
+    lead(&alone).await;
+    assert!(!alone.scan(None).await.unwrap().group.hold);
+}
+
+/// A name in the DNS that stands for some of the members only, and ids in a known order.
+#[derive(Debug)]
+struct PartOfTheDns {
+    id: u64,
+    knows: Mutex<Vec<SocketAddr>>,
+}
+
+#[async_trait]
+impl Ground for PartOfTheDns {
+    fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
+        ThisMachine.runtime(threads)
+    }
+    async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
+        ThisMachine.bind(address).await
+    }
+    async fn connect(&self, address: &str) -> io::Result<Stream> {
+        ThisMachine.connect(address).await
+    }
+    async fn look_up(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
+        Ok(self.knows.lock().clone())
+    }
+    fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
+        ThisMachine.blocking(work);
+    }
+    fn write_log(&self, writer: Box<dyn LogWriter>) -> io::Result<Option<JoinHandle<()>>> {
+        ThisMachine.write_log(writer)
+    }
+    fn draw(&self) -> u128 {
+        u128::from(self.id) << 64 | ThisMachine.draw() >> 64
+    }
+    fn clock(&self) -> u64 {
+        ThisMachine.clock()
+    }
+    fn disk(&self) -> Option<Arc<dyn Disk>> {
+        None
+    }
+}
+
+/// Each of the first two sees three founders, of which it is the one that all would choose.
+#[tokio::test(flavor = "multi_thread")]
+async fn founders_that_see_different_parts_of_the_dns_found_one_cluster() {
+    let seeds = addresses(4);
+    let all: Vec<SocketAddr> = seeds.iter().map(|seed| seed.parse().unwrap()).collect();
+    let parts = [0..3, 1..4, 0..3, 1..4].map(|part| all[part].to_vec());
+    let grounds: Vec<_> =
+        (1..).zip(parts).map(|(id, knows)| Arc::new(PartOfTheDns { id, knows: Mutex::new(knows) })).collect();
+    let build = |at: usize| {
+        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder = builder.listen(&seeds[at]).plaintext().configure(|config| {
+            config.seed_names = vec!["voters:1".into()];
+            config.voters_to_found = Some(3);
+            config.ground = grounds[at].clone();
+        });
+        builder.build().unwrap()
+    };
+    let stores: Vec<_> = (0..4).map(build).collect();
+    join_all(stores.iter().map(|store| store.open())).await.into_iter().for_each(Result::unwrap);
+    let mut clusters = BTreeSet::new();
+    for seed in &seeds {
+        clusters.insert(status(seed).await.cluster_id);
+    }
+    assert_eq!(clusters.len(), 1, "{clusters:?}");
+    assert_eq!(stores[3].members().await.unwrap().len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_goes_on_with_the_cluster_that_is_founded_after_all_was_lost() {
+    let seeds = addresses(1);
+    let first = opened(&seeds).await;
+    let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext().build().unwrap();
+    client.open().await.unwrap();
+    first[0].die().await;
+    let _second = opened(&seeds).await;
+    let began = Instant::now();
+    while let Err(error) = client.stats().await {
+        assert!(began.elapsed() < SOON, "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_seeds_belong_to_two_clusters_is_a_client_of_none() {
+    let seeds = addresses(2);
+    let _stores = (opened(&seeds[..1]).await, opened(&seeds[1..]).await);
+    for _ in 0..3 {
+        let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext();
+        let client = client.configure(|config| config.open_time_limit = Duration::from_millis(300)).build().unwrap();
+        let error = client.open().await.unwrap_err().to_string();
+        assert!(error.contains("2 clusters"), "{error}");
+    }
 }
 
 /// The seeds of a client lead to nobody any more, and the members that it knew have been replaced one by one.

@@ -78,6 +78,7 @@ impl Bed {
             me,
             security: Security::Tls(self.authority.issue(certificate)),
             ground: Arc::new(ThisMachine),
+            bond: Default::default(),
             book: Default::default(),
             too_old: Default::default(),
         };

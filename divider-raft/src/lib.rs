@@ -12,6 +12,7 @@
 //!
 //! Begin at [`RaftStore`].
 
+mod bond;
 mod book;
 mod cluster;
 mod command;
@@ -22,6 +23,7 @@ mod error;
 mod excess;
 #[cfg(test)]
 mod fixtures;
+mod founding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

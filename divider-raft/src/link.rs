@@ -8,7 +8,7 @@
 //! dials anew, and no call waits longer than its own limit.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt, io,
     pin::Pin,
     sync::{
@@ -30,6 +30,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    bond::{Bond, Tie},
     book::Book,
     error::TooOld,
     ground::{Ground, first_of},
@@ -144,6 +145,8 @@ pub(crate) struct Dialer {
     pub(crate) me: Option<Peer>,
     pub(crate) security: Security,
     pub(crate) ground: Arc<dyn Ground>,
+    /// To which cluster a client belongs.
+    pub(crate) bond: Bond,
     /// Where members are, beside what the log says.
     pub(crate) book: Book,
     /// That the last dial which got as far as a handshake found two programs too far apart.
@@ -166,6 +169,16 @@ impl Links {
 
     pub(crate) fn book(&self) -> &Book {
         &self.dialer.book
+    }
+
+    /// Whether this client belongs to no cluster yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.dialer.cluster_id.read().is_none()
+    }
+
+    /// All have been asked; see [`Bond::asked`].
+    pub(crate) fn asked(&self, new: bool, said: BTreeSet<Uuid>) -> Result<(), String> {
+        self.dialer.bond.asked(&self.dialer.cluster_id, new, said)
     }
 
     /// Whether the last member that was dialled and answered does not speak with this program.
@@ -285,14 +298,14 @@ impl Dialer {
                 Err(io::Error::other(format!("another member ({id:016x}) listens there")))
             }
             Welcome::Ok { cluster_id: theirs, .. } => {
-                if self.me.is_none() && theirs.is_some() {
-                    let mut mine = self.cluster_id.write();
-                    if mine.is_some() && *mine != theirs {
-                        return Err(io::Error::other("the member belongs to another cluster"));
+                let tie = match theirs.filter(|_| self.me.is_none()) {
+                    Some(theirs) => {
+                        let tie = self.bond.tie(&self.cluster_id, theirs);
+                        Some(tie.ok_or_else(|| io::Error::other("the member belongs to another cluster"))?)
                     }
-                    *mine = theirs;
-                }
-                Ok(Link::open(stream))
+                    None => None,
+                };
+                Ok(Link::open(stream, tie))
             }
             Welcome::Refused(problem) => Err(io::Error::other(problem)),
         }
@@ -364,7 +377,7 @@ impl Drop for Hints {
 }
 
 impl Link {
-    fn open(stream: Box<dyn Connection>) -> Self {
+    fn open(stream: Box<dyn Connection>, tie: Option<Tie>) -> Self {
         let (reading, writing) = tokio::io::split(stream);
         let (outbox, frames) = mpsc::channel(OUTBOX);
         let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
@@ -373,6 +386,7 @@ impl Link {
         let reader = tokio::spawn({
             let (waiting, heard, outbox) = (waiting.clone(), heard.clone(), outbox.downgrade());
             async move {
+                let _tie = tie;
                 let ended = read(reading, &waiting, &heard, born, &outbox).await;
                 tracing::debug!(target: "divider::raft", ?ended, "a link ended");
                 // All who wait learn of it by their dropped senders.

@@ -7,9 +7,7 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{
-    Batch, Change, Claim, Group, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits,
-};
+use divider_core::{Batch, Change, Claim, Group, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic};
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{Notify, mpsc},
@@ -21,6 +19,7 @@ use crate::{
     command::{Done, Step},
     config::RaftConfig,
     confirm::Confirmer,
+    founding::Founding,
     ground::Place,
     link::Links,
     propose::Proposer,
@@ -60,6 +59,7 @@ pub(crate) struct Member {
     /// Sessions of this process, and when they were last heard of, whoever led then.
     pub(crate) locals: Mutex<HashMap<SessionId, Instant>>,
     pub(crate) place: Place,
+    pub(crate) founding: Founding,
     /// Told when a connection of the leader has ended.
     pub(crate) leader_left: Notify,
 }
@@ -93,7 +93,8 @@ impl Member {
         if hello.target.is_some_and(|target| target != self.me.id) {
             return Some(format!("this is {}, not the member that was meant", self.me));
         }
-        if let (Some(mine), Some(theirs)) = (self.cluster_id(), hello.cluster_id)
+        // A client is told which cluster this is, and goes by itself.
+        if let (Some(mine), Some(theirs), Some(_)) = (self.cluster_id(), hello.cluster_id, &hello.from)
             && mine != theirs
         {
             return Some(format!("this member belongs to the cluster {mine}, not to {theirs}"));
@@ -137,6 +138,7 @@ impl Member {
     pub(crate) async fn call(&self, call: Call, local: bool) -> Result<Answer, Fault> {
         match call {
             Call::Status => return Ok(Answer::Status(self.status())),
+            Call::Found { by, taken_back } => return self.leave_founding_to(by, taken_back),
             _ if self.cluster_id().is_none() => return Err(Fault::Busy("this member has no cluster yet".into())),
             _ => {}
         }
@@ -149,6 +151,7 @@ impl Member {
         }
         let answer = match call {
             Call::Status => Ok(Answer::Status(self.status())),
+            Call::Found { by, taken_back } => self.leave_founding_to(by, taken_back),
             Call::Apply { group, ops } => self.apply(group, ops).await,
             Call::Renew { group, session } => self.renew(view.term, &group, session).await,
             Call::Poll { group, session, claim } => self.poll(&view, &group, session, claim, local).await,
@@ -171,9 +174,6 @@ impl Member {
                 Ok(Answer::Silences(before.map_or_else(Vec::new, silent)))
             }
             Call::Confirm => self.confirmer.confirm().await.map(Answer::Index),
-            Call::Read { query, .. } if query.keys() > limits::MAX_BATCH_OPS => {
-                Err(Fault::Refused(format!("{} keys at once; the limit is {}", query.keys(), limits::MAX_BATCH_OPS)))
-            }
             Call::Read { group, query } => {
                 let index = self.confirmer.confirm().await?;
                 self.machine.reached(index).await;
@@ -188,6 +188,18 @@ impl Member {
             Err(Fault::NotLeader(None)) => Err(self.not_leader(&self.raft.view())),
             answer => answer,
         }
+    }
+
+    fn leave_founding_to(&self, by: u64, taken_back: bool) -> Result<Answer, Fault> {
+        if taken_back {
+            self.founding.release(by);
+            return Ok(Answer::Done);
+        }
+        if self.cluster_id().is_some() {
+            return Err(Fault::Refused("this member belongs to a cluster".into()));
+        }
+        let other = |other| Fault::Busy(format!("it is left to {other:016x} to found the cluster"));
+        self.founding.promise(self.me.id, by).map(|()| Answer::Done).map_err(other)
     }
 
     /// The living sessions of a group.
@@ -220,10 +232,6 @@ impl Member {
     }
 
     async fn apply(&self, group: Group, ops: Vec<Op>) -> Result<Answer, Fault> {
-        if ops.len() > limits::MAX_BATCH_OPS {
-            let problem = format!("a batch of {} ops; the limit is {}", ops.len(), limits::MAX_BATCH_OPS);
-            return Err(Fault::Refused(problem));
-        }
         if let Some(problem) = wire::too_large(&ops) {
             return Err(Fault::Refused(problem));
         }

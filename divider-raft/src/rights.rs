@@ -7,7 +7,7 @@
 //! | | asked by | |
 //! | --- | --- | --- |
 //! | Raft's own calls | a member | in its own name; what only a leader says, while it leads |
-//! | to be taken in | a member | itself |
+//! | to be taken in, to found | a member | itself |
 //! | to remove, promote, replace | a member, an administrator; to leave, whoever leaves | |
 //! | all else | whoever was let in | |
 
@@ -87,6 +87,8 @@ impl Caller {
                 Ok(())
             }
             Call::Join { .. } => Err("a member can only join itself".into()),
+            Call::Found { by, .. } if is(*by) => Ok(()),
+            Call::Found { .. } => Err("a member founds in its own name alone".into()),
             Call::Leave { id } if self.administrates || is(*id) => Ok(()),
             Call::Promote { .. } | Call::Replace { .. } if self.administrates => Ok(()),
             Call::Leave { .. } | Call::Promote { .. } | Call::Replace { .. } => {
@@ -165,6 +167,7 @@ mod tests {
             Call::Leave { id: 2 },
             Call::Promote { id: 2 },
             Call::Replace { old: 2, new: 1 },
+            Call::Found { by: 1, taken_back: false },
         ];
         let (group, session, term) = (Group::new("/g/").unwrap(), SessionId::fresh(), Term(1));
         let of_all = vec![
@@ -204,8 +207,8 @@ mod tests {
             assert!(administrator.may(request, 3, &view()).is_err(), "{request:?}");
         }
         for request in &of_members {
-            let joins = matches!(request, Request::Call(Call::Join { .. }));
-            assert_eq!(administrator.may(request, 3, &view()).is_ok(), !joins, "{request:?}");
+            let of_itself = matches!(request, Request::Call(Call::Join { .. } | Call::Found { .. }));
+            assert_eq!(administrator.may(request, 3, &view()).is_ok(), !of_itself, "{request:?}");
         }
     }
 
@@ -222,7 +225,9 @@ mod tests {
         for request in &raft[5..7] {
             assert!(caller(Some(peer(2)), true).may(request, 3, &view()).is_err(), "{request:?}");
         }
-        assert!(caller(Some(peer(2)), true).may(&of_members[0], 3, &view()).is_err());
+        for request in [&of_members[0], &of_members[5]] {
+            assert!(caller(Some(peer(2)), true).may(request, 3, &view()).is_err(), "{request:?}");
+        }
         assert!(caller(Some(peer(1)), true).may(&raft[0], 1, &view()).is_err(), "to itself");
         // With the id of another one.
         let named = Peer { name: "node-7".into(), ..peer(1) };

@@ -5,11 +5,12 @@
 //! tried again only where twice does no harm; for ops the caller is told that nobody knows, since only it knows what a
 //! second time would mean.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
+use uuid::Uuid;
 
 use crate::{
     config::RaftConfig,
@@ -207,8 +208,22 @@ impl Router {
         });
     }
 
-    /// Asks the members, and the seeds, until one knows the leader.
+    /// Asks the members, and the seeds, for the leader.
     async fn look(&self) -> Option<Target> {
+        let new = self.links.is_new();
+        let (leader, clusters) = self.ask_all(new).await;
+        match self.links.asked(new, clusters) {
+            Ok(()) => leader,
+            Err(problem) => {
+                *self.known.lock() = Known { problem: Some(problem), ..Known::default() };
+                None
+            }
+        }
+    }
+
+    /// Until one knows the leader; but whoever does not know yet to which cluster it belongs hears all.
+    async fn ask_all(&self, new: bool) -> (Option<Target>, BTreeSet<Uuid>) {
+        let (mut found, mut clusters) = (None, BTreeSet::new());
         let mut targets: Vec<Target> = self.known.lock().members.iter().map(Target::member).collect();
         targets.extend(seeds::targets(&self.config).await);
         let request = Request::Call(Call::Status);
@@ -227,15 +242,19 @@ impl Router {
                 _ => continue,
             };
             self.links.book().met(&status.me);
+            clusters.extend(status.cluster_id);
             if let Status { leader: Some(leader), members, .. } = status {
                 let mut known = self.known.lock();
                 known.members = members.into_iter().map(|(peer, _)| peer).collect();
                 known.asked = Some(Instant::now());
                 known.problem = None;
-                return Some(Target::member(&leader));
+                found = found.or_else(|| Some(Target::member(&leader)));
+                if !new {
+                    break;
+                }
             }
         }
-        None
+        (found, clusters)
     }
 
     /// The members that are known, the one to begin with first.

@@ -3,8 +3,9 @@
 //! # Founding happens once
 //! A newcomer asks all seeds. If one belongs to a cluster it joins that one. Else a cluster is founded only once *all* seeds
 //! have said that they have none, by one that all would choose: the first of the list, or where the DNS gives it, and so may
-//! leave out anybody, the lowest id among as many founders as were said to be. So two can never be founded side by side, also
-//! not when the first one's disk was wiped.
+//! leave out anybody, the lowest id among as many founders as were said to be. And as they may not see the same, that one
+//! asks all of them to leave it to it (see [`Founding`](crate::founding::Founding)). So two can never be founded side by
+//! side, also not when the first one's disk was wiped.
 //!
 //! # Being found
 //! A member is its id and its cluster's id; addresses change. Whoever hears of no leader asks the seeds, and all that it
@@ -133,7 +134,33 @@ async fn try_to_settle(
         return join(member, router, Some(Target::member(host))).await;
     }
     may_found(&member.config, &member.me, &answers)?;
-    found(member).await
+    let (me, founding) = (member.me.id, &member.founding);
+    founding.promise(me, me).map_err(|other| format!("it is left to {other:016x} to found the cluster"))?;
+    let others: Vec<Target> = answers
+        .into_iter()
+        .filter(|(_, answer)| answer.as_ref().is_ok_and(|status| status.me.id != me && status.me.wants_vote))
+        .map(|(target, _)| target)
+        .collect();
+    let promised = ask_to_found(member, &others, false).await;
+    if promised.is_ok() && founding.keep(me) {
+        return found(member).await;
+    }
+    founding.release(me);
+    // Where one does not hear of it, its promise ends by itself.
+    let _ = ask_to_found(member, &others, true).await;
+    Err(promised.err().unwrap_or_else(|| "another one is to found the cluster".into()))
+}
+
+/// Has the others leave the founding to this member, or takes that back.
+async fn ask_to_found(member: &Member, others: &[Target], taken_back: bool) -> Result<(), String> {
+    let request = Request::Call(Call::Found { by: member.me.id, taken_back });
+    let answers = others.iter().map(|target| member.links.call(target, Class::Calls, &request, STATUS));
+    let answers = futures_util::future::join_all(answers).await;
+    answers.into_iter().zip(others).try_for_each(|(answer, target)| match answer {
+        Ok(Answer::Done) => Ok(()),
+        Ok(answer) => Err(format!("{}: {answer:?}", target.address)),
+        Err(error) => Err(format!("{}: {error}", target.address)),
+    })
 }
 
 /// Whom to ask to be taken in: who leads by its own word, or else by that of another one. What this member itself knows may

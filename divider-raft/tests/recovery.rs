@@ -58,6 +58,8 @@ async fn one_survivor_of_a_lost_majority_begins_a_new_life() {
     stores[0].apply(&[Op::Add(Work::from(key.clone()).payload(*b"kept"))]).await.unwrap();
     let leader = stores.iter().find(|store| store.leads_raft()).unwrap();
     let (old_session, term) = lead(leader).await;
+    // A cluster that was founded may have had a life before, too.
+    stores[0].apply(&[Op::EndHold { term }]).await.unwrap();
     let Outcome::Granted(old) = assign(leader, term, &key, old_session).await else { panic!() };
     let refused = RaftStore::recover(directory(0)).unwrap_err();
     assert!(matches!(refused, DataError::InUse { .. }), "{refused}");

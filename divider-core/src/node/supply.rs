@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{observe::target, removals::Removals, settle::Then, shared::Shared};
 use crate::{
-    Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, leader::Leader, limits,
+    Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, leader::Leader, op::batches,
     source::SourceError,
 };
 
@@ -206,8 +206,8 @@ impl Supply {
         let spawner = shared.clone();
         spawner.spawn("the declaring of work", async move {
             let limit = Some(shared.config.call_time_limit.max(Duration::from_secs(1)));
-            for ops in ops.chunks(limits::MAX_BATCH_OPS) {
-                let declared = match shared.hand_in_for(ops.to_vec(), session, Then::Nothing, limit) {
+            for ops in batches(ops) {
+                let declared = match shared.hand_in_for(ops, session, Then::Nothing, limit) {
                     Ok(handed_in) => handed_in.wait().await,
                     Err(error) => Err(error),
                 };
