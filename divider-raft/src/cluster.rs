@@ -4,7 +4,10 @@
 //! Everything of a member runs on threads of its own, so that a handler which blocks the program's runtime neither loses
 //! the lease nor stops the log. Calls to the store are spawned there and awaited from wherever they are made.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use divider_core::StoreError;
 use parking_lot::{Mutex, RwLock};
@@ -196,6 +199,7 @@ impl Running {
             locals: Mutex::default(),
             place,
             founding: Founding::default(),
+            unrivalled: AtomicBool::new(false),
             leader_left: Notify::new(),
         });
         if config.leaves() && config.has_seeds() {

@@ -167,6 +167,21 @@ impl Links {
         Self { dialer: Arc::new(dialer), slots: Mutex::default() }
     }
 
+    /// Others, as somebody has them who belongs to no cluster, and is no member.
+    pub(crate) fn of_a_stranger(&self) -> Self {
+        let Dialer { cluster, security, ground, .. } = &*self.dialer;
+        Self::new(Dialer {
+            cluster: cluster.clone(),
+            cluster_id: Arc::default(),
+            me: None,
+            security: security.clone(),
+            ground: ground.clone(),
+            bond: Bond::default(),
+            book: Book::default(),
+            too_old: Mutex::default(),
+        })
+    }
+
     pub(crate) fn book(&self) -> &Book {
         &self.dialer.book
     }

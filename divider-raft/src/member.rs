@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeSet, HashMap},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -60,6 +63,9 @@ pub(crate) struct Member {
     pub(crate) locals: Mutex<HashMap<SessionId, Instant>>,
     pub(crate) place: Place,
     pub(crate) founding: Founding,
+    /// Set once it is known that no other cluster is at its seeds. Where it is the only member of its own, nobody else would
+    /// find that out, and until then it serves nobody.
+    pub(crate) unrivalled: AtomicBool,
     /// Told when a connection of the leader has ended.
     pub(crate) leader_left: Notify,
 }
@@ -145,6 +151,9 @@ impl Member {
         let view = self.raft.view();
         if !view.leads {
             return Err(self.not_leader(&view));
+        }
+        if view.members.len() == 1 && !self.unrivalled.load(Ordering::Relaxed) {
+            return Err(Fault::Busy("this member does not know yet whether another cluster is there".into()));
         }
         if self.raft.is_ending() {
             return Err(Fault::Busy("this member hands over to another one".into()));

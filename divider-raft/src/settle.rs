@@ -12,7 +12,11 @@
 //! knows, who is where, and by asking says where it is itself (see [`Book`](crate::book::Book)). So members that have all
 //! moved find each other as long as their seeds lead from one to the other.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use uuid::Uuid;
@@ -51,6 +55,11 @@ type Said = (Target, Result<Status, String>);
 pub(crate) async fn settle(member: Arc<Member>, router: Arc<Router>, joining: watch::Sender<Result<(), String>>) {
     // A vote alone says nothing: it may come from a leader that was lost with the entry that took this member in.
     let known = member.raft.is_initialized().await && !member.raft.view().members.is_empty();
+    while known && let Some(problem) = rival(&member).await {
+        joining.send_modify(|joined| *joined = Err(problem));
+        tokio::time::sleep(ROUND).await;
+    }
+    member.unrivalled.store(true, Ordering::Relaxed);
     let mut company = BTreeSet::new();
     let mut settled: Option<Instant> = None;
     let mut asked: Option<Instant> = None;
@@ -79,6 +88,30 @@ pub(crate) async fn settle(member: Arc<Member>, router: Arc<Router>, joining: wa
         }
         tokio::time::sleep(ROUND).await;
     }
+}
+
+/// That another cluster is at the seeds of a member which is the only one of its own: the one that it was in before it was
+/// recovered, or that of another survivor. Others who start are told so by those whom they ask.
+async fn rival(member: &Member) -> Option<String> {
+    if member.raft.view().members.len() != 1 {
+        return None;
+    }
+    let targets = seeds::targets(&member.config).await;
+    let asked = targets.into_iter().map(|target| async move {
+        // As a client of none yet: a member of another cluster does not talk with a member of this one.
+        let links = member.links.of_a_stranger();
+        let status = Request::Call(Call::Status);
+        (links.call(&target, Class::Calls, &status, STATUS).await, target)
+    });
+    let mine = member.cluster_id();
+    futures_util::future::join_all(asked).await.into_iter().find_map(|(answer, target)| match answer {
+        Ok(Answer::Status(Status { cluster_id: Some(theirs), .. })) if Some(theirs) != mine => Some(format!(
+            "the seed {} belongs to another cluster, {theirs}; where this one was recovered, end all that is left of the one \
+             before",
+            target.address
+        )),
+        _ => None,
+    })
 }
 
 /// Whether this member is in, and for as long as it is `patient`, all that were there with it too, and it votes if it is to.

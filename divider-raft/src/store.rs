@@ -406,7 +406,8 @@ impl RaftStore {
     /// What was acknowledged and had not reached this member is lost: take the survivor whose log goes furthest. All sessions
     /// are ended, and tokens go on far above all that were ever given. Nothing of the old life may run any more, or there
     /// would be two: end all other members first, and give them empty directories before they start again. Those that come
-    /// back with their old ones are refused.
+    /// back with their old ones are refused. While a member of any other cluster answers at its seeds, the new life serves
+    /// nobody, and `open` says so.
     ///
     /// The member must not be running. Its directory is replaced, and kept as `<directory>.before-recovery`. Start it after
     /// that as always, and the others after it, as newcomers. Blocks on the disk; the clock must not be behind.

@@ -54,6 +54,11 @@ pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Res
         directory.with_file_name(name)
     };
     let (new, former) = (beside(".recovering"), beside(".before-recovery"));
+    let failed = |error: io::Error| DataError::io(directory, error);
+    if former.exists() && !directory.exists() {
+        // A recovery ended between the two names that it gives: nothing has lived in the new directory yet.
+        std::fs::rename(&former, directory).map_err(failed)?;
+    }
     if former.exists() {
         let source = io::Error::new(io::ErrorKind::AlreadyExists, "move it away: it is of an earlier recovery");
         return Err(DataError::io(former, source));
@@ -62,7 +67,6 @@ pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Res
         let problem = "no member of a cluster has ever lived here".to_owned();
         return Err(DataError::Corrupt { path: directory.to_owned(), problem });
     }
-    let failed = |error: io::Error| DataError::io(directory, error);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(failed)?;
     let survivor = runtime.block_on(read(place(directory.to_owned())))?;
     if new.exists() {
@@ -73,6 +77,8 @@ pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Res
     let recovered = runtime.block_on(write(survivor, place(new.clone()), former.clone()))?;
     std::fs::rename(directory, &former).map_err(failed)?;
     std::fs::rename(&new, directory).map_err(failed)?;
+    let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
     Ok(recovered)
 }
 
