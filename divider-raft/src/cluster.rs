@@ -4,7 +4,10 @@
 //! Everything of a member runs on threads of its own, so that a handler which blocks the program's runtime neither loses
 //! the lease nor stops the log. Calls to the store are spawned there and awaited from wherever they are made.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use divider_core::StoreError;
 use parking_lot::{Mutex, RwLock};
@@ -17,10 +20,12 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    bond::Bond,
     book::Book,
     config::{Data, RaftConfig, Role},
     confirm::Confirmer,
     error::DataError,
+    founding::Founding,
     ground::Place,
     house,
     link::{Class, Dialer, Links},
@@ -121,10 +126,12 @@ impl Running {
         let book = member.links.book();
         let others =
             member.raft.view().members.into_values().map(|(peer, _)| peer).filter(|peer| peer.id != member.me.id);
-        let mut config = RaftConfig { role: Role::Client, ..RaftConfig::clone(&member.config) };
-        config.seeds.splice(0..0, others.map(|peer| book.placed(&peer).address));
+        let config = RaftConfig { role: Role::Client, ..RaftConfig::clone(&member.config) };
         let cluster_id = Arc::new(RwLock::new(member.cluster_id()));
-        Self::of(client(Arc::new(config), cluster_id, Some(note)), ground)
+        let started = client(Arc::new(config), cluster_id, Some(note));
+        // As members and not as seeds: their certificates carry their names.
+        started.router.tell(others.map(|peer| book.placed(&peer)).collect());
+        Self::of(started, ground)
     }
 
     fn of(Started { router, tasks, joined, ended }: Started, ground: Threads) -> Arc<Self> {
@@ -167,6 +174,7 @@ impl Running {
             me: Some(me.clone()),
             security: config.security.clone(),
             ground: config.ground.clone(),
+            bond: Bond::default(),
             book: Book::default(),
             too_old: Mutex::default(),
         }));
@@ -182,7 +190,7 @@ impl Running {
             identity: Mutex::new(identity),
             cluster_id,
             log,
-            proposer: Proposer::spawn(raft.clone(), machine.clone(), confirmer.clone()),
+            proposer: Proposer::spawn(raft.clone(), machine.clone(), confirmer.clone(), config.may_be_reborn()),
             confirmer,
             machine,
             raft,
@@ -190,6 +198,8 @@ impl Running {
             receiving: Receiving::default(),
             locals: Mutex::default(),
             place,
+            founding: Founding::default(),
+            unrivalled: AtomicBool::new(false),
             leader_left: Notify::new(),
         });
         if config.leaves() && config.has_seeds() {
@@ -309,6 +319,7 @@ fn client(config: Arc<RaftConfig>, cluster_id: Arc<RwLock<Option<Uuid>>>, note: 
         me: None,
         security: config.security.clone(),
         ground: config.ground.clone(),
+        bond: Bond::default(),
         book: Book::default(),
         too_old: Mutex::default(),
     }));

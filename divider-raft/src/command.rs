@@ -34,13 +34,23 @@ pub(crate) enum Body {
         /// As in the first.
         steps: Vec<Step>,
     },
+    /// The third version: as the second, and a group that begins with this entry may have had a life before, of which all
+    /// members have lost their disks. So grants are held back in it, as in a new lineage.
+    V3 {
+        /// As in the first.
+        reign: u64,
+        /// As in the second.
+        clock: u64,
+        /// As in the first.
+        steps: Vec<Step>,
+    },
 }
 
 impl Body {
     /// The Raft term in which beats were compared.
     pub(crate) fn reign(&self) -> u64 {
         match self {
-            Self::V1 { reign, .. } | Self::V2 { reign, .. } => *reign,
+            Self::V1 { reign, .. } | Self::V2 { reign, .. } | Self::V3 { reign, .. } => *reign,
         }
     }
 
@@ -48,14 +58,19 @@ impl Body {
     pub(crate) fn clock(&self) -> u64 {
         match self {
             Self::V1 { .. } => 0,
-            Self::V2 { clock, .. } => *clock,
+            Self::V2 { clock, .. } | Self::V3 { clock, .. } => *clock,
         }
+    }
+
+    /// Whether grants are held back in a group that begins with it.
+    pub(crate) fn holds(&self) -> bool {
+        matches!(self, Self::V3 { .. })
     }
 
     /// The requests, each atomic by itself, in order.
     pub(crate) fn steps(&self) -> &[Step] {
         match self {
-            Self::V1 { steps, .. } | Self::V2 { steps, .. } => steps,
+            Self::V1 { steps, .. } | Self::V2 { steps, .. } | Self::V3 { steps, .. } => steps,
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::{
 /// | `voters` | 5 |
 /// | `voters_to_found` | as many as `seeds`; must be given with `seed_names` |
 /// | `replace_dead_after` | 10 s, by a member that is to vote |
+/// | `first_life` | no |
 /// | `leave_on_close` | if there is no `name` |
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -87,6 +88,10 @@ pub struct RaftConfig {
     /// to vote where there is one, else to any learner. By default 10 s, and only to a member that is to vote. Whoever was
     /// only away goes on as a learner, and votes again when there is a place.
     pub replace_dead_after: Option<Duration>,
+    /// Whether there was no cluster before this one in its place. Where all disks of a cluster are lost and another one is
+    /// founded, nodes in other processes may believe in their keys for a lease. So whoever leads a new group grants nothing
+    /// for a lease, unless this says that there can be nobody. For tests: whoever leaves it set says so of every later life.
+    pub first_life: bool,
     /// Whether this member leaves the cluster when its last handle is closed, so that the others do not count on it. By
     /// default if it has no `name`: then whoever starts in its place is another one. One with a name is waited for.
     pub leave_on_close: Option<bool>,
@@ -142,6 +147,7 @@ impl Default for RaftConfig {
             snapshot_time_limit: Duration::from_secs(30),
             voters: 5,
             replace_dead_after: None,
+            first_life: false,
             leave_on_close: None,
             ground: Arc::new(ThisMachine),
         }
@@ -228,6 +234,12 @@ impl RaftConfig {
     /// Whether a graceful end takes this member out of the cluster.
     pub(crate) fn leaves(&self) -> bool {
         self.leave_on_close.unwrap_or(self.name.is_none())
+    }
+
+    /// Whether nodes of an earlier life, of which nothing is left here, may believe in their keys. Those of a member on its
+    /// own were in its process.
+    pub(crate) fn may_be_reborn(&self) -> bool {
+        self.listen.is_some() && !self.first_life
     }
 
     /// Why nobody could reach this member at what it tells the others.

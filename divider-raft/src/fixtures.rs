@@ -296,7 +296,12 @@ fn entries() -> Vec<Entry> {
         EntryPayload::Blank,
         EntryPayload::Normal(Command(Arc::new(Body::V1 { reign: 4, steps: steps.clone() }))),
         EntryPayload::Membership(membership),
-        EntryPayload::Normal(Command(Arc::new(Body::V2 { reign: 4, clock: 1_700_000_000_000_000, steps }))),
+        EntryPayload::Normal(Command(Arc::new(Body::V2 {
+            reign: 4,
+            clock: 1_700_000_000_000_000,
+            steps: steps.clone(),
+        }))),
+        EntryPayload::Normal(Command(Arc::new(Body::V3 { reign: 4, clock: 1_700_000_000_000_000, steps }))),
     ];
     payloads.into_iter().map(|payload| Entry { log_id: log_id(), payload }).collect()
 }
@@ -419,6 +424,7 @@ fn calls(book: &mut Book) {
         Call::Promote { id: 2 },
         Call::Replace { old: 3, new: 4 },
         Call::Silences { group: group.clone() },
+        Call::Found { by: 9, taken_back: true },
     ];
     book.values("call", &calls.into_iter().map(Request::Call).collect::<Vec<_>>());
     let topics = [Topic::Session(session), Topic::Group];
@@ -481,8 +487,9 @@ fn raft_calls(book: &mut Book) {
     let vote = Vote::new_committed(4, 5);
     let append =
         |entries| AppendEntriesRequest { vote, prev_log_id: Some(log_id()), entries, leader_commit: Some(log_id()) };
-    let (mut first, second) = (entries(), entries().split_off(3));
-    first.truncate(3);
+    let mut first = entries();
+    let mut second = first.split_off(3);
+    let third = second.split_off(1);
     let requests = [
         RaftRequest::Append(append(first)),
         RaftRequest::Vote(VoteRequest::new(Vote::new(4, 5), Some(log_id()))),
@@ -493,6 +500,7 @@ fn raft_calls(book: &mut Book) {
         RaftRequest::Compare { index: 600 },
         RaftRequest::Differs { index: 600, sum: 700 },
         RaftRequest::Append(append(second)),
+        RaftRequest::Append(append(third)),
     ];
     book.values("raft-call", &requests.map(Request::Raft));
     let answers = [

@@ -11,6 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsa
 
 use crate::{
     RaftStore, Tls,
+    cluster::{Running, Threads},
     ground::ThisMachine,
     link::{Class, Dialer, LinkError, Links, Target},
     raft::{Entry, LogId, Peer, RaftRequest, SnapshotMeta, Vote},
@@ -77,6 +78,7 @@ impl Bed {
             me,
             security: Security::Tls(self.authority.issue(certificate)),
             ground: Arc::new(ThisMachine),
+            bond: Default::default(),
             book: Default::default(),
             too_old: Default::default(),
         };
@@ -158,6 +160,55 @@ async fn a_member_cannot_speak_for_another_one() {
         assert!(matches!(answer, Ok(Answer::Fault(Fault::Denied(_)))), "{answer:?}");
     }
     assert_eq!(bed.state().await.0, before.0);
+}
+
+/// Its certificate is a member's, and carries its own name. Whoever had the id of another one could vote for it, and would
+/// be looked for in its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_cannot_take_the_id_of_another_one() {
+    let bed = Bed::new().await;
+    let before = bed.state().await;
+    let (victim, thief) = (before.1[0].0.clone(), before.1[1].0.clone());
+    let me = Peer { id: victim.id, address: "localhost:1".into(), ..thief.clone() };
+    let links = bed.links(&thief.name, Some(me.clone())).await;
+    for seed in &bed.seeds {
+        for call in [Call::Status, Call::Join { peer: me.clone(), votes: true }] {
+            let answer = links.call(&Target::seed(seed), Class::Calls, &Request::Call(call), LIMIT).await;
+            assert!(matches!(answer, Err(LinkError::NotSent(_))), "{answer:?}");
+        }
+    }
+    assert_eq!(bed.state().await, before);
+}
+
+/// Certificates carry names, and most often not the addresses at which members are met.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_whose_member_has_ended_finds_the_others_by_their_names() {
+    let authority = Authority::new();
+    let ports: Vec<_> = {
+        let bound: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        bound.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    };
+    let build = |at: usize| {
+        let (name, address) = (format!("node-{at}.example"), format!("127.0.0.1:{}", ports[at]));
+        let builder = RaftStore::builder("/test/").unwrap().name(&name).unwrap().in_memory().listen(address);
+        let builder = builder.seeds([format!("localhost:{}", ports[0])]).tls(authority.issue(&name));
+        builder.configure(|config| config.members = vec!["*.example".into()]).build().unwrap()
+    };
+    let stores: Vec<_> = (0..3).map(build).collect();
+    for store in &stores {
+        store.open().await.unwrap();
+    }
+    let member = stores[0].member().unwrap();
+    stores[0].die().await;
+    let threads = Threads::start(stores[0].config()).unwrap();
+    let client = Running::instead_of(&member, "it has ended".into(), threads);
+    let began = std::time::Instant::now();
+    loop {
+        match client.router.call(Call::Confirm, Class::Calls, true).await {
+            Ok(_) => break,
+            Err(error) => assert!(began.elapsed() < LIMIT, "{error}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,6 +12,7 @@
 //!
 //! Begin at [`RaftStore`].
 
+mod bond;
 mod book;
 mod cluster;
 mod command;
@@ -19,7 +20,10 @@ mod config;
 mod confirm;
 mod error;
 #[cfg(test)]
+mod excess;
+#[cfg(test)]
 mod fixtures;
+mod founding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

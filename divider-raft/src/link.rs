@@ -8,17 +8,19 @@
 //! dials anew, and no call waits longer than its own limit.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt, io,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use divider_core::{Group, Hint, Topic};
-use futures_util::FutureExt;
+use futures_util::{FutureExt, Stream};
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf},
@@ -28,6 +30,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    bond::{Bond, Tie},
     book::Book,
     error::TooOld,
     ground::{Ground, first_of},
@@ -142,6 +145,8 @@ pub(crate) struct Dialer {
     pub(crate) me: Option<Peer>,
     pub(crate) security: Security,
     pub(crate) ground: Arc<dyn Ground>,
+    /// To which cluster a client belongs.
+    pub(crate) bond: Bond,
     /// Where members are, beside what the log says.
     pub(crate) book: Book,
     /// That the last dial which got as far as a handshake found two programs too far apart.
@@ -162,8 +167,33 @@ impl Links {
         Self { dialer: Arc::new(dialer), slots: Mutex::default() }
     }
 
+    /// Others, as somebody has them who belongs to no cluster, and is no member.
+    pub(crate) fn of_a_stranger(&self) -> Self {
+        let Dialer { cluster, security, ground, .. } = &*self.dialer;
+        Self::new(Dialer {
+            cluster: cluster.clone(),
+            cluster_id: Arc::default(),
+            me: None,
+            security: security.clone(),
+            ground: ground.clone(),
+            bond: Bond::default(),
+            book: Book::default(),
+            too_old: Mutex::default(),
+        })
+    }
+
     pub(crate) fn book(&self) -> &Book {
         &self.dialer.book
+    }
+
+    /// Whether this client belongs to no cluster yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.dialer.cluster_id.read().is_none()
+    }
+
+    /// All have been asked; see [`Bond::asked`].
+    pub(crate) fn asked(&self, new: bool, said: BTreeSet<Uuid>) -> Result<(), String> {
+        self.dialer.bond.asked(&self.dialer.cluster_id, new, said)
     }
 
     /// Whether the last member that was dialled and answered does not speak with this program.
@@ -203,7 +233,7 @@ impl Links {
         group: Group,
         topic: Topic,
         limit: Duration,
-    ) -> Result<mpsc::Receiver<Hint>, LinkError> {
+    ) -> Result<Hints, LinkError> {
         let body = wire::encode(&Request::Subscribe { group, topic });
         let body = body.map_err(|error| LinkError::NotSent(error.to_string()))?;
         let subscribe = async { self.link(to, Class::Hints).await?.subscribe(&body).await };
@@ -283,14 +313,14 @@ impl Dialer {
                 Err(io::Error::other(format!("another member ({id:016x}) listens there")))
             }
             Welcome::Ok { cluster_id: theirs, .. } => {
-                if self.me.is_none() && theirs.is_some() {
-                    let mut mine = self.cluster_id.write();
-                    if mine.is_some() && *mine != theirs {
-                        return Err(io::Error::other("the member belongs to another cluster"));
+                let tie = match theirs.filter(|_| self.me.is_none()) {
+                    Some(theirs) => {
+                        let tie = self.bond.tie(&self.cluster_id, theirs);
+                        Some(tie.ok_or_else(|| io::Error::other("the member belongs to another cluster"))?)
                     }
-                    *mine = theirs;
-                }
-                Ok(Link::open(stream))
+                    None => None,
+                };
+                Ok(Link::open(stream, tie))
             }
             Welcome::Refused(problem) => Err(io::Error::other(problem)),
         }
@@ -320,7 +350,7 @@ impl Drop for Link {
     }
 }
 
-/// Forgets a waiter whose caller has gone, and tells the member of a subscription that has ended.
+/// Forgets a waiter whose caller has gone.
 struct Forget<'a> {
     link: &'a Link,
     id: u64,
@@ -334,8 +364,35 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// The hints of a subscription. The member is told when nobody reads them any more: where nothing happens it would never
+/// find out, and keep it for as long as the link lasts.
+pub(crate) struct Hints {
+    hints: mpsc::Receiver<Hint>,
+    id: u64,
+    waiting: Arc<Mutex<Waiting>>,
+    outbox: mpsc::WeakSender<Vec<u8>>,
+}
+
+impl Stream for Hints {
+    type Item = Hint;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Hint>> {
+        self.hints.poll_recv(context)
+    }
+}
+
+impl Drop for Hints {
+    fn drop(&mut self) {
+        let stood = self.waiting.lock().as_mut().and_then(|waiting| waiting.remove(&self.id)).is_some();
+        if stood && let (Some(outbox), Ok(end)) = (self.outbox.upgrade(), (Frame::End { id: self.id }).to_bytes()) {
+            // Where there is no room, the next hint says it again.
+            let _ = outbox.try_send(end);
+        }
+    }
+}
+
 impl Link {
-    fn open(stream: Box<dyn Connection>) -> Self {
+    fn open(stream: Box<dyn Connection>, tie: Option<Tie>) -> Self {
         let (reading, writing) = tokio::io::split(stream);
         let (outbox, frames) = mpsc::channel(OUTBOX);
         let waiting = Arc::new(Mutex::new(Some(HashMap::new())));
@@ -344,6 +401,7 @@ impl Link {
         let reader = tokio::spawn({
             let (waiting, heard, outbox) = (waiting.clone(), heard.clone(), outbox.downgrade());
             async move {
+                let _tie = tie;
                 let ended = read(reading, &waiting, &heard, born, &outbox).await;
                 tracing::debug!(target: "divider::raft", ?ended, "a link ended");
                 // All who wait learn of it by their dropped senders.
@@ -365,37 +423,42 @@ impl Link {
         self.waiting.lock().is_some() && !self.outbox.is_closed()
     }
 
-    async fn request(&self, body: &[u8], waiter: Waiter) -> Result<Forget<'_>, LinkError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+    fn next(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    async fn request(&self, id: u64, body: &[u8], waiter: Waiter) -> Result<(), LinkError> {
         match self.waiting.lock().as_mut() {
             Some(waiting) => _ = waiting.insert(id, waiter),
             None => return Err(LinkError::NotSent("the connection has just ended".into())),
         }
-        let forget = Forget { link: self, id };
         let frames = wire::parts(body, |last, body| Frame::Request { id, last, body });
         for frame in frames.map_err(|error| LinkError::NotSent(error.to_string()))? {
             if self.outbox.send(frame).await.is_err() {
                 return Err(LinkError::Lost("it was closed while a request was sent".into()));
             }
         }
-        Ok(forget)
+        Ok(())
     }
 
     async fn call(&self, body: &[u8]) -> Result<Vec<u8>, LinkError> {
         let (done, answer) = oneshot::channel();
-        let _forget = self.request(body, Waiter::Answer { parts: Vec::new(), done }).await?;
+        let id = self.next();
+        let _forget = Forget { link: self, id };
+        self.request(id, body, Waiter::Answer { parts: Vec::new(), done }).await?;
         answer.await.map_err(|_| LinkError::Lost("it ended before the answer".into()))
     }
 
-    async fn subscribe(self: Arc<Self>, body: &[u8]) -> Result<mpsc::Receiver<Hint>, LinkError> {
-        let (hints, mut receiver) = mpsc::channel(BACKLOG);
-        let forget = self.request(body, Waiter::Hints(hints)).await?;
+    async fn subscribe(&self, body: &[u8]) -> Result<Hints, LinkError> {
+        let (told, hints) = mpsc::channel(BACKLOG);
+        let (id, waiting, outbox) = (self.next(), self.waiting.clone(), self.outbox.downgrade());
+        let mut hints = Hints { hints, id, waiting, outbox };
+        self.request(id, body, Waiter::Hints(told)).await?;
         // The member says with a first hint that the subscription stands.
-        if receiver.recv().await.is_none() {
-            return Err(LinkError::Lost("the subscription was refused".into()));
+        match hints.hints.recv().await {
+            Some(_) => Ok(hints),
+            None => Err(LinkError::Lost("the subscription was refused".into())),
         }
-        std::mem::forget(forget);
-        Ok(receiver)
     }
 }
 

@@ -3,11 +3,14 @@
 use std::{
     collections::{BTreeSet, HashMap},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use divider_core::{Batch, Claim, Group, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic, limits};
+use divider_core::{Batch, Claim, Group, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic};
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{Notify, mpsc},
@@ -19,6 +22,7 @@ use crate::{
     command::{Done, Step},
     config::RaftConfig,
     confirm::Confirmer,
+    founding::Founding,
     ground::Place,
     link::Links,
     propose::Proposer,
@@ -27,7 +31,7 @@ use crate::{
     security::Proof,
     subscribe::change_bytes,
     succession,
-    wire::{Answer, Call, Fault, Hello, Query, Request, Status},
+    wire::{self, Answer, Call, Fault, Hello, Query, Request, Status},
 };
 
 /// About how many bytes of changes go into one answer.
@@ -59,6 +63,10 @@ pub(crate) struct Member {
     /// Sessions of this process, and when they were last heard of, whoever led then.
     pub(crate) locals: Mutex<HashMap<SessionId, Instant>>,
     pub(crate) place: Place,
+    pub(crate) founding: Founding,
+    /// Set once it is known that no other cluster is at its seeds. Where it is the only member of its own, nobody else would
+    /// find that out, and until then it serves nobody.
+    pub(crate) unrivalled: AtomicBool,
     /// Told when a connection of the leader has ended.
     pub(crate) leader_left: Notify,
 }
@@ -78,7 +86,8 @@ impl Member {
 
     /// Lets in whoever says `hello`, or says why not; `proved` is its certificate.
     pub(crate) fn let_in(&self, hello: &Hello, proved: Option<&Proof>) -> Result<Caller, String> {
-        let caller = self.objection(hello).map_or_else(|| Caller::of(hello, proved, &self.config), Err)?;
+        let caller = || Caller::of(hello, proved, &self.config, &self.raft.view());
+        let caller = self.objection(hello).map_or_else(caller, Err)?;
         caller.member.iter().for_each(|peer| self.links.book().met(peer));
         Ok(caller)
     }
@@ -91,7 +100,8 @@ impl Member {
         if hello.target.is_some_and(|target| target != self.me.id) {
             return Some(format!("this is {}, not the member that was meant", self.me));
         }
-        if let (Some(mine), Some(theirs)) = (self.cluster_id(), hello.cluster_id)
+        // A client is told which cluster this is, and goes by itself.
+        if let (Some(mine), Some(theirs), Some(_)) = (self.cluster_id(), hello.cluster_id, &hello.from)
             && mine != theirs
         {
             return Some(format!("this member belongs to the cluster {mine}, not to {theirs}"));
@@ -135,21 +145,26 @@ impl Member {
     pub(crate) async fn call(&self, call: Call, local: bool) -> Result<Answer, Fault> {
         match call {
             Call::Status => return Ok(Answer::Status(self.status())),
+            Call::Found { by, taken_back } => return self.leave_founding_to(by, taken_back),
             _ if self.cluster_id().is_none() => return Err(Fault::Busy("this member has no cluster yet".into())),
             _ => {}
         }
         if self.machine.differs() {
             return Err(Fault::Busy("this replica differs from the others', and stops".into()));
         }
-        if self.raft.is_ending() {
-            return Err(Fault::Busy("this member hands over to another one".into()));
-        }
         let view = self.raft.view();
         if !view.leads {
             return Err(self.not_leader(&view));
         }
+        if view.members.len() == 1 && !self.unrivalled.load(Ordering::Relaxed) {
+            return Err(Fault::Busy("this member does not know yet whether another cluster is there".into()));
+        }
+        if self.raft.is_ending() {
+            return Err(Fault::Busy("this member hands over to another one".into()));
+        }
         let answer = match call {
             Call::Status => Ok(Answer::Status(self.status())),
+            Call::Found { by, taken_back } => self.leave_founding_to(by, taken_back),
             Call::Apply { group, ops } => self.apply(group, ops).await,
             Call::Renew { group, session } => self.renew(view.term, &group, session).await,
             Call::Poll { group, session, claim } => self.poll(&view, &group, session, claim, local).await,
@@ -188,6 +203,18 @@ impl Member {
         }
     }
 
+    fn leave_founding_to(&self, by: u64, taken_back: bool) -> Result<Answer, Fault> {
+        if taken_back {
+            self.founding.release(by);
+            return Ok(Answer::Done);
+        }
+        if self.cluster_id().is_some() {
+            return Err(Fault::Refused("this member belongs to a cluster".into()));
+        }
+        let other = |other| Fault::Busy(format!("it is left to {other:016x} to found the cluster"));
+        self.founding.promise(self.me.id, by).map(|()| Answer::Done).map_err(other)
+    }
+
     /// The living sessions of a group.
     fn alive(&self, group: &Group) -> Vec<SessionId> {
         let alive =
@@ -207,14 +234,18 @@ impl Member {
         Status {
             me: self.me.clone(),
             cluster_id: self.cluster_id(),
-            leader: view.leader.and_then(|id| view.members.get(&id)).map(|(peer, _)| placed(peer)),
+            // One that no quorum answers may have been replaced, and whoever asks is to find the one that has replaced it.
+            leader: view
+                .leader
+                .filter(|_| !view.lost)
+                .and_then(|id| view.members.get(&id))
+                .map(|(peer, _)| placed(peer)),
             members: view.members.values().map(|(peer, votes)| (placed(peer), *votes)).collect(),
         }
     }
 
     async fn apply(&self, group: Group, ops: Vec<Op>) -> Result<Answer, Fault> {
-        if ops.len() > limits::MAX_BATCH_OPS {
-            let problem = format!("a batch of {} ops; the limit is {}", ops.len(), limits::MAX_BATCH_OPS);
+        if let Some(problem) = wire::too_large(&ops) {
             return Err(Fault::Refused(problem));
         }
         // What comes over the wire has been checked by another program, perhaps of another version.
@@ -419,13 +450,15 @@ impl Member {
         if voters.is_empty() {
             return Err(Fault::Refused("the last voter cannot leave".into()));
         }
-        let heard = |id: &&u64| {
-            **id == self.me.id || self.raft.answered(**id).is_none_or(|answered| answered.elapsed() < SILENT)
+        // Whoever has led for a moment only may not have been answered yet, but those who are to vote were there before.
+        let heard = |id: &&u64| match self.raft.answered(**id) {
+            Some(answered) => answered.elapsed() < SILENT,
+            None => **id == self.me.id || before.contains(*id),
         };
-        if voters.is_subset(&before) && voters.iter().filter(heard).count() * 2 <= voters.len() {
-            // It would be the last thing that they decide.
+        if voters != before && voters.iter().filter(heard).count() * 2 <= voters.len() {
+            // It would be the last thing that they decide, or could not even be decided.
             return Err(Fault::Busy(
-                "too few of the voters that would be left can be heard; remove those first".into(),
+                "too few of those who would vote then can be heard; remove the others first".into(),
             ));
         }
         if voters != before {

@@ -31,9 +31,10 @@ struct Request {
 }
 
 impl Proposer {
-    pub(crate) fn spawn(raft: Raft, machine: Arc<Machine>, confirmer: Confirmer) -> Self {
+    /// `holds` says whether there may have been a cluster before this one, in which a group that is new here had nodes.
+    pub(crate) fn spawn(raft: Raft, machine: Arc<Machine>, confirmer: Confirmer, holds: bool) -> Self {
         let (sender, requests) = mpsc::channel(MOST);
-        tokio::spawn(run(raft, machine, confirmer, requests));
+        tokio::spawn(run(raft, machine, confirmer, holds, requests));
         Self(sender)
     }
 
@@ -46,7 +47,13 @@ impl Proposer {
     }
 }
 
-async fn run(raft: Raft, machine: Arc<Machine>, confirmer: Confirmer, mut requests: mpsc::Receiver<Request>) {
+async fn run(
+    raft: Raft,
+    machine: Arc<Machine>,
+    confirmer: Confirmer,
+    holds: bool,
+    mut requests: mpsc::Receiver<Request>,
+) {
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     let mut next = None;
     loop {
@@ -77,14 +84,14 @@ async fn run(raft: Raft, machine: Arc<Machine>, confirmer: Confirmer, mut reques
         }
         let (raft, machine, confirmer) = (raft.clone(), machine.clone(), confirmer.clone());
         tokio::spawn(async move {
-            carry(&raft, &machine, &confirmer, batch).await;
+            carry(&raft, &machine, &confirmer, holds, batch).await;
             drop(place);
         });
     }
 }
 
 /// Has one entry decided, and hands out what came of it.
-async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, mut batch: Vec<Request>) {
+async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, holds: bool, mut batch: Vec<Request>) {
     let is_expiry = |op: &Op| matches!(op, Op::Expire { .. });
     let expires = |step: &Step| matches!(step, Step::Apply { ops, .. } if ops.iter().any(is_expiry));
     if batch.iter().any(|request| expires(&request.step)) {
@@ -123,9 +130,13 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, mut batch:
             _ => Vec::new(),
         });
     }
-    let steps = batch.iter().map(|request| request.step.clone()).collect();
+    let steps: Vec<Step> = batch.iter().map(|request| request.step.clone()).collect();
     let clock = machine.place().ground.clock();
-    let command = Command(Arc::new(Body::V2 { reign, clock, steps }));
+    let body = match holds && machine.begins(&steps) {
+        true => Body::V3 { reign, clock, steps },
+        false => Body::V2 { reign, clock, steps },
+    };
+    let command = Command(Arc::new(body));
     // The entry may still be decided long after its callers have given up; until then the doomed stay doomed. Not beyond the
     // term: where a snapshot takes the place of a log that was never decided, Raft forgets who waits, and the places here
     // would be taken for good. In a later term nobody counts a renewal before this entry is applied or lost.

@@ -6,8 +6,8 @@
 //!
 //! | | asked by | |
 //! | --- | --- | --- |
-//! | Raft's own calls | a member | in its own name |
-//! | to be taken in | a member | itself |
+//! | Raft's own calls | a member | in its own name; what only a leader says, while it leads |
+//! | to be taken in, to found | a member | itself |
 //! | to remove, promote, replace | a member, an administrator; to leave, whoever leaves | |
 //! | all else | whoever was let in | |
 
@@ -32,15 +32,16 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Whoever says `hello` and has proved that much.
+    /// Whoever says `hello` and has proved that much, to a member that sees the cluster so.
     ///
     /// # Errors
     /// Why it is not who it says it is.
-    pub(crate) fn of(hello: &Hello, proved: Option<&Proof>, config: &RaftConfig) -> Result<Self, String> {
+    pub(crate) fn of(hello: &Hello, proved: Option<&Proof>, config: &RaftConfig, view: &View) -> Result<Self, String> {
         if let (Some(proved), Some(from)) = (proved, &hello.from) {
             let named = config.members.iter().any(|pattern| fits(pattern, &from.name));
             proved.objection(&from.name, named).map_or(Ok(()), Err)?;
         }
+        hello.from.as_ref().and_then(|from| mistaken(from, view)).map_or(Ok(()), Err)?;
         let named = |proved: &Proof| config.administrators.iter().any(|name| proved.carries(name));
         let administrates = hello.from.is_some() || proved.is_none_or(named);
         Ok(Self { member: hello.from.clone(), cluster_id: hello.cluster_id, administrates })
@@ -51,6 +52,8 @@ impl Caller {
     /// # Errors
     /// Why not.
     pub(crate) fn may(&self, request: &Request, here: u64, view: &View) -> Result<(), String> {
+        // What was not known of a newcomer may be by now.
+        self.member.as_ref().and_then(|me| mistaken(me, view)).map_or(Ok(()), Err)?;
         match request {
             Request::Raft(_) if self.member.as_ref().is_some_and(|me| me.id == here) => {
                 Err("a member does not take part in Raft with itself".into())
@@ -63,14 +66,14 @@ impl Caller {
 
     fn may_raft(&self, request: &RaftRequest, view: &View) -> Result<(), String> {
         let Some(me) = &self.member else { return Err("only a member takes part in Raft".into()) };
-        if view.members.get(&me.id).is_some_and(|(known, _)| known.name != me.name) {
-            return Err(format!("the member {:016x} has another name than {:?}", me.id, me.name));
-        }
         if request.speaker().is_some_and(|speaker| speaker != me.id) {
             return Err("a member speaks in its own name alone".into());
         }
         match request {
             RaftRequest::TakeOver if view.leader != Some(me.id) => Err("only who leads can hand over".into()),
+            RaftRequest::Differs { .. } if view.leader != Some(me.id) => {
+                Err("only who leads compares the others".into())
+            }
             _ => request.flaw().map_or(Ok(()), |flaw| Err(flaw.into())),
         }
     }
@@ -84,6 +87,8 @@ impl Caller {
                 Ok(())
             }
             Call::Join { .. } => Err("a member can only join itself".into()),
+            Call::Found { by, .. } if is(*by) => Ok(()),
+            Call::Found { .. } => Err("a member founds in its own name alone".into()),
             Call::Leave { id } if self.administrates || is(*id) => Ok(()),
             Call::Promote { .. } | Call::Replace { .. } if self.administrates => Ok(()),
             Call::Leave { .. } | Call::Promote { .. } | Call::Replace { .. } => {
@@ -100,6 +105,12 @@ impl Caller {
             | Call::Silences { .. } => Ok(()),
         }
     }
+}
+
+/// Why whoever says to be this member is another one: a name is proved, an id is not.
+fn mistaken(me: &Peer, view: &View) -> Option<String> {
+    let (known, _) = view.members.get(&me.id)?;
+    (known.name != me.name).then(|| format!("the member {:016x} has another name than {:?}", me.id, me.name))
 }
 
 /// Whether a name is the pattern, or ends as it does after its `*`.
@@ -147,6 +158,8 @@ mod tests {
             RaftRequest::SnapshotChunk { stream: 1, offset: 0, bytes: Vec::new() },
             RaftRequest::SnapshotEnd { stream: 1 },
             RaftRequest::TakeOver,
+            RaftRequest::Differs { index: 1, sum: 1 },
+            RaftRequest::Compare { index: 1 },
         ];
         let of_members = vec![
             Call::Join { peer: peer(1), votes: true },
@@ -154,6 +167,7 @@ mod tests {
             Call::Leave { id: 2 },
             Call::Promote { id: 2 },
             Call::Replace { old: 2, new: 1 },
+            Call::Found { by: 1, taken_back: false },
         ];
         let (group, session, term) = (Group::new("/g/").unwrap(), SessionId::fresh(), Term(1));
         let of_all = vec![
@@ -193,8 +207,8 @@ mod tests {
             assert!(administrator.may(request, 3, &view()).is_err(), "{request:?}");
         }
         for request in &of_members {
-            let joins = matches!(request, Request::Call(Call::Join { .. }));
-            assert_eq!(administrator.may(request, 3, &view()).is_ok(), !joins, "{request:?}");
+            let of_itself = matches!(request, Request::Call(Call::Join { .. } | Call::Found { .. }));
+            assert_eq!(administrator.may(request, 3, &view()).is_ok(), !of_itself, "{request:?}");
         }
     }
 
@@ -207,15 +221,21 @@ mod tests {
         for request in &raft[..3] {
             assert!(caller(Some(peer(2)), true).may(request, 3, &view()).is_err(), "{request:?}");
         }
-        // It does not lead, so it has nothing to hand over.
-        assert!(caller(Some(peer(2)), true).may(&raft[5], 3, &view()).is_err());
-        assert!(caller(Some(peer(2)), true).may(&of_members[0], 3, &view()).is_err());
+        // It does not lead, so it has nothing to hand over, and has not compared anybody.
+        for request in &raft[5..7] {
+            assert!(caller(Some(peer(2)), true).may(request, 3, &view()).is_err(), "{request:?}");
+        }
+        for request in [&of_members[0], &of_members[5]] {
+            assert!(caller(Some(peer(2)), true).may(request, 3, &view()).is_err(), "{request:?}");
+        }
         assert!(caller(Some(peer(1)), true).may(&raft[0], 1, &view()).is_err(), "to itself");
         // With the id of another one.
         let named = Peer { name: "node-7".into(), ..peer(1) };
-        for request in &raft {
+        for request in raft.iter().chain(&of_members).chain(&of_all) {
             assert!(caller(Some(named.clone()), true).may(request, 3, &view()).is_err(), "{request:?}");
         }
+        let join = Request::Call(Call::Join { peer: named.clone(), votes: true });
+        assert!(caller(Some(named), true).may(&join, 3, &view()).is_err());
     }
 
     #[test]

@@ -5,11 +5,12 @@
 //! tried again only where twice does no harm; for ops the caller is told that nobody knows, since only it knows what a
 //! second time would mean.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use divider_core::StoreError;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
+use uuid::Uuid;
 
 use crate::{
     config::RaftConfig,
@@ -25,6 +26,8 @@ const STATUS: Duration = Duration::from_millis(400);
 /// How often whoever waits for a leader's answer looks whether another one leads by now; and so how long one that has
 /// just been replaced has to say so itself.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often a client asks who the members are.
+const KEEP_UP: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(5) };
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -36,7 +39,7 @@ pub(crate) struct Router {
     pub(crate) links: Arc<Links>,
     /// Why this process is a client although it is to be a member.
     pub(crate) note: Option<String>,
-    known: Mutex<Known>,
+    known: Arc<Mutex<Known>>,
 }
 
 /// What a client knows of the cluster.
@@ -44,6 +47,8 @@ pub(crate) struct Router {
 struct Known {
     leader: Option<Target>,
     members: Vec<Peer>,
+    /// When they were asked for last.
+    asked: Option<Instant>,
     /// Why somebody did not say who leads, when all were asked last.
     problem: Option<String>,
 }
@@ -57,7 +62,12 @@ enum Leader {
 
 impl Router {
     pub(crate) fn new(config: Arc<RaftConfig>, member: Option<Arc<Member>>, links: Arc<Links>) -> Self {
-        Self { config, member, links, note: None, known: Mutex::default() }
+        Self { config, member, links, note: None, known: Arc::default() }
+    }
+
+    /// Tells a client of members that it has not met yet.
+    pub(crate) fn tell(&self, members: Vec<Peer>) {
+        self.known.lock().members = members;
     }
 
     /// Has the leader answer a call. `again` says that twice does no harm.
@@ -90,7 +100,10 @@ impl Router {
                     };
                     match answer {
                         Ok(Answer::Fault(fault)) => self.fault(fault, again)?,
-                        Ok(answer) => return Ok(answer),
+                        Ok(answer) => {
+                            self.keep_up(&target);
+                            return Ok(answer);
+                        }
                         Err(error) => {
                             self.lost(&target);
                             let harmless = again || error.is_harmless();
@@ -120,8 +133,7 @@ impl Router {
             Fault::Unknown(problem) if again => Ok((problem, PAUSE)),
             Fault::Unknown(problem) => Err(self.unavailable(problem)),
             Fault::SessionEnded => Err(StoreError::SessionEnded),
-            Fault::Refused(problem) => Err(StoreError::Corrupt(problem)),
-            Fault::Denied(problem) => Err(StoreError::Misconfigured(problem)),
+            Fault::Refused(problem) | Fault::Denied(problem) => Err(StoreError::Misconfigured(problem)),
         }
     }
 
@@ -174,8 +186,44 @@ impl Router {
         }
     }
 
-    /// Asks the members, and the seeds, until one knows the leader.
+    /// Whom a client asks when it has lost the leader must be those that there are by then, so it has itself told who they
+    /// are now and then. Members know.
+    fn keep_up(&self, leader: &Target) {
+        let now = Instant::now();
+        {
+            let mut known = self.known.lock();
+            if self.member.is_some() || known.asked.is_some_and(|asked| now - asked < KEEP_UP) {
+                return;
+            }
+            known.asked = Some(now);
+        }
+        let (links, known, leader) = (self.links.clone(), self.known.clone(), leader.clone());
+        tokio::spawn(async move {
+            let status = links.call(&leader, Class::Calls, &Request::Call(Call::Status), STATUS).await;
+            if let Ok(Answer::Status(Status { members, .. })) = status
+                && !members.is_empty()
+            {
+                known.lock().members = members.into_iter().map(|(peer, _)| peer).collect();
+            }
+        });
+    }
+
+    /// Asks the members, and the seeds, for the leader.
     async fn look(&self) -> Option<Target> {
+        let new = self.links.is_new();
+        let (leader, clusters) = self.ask_all(new).await;
+        match self.links.asked(new, clusters) {
+            Ok(()) => leader,
+            Err(problem) => {
+                *self.known.lock() = Known { problem: Some(problem), ..Known::default() };
+                None
+            }
+        }
+    }
+
+    /// Until one knows the leader; but whoever does not know yet to which cluster it belongs hears all.
+    async fn ask_all(&self, new: bool) -> (Option<Target>, BTreeSet<Uuid>) {
+        let (mut found, mut clusters) = (None, BTreeSet::new());
         let mut targets: Vec<Target> = self.known.lock().members.iter().map(Target::member).collect();
         targets.extend(seeds::targets(&self.config).await);
         let request = Request::Call(Call::Status);
@@ -194,14 +242,19 @@ impl Router {
                 _ => continue,
             };
             self.links.book().met(&status.me);
+            clusters.extend(status.cluster_id);
             if let Status { leader: Some(leader), members, .. } = status {
                 let mut known = self.known.lock();
                 known.members = members.into_iter().map(|(peer, _)| peer).collect();
+                known.asked = Some(Instant::now());
                 known.problem = None;
-                return Some(Target::member(&leader));
+                found = found.or_else(|| Some(Target::member(&leader)));
+                if !new {
+                    break;
+                }
             }
         }
-        None
+        (found, clusters)
     }
 
     /// The members that are known, the one to begin with first.

@@ -24,6 +24,8 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(10);
 /// Requests of one connection that are worked on at the same time; more wait in the connection.
 const AT_ONCE: usize = 512;
+/// Subscriptions of one connection.
+pub(crate) const SUBSCRIPTIONS: usize = if cfg!(test) { 64 } else { 1 << 14 };
 
 /// Accepts until it is aborted.
 pub(crate) async fn listen(listener: Box<dyn Listener>, member: Arc<Member>) {
@@ -135,6 +137,11 @@ async fn serve(stream: Stream, member: &Arc<Member>, place: Place) -> io::Result
                 let (member, outbox) = (member.clone(), outbox.clone());
                 if let Request::Subscribe { group, topic } = request {
                     subscriptions.retain(|_, task: &mut AbortHandle| !task.is_finished());
+                    if subscriptions.len() >= SUBSCRIPTIONS {
+                        let problem = format!("{SUBSCRIPTIONS} subscriptions of one connection are the limit");
+                        reply(&outbox, id, &Answer::Fault(Fault::Refused(problem))).await?;
+                        continue;
+                    }
                     let task = tasks.spawn(async move {
                         if let Ok(()) = hints(&member, &outbox, id, &group, topic).await
                             && let Ok(end) = (Frame::End { id }).to_bytes()
@@ -143,7 +150,9 @@ async fn serve(stream: Stream, member: &Arc<Member>, place: Place) -> io::Result
                             let _ = outbox.send(end).await;
                         }
                     });
-                    subscriptions.insert(id, task);
+                    if let Some(before) = subscriptions.insert(id, task) {
+                        before.abort();
+                    }
                     continue;
                 }
                 let place = at_once.clone().acquire_owned().await.map_err(io::Error::other)?;

@@ -3,15 +3,20 @@
 //! # Founding happens once
 //! A newcomer asks all seeds. If one belongs to a cluster it joins that one. Else a cluster is founded only once *all* seeds
 //! have said that they have none, by one that all would choose: the first of the list, or where the DNS gives it, and so may
-//! leave out anybody, the lowest id among as many founders as were said to be. So two can never be founded side by side, also
-//! not when the first one's disk was wiped.
+//! leave out anybody, the lowest id among as many founders as were said to be. And as they may not see the same, that one
+//! asks all of them to leave it to it (see [`Founding`](crate::founding::Founding)). So two can never be founded side by
+//! side, also not when the first one's disk was wiped.
 //!
 //! # Being found
 //! A member is its id and its cluster's id; addresses change. Whoever hears of no leader asks the seeds, and all that it
 //! knows, who is where, and by asking says where it is itself (see [`Book`](crate::book::Book)). So members that have all
 //! moved find each other as long as their seeds lead from one to the other.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use uuid::Uuid;
@@ -50,6 +55,11 @@ type Said = (Target, Result<Status, String>);
 pub(crate) async fn settle(member: Arc<Member>, router: Arc<Router>, joining: watch::Sender<Result<(), String>>) {
     // A vote alone says nothing: it may come from a leader that was lost with the entry that took this member in.
     let known = member.raft.is_initialized().await && !member.raft.view().members.is_empty();
+    while known && let Some(problem) = rival(&member).await {
+        joining.send_modify(|joined| *joined = Err(problem));
+        tokio::time::sleep(ROUND).await;
+    }
+    member.unrivalled.store(true, Ordering::Relaxed);
     let mut company = BTreeSet::new();
     let mut settled: Option<Instant> = None;
     let mut asked: Option<Instant> = None;
@@ -78,6 +88,30 @@ pub(crate) async fn settle(member: Arc<Member>, router: Arc<Router>, joining: wa
         }
         tokio::time::sleep(ROUND).await;
     }
+}
+
+/// That another cluster is at the seeds of a member which is the only one of its own: the one that it was in before it was
+/// recovered, or that of another survivor. Others who start are told so by those whom they ask.
+async fn rival(member: &Member) -> Option<String> {
+    if member.raft.view().members.len() != 1 {
+        return None;
+    }
+    let targets = seeds::targets(&member.config).await;
+    let asked = targets.into_iter().map(|target| async move {
+        // As a client of none yet: a member of another cluster does not talk with a member of this one.
+        let links = member.links.of_a_stranger();
+        let status = Request::Call(Call::Status);
+        (links.call(&target, Class::Calls, &status, STATUS).await, target)
+    });
+    let mine = member.cluster_id();
+    futures_util::future::join_all(asked).await.into_iter().find_map(|(answer, target)| match answer {
+        Ok(Answer::Status(Status { cluster_id: Some(theirs), .. })) if Some(theirs) != mine => Some(format!(
+            "the seed {} belongs to another cluster, {theirs}; where this one was recovered, end all that is left of the one \
+             before",
+            target.address
+        )),
+        _ => None,
+    })
 }
 
 /// Whether this member is in, and for as long as it is `patient`, all that were there with it too, and it votes if it is to.
@@ -133,7 +167,33 @@ async fn try_to_settle(
         return join(member, router, Some(Target::member(host))).await;
     }
     may_found(&member.config, &member.me, &answers)?;
-    found(member).await
+    let (me, founding) = (member.me.id, &member.founding);
+    founding.promise(me, me).map_err(|other| format!("it is left to {other:016x} to found the cluster"))?;
+    let others: Vec<Target> = answers
+        .into_iter()
+        .filter(|(_, answer)| answer.as_ref().is_ok_and(|status| status.me.id != me && status.me.wants_vote))
+        .map(|(target, _)| target)
+        .collect();
+    let promised = ask_to_found(member, &others, false).await;
+    if promised.is_ok() && founding.keep(me) {
+        return found(member).await;
+    }
+    founding.release(me);
+    // Where one does not hear of it, its promise ends by itself.
+    let _ = ask_to_found(member, &others, true).await;
+    Err(promised.err().unwrap_or_else(|| "another one is to found the cluster".into()))
+}
+
+/// Has the others leave the founding to this member, or takes that back.
+async fn ask_to_found(member: &Member, others: &[Target], taken_back: bool) -> Result<(), String> {
+    let request = Request::Call(Call::Found { by: member.me.id, taken_back });
+    let answers = others.iter().map(|target| member.links.call(target, Class::Calls, &request, STATUS));
+    let answers = futures_util::future::join_all(answers).await;
+    answers.into_iter().zip(others).try_for_each(|(answer, target)| match answer {
+        Ok(Answer::Done) => Ok(()),
+        Ok(answer) => Err(format!("{}: {answer:?}", target.address)),
+        Err(error) => Err(format!("{}: {error}", target.address)),
+    })
 }
 
 /// Whom to ask to be taken in: who leads by its own word, or else by that of another one. What this member itself knows may

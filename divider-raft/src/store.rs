@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use divider_core::{
     Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, InvalidInput, Key, NodeId, Op, Page,
-    Record, Revision, SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+    Record, Revision, SessionId, Standing, Stats, Store, StoreError, Term, Topic, limits,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,7 +28,7 @@ use crate::{
     raft::{Machine, Peer, Recovered, recover},
     router::Router,
     security::Security,
-    wire::{Answer, Call, Owner, Query, Status},
+    wire::{self, Answer, Call, Owner, Query, Status},
 };
 
 /// A handle to one group in a Raft cluster that lives in the programs themselves.
@@ -289,8 +289,17 @@ impl RaftStore {
     }
 
     #[cfg(test)]
-    fn member(&self) -> Option<Arc<crate::member::Member>> {
+    pub(crate) fn member(&self) -> Option<Arc<crate::member::Member>> {
         self.cluster.running.read().as_ref()?.router.member.clone()
+    }
+
+    /// Ends as a process does that is killed.
+    #[cfg(test)]
+    pub(crate) async fn die(&self) {
+        let running = self.cluster.running.write().take();
+        if let Some(running) = running {
+            running.give_up().await;
+        }
     }
 
     #[cfg(test)]
@@ -407,7 +416,8 @@ impl RaftStore {
     /// What was acknowledged and had not reached this member is lost: take the survivor whose log goes furthest. All sessions
     /// are ended, and tokens go on far above all that were ever given. Nothing of the old life may run any more, or there
     /// would be two: end all other members first, and give them empty directories before they start again. Those that come
-    /// back with their old ones are refused.
+    /// back with their old ones are refused. While a member of any other cluster answers at its seeds, the new life serves
+    /// nobody, and `open` says so.
     ///
     /// The member must not be running. Its directory is replaced, and kept as `<directory>.before-recovery`. Start it after
     /// that as always, and the others after it, as newcomers. Blocks on the disk; the clock must not be behind.
@@ -600,6 +610,9 @@ impl Store for RaftStore {
     }
 
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
+        if let Some(problem) = wire::too_large(ops) {
+            return Err(StoreError::Misconfigured(problem));
+        }
         let call = Call::Apply { group: self.group.clone(), ops: ops.to_vec() };
         match self.call(call, Class::Calls, false).await? {
             Answer::Applied(applied) => Ok(applied),
@@ -661,10 +674,14 @@ impl Store for RaftStore {
     }
 
     async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
-        match self.read(Query::Records(keys.to_vec())).await? {
-            Answer::Records(records) => Ok(records),
-            _ => Err(unexpected()),
+        let mut all = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(limits::MAX_BATCH_OPS) {
+            match self.read(Query::Records(keys.to_vec())).await? {
+                Answer::Records(records) => all.extend(records),
+                _ => return Err(unexpected()),
+            }
         }
+        Ok(all)
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {
@@ -683,27 +700,25 @@ impl Store for RaftStore {
 
     async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
         let group = self.group.clone();
-        let receiver = self
-            .inside(|router| async move {
-                if let Some(member) = &router.member {
-                    return Ok(member.subscribe(&group, topic));
+        self.inside(|router| async move {
+            if let Some(member) = &router.member {
+                return Ok(Box::pin(ReceiverStream::new(member.subscribe(&group, topic))) as HintStream);
+            }
+            let begin = match topic {
+                Topic::Session(session) => session.0.as_u64_pair().0,
+                Topic::Group => 0,
+            };
+            let limit = Duration::from_millis(500).min(router.config.call_time_limit);
+            let mut last = "no member is known".to_owned();
+            for target in router.members(begin).await {
+                match router.links.subscribe(&target, group.clone(), topic, limit).await {
+                    Ok(hints) => return Ok(Box::pin(hints) as HintStream),
+                    Err(error) => last = error.to_string(),
                 }
-                let begin = match topic {
-                    Topic::Session(session) => session.0.as_u64_pair().0,
-                    Topic::Group => 0,
-                };
-                let limit = Duration::from_millis(500).min(router.config.call_time_limit);
-                let mut last = "no member is known".to_owned();
-                for target in router.members(begin).await {
-                    match router.links.subscribe(&target, group.clone(), topic, limit).await {
-                        Ok(hints) => return Ok(hints),
-                        Err(error) => last = error.to_string(),
-                    }
-                }
-                Err(StoreError::Unavailable { message: last, source: None })
-            })
-            .await?;
-        Ok(Box::pin(ReceiverStream::new(receiver)))
+            }
+            Err(StoreError::Unavailable { message: last, source: None })
+        })
+        .await
     }
 
     async fn close(&self) {

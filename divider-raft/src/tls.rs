@@ -16,8 +16,9 @@ use parking_lot::{Mutex, RwLock};
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
+    client::Resumption,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -230,18 +231,23 @@ impl Ends {
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), ring.clone())
             .build()
             .map_err(|error| unusable(&error))?;
-        let server = ServerConfig::builder_with_provider(ring.clone())
+        let mut server = ServerConfig::builder_with_provider(ring.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| unusable(&error))?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), key.clone_key())
             .map_err(|error| unusable(&error))?;
-        let client = ClientConfig::builder_with_provider(ring)
+        let mut client = ClientConfig::builder_with_provider(ring)
             .with_safe_default_protocol_versions()
             .map_err(|error| unusable(&error))?
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .map_err(|error| unusable(&error))?;
+        // What is taken up again is not looked at again, and a certificate that has run out would go on. Connections last, so
+        // little is saved by it.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        client.resumption = Resumption::disabled();
         Ok(Self { acceptor: Arc::new(server).into(), connector: Arc::new(client).into() })
     }
 }
@@ -267,6 +273,9 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
+    use rustls::HandshakeKind;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
     use tempfile::TempDir;
 
@@ -302,6 +311,29 @@ mod tests {
         assert!(come_together(&clone, &tls(&old)).await, "nothing was replaced");
         mine.replace(new[0].as_bytes(), new[1].as_bytes(), new[2].as_bytes()).unwrap();
         assert!(come_together(&clone, &other).await);
+    }
+
+    /// What is taken up again is not looked at again: a certificate that has ended meanwhile would go on.
+    #[tokio::test]
+    async fn certificates_are_looked_at_with_each_connection() {
+        let mine = tls(&texts());
+        for _ in 0..3 {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let ends = mine.ends();
+            let dial = async {
+                let mut stream = ends.connector.connect(ServerName::try_from("node").unwrap(), near).await.unwrap();
+                // What could be taken up again comes with the first bytes.
+                stream.read_u8().await.unwrap();
+                stream.get_ref().1.handshake_kind()
+            };
+            let accept = async {
+                let mut stream = ends.acceptor.accept(far).await.unwrap();
+                stream.write_u8(1).await.unwrap();
+                stream.flush().await.unwrap();
+                stream.get_ref().1.handshake_kind()
+            };
+            assert_eq!(tokio::join!(dial, accept), (Some(HandshakeKind::Full), Some(HandshakeKind::Full)));
+        }
     }
 
     #[tokio::test]

@@ -8,13 +8,16 @@
 //!
 //! Variants and fields are only ever appended; recorded bytes of the first version are kept as fixtures.
 
-use std::{io, time::Duration};
+use std::{fmt, io, marker::PhantomData, time::Duration};
 
 use divider_core::{
     Applied, Batch, Beat, Claim, Cursor, Group, Hint, Holdings, Key, NodeId, Op, Page, Record, Revision, SessionId,
-    Standing, Stats, Term, Token, Topic,
+    Standing, Stats, Term, Token, Topic, limits,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error as _, SeqAccess, Visitor},
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use uuid::Uuid;
 
@@ -36,6 +39,8 @@ pub(crate) const PART: usize = 256 << 10;
 const MAX_FRAME: u32 = (PART + 64) as u32;
 /// Most bytes of a request in all its parts: a batch of ops, or entries of the log.
 pub(crate) const MAX_REQUEST: usize = 16 << 20;
+/// Most bytes of a batch of ops, about: the entry that it becomes must go to each member in one request.
+const MAX_BATCH: usize = if cfg!(test) { 2 << 20 } else { MAX_REQUEST / 2 };
 /// Most bytes of an answer in all its parts: all that a session holds may be much.
 pub(crate) const MAX_ANSWER: usize = 1 << 30;
 /// Most bytes of a hint; a longer one is sent as a gap.
@@ -134,6 +139,7 @@ pub(crate) enum Call {
         /// The group.
         group: Group,
         /// The ops.
+        #[serde(deserialize_with = "few")]
         ops: Vec<Op>,
     },
     /// Renews a session. On the leader only.
@@ -175,7 +181,7 @@ pub(crate) enum Call {
         /// What.
         query: Query,
     },
-    /// Where the member stands. The only call that is answered before it belongs to a cluster.
+    /// Where the member stands. Answered before it belongs to a cluster.
     Status,
     /// Takes a member in, or takes note of where it listens now. On the leader only.
     Join {
@@ -206,6 +212,13 @@ pub(crate) enum Call {
         /// Which group.
         group: Group,
     },
+    /// Asks to be the one that founds the cluster, or takes that back. Answered before there is one.
+    Found {
+        /// Who asks.
+        by: u64,
+        /// Whether it takes back what it asked for.
+        taken_back: bool,
+    },
 }
 
 /// What can be read of a group.
@@ -218,13 +231,47 @@ pub(crate) enum Query {
     /// See [`Store::scan`](divider_core::Store::scan).
     Scan(Option<Cursor>),
     /// See [`Store::records`](divider_core::Store::records).
-    Records(Vec<Key>),
+    Records(#[serde(deserialize_with = "few")] Vec<Key>),
     /// See [`Store::stats`](divider_core::Store::stats).
     Stats,
     /// See [`Store::quarantined`](divider_core::Store::quarantined).
     Quarantined(u64),
     /// Who owns each key.
-    Owners(Vec<Key>),
+    Owners(#[serde(deserialize_with = "few")] Vec<Key>),
+}
+
+/// What is wrong with a batch that no entry of the log, or no request, has room for.
+pub(crate) fn too_large(ops: &[Op]) -> Option<String> {
+    if ops.len() > limits::MAX_BATCH_OPS {
+        return Some(format!("a batch of {} ops; the limit is {}", ops.len(), limits::MAX_BATCH_OPS));
+    }
+    let bytes: usize = ops.iter().map(Op::bytes).sum();
+    (bytes > MAX_BATCH).then(|| format!("a batch of {bytes} bytes; the limit is {MAX_BATCH}"))
+}
+
+/// As many as a batch may have ops. What takes two bytes on the wire takes a hundred times as many in memory, and a key may be
+/// answered with very much more than it takes to ask.
+fn few<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    struct Few<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Few<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {} of them", limits::MAX_BATCH_OPS)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Vec<T>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(one) = from.next_element()? {
+                if all.len() == limits::MAX_BATCH_OPS {
+                    return Err(A::Error::invalid_length(all.len() + 1, &self));
+                }
+                all.push(one);
+            }
+            Ok(all)
+        }
+    }
+    from.deserialize_seq(Few(PhantomData))
 }
 
 /// The answer to a [`Request`].
@@ -472,6 +519,24 @@ mod tests {
         let error = greeted::<Hello>(&mut &said[..]).await.unwrap_err();
         let too_old = TooOld::within(&error).unwrap();
         assert_eq!((too_old.needs, too_old.reads, too_old.here), (SPEAKS.lowest, 1, false));
+    }
+
+    /// An op takes two bytes on the wire and a hundred times as many in memory.
+    #[test]
+    fn no_more_ops_or_keys_are_decoded_than_may_be_asked_for_at_once() {
+        let (group, key) = (Group::new("/g/").unwrap(), Key::new("k").unwrap());
+        let ops = |count| Call::Apply { group: group.clone(), ops: vec![Op::EndHold { term: Term(1) }; count] };
+        let read = |query| Call::Read { group: group.clone(), query };
+        let records = |count| read(Query::Records(vec![key.clone(); count]));
+        let owners = |count| read(Query::Owners(vec![key.clone(); count]));
+        let decoded = |call| decode::<Request>(&encode(&Request::Call(call)).unwrap());
+        let most = limits::MAX_BATCH_OPS;
+        for call in [ops(most), records(most), owners(most)] {
+            assert_eq!(decoded(call.clone()).unwrap(), Request::Call(call));
+        }
+        for call in [ops(most + 1), records(most + 1), owners(most + 1)] {
+            assert!(decoded(call).is_err());
+        }
     }
 
     #[tokio::test]

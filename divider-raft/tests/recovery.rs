@@ -3,10 +3,10 @@
 // The helpers of a test may fail as it does.
 #![allow(clippy::unwrap_used)]
 
-use std::{net::TcpListener, path::Path};
+use std::{net::TcpListener, path::Path, time::Duration};
 
 use divider_core::{Claim, Key, NodeId, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Work};
-use divider_raft::{DataError, RaftStore};
+use divider_raft::{DataError, RaftStore, Recovered};
 use tempfile::TempDir;
 
 fn addresses() -> Vec<String> {
@@ -58,6 +58,8 @@ async fn one_survivor_of_a_lost_majority_begins_a_new_life() {
     stores[0].apply(&[Op::Add(Work::from(key.clone()).payload(*b"kept"))]).await.unwrap();
     let leader = stores.iter().find(|store| store.leads_raft()).unwrap();
     let (old_session, term) = lead(leader).await;
+    // A cluster that was founded may have had a life before, too.
+    stores[0].apply(&[Op::EndHold { term }]).await.unwrap();
     let Outcome::Granted(old) = assign(leader, term, &key, old_session).await else { panic!() };
     let refused = RaftStore::recover(directory(0)).unwrap_err();
     assert!(matches!(refused, DataError::InUse { .. }), "{refused}");
@@ -99,6 +101,75 @@ async fn one_survivor_of_a_lost_majority_begins_a_new_life() {
     let record = fresh[1].records(&[key]).await.unwrap().remove(0).unwrap();
     assert_eq!(record.payload.as_ref(), b"kept");
     assert!(RaftStore::recover(directory(0)).unwrap_err().to_string().contains("before-recovery"));
+}
+
+/// A store that has just been closed may still be letting go.
+fn recover(directory: &Path) -> Recovered {
+    loop {
+        match RaftStore::recover(directory) {
+            Err(DataError::InUse { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            recovered => return recovered.unwrap(),
+        }
+    }
+}
+
+fn soon(at: usize, seeds: &[String], directory: &Path) -> RaftStore {
+    let config = voter(at, seeds, directory).config().clone();
+    let builder = RaftStore::builder("/test/").unwrap().config(config);
+    builder.configure(|config| config.open_time_limit = Duration::from_millis(800)).build().unwrap()
+}
+
+/// Whoever recovers one member while others live, or two of them, would have two clusters that grant the same keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_life_does_not_begin_beside_another_one() {
+    let seeds = addresses();
+    let parent = TempDir::new().unwrap();
+    let directory = |at: usize| parent.path().join(format!("node-{at}"));
+    let mut stores: Vec<_> = (0..3).map(|at| voter(at, &seeds, &directory(at))).collect();
+    open_all(&stores).await;
+    stores.remove(0).close().await;
+    // It was only away, and a majority goes on without it.
+    recover(&directory(0));
+    let second = soon(0, &seeds, &directory(0));
+    let error = second.open().await.unwrap_err().to_string();
+    assert!(error.contains("another cluster"), "{error}");
+    // Nobody is served by it, in its own process or elsewhere.
+    let client = RaftStore::builder("/test/").unwrap().client(&seeds[..1]).plaintext();
+    let client = client.configure(|config| config.open_time_limit = Duration::from_millis(300)).build().unwrap();
+    assert!(second.apply(&[]).await.is_err());
+    assert!(client.open().await.is_err());
+    stores[0].apply(&[]).await.unwrap();
+    // As soon as nothing of the other life is there, it is the cluster.
+    for store in &stores {
+        store.close().await;
+    }
+    drop(stores);
+    second.open().await.unwrap();
+    // And another one that is recovered is none.
+    recover(&directory(1));
+    let third = soon(1, &seeds, &directory(1));
+    assert!(third.open().await.unwrap_err().to_string().contains("another cluster"));
+    second.apply(&[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_that_is_cut_short_can_be_done_again() {
+    let seeds = addresses();
+    let parent = TempDir::new().unwrap();
+    let directory = parent.path().join("node-0");
+    let alone = voter(0, &seeds[..1], &directory);
+    alone.open().await.unwrap();
+    alone.apply(&[Op::Add(Work::new("k").unwrap())]).await.unwrap();
+    alone.close().await;
+    drop(alone);
+    let first = recover(&directory);
+    // It ended after it had put the old directory away, and before the new one had taken its place.
+    std::fs::rename(&directory, parent.path().join("node-0.recovering")).unwrap();
+    let again = RaftStore::recover(&directory).unwrap();
+    assert_eq!((again.last_entry, again.groups), (first.last_entry, first.groups));
+    let survivor = voter(0, &seeds[..1], &directory);
+    survivor.open().await.unwrap();
+    assert_eq!(survivor.stats().await.unwrap().registered, 1);
 }
 
 #[test]

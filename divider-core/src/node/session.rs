@@ -12,12 +12,13 @@ use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
 
 use super::{
+    batcher::batches,
     lead,
     observe::target,
     settle::Then,
     shared::{Loss, Shared},
 };
-use crate::{Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic, limits};
+use crate::{Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic};
 
 /// Between two tries of a program that is too old for its group.
 const TOO_OLD: Duration = Duration::from_secs(10);
@@ -126,10 +127,9 @@ impl Opening {
 /// it ran. Best effort: a key is set aside only after several such deaths.
 fn absolve(shared: &Shared) {
     let ops = shared.with(|member| member.take_forfeited()).into_iter();
-    let ops: Vec<Op> = ops.map(|(key, token)| Op::Absolve { key, token }).collect();
-    for ops in ops.chunks(limits::MAX_BATCH_OPS) {
+    for ops in batches(ops.map(|(key, token)| Op::Absolve { key, token }).collect()) {
         // The batcher is gone only when the node has ended.
-        let _ = shared.hand_in(ops.to_vec(), None, Then::Nothing);
+        let _ = shared.hand_in(ops, None, Then::Nothing);
     }
 }
 

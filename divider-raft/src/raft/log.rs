@@ -242,7 +242,7 @@ impl Stored for [u8; 8] {}
 impl Stored for Entry {
     fn format(&self) -> u8 {
         match &self.payload {
-            EntryPayload::Normal(command) if matches!(*command.0, Body::V2 { .. }) => 2,
+            EntryPayload::Normal(command) if !matches!(*command.0, Body::V1 { .. }) => 2,
             _ => 1,
         }
     }

@@ -55,10 +55,11 @@ struct Survivor {
 
 /// Puts a new directory in the place of the survivor's, which is kept beside it. Blocks on the disk.
 pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Result<Recovered, DataError> {
+    let failed = |error: io::Error| DataError::io(directory, error);
     let (new, former) = (beside(directory, NEW), beside(directory, FORMER));
     if objection(directory).is_err() {
         // It was cut short after it had moved the survivor's away. Nobody has used the new one, and it is made once more.
-        std::fs::rename(&former, directory).map_err(|error| DataError::io(directory, error))?;
+        std::fs::rename(&former, directory).map_err(failed)?;
     }
     if former.exists() {
         let source = io::Error::new(io::ErrorKind::AlreadyExists, "move it away: it is of an earlier recovery");
@@ -68,7 +69,6 @@ pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Res
         let problem = "no member of a cluster has ever lived here".to_owned();
         return Err(DataError::Corrupt { path: directory.to_owned(), problem });
     }
-    let failed = |error: io::Error| DataError::io(directory, error);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(failed)?;
     let survivor = runtime.block_on(read(place(directory.to_owned())))?;
     if new.exists() {

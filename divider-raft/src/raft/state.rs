@@ -103,7 +103,13 @@ impl State {
                     let group = step.group();
                     let ledger = match groups.get_mut(group) {
                         Some(ledger) => ledger,
-                        None => groups.entry(group.clone()).or_default(),
+                        None => {
+                            let ledger = groups.entry(group.clone()).or_default();
+                            if body.holds() {
+                                heard.push((group.clone(), ledger.new_lineage(), false));
+                            }
+                            ledger
+                        }
                     };
                     let led = ledger.group().leader;
                     let begun = begun(ledger, clock);
@@ -174,6 +180,12 @@ impl Machine {
             Some(ledger) => look(ledger),
             None => look(&Ledger::new()),
         }
+    }
+
+    /// Whether one of these steps begins a group, as far as this member has come.
+    pub(crate) fn begins(&self, steps: &[Step]) -> bool {
+        let state = self.state.read();
+        steps.iter().any(|step| !state.groups.contains_key(step.group()))
     }
 
     /// Who owns a key, as far as this member has come.
@@ -333,7 +345,7 @@ pub(crate) fn owner(ledger: &Ledger, key: &Key) -> Option<Owner> {
 }
 
 impl Step {
-    fn group(&self) -> &Group {
+    pub(crate) fn group(&self) -> &Group {
         match self {
             Self::Apply { group, .. } | Self::Lead { group, .. } | Self::Resign { group, .. } => group,
         }

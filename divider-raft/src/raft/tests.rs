@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{NodeId, Op, Revision, SessionId, Store, Work};
+use divider_core::{NodeId, Op, SessionId, Store, Work};
 use futures_util::FutureExt;
 use openraft::{
     RaftLogReader,
@@ -308,13 +308,14 @@ async fn disks_that_stall_for_longer_than_an_election_cost_no_election_and_no_re
     opened.into_iter().for_each(Result::unwrap);
     let session = SessionId::fresh();
     let node = NodeId::new("node").unwrap();
+    let seen = stores[0].apply(&[]).await.unwrap().revision;
     let join = Op::Join {
         session,
         node,
         affinity: 1000,
         capacity: None,
         lease_ms: 3000,
-        seen: Revision(0),
+        seen,
         reads: divider_core::format::NEWEST,
     };
     stores[0].apply(&[join]).await.unwrap();

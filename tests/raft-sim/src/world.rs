@@ -284,6 +284,8 @@ fn store(name: &'static str, ground: &Arc<Ground>, plan: &Plan) -> RaftStore {
     let patience = VOTERS.iter().position(|voter| *voter == name).map_or(300, |at| plan.elections[at]);
     let builder = builder.configure(|config| {
         config.ground = ground.clone();
+        // The history begins each group as an empty ledger.
+        config.first_life = true;
         config.voters = 3;
         config.snapshot_every = plan.snapshot_every;
         // openraft draws from this range by a source of its own. The range of one number is what is drawn here, so that
