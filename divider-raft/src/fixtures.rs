@@ -113,7 +113,7 @@ fn node() -> NodeId {
 }
 
 fn peer() -> Peer {
-    Peer { id: 0xfeed_face_cafe_beef, name: "a".into(), address: "h:1".into(), wants_vote: true }
+    Peer { id: 0xfeed_face_cafe_beef, name: "a".into(), address: "h:1".into(), wants_vote: true, reads: 2 }
 }
 
 fn work() -> Work {
@@ -360,9 +360,9 @@ fn disk(book: &mut Book) {
     assert_eq!(raft::unseal::<Entry>(&600_u64.to_be_bytes(), &sealed).unwrap(), entries()[1]);
     let groups = BTreeMap::from([(group(), ledger())]);
     // Nothing writes the first format any more.
-    let snapshot = raft::encode_snapshot(&meta(), Some(700), &groups).unwrap();
+    let snapshot = raft::encode_snapshot(2, &meta(), Some(700), &groups).unwrap();
     book.bytes("snapshot", &snapshot);
-    assert_eq!(raft::decode_snapshot(&snapshot).unwrap(), Content { meta: meta(), sum: Some(700), groups });
+    assert_eq!(raft::decode_snapshot(&snapshot).unwrap(), Content { format: 2, meta: meta(), sum: Some(700), groups });
 }
 
 fn calls(book: &mut Book) {
@@ -416,6 +416,7 @@ fn calls(book: &mut Book) {
         Call::Promote { id: 2 },
         Call::Replace { old: 3, new: 4 },
         Call::Silences { group: group.clone() },
+        Call::StepUp,
     ];
     book.values("call", &calls.into_iter().map(Request::Call).collect::<Vec<_>>());
     let topics = [Topic::Session(session), Topic::Group];

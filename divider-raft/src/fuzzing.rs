@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     command::{Command, Reply},
+    format::{Formats, NEWEST},
     raft::{Entry, Identity, LogId, SnapshotMeta, Stored, Vote, decode_snapshot, encode_snapshot, seal, unseal},
     wire::{self, Answer, Frame, Hello, Request, Welcome},
 };
@@ -50,10 +51,11 @@ pub fn frames(mut bytes: &[u8]) -> bool {
 /// Both sides of a handshake.
 pub fn handshakes(bytes: &[u8]) -> bool {
     fn greeted<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(mut bytes: &[u8]) -> bool {
-        let Some(Ok(greeting)) = wire::greeted::<T>(&mut bytes).now_or_never() else { return false };
+        let mine = Formats::of_client(NEWEST).speaks();
+        let Some(Ok(greeting)) = wire::greeted::<T>(&mut bytes, mine).now_or_never() else { return false };
         let mut said = Vec::new();
-        wire::greet(&mut said, &greeting).now_or_never().expect("nothing waits").expect(WRITES);
-        let heard = wire::greeted::<T>(&mut &said[..]).now_or_never().expect("nothing waits");
+        wire::greet(&mut said, mine, &greeting).now_or_never().expect("nothing waits").expect(WRITES);
+        let heard = wire::greeted::<T>(&mut &said[..], mine).now_or_never().expect("nothing waits");
         assert_eq!(heard.expect(READS), greeting);
         true
     }
@@ -91,13 +93,13 @@ pub fn records(bytes: &[u8]) -> bool {
 /// Snapshots.
 pub fn snapshots(bytes: &[u8]) -> bool {
     let as_it_is = decode_snapshot(bytes);
-    let mut inside = encode_snapshot(&SnapshotMeta::default(), None, &Default::default()).expect(WRITES);
+    let mut inside = encode_snapshot(NEWEST, &SnapshotMeta::default(), None, &Default::default()).expect(WRITES);
     inside.truncate(8);
     inside.extend(bytes);
     inside.extend(xxh3_64(&inside).to_le_bytes());
     let mut any = false;
     for content in [as_it_is, decode_snapshot(&inside)].into_iter().flatten() {
-        let encoded = encode_snapshot(&content.meta, content.sum, &content.groups).expect(WRITES);
+        let encoded = encode_snapshot(content.format, &content.meta, content.sum, &content.groups).expect(WRITES);
         assert!(decode_snapshot(&encoded).expect(READS) == content, "a snapshot is read as it was written");
         assert!(decode_snapshot(&flipped(encoded)).is_err(), "a snapshot with a flipped bit");
         any = true;

@@ -20,6 +20,7 @@ mod confirm;
 mod error;
 #[cfg(test)]
 mod fixtures;
+mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

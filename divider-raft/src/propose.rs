@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::{
     command::{Body, Command, Done, Step},
     confirm::Confirmer,
+    format::NEWEST,
     raft::{Machine, Raft, Refused},
     wire::Fault,
 };
@@ -87,7 +88,9 @@ async fn run(raft: Raft, machine: Arc<Machine>, confirmer: Confirmer, mut reques
 async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, mut batch: Vec<Request>) {
     let is_expiry = |op: &Op| matches!(op, Op::Expire { .. });
     let expires = |step: &Step| matches!(step, Step::Apply { ops, .. } if ops.iter().any(is_expiry));
-    if batch.iter().any(|request| expires(&request.step)) {
+    // An earlier leader may have let the cluster step up.
+    let may_be_newer = machine.written() < NEWEST && !machine.entered(raft.view().term);
+    if may_be_newer || batch.iter().any(|request| expires(&request.step)) {
         // Before beats are compared, all that was decided under earlier leaders must be known here.
         match confirmer.confirm().await {
             Ok(index) => machine.reached(index).await,
@@ -125,7 +128,8 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, mut batch:
     }
     let steps = batch.iter().map(|request| request.step.clone()).collect();
     let clock = machine.place().ground.clock();
-    let command = Command(Arc::new(Body::V2 { reign, clock, steps }));
+    let format = machine.writes(view.reads());
+    let command = Command(Arc::new(Body::new(format, reign, clock, steps)));
     // The entry may still be decided long after its callers have given up; until then the doomed stay doomed. Not beyond the
     // term: where a snapshot takes the place of a log that was never decided, Raft forgets who waits, and the places here
     // would be taken for good. In a later term nobody counts a renewal before this entry is applied or lost.

@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | Raft's own calls | a member | in its own name |
 //! | to be taken in | a member | itself |
-//! | to remove, promote, replace | a member, an administrator; to leave, whoever leaves | |
+//! | to remove, promote, replace, step up | a member, an administrator; to leave, whoever leaves | |
 //! | all else | whoever was let in | |
 
 use uuid::Uuid;
@@ -85,9 +85,10 @@ impl Caller {
             }
             Call::Join { .. } => Err("a member can only join itself".into()),
             Call::Leave { id } if self.administrates || is(*id) => Ok(()),
-            Call::Promote { .. } | Call::Replace { .. } if self.administrates => Ok(()),
-            Call::Leave { .. } | Call::Promote { .. } | Call::Replace { .. } => {
-                Err("only a member, or one of the configured `administrators`, may change the membership".into())
+            Call::Promote { .. } | Call::Replace { .. } | Call::StepUp if self.administrates => Ok(()),
+            Call::Leave { .. } | Call::Promote { .. } | Call::Replace { .. } | Call::StepUp => {
+                Err("only a member, or one of the configured `administrators`, may change the membership or the format"
+                    .into())
             }
             Call::Apply { .. }
             | Call::Renew { .. }
@@ -124,7 +125,7 @@ mod tests {
     };
 
     fn peer(id: u64) -> Peer {
-        Peer { id, name: format!("node-{id}"), address: "h:1".into(), wants_vote: true }
+        Peer { id, name: format!("node-{id}"), address: "h:1".into(), wants_vote: true, reads: 2 }
     }
 
     fn view() -> View {
@@ -154,6 +155,7 @@ mod tests {
             Call::Leave { id: 2 },
             Call::Promote { id: 2 },
             Call::Replace { old: 2, new: 1 },
+            Call::StepUp,
         ];
         let (group, session, term) = (Group::new("/g/").unwrap(), SessionId::fresh(), Term(1));
         let of_all = vec![

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use divider_core::{Group, NodeId, Op, Revision, SessionId, Store, Term, Token, Work};
 use openraft::{
-    RaftSnapshotBuilder,
+    RaftLogReader, RaftSnapshotBuilder,
     storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine},
 };
 use tempfile::TempDir;
@@ -17,6 +17,7 @@ use crate::{
     RaftStore,
     command::{Body, Command, Step},
     error::{DataError, Unreadable},
+    ground::Place,
 };
 
 fn group() -> Group {
@@ -175,14 +176,45 @@ fn what_a_newer_version_wrote_is_refused_and_not_called_damaged() {
     assert_eq!(unseal::<super::Vote>(b"vote", &sealed).unwrap_err(), Unreadable::Newer { found: 200, known: 2 });
 
     let directory = TempDir::new().unwrap();
-    let mut bytes = snapshot::encode(&SnapshotMeta::default(), Some(0), &Default::default()).unwrap();
+    let mut bytes = snapshot::encode(1, &SnapshotMeta::default(), Some(0), &Default::default()).unwrap();
     bytes.truncate(bytes.len() - 8);
     bytes[7] = 9;
     bytes.extend(xxhash_rust::xxh3::xxh3_64(&bytes).to_le_bytes());
     std::fs::write(directory.path().join("snapshot"), &bytes).unwrap();
     let error = Snapshots::open(directory.path().into()).unwrap_err();
-    assert!(matches!(error, DataError::Newer { found: 9, known: 1, .. }), "{error}");
+    assert!(matches!(error, DataError::Newer { found: 9, known: 2, .. }), "{error}");
     assert!(error.to_string().contains("newer version"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_written_after_a_step_is_newer_to_an_old_program_and_not_damaged() {
+    let old = |directory: &TempDir| Place { reads: 1, ..directory.path().into() };
+    let open = |place: &Place| Log::open(place, || unreachable!("it is not a new one"));
+    let directory = TempDir::new().unwrap();
+    let append = async |log: &mut Log, entry: Entry| {
+        log.blocking_append([entry]).await.unwrap();
+        log.close();
+    };
+    let before = Body::V1 { reign: 1, steps: Vec::new() };
+    let before = Entry { payload: openraft::EntryPayload::Normal(Command(Arc::new(before))), ..add(0) };
+    append(&mut member(&directory, 0).await.0, before).await;
+    append(&mut open(&old(&directory)).unwrap().0, add(1)).await;
+    let error = open(&old(&directory)).unwrap_err();
+    assert!(matches!(error, DataError::Newer { found: 2, known: 1, .. }), "{error}");
+    let (mut log, _) = open(&directory.path().into()).unwrap();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 2, "nothing has come of it");
+    log.close();
+
+    let directory = TempDir::new().unwrap();
+    for (format, is_read) in [(1, true), (2, false)] {
+        let bytes = snapshot::encode(format, &SnapshotMeta::default(), Some(0), &Default::default()).unwrap();
+        std::fs::write(directory.path().join("snapshot"), &bytes).unwrap();
+        assert_eq!(Snapshots::open(old(&directory)).is_ok(), is_read);
+    }
+    let error = Snapshots::open(old(&directory)).unwrap_err();
+    assert!(matches!(error, DataError::Newer { found: 2, known: 1, .. }), "{error}");
+    let (_, content) = Snapshots::open(directory.path().into()).unwrap();
+    assert_eq!(content.unwrap().format, 2);
 }
 
 #[test]
@@ -290,7 +322,7 @@ async fn a_large_state_that_is_made_a_second_time_is_the_same() {
         let built = handle.get_current_snapshot().await.unwrap().unwrap();
         assert!(built.snapshot.read().unwrap() == again);
         let content = snapshot::decode(&again).unwrap();
-        let bytes = snapshot::encode(&SnapshotMeta::default(), content.sum, &content.groups).unwrap();
+        let bytes = snapshot::encode(content.format, &SnapshotMeta::default(), content.sum, &content.groups).unwrap();
         assert!(handle.machine.encoded().unwrap().1 == bytes);
         assert_eq!(content.meta.last_log_id, Some(add(from + 199).log_id));
         log.purge(add(from + 150).log_id).await.unwrap();
@@ -335,6 +367,6 @@ async fn the_log_is_bounded_by_bytes_and_its_file_becomes_smaller() {
 /// A content that is read is the one that was written, its number included.
 #[test]
 fn a_snapshot_carries_the_number_of_its_history() {
-    let bytes = snapshot::encode(&SnapshotMeta::default(), Some(7), &Default::default()).unwrap();
-    assert_eq!(snapshot::decode(&bytes).unwrap(), Content { sum: Some(7), ..Content::default() });
+    let bytes = snapshot::encode(1, &SnapshotMeta::default(), Some(7), &Default::default()).unwrap();
+    assert_eq!(snapshot::decode(&bytes).unwrap(), Content { format: 1, sum: Some(7), ..Content::default() });
 }

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +45,10 @@ pub(crate) struct Machine {
     applied: watch::Sender<u64>,
     snapshots: Snapshots,
     sums: Sums,
+    /// The format that the cluster is written in, as far as this member has come; 0 before the first entry that has one.
+    written: Arc<AtomicU8>,
+    /// What this member lets a cluster begin in, once it has; 0 before.
+    begun: AtomicU8,
     /// This replica is not what the others are: nobody is told of what is in it.
     differs: AtomicBool,
     pub(crate) reign: Reign,
@@ -56,6 +60,8 @@ pub(super) struct State {
     applied: Option<LogId>,
     membership: Membership,
     groups: BTreeMap<Group, Ledger>,
+    /// See [`Machine::written`].
+    written: u8,
     /// Over all that was applied; see [`Sums`]. `None` where that is not known.
     sum: Option<u64>,
     deeds: Deeds,
@@ -68,9 +74,9 @@ impl Default for State {
 }
 
 impl From<Content> for State {
-    fn from(Content { meta, sum, groups }: Content) -> Self {
+    fn from(Content { format, meta, sum, groups }: Content) -> Self {
         let membership = meta.last_membership;
-        Self { applied: meta.last_log_id, membership, groups, sum, deeds: Deeds::default() }
+        Self { applied: meta.last_log_id, membership, groups, written: format, sum, deeds: Deeds::default() }
     }
 }
 
@@ -95,6 +101,7 @@ impl State {
             }
             EntryPayload::Normal(command) => {
                 let body = &*command.0;
+                self.written = self.written.max(body.format());
                 let steps = body.steps().iter().map(|step| {
                     let group = step.group();
                     let ledger = match groups.get_mut(group) {
@@ -130,7 +137,7 @@ impl State {
     /// As a snapshot.
     pub(super) fn encoded(&self) -> std::io::Result<(SnapshotMeta, Vec<u8>)> {
         let meta = self.meta();
-        let bytes = snapshot::encode(&meta, self.sum, &self.groups)?;
+        let bytes = snapshot::encode(self.written, &meta, self.sum, &self.groups)?;
         Ok((meta, bytes))
     }
 }
@@ -150,6 +157,8 @@ impl Machine {
         let state = loaded.map_or_else(State::default, State::from);
         let index = state.applied.map_or(0, |log| log.index);
         Arc::new(Self {
+            written: Arc::new(AtomicU8::new(state.written)),
+            begun: AtomicU8::default(),
             state: RwLock::new(state),
             applied: watch::Sender::new(index),
             snapshots,
@@ -183,6 +192,40 @@ impl Machine {
         self.state.read().membership.membership().get_node(&id).is_some()
     }
 
+    /// The newest format that all members read, by what has been decided about them.
+    pub(crate) fn members_read(&self) -> Option<u8> {
+        self.state.read().membership.membership().nodes().map(|(_, peer)| peer.reads).min()
+    }
+
+    /// The format that the cluster is written in, as far as this member has come; 0 before the first entry that has one.
+    pub(crate) fn written(&self) -> u8 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// The same, kept up to date.
+    pub(crate) fn written_shared(&self) -> Arc<AtomicU8> {
+        self.written.clone()
+    }
+
+    /// In which format a leader writes, where its members read this one: the cluster's, or for the first entries one that is
+    /// never raised again, so that it is known to whoever takes a member in.
+    pub(crate) fn writes(&self, reads: u8) -> u8 {
+        if let written @ 1.. = self.written() {
+            return written;
+        }
+        let begun = self.begun.compare_exchange(0, reads, Ordering::Relaxed, Ordering::Relaxed);
+        begun.map_or_else(|begun| begun.min(reads), |_| reads)
+    }
+
+    /// What a newcomer must read, where the members read this one.
+    pub(crate) fn needs(&self, reads: u8) -> u8 {
+        match (self.written(), self.begun.load(Ordering::Relaxed)) {
+            (0, 0) => reads,
+            (0, begun) => begun,
+            (written, _) => written,
+        }
+    }
+
     /// Who leads which group.
     pub(crate) fn leaders(&self) -> Vec<(Group, SessionId, Term)> {
         let state = self.state.read();
@@ -207,7 +250,7 @@ impl Machine {
     /// What has been applied, for comparison with another member.
     pub(crate) fn encoded(&self) -> Option<(u64, Vec<u8>)> {
         let state = self.state.read();
-        let bytes = snapshot::encode(&SnapshotMeta::default(), state.sum, &state.groups).ok()?;
+        let bytes = snapshot::encode(state.written, &SnapshotMeta::default(), state.sum, &state.groups).ok()?;
         Some((state.applied?.index, bytes))
     }
 
@@ -266,6 +309,7 @@ impl Machine {
             reply
         });
         let replies = replies.collect();
+        self.written.store(state.written, Ordering::Relaxed);
         drop(state);
         // Hints go out before the caller has its answer, so that whoever was asked after it cannot be told later.
         for (group, effects, leader_gone) in heard {
@@ -282,6 +326,7 @@ impl Machine {
         let old = {
             let mut state = self.state.write();
             self.sums.clear();
+            self.written.store(content.format, Ordering::Relaxed);
             std::mem::replace(&mut *state, content.into())
         };
         self.reign.jumped();

@@ -126,7 +126,7 @@ fn an_older_snapshot_does_not_take_the_place_of_a_newer_one() {
     let directory = tempfile::tempdir().unwrap();
     let snapshot = |index| {
         let meta = super::SnapshotMeta { last_log_id: Some(entry(index).log_id), ..Default::default() };
-        (meta.clone(), super::snapshot::encode(&meta, None, &Default::default()).unwrap())
+        (meta.clone(), super::snapshot::encode(1, &meta, None, &Default::default()).unwrap())
     };
     let (snapshots, _) = Snapshots::open(directory.path().into()).unwrap();
     for (index, kept) in [(20, 20), (15, 20), (21, 21)] {
