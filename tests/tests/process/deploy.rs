@@ -28,7 +28,7 @@ const LOAD: usize = 20;
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Adds keys and removes them again, without waiting for the answers.
+/// Adds keys and removes them again, one after the other.
 #[derive(Default)]
 struct Load {
     /// All that was added, with whom it was asked of and whether it was asked to be removed.
@@ -40,8 +40,15 @@ impl Load {
         format!("load-{number}")
     }
 
-    /// One more key, and one less.
+    /// One more key, and one less, unless the last one is still waited for.
     fn go_on(&mut self, fleet: &mut Fleet, by: ProcessId) {
+        let waits = |number: usize| {
+            let asked = self.asked[number].0;
+            fleet.lives(asked) && !said(&fleet.said(), asked, "add", &Self::key(number))
+        };
+        if self.asked.len().checked_sub(1).is_some_and(waits) {
+            return;
+        }
         fleet.send(by, &format!("add {}", Self::key(self.asked.len())));
         self.asked.push((by, false));
         let Some(oldest) = self.asked.len().checked_sub(LOAD) else { return };
@@ -120,17 +127,13 @@ impl<B: Backend> Deploy<B> {
         let said = fleet.said();
         let failed: Vec<_> = said.notes.iter().flatten().filter(|note| note.event == Kind::Error).collect();
         assert!(failed.is_empty(), "{failed:?}");
-        let mut calls: Vec<_> = said.notes.iter().flatten().filter_map(|note| note.took_us).collect();
-        calls.sort_unstable();
-        let call = Duration::from_micros(calls[calls.len() / 2]);
         let mut gaps: Vec<_> = (0..said.notes.len()).flat_map(|id| said.history.gaps(id, since)).collect();
         figure(&format!("{}: a deploy under load, confirmation to next start", B::NAME), &mut gaps);
-        println!("figure: {}: {} calls under that load, half of them within {call:?}", B::NAME, calls.len());
-        let longest = gaps.last().expect("keys have moved");
-        // A confirmation and a grant, each behind what the store is doing and what its node is sending: four calls, which are
-        // the machine's and not ours. Some take twice the usual.
-        let bound = fleet.allowing(Duration::from_millis(100) + call * 8);
-        assert!(*longest <= bound, "a key was without an owner for {longest:?}");
+        let (usual, longest) = (gaps[gaps.len() / 2], gaps[gaps.len() - 1]);
+        // A slow machine is slow for all keys. What takes some of them so much longer than the others is ours.
+        assert!(usual <= fleet.allowing(Duration::from_millis(100)), "most keys were without an owner for {usual:?}");
+        let bound = fleet.allowing(Duration::from_millis(100) + usual * 5);
+        assert!(longest <= bound, "a key was without an owner for {longest:?}, where most were for {usual:?}");
     }
 }
 
@@ -167,8 +170,8 @@ pub(crate) fn a_deploy_under_load_rolls_to_a_new_format_and_back_and_forward_aga
     });
     let stats = deploy.bed.fleet.call(by, "stats").detail.expect("stats have details");
     assert_eq!(stats["quarantined"], 0, "{stats}");
-    let (took, added) = (Duration::from_nanos(now() - began), deploy.load.asked.len());
-    println!("figure: {}: the deploy took {took:?}, and {added} keys were added meanwhile", B::NAME);
+    let took = Duration::from_nanos(now() - began);
+    println!("figure: {}: the deploy took {took:?}, with {} keys that came and went", B::NAME, deploy.load.asked.len());
     deploy.check_moves(began);
 }
 
