@@ -254,6 +254,7 @@ checks! {
     }
     formats {
         a_deploy_rolls_from_an_old_format_to_a_new_one_and_back_before_the_step,
+        an_operator_lets_a_group_step_up_whoever_leads,
     }
     inputs {
         keys_of_every_length_come_back,

@@ -222,6 +222,17 @@ pub trait Divider: Send + Sync + 'static {
     /// [`Error::Store`].
     async fn rebalance(&self) -> Result<(), Error>;
 
+    /// Lets the group be written in the newest [format](crate::format) that this node's program reads, without waiting for
+    /// [`step_after`](crate::NodeConfig::step_after). Whether it is so now: not where a living session's program does not read
+    /// it, and then nothing has changed. A group that has stepped up never goes back: from then on no older version of the
+    /// program can join.
+    ///
+    /// Any node may say it, whether it leads or not: an operator's word replaces the wait, and nothing else.
+    ///
+    /// # Errors
+    /// [`Error::Store`]: it may have been done; the call may be repeated.
+    async fn step_up(&self) -> Result<bool, Error>;
+
     /// Reads a key's record from the store, whoever owns it.
     ///
     /// # Errors

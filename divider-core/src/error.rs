@@ -99,12 +99,13 @@ pub enum StoreError {
     /// The store answered something that this version does not understand. Unknown effect.
     #[error("the store's answer cannot be read: {0}")]
     Corrupt(String),
-    /// The group is written in a format that this program does not read. No effect; a newer version of the program is needed.
+    /// The group, or on Raft the cluster that this process is to be a member of, is written in a format that this program does
+    /// not read. No effect; a newer version of the program is needed.
     #[error(
-        "the group needs a program that reads format {needs}; this one reads up to {reads}: deploy a newer version"
+        "what is stored needs a program that reads format {needs}; this one reads up to {reads}: deploy a newer version"
     )]
     TooOld {
-        /// The format of the group.
+        /// The format that is written.
         needs: u16,
         /// The newest that this program reads.
         reads: u16,

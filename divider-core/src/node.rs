@@ -44,7 +44,7 @@ pub(crate) use observe::target;
 use crate::{
     Assigned, Assignment, Blob, Clock, ConfigError, Divider, Error, Event, Events, Flushed, InvalidInput, Key,
     NodeConfig, Op, Outcome, Record, Release, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock,
-    Text, Token, Work, limits,
+    Term, Text, Token, Work, limits,
     member::{Confirmation, Declared, Member, Queue},
     op::affinity_in_range,
 };
@@ -545,6 +545,13 @@ impl Divider for Node {
 
     async fn rebalance(&self) -> Result<(), Error> {
         self.declare(vec![Op::Rebalance]).await
+    }
+
+    async fn step_up(&self) -> Result<bool, Error> {
+        let shared = self.running().await?;
+        let step = Op::Step { term: Term(0), format: shared.config.reads };
+        let outcomes = shared.submit(vec![step], None, Then::Nothing).await?;
+        Ok(matches!(outcomes.first(), Some(Outcome::Done | Outcome::Unchanged)))
     }
 
     async fn record(&self, key: &Key) -> Result<Option<Record>, Error> {

@@ -226,7 +226,7 @@ pub enum Op {
     },
     /// From now on the group is written in this format, which all its sessions read.
     Step {
-        /// The leader's term.
+        /// The leader's term; 0 for an operator's word, which counts whoever leads.
         term: Term,
         /// The format.
         format: u16,

@@ -66,7 +66,8 @@ DECLARE
     alive boolean;
     wanted numeric;
 BEGIN
-    IF kind IN (17, 19, 20, 24, 25) AND term <> g.term THEN
+    -- A step under no term is an operator's word.
+    IF kind IN (17, 19, 20, 24, 25) AND term <> g.term AND NOT (kind = 25 AND term = 0) THEN
         code := 18;
         RETURN;
     END IF;

@@ -24,7 +24,8 @@ use crate::{
     book::Book,
     config::{Data, RaftConfig, Role},
     confirm::Confirmer,
-    error::DataError,
+    error::{DataError, TooOld},
+    format::Formats,
     founding::Founding,
     ground::Place,
     house,
@@ -166,12 +167,14 @@ impl Running {
         let bound = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let address = config.advertise.clone().or_else(|| bound.map(|bound| bound.to_string())).unwrap_or_default();
         let wants_vote = config.role == Role::Voter;
-        let me = Peer { id: identity.id, name: identity.name.clone(), address, wants_vote };
+        let me = Peer { id: identity.id, name: identity.name.clone(), address, wants_vote, reads: config.reads };
+        let formats = Formats::of_member(config.reads, machine.written_shared());
         let cluster_id = Arc::new(RwLock::new(identity.cluster_id));
         let links = Arc::new(Links::new(Dialer {
             cluster: config.cluster.clone(),
             cluster_id: cluster_id.clone(),
             me: Some(me.clone()),
+            formats: formats.clone(),
             security: config.security.clone(),
             ground: config.ground.clone(),
             bond: Bond::default(),
@@ -201,6 +204,8 @@ impl Running {
             founding: Founding::default(),
             unrivalled: AtomicBool::new(false),
             leader_left: Notify::new(),
+            formats,
+            changing: tokio::sync::Mutex::default(),
         });
         if config.leaves() && config.has_seeds() {
             let note = "it has no `name`, so it leaves the cluster when it is closed; with a name it is waited for";
@@ -249,6 +254,10 @@ impl Running {
             Ok(Err(_)) => Err(StoreError::Closed),
             Err(_) => {
                 stop.abort();
+                // What is written is never written in an older format again.
+                if let Some(TooOld { needs, reads, .. }) = self.router.links.too_old().filter(|too_old| too_old.here) {
+                    return Err(StoreError::TooOld { needs, reads });
+                }
                 let why: String = match &*self.joined.borrow() {
                     Ok(()) => format!(
                         "{} (are enough voters running, and can they reach each other?), or this member has not caught up \
@@ -317,6 +326,7 @@ fn client(config: Arc<RaftConfig>, cluster_id: Arc<RwLock<Option<Uuid>>>, note: 
         cluster: config.cluster.clone(),
         cluster_id,
         me: None,
+        formats: Formats::of_client(config.reads),
         security: config.security.clone(),
         ground: config.ground.clone(),
         bond: Bond::default(),
@@ -353,7 +363,7 @@ fn place(config: &RaftConfig) -> Place {
         Data::Directory(directory) => Some(directory.clone()),
         Data::Memory | Data::Unset => None,
     };
-    Place { directory, ground: config.ground.clone() }
+    Place { directory, ground: config.ground.clone(), reads: config.reads }
 }
 
 fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError> {

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use divider_core::{Applied, Group, Op, SessionId, Term};
 use serde::{Deserialize, Serialize};
 
+use crate::format::KEEPS_CLOCK;
+
 /// One entry of the log: many callers' requests, decided together. Cloning is cheap, since the log keeps the newest
 /// entries in memory while they are sent to each follower.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +49,23 @@ pub(crate) enum Body {
 }
 
 impl Body {
+    /// In this format, with grants held back in groups that begin with it where it has a form for that.
+    pub(crate) fn new(format: u8, reign: u64, clock: u64, holds: bool, steps: Vec<Step>) -> Self {
+        match format >= KEEPS_CLOCK {
+            false => Self::V1 { reign, steps },
+            true if holds => Self::V3 { reign, clock, steps },
+            true => Self::V2 { reign, clock, steps },
+        }
+    }
+
+    /// The oldest format that has a form for it.
+    pub(crate) fn format(&self) -> u8 {
+        match self {
+            Self::V1 { .. } => 1,
+            Self::V2 { .. } | Self::V3 { .. } => 2,
+        }
+    }
+
     /// The Raft term in which beats were compared.
     pub(crate) fn reign(&self) -> u64 {
         match self {

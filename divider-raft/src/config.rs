@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use divider_core::{ConfigError, NodeId};
 
 use crate::{
+    format::{NEWEST, OLDEST},
     ground::{Ground, ThisMachine},
     security::Security,
 };
@@ -34,6 +35,7 @@ use crate::{
 /// | `replace_dead_after` | 10 s, by a member that is to vote |
 /// | `first_life` | no |
 /// | `leave_on_close` | if there is no `name` |
+/// | `step_after` | a day |
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RaftConfig {
@@ -95,6 +97,13 @@ pub struct RaftConfig {
     /// Whether this member leaves the cluster when its last handle is closed, so that the others do not count on it. By
     /// default if it has no `name`: then whoever starts in its place is another one. One with a name is waited for.
     pub leave_on_close: Option<bool>,
+    /// How long all members of the cluster must have been able to read a newer format of the log and the snapshots before it is
+    /// written in it, so that a deploy can be rolled back meanwhile; at most a year. Counts on the member that leads. See
+    /// [`RaftStore::step_up`](crate::RaftStore::step_up).
+    pub step_after: Duration,
+    /// The newest format that this process says it reads, for tests of an old program beside a new one.
+    #[doc(hidden)]
+    pub reads: u8,
     /// What it all stands on. For the simulation of this repository.
     #[doc(hidden)]
     pub ground: Arc<dyn Ground>,
@@ -149,6 +158,8 @@ impl Default for RaftConfig {
             replace_dead_after: None,
             first_life: false,
             leave_on_close: None,
+            step_after: Duration::from_secs(24 * 3600),
+            reads: NEWEST,
             ground: Arc::new(ThisMachine),
         }
     }
@@ -220,6 +231,12 @@ impl RaftConfig {
         }
         if self.snapshot_every < 100 {
             return fail("snapshot_every", "must be at least 100");
+        }
+        if self.step_after > Duration::from_secs(365 * 24 * 3600) {
+            return fail("step_after", "must be at most a year");
+        }
+        if !(OLDEST..=NEWEST).contains(&self.reads) {
+            return fail("reads", "must be a format that there is");
         }
         if self.voters == 0 || self.voters.is_multiple_of(2) {
             return fail("voters", "must be odd: an even number survives no more losses than one less");

@@ -23,6 +23,7 @@ use tokio::runtime;
 
 use crate::{
     RaftStore,
+    format::{Formats, NEWEST},
     ground::{Disk, Ground, Listener, LogWriter, Stream, ThisMachine},
     link::{Class, Dialer, LinkError, Links, Target},
     security::Security,
@@ -55,6 +56,7 @@ fn links() -> Links {
         cluster: "divider".into(),
         cluster_id: Arc::default(),
         me: None,
+        formats: Formats::of_client(NEWEST),
         security: Security::Plaintext,
         ground: Arc::new(ThisMachine),
         bond: Default::default(),

@@ -113,7 +113,7 @@ fn node() -> NodeId {
 }
 
 fn peer() -> Peer {
-    Peer { id: 0xfeed_face_cafe_beef, name: "a".into(), address: "h:1".into(), wants_vote: true }
+    Peer { id: 0xfeed_face_cafe_beef, name: "a".into(), address: "h:1".into(), wants_vote: true, reads: 2 }
 }
 
 fn work() -> Work {
@@ -365,12 +365,12 @@ fn disk(book: &mut Book) {
     assert_eq!(raft::unseal::<Entry>(&600_u64.to_be_bytes(), &sealed).unwrap(), entries()[1]);
     let groups = BTreeMap::from([(group(), ledger())]);
     // Nothing writes the first format any more.
-    let mut content = Content { meta: meta(), sum: Some(700), groups };
+    let mut content = Content { format: 2, meta: meta(), sum: Some(700), groups };
     let snapshot = content.encode().unwrap();
     book.bytes("snapshot", &snapshot);
     assert_eq!(raft::decode_snapshot(&snapshot).unwrap(), content);
     let groups = content.groups.iter_mut().map(|(group, ledger)| (group.clone(), ledger.freeze())).collect();
-    assert_eq!(Content { meta: meta(), sum: Some(700), groups }.encode().unwrap(), snapshot);
+    assert_eq!(Content { format: 2, meta: meta(), sum: Some(700), groups }.encode().unwrap(), snapshot);
 }
 
 fn calls(book: &mut Book) {
@@ -425,6 +425,7 @@ fn calls(book: &mut Book) {
         Call::Replace { old: 3, new: 4 },
         Call::Silences { group: group.clone() },
         Call::Found { by: 9, taken_back: true },
+        Call::StepUp,
     ];
     book.values("call", &calls.into_iter().map(Request::Call).collect::<Vec<_>>());
     let topics = [Topic::Session(session), Topic::Group];

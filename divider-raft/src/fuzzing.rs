@@ -11,6 +11,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     command::{Command, Reply},
+    format::{Formats, NEWEST},
     raft::{Content, Entry, Identity, LogId, Stored, Vote, decode_snapshot, seal, unseal},
     wire::{self, Answer, Frame, Hello, Request, Welcome},
 };
@@ -50,10 +51,11 @@ pub fn frames(mut bytes: &[u8]) -> bool {
 /// Both sides of a handshake.
 pub fn handshakes(bytes: &[u8]) -> bool {
     fn greeted<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(mut bytes: &[u8]) -> bool {
-        let Some(Ok(greeting)) = wire::greeted::<T>(&mut bytes).now_or_never() else { return false };
+        let mine = Formats::of_client(NEWEST).speaks();
+        let Some(Ok(greeting)) = wire::greeted::<T>(&mut bytes, mine).now_or_never() else { return false };
         let mut said = Vec::new();
-        wire::greet(&mut said, &greeting).now_or_never().expect("nothing waits").expect(WRITES);
-        let heard = wire::greeted::<T>(&mut &said[..]).now_or_never().expect("nothing waits");
+        wire::greet(&mut said, mine, &greeting).now_or_never().expect("nothing waits").expect(WRITES);
+        let heard = wire::greeted::<T>(&mut &said[..], mine).now_or_never().expect("nothing waits");
         assert_eq!(heard.expect(READS), greeting);
         true
     }
@@ -91,7 +93,7 @@ pub fn records(bytes: &[u8]) -> bool {
 /// Snapshots.
 pub fn snapshots(bytes: &[u8]) -> bool {
     let as_it_is = decode_snapshot(bytes);
-    let mut inside = Content::<Ledger>::default().encode().expect(WRITES);
+    let mut inside = Content::<Ledger> { format: NEWEST, ..Content::default() }.encode().expect(WRITES);
     inside.truncate(8);
     inside.extend(bytes);
     inside.extend(xxh3_64(&inside).to_le_bytes());

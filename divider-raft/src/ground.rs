@@ -296,12 +296,14 @@ pub(crate) struct Place {
     /// `None` for what is only in memory, or on the ground's disk.
     pub(crate) directory: Option<PathBuf>,
     pub(crate) ground: Arc<dyn Ground>,
+    /// The newest format that is read there.
+    pub(crate) reads: u8,
 }
 
 #[cfg(test)]
 impl From<Option<PathBuf>> for Place {
     fn from(directory: Option<PathBuf>) -> Self {
-        Self { directory, ground: Arc::new(ThisMachine) }
+        Self { directory, ground: Arc::new(ThisMachine), reads: crate::format::NEWEST }
     }
 }
 

@@ -5,6 +5,8 @@
 //!   it easier to reach: three that are replaced one after the other, and not counted out, would take the quorum with them.
 //! - **Odd counts.** An even number of voters survives no more losses than one less; so newcomers are promoted when their
 //!   number makes the count odd.
+//! - **A newer format is written once all have been able to read it for long enough** ([`format`](crate::format)): voters and
+//!   learners, heard of or not.
 //! - **Whoever lost its vote stays** as a learner. It may have been away only, and then it is the next to be promoted.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -56,11 +58,12 @@ struct Seen {
 pub(crate) async fn keep(member: Arc<Member>) {
     let mut since: Option<Instant> = None;
     let mut warned = None;
+    let mut newer = None;
     loop {
         let changed = member.raft.changes();
         let view = member.raft.view();
         if !view.leads {
-            (since, warned) = (None, None);
+            (since, warned, newer) = (None, None, None);
             changed.await;
             continue;
         }
@@ -69,9 +72,22 @@ pub(crate) async fn keep(member: Arc<Member>) {
         if let Some(change) = plan(&members, &member.config) {
             carry_out(&member, &members, change).await;
         }
+        newer = newer_format(view.reads(), member.machine.written(), newer, Instant::now());
+        if newer.is_some_and(|(_, since)| since.elapsed() >= member.config.step_after) {
+            // Looked at again in the next round, if nothing comes of it.
+            let stepped = tokio::time::timeout(member.config.call_time_limit, member.step_up()).await;
+            tracing::debug!(target: TARGET, ?stepped, "was to step up");
+        }
         let waits = members.iter().any(|seen| seen.wants_vote && !seen.votes);
         tokio::time::sleep(if waits { ROUND } else { SELDOM }).await;
     }
+}
+
+/// Which newer format all members read, and since when they have.
+fn newer_format(reads: u8, written: u8, last: Option<(u8, Instant)>, now: Instant) -> Option<(u8, Instant)> {
+    // Before the first entry there is nothing to step up from.
+    let newer = (written > 0 && reads > written).then_some(reads)?;
+    last.filter(|(format, _)| *format == newer).or(Some((newer, now)))
 }
 
 fn look(member: &Member, view: &View, since: Instant) -> Vec<Seen> {
@@ -188,6 +204,20 @@ mod tests {
         // Whoever has not caught up, or is silent itself, takes nobody's place.
         let late = Seen { near: false, ..seen(8, false) };
         assert_eq!(planned(&[members(DEAD)[..3].to_vec(), vec![late, silent(9, false, SUSPECT)]].concat()), None);
+    }
+
+    #[test]
+    fn all_must_read_a_newer_format_without_a_break() {
+        let (first, later) = (Instant::now(), Instant::now() + SUSPECT);
+        let since = newer_format(2, 1, None, first);
+        assert_eq!(since, Some((2, first)));
+        assert_eq!(newer_format(2, 1, since, later), since);
+        // Somebody who reads less came, and went.
+        assert_eq!(newer_format(1, 1, since, later), None);
+        assert_eq!(newer_format(2, 1, None, later), Some((2, later)));
+        assert_eq!(newer_format(3, 1, since, later), Some((3, later)), "another one than that");
+        assert_eq!(newer_format(2, 2, since, later), None);
+        assert_eq!(newer_format(2, 0, None, later), None);
     }
 
     #[test]

@@ -76,6 +76,7 @@ impl Bed {
             cluster: "divider".into(),
             cluster_id: Arc::clone(&cluster_id),
             me,
+            formats: crate::format::Formats::of_client(2),
             security: Security::Tls(self.authority.issue(certificate)),
             ground: Arc::new(ThisMachine),
             bond: Default::default(),
@@ -112,7 +113,7 @@ fn forged(members: &[(Peer, bool)]) -> Vec<Request> {
         RaftRequest::SnapshotEnd { stream: 1 },
         RaftRequest::TakeOver,
     ];
-    let stranger = Peer { id: 7, name: "web.example".into(), address: "h:1".into(), wants_vote: true };
+    let stranger = Peer { id: 7, name: "web.example".into(), address: "h:1".into(), wants_vote: true, reads: 2 };
     let calls = [
         Call::Join { peer: stranger, votes: true },
         Call::Leave { id: members[1].0.id },
@@ -134,7 +135,7 @@ async fn a_certificate_of_the_authority_is_neither_a_member_nor_an_administrator
         }
     }
     // As a member of its own, or as one that there is.
-    let own = Peer { id: 7, name: "web.example".into(), address: "localhost:1".into(), wants_vote: true };
+    let own = Peer { id: 7, name: "web.example".into(), address: "localhost:1".into(), wants_vote: true, reads: 2 };
     for me in [own, before.1[0].0.clone()] {
         let links = bed.links("web.example", Some(me.clone())).await;
         let status = Request::Call(Call::Status);

@@ -23,6 +23,7 @@ mod error;
 mod excess;
 #[cfg(test)]
 mod fixtures;
+mod format;
 mod founding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

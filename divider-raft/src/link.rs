@@ -33,6 +33,7 @@ use crate::{
     bond::{Bond, Tie},
     book::Book,
     error::TooOld,
+    format::Formats,
     ground::{Ground, first_of},
     raft::Peer,
     security::{Connection, Security},
@@ -143,6 +144,7 @@ pub(crate) struct Dialer {
     pub(crate) cluster_id: Arc<RwLock<Option<Uuid>>>,
     /// This process, if it is a member.
     pub(crate) me: Option<Peer>,
+    pub(crate) formats: Formats,
     pub(crate) security: Security,
     pub(crate) ground: Arc<dyn Ground>,
     /// To which cluster a client belongs.
@@ -169,11 +171,12 @@ impl Links {
 
     /// Others, as somebody has them who belongs to no cluster, and is no member.
     pub(crate) fn of_a_stranger(&self) -> Self {
-        let Dialer { cluster, security, ground, .. } = &*self.dialer;
+        let Dialer { cluster, formats, security, ground, .. } = &*self.dialer;
         Self::new(Dialer {
             cluster: cluster.clone(),
             cluster_id: Arc::default(),
             me: None,
+            formats: formats.of_a_stranger(),
             security: security.clone(),
             ground: ground.clone(),
             bond: Bond::default(),
@@ -307,8 +310,9 @@ impl Dialer {
         let mut stream = self.security.dialled(stream, name, &*self.ground).await?;
         let cluster_id = *self.cluster_id.read();
         let hello = Hello { cluster: self.cluster.clone(), cluster_id, target: to.id, from: self.me.clone() };
-        wire::greet(&mut stream, &hello).await?;
-        match wire::greeted(&mut stream).await? {
+        let speaks = self.formats.speaks();
+        wire::greet(&mut stream, speaks, &hello).await?;
+        match wire::greeted(&mut stream, speaks).await? {
             Welcome::Ok { id, .. } if to.id.is_some_and(|wanted| wanted != id) => {
                 Err(io::Error::other(format!("another member ({id:016x}) listens there")))
             }
@@ -594,7 +598,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::RaftStore;
+    use crate::{RaftStore, format::NEWEST};
 
     /// Answers each hello as a later program does, which reads nothing as old as what this one reads.
     async fn later_program() -> String {
@@ -617,10 +621,15 @@ mod tests {
         let address = later_program().await;
         let client = RaftStore::builder("/test/").unwrap().client([&address]).plaintext();
         let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
-        let StoreError::Unavailable { message, source } = client.open().await.unwrap_err() else { panic!() };
+        let error = client.open().await.unwrap_err();
+        // A client reads nothing of what is written, so it need not read more than the other side does.
+        let StoreError::TooOld { needs: 7, reads } = error else { panic!("{error:?}") };
+        assert_eq!(reads, u16::from(NEWEST));
+        // Whoever asks later is told why nobody answers.
+        let StoreError::Unavailable { message, source } = client.members().await.unwrap_err() else { panic!() };
         let source = source.unwrap();
         let too_old = source.downcast_ref::<TooOld>().unwrap();
-        assert_eq!((too_old.needs, too_old.reads, too_old.here), (8, wire::SPEAKS.highest, true));
+        assert_eq!((too_old.needs, too_old.reads, too_old.here), (7, u16::from(NEWEST), true));
         assert!(message.contains("too old"), "{message}");
     }
 

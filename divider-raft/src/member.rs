@@ -19,9 +19,11 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    command::{Done, Step},
+    command::{Body, Command, Done, Step},
     config::RaftConfig,
     confirm::Confirmer,
+    error::TooOld,
+    format::{Formats, OLDEST},
     founding::Founding,
     ground::Place,
     link::Links,
@@ -69,6 +71,10 @@ pub(crate) struct Member {
     pub(crate) unrivalled: AtomicBool,
     /// Told when a connection of the leader has ended.
     pub(crate) leader_left: Notify,
+    pub(crate) formats: Formats,
+    /// Held while a member is taken in, and while a step to a newer format is decided: the Raft term and the format of the
+    /// last step that was proposed here.
+    pub(crate) changing: tokio::sync::Mutex<(u64, u8)>,
 }
 
 impl Member {
@@ -196,6 +202,7 @@ impl Member {
             Call::Leave { id } => self.leave(&view, id).await,
             Call::Promote { id } => self.set_voters(&view, None, Some(id)).await,
             Call::Replace { old, new } => self.set_voters(&view, Some(old), Some(new)).await,
+            Call::StepUp => self.step_up().await.map(|format| Answer::Index(format.into())),
         };
         match answer {
             Err(Fault::NotLeader(None)) => Err(self.not_leader(&self.raft.view())),
@@ -422,7 +429,44 @@ impl Member {
                 twin.name, twin.id
             )));
         }
+        let proposed = self.changing.lock().await;
+        let needs = self.needs(*proposed).await?;
+        if peer.reads < needs {
+            let reads = peer.reads;
+            return Err(Fault::Refused(TooOld { needs: needs.into(), reads: reads.into(), here: false }.to_string()));
+        }
         self.raft.add_learner(peer).await.map_err(changing).map(|()| Answer::Done)
+    }
+
+    /// What a member must read: the format that the cluster is written in, with all that this leader and earlier ones have
+    /// proposed.
+    async fn needs(&self, proposed: (u64, u8)) -> Result<u8, Fault> {
+        let index = self.confirmer.confirm().await?;
+        self.machine.reached(index).await;
+        let view = self.raft.view();
+        let decided = self.machine.needs(view.reads());
+        Ok(if proposed.0 == view.term { decided.max(proposed.1) } else { decided })
+    }
+
+    /// Lets the cluster be written in the newest format that all its members read, and says which that is.
+    pub(crate) async fn step_up(&self) -> Result<u8, Fault> {
+        let mut proposed = self.changing.lock().await;
+        self.needs(*proposed).await?;
+        let (view, written) = (self.raft.view(), self.machine.written());
+        if !view.leads {
+            return Err(Fault::NotLeader(None));
+        }
+        let reads = view.reads().min(self.machine.members_read().unwrap_or(OLDEST)).min(self.me.reads);
+        if reads <= written {
+            return Ok(written);
+        }
+        // From here on nobody who reads less is taken in, whatever becomes of this.
+        *proposed = (view.term, reads);
+        let clock = self.place.ground.clock();
+        let first = Command(Arc::new(Body::new(reads, view.term, clock, false, Vec::new())));
+        self.raft.propose(first).await.map_err(changing)?;
+        tracing::info!(target: "divider::raft", member = %self.me, from = written, to = reads, "the cluster steps up to a newer format");
+        Ok(reads)
     }
 
     async fn leave(&self, view: &View, id: u64) -> Result<Answer, Fault> {

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::{
     command::{Body, Command, Done, Step},
     confirm::Confirmer,
+    format::NEWEST,
     raft::{Machine, Raft, Refused},
     wire::Fault,
 };
@@ -94,7 +95,9 @@ async fn run(
 async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, holds: bool, mut batch: Vec<Request>) {
     let is_expiry = |op: &Op| matches!(op, Op::Expire { .. });
     let expires = |step: &Step| matches!(step, Step::Apply { ops, .. } if ops.iter().any(is_expiry));
-    if batch.iter().any(|request| expires(&request.step)) {
+    // An earlier leader may have let the cluster step up.
+    let may_be_newer = machine.written() < NEWEST && !machine.entered(raft.view().term);
+    if may_be_newer || batch.iter().any(|request| expires(&request.step)) {
         // Before beats are compared, all that was decided under earlier leaders must be known here.
         match confirmer.confirm().await {
             Ok(index) => machine.reached(index).await,
@@ -132,11 +135,9 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, holds: boo
     }
     let steps: Vec<Step> = batch.iter().map(|request| request.step.clone()).collect();
     let clock = machine.place().ground.clock();
-    let body = match holds && machine.begins(&steps) {
-        true => Body::V3 { reign, clock, steps },
-        false => Body::V2 { reign, clock, steps },
-    };
-    let command = Command(Arc::new(body));
+    let format = machine.writes(view.reads());
+    let holds = holds && machine.begins(&steps);
+    let command = Command(Arc::new(Body::new(format, reign, clock, holds, steps)));
     // The entry may still be decided long after its callers have given up; until then the doomed stay doomed. Not beyond the
     // term: where a snapshot takes the place of a log that was never decided, Raft forgets who waits, and the places here
     // would be taken for good. In a later term nobody counts a renewal before this entry is applied or lost.

@@ -47,6 +47,7 @@ pub(crate) use state::{Machine, lives, owner};
 use crate::{
     command::{Command, Reply},
     config::RaftConfig,
+    format::OLDEST,
     link::Links,
 };
 
@@ -64,6 +65,8 @@ pub struct Peer {
     pub address: String,
     /// Whether it is to vote as soon as it has caught up and a voter is wanted.
     pub wants_vote: bool,
+    /// The newest format that its program reads.
+    pub reads: u8,
 }
 
 impl fmt::Display for Peer {
@@ -103,6 +106,13 @@ pub(crate) struct View {
     pub(crate) members: BTreeMap<u64, (Peer, bool)>,
     /// Set once Raft has stopped for good, for example because the disk failed.
     pub(crate) stopped: bool,
+}
+
+impl View {
+    /// The newest format that all members read.
+    pub(crate) fn reads(&self) -> u8 {
+        self.members.values().map(|(peer, _)| peer.reads).min().unwrap_or(OLDEST)
+    }
 }
 
 /// Why Raft did not do what was asked.

@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | Raft's own calls | a member | in its own name; what only a leader says, while it leads |
 //! | to be taken in, to found | a member | itself |
-//! | to remove, promote, replace | a member, an administrator; to leave, whoever leaves | |
+//! | to remove, promote, replace, step up | a member, an administrator; to leave, whoever leaves | |
 //! | all else | whoever was let in | |
 
 use uuid::Uuid;
@@ -90,9 +90,10 @@ impl Caller {
             Call::Found { by, .. } if is(*by) => Ok(()),
             Call::Found { .. } => Err("a member founds in its own name alone".into()),
             Call::Leave { id } if self.administrates || is(*id) => Ok(()),
-            Call::Promote { .. } | Call::Replace { .. } if self.administrates => Ok(()),
-            Call::Leave { .. } | Call::Promote { .. } | Call::Replace { .. } => {
-                Err("only a member, or one of the configured `administrators`, may change the membership".into())
+            Call::Promote { .. } | Call::Replace { .. } | Call::StepUp if self.administrates => Ok(()),
+            Call::Leave { .. } | Call::Promote { .. } | Call::Replace { .. } | Call::StepUp => {
+                Err("only a member, or one of the configured `administrators`, may change the membership or the format"
+                    .into())
             }
             Call::Apply { .. }
             | Call::Renew { .. }
@@ -135,7 +136,7 @@ mod tests {
     };
 
     fn peer(id: u64) -> Peer {
-        Peer { id, name: format!("node-{id}"), address: "h:1".into(), wants_vote: true }
+        Peer { id, name: format!("node-{id}"), address: "h:1".into(), wants_vote: true, reads: 2 }
     }
 
     fn view() -> View {
@@ -168,6 +169,7 @@ mod tests {
             Call::Promote { id: 2 },
             Call::Replace { old: 2, new: 1 },
             Call::Found { by: 1, taken_back: false },
+            Call::StepUp,
         ];
         let (group, session, term) = (Group::new("/g/").unwrap(), SessionId::fresh(), Term(1));
         let of_all = vec![

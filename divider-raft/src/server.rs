@@ -55,12 +55,13 @@ pub(crate) async fn listen(listener: Box<dyn Listener>, member: Arc<Member>) {
 /// Finds out who has come, and lets it in or says why not.
 async fn shake_hands(stream: Stream, member: &Arc<Member>) -> io::Result<(Box<dyn Connection>, Caller)> {
     let (mut stream, proved) = member.config().security.accepted(stream, &*member.config().ground).await?;
-    let hello: Hello = match wire::greeted(&mut stream).await {
+    let speaks = member.formats.speaks();
+    let hello: Hello = match wire::greeted(&mut stream, speaks).await {
         Ok(hello) => hello,
         Err(error) => {
             if let Some(too_old) = TooOld::within(&error) {
                 let problem = format!("no format in common: {} is needed", too_old.needs);
-                wire::greet(&mut stream, &Welcome::Refused(problem)).await?;
+                wire::greet(&mut stream, speaks, &Welcome::Refused(problem)).await?;
             }
             return Err(error);
         }
@@ -70,7 +71,7 @@ async fn shake_hands(stream: Stream, member: &Arc<Member>) -> io::Result<(Box<dy
         Err(problem) => Welcome::Refused(problem.clone()),
         Ok(_) => Welcome::Ok { id: member.me().id, cluster_id: member.cluster_id() },
     };
-    wire::greet(&mut stream, &welcome).await?;
+    wire::greet(&mut stream, speaks, &welcome).await?;
     Ok((stream, caller.map_err(io::Error::other)?))
 }
 

@@ -245,8 +245,10 @@ fn may_found(config: &RaftConfig, me: &Peer, answers: &[Said]) -> Result<(), Str
 /// A member that was in its cluster before, and may listen elsewhere now, or have been left out meanwhile.
 async fn return_home(member: &Arc<Member>, router: &Router) -> Result<(), String> {
     let known = member.raft.view().members.get(&member.me.id).map(|(peer, _)| peer.clone());
-    let here = |known: Peer| known.address == member.me.address || member.me.address.is_empty();
-    if known.is_some_and(here) || !member.config.has_seeds() {
+    let here = |known: &Peer| known.address == member.me.address || member.me.address.is_empty();
+    // Another version of the program may read more, or less after a way back.
+    let same = known.as_ref().is_none_or(|known| known.reads == member.me.reads);
+    if same && (known.as_ref().is_some_and(here) || !member.config.has_seeds()) {
         return Ok(());
     }
     join(member, router, None).await
@@ -380,7 +382,7 @@ mod tests {
     use super::*;
 
     fn peer(id: u64) -> Peer {
-        Peer { id, name: format!("node-{id}"), address: format!("h:{id}"), wants_vote: true }
+        Peer { id, name: format!("node-{id}"), address: format!("h:{id}"), wants_vote: true, reads: 2 }
     }
 
     fn says(id: u64, cluster_id: Option<u128>) -> Said {

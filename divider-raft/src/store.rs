@@ -22,6 +22,7 @@ use crate::{
     cluster::{End, Running, Threads},
     config::{Data, RaftConfig, Role},
     error::DataError,
+    format::NEWEST,
     ground::{Place, ThisMachine},
     link::Class,
     lives,
@@ -395,6 +396,34 @@ impl RaftStore {
         self.call(Call::Replace { old, new }, Class::Calls, true).await.map(drop)
     }
 
+    /// The format that the cluster is written in, as far as this member has come. `None` on a client, and before anything was
+    /// written.
+    pub fn format(&self) -> Option<u64> {
+        let running = self.cluster.running.read();
+        let written = running.as_ref()?.router.member.as_ref()?.machine.written();
+        Some(written.into()).filter(|written| *written > 0)
+    }
+
+    /// Lets the cluster be written in the newest format of the log and the snapshots that all its members read, without waiting
+    /// for [`step_after`](RaftConfig::step_after), and says which that is. A cluster that has stepped up never goes back: from
+    /// then on no older version of the program can be a member. Nothing happens where a member, reachable or not, does not
+    /// read a newer one; remove those that do not come back. Calling it again is safe.
+    ///
+    /// A member or an administrator may say it, as it may change the membership. Groups have formats of their own, see
+    /// [`divider_core::format`].
+    ///
+    /// # Errors
+    /// As [`remove_member`](Self::remove_member).
+    ///
+    /// # Cancel safety
+    /// As [`remove_member`](Self::remove_member).
+    pub async fn step_up(&self) -> Result<u64, StoreError> {
+        match self.call(Call::StepUp, Class::Calls, true).await? {
+            Answer::Index(format) => Ok(format),
+            _ => Err(unexpected()),
+        }
+    }
+
     /// Removes this member from the cluster for good; close the store after it. Not the way to restart: a member that
     /// comes back soon just stops and starts.
     ///
@@ -426,7 +455,7 @@ impl RaftStore {
     /// [`DataError`] where the directory is in use, damaged or not of a member; then nothing has been changed.
     pub fn recover(directory: impl AsRef<std::path::Path>) -> Result<Recovered, DataError> {
         let directory = directory.as_ref().to_owned();
-        let place = |directory| Place { directory: Some(directory), ground: Arc::new(ThisMachine) };
+        let place = |directory| Place { directory: Some(directory), ground: Arc::new(ThisMachine), reads: NEWEST };
         // On a thread of its own, so that it does not matter whether the caller is on a runtime.
         let recovering = std::thread::spawn(move || recover(&directory, place));
         let recovered = recovering.join().unwrap_or_else(|_| {

@@ -28,9 +28,6 @@ use crate::{
 
 /// The first bytes of a connection, both ways.
 const MAGIC: [u8; 4] = *b"DVDR";
-/// What this program reads and writes. The first version of the handshake had one number, and so begins with a 1; programs
-/// of that version know from the first of these numbers that they are too old.
-pub(crate) const SPEAKS: Speaks = Speaks { lowest: 2, highest: 2, writes: 2 };
 /// Most bytes of a handshake.
 const MAX_HELLO: u32 = 4096;
 /// Most bytes of a body in one frame; longer ones come in parts.
@@ -219,6 +216,8 @@ pub(crate) enum Call {
         /// Whether it takes back what it asked for.
         taken_back: bool,
     },
+    /// Writes the newest format that all members read from now on, and says which that is. On the leader only.
+    StepUp,
 }
 
 /// What can be read of a group.
@@ -413,14 +412,15 @@ pub(crate) struct Speaks {
     pub(crate) lowest: u16,
     /// The highest format that it reads.
     pub(crate) highest: u16,
-    /// The format that it writes to what others must read: whoever does not read this one is too old.
+    /// The format of what its cluster writes for all members to read: a member that does not read this one is too old. 0 from
+    /// a client, which reads nothing of that.
     pub(crate) writes: u16,
 }
 
 impl Speaks {
     /// The highest format that both sides read.
     pub(crate) fn settle(self, theirs: Self) -> Result<u16, TooOld> {
-        let (mine_needed, theirs_needed) = (theirs.lowest.max(theirs.writes), self.lowest.max(self.writes));
+        let (mine_needed, theirs_needed) = (theirs.asks_of(self), self.asks_of(theirs));
         if self.highest < mine_needed {
             return Err(TooOld { needs: mine_needed, reads: self.highest, here: true });
         }
@@ -430,6 +430,11 @@ impl Speaks {
         Ok(self.highest.min(theirs.highest))
     }
 
+    /// What the other one must read at least.
+    fn asks_of(self, other: Self) -> u16 {
+        if other.writes == 0 { self.lowest } else { self.lowest.max(self.writes) }
+    }
+
     fn to_bytes(self) -> [u8; 6] {
         let [l, h, w] = [self.lowest, self.highest, self.writes].map(u16::to_le_bytes);
         [l[0], l[1], h[0], h[1], w[0], w[1]]
@@ -437,12 +442,16 @@ impl Speaks {
 }
 
 /// Says hello or welcome.
-pub(crate) async fn greet<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), greeting: &T) -> io::Result<()> {
+pub(crate) async fn greet<T: Serialize>(
+    to: &mut (impl AsyncWrite + Unpin),
+    mine: Speaks,
+    greeting: &T,
+) -> io::Result<()> {
     let body = encode(greeting)?;
     let len = u32::try_from(body.len()).ok().filter(|len| *len <= MAX_HELLO);
     let len = len.ok_or_else(|| io::Error::other("the names are too long for a handshake"))?;
     let mut bytes = MAGIC.to_vec();
-    bytes.extend(SPEAKS.to_bytes());
+    bytes.extend(mine.to_bytes());
     bytes.extend(len.to_le_bytes());
     bytes.extend(body);
     to.write_all(&bytes).await?;
@@ -451,15 +460,15 @@ pub(crate) async fn greet<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), gree
 
 /// Hears hello or welcome. Nothing is decoded before magic, formats and length fit; where the formats do not, the error is
 /// a [`TooOld`] inside.
-pub(crate) async fn greeted<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+pub(crate) async fn greeted<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), mine: Speaks) -> io::Result<T> {
     let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
     let mut magic = [0; 4];
     from.read_exact(&mut magic).await?;
     if magic != MAGIC {
         return Err(invalid("the other side does not speak Divider's protocol (or speaks it through TLS)".into()));
     }
-    let theirs = hear_formats(from).await?;
-    SPEAKS.settle(theirs).map_err(io::Error::other)?;
+    let (lowest, highest, writes) = (from.read_u16_le().await?, from.read_u16_le().await?, from.read_u16_le().await?);
+    mine.settle(Speaks { lowest, highest, writes }).map_err(io::Error::other)?;
     let len = from.read_u32_le().await?;
     if len > MAX_HELLO {
         return Err(invalid(format!("a handshake of {len} bytes is over the limit")));
@@ -467,16 +476,6 @@ pub(crate) async fn greeted<T: DeserializeOwned>(from: &mut (impl AsyncRead + Un
     let mut body = vec![0; len as usize];
     from.read_exact(&mut body).await?;
     decode(&body)
-}
-
-/// The first version says one number where later ones say three.
-async fn hear_formats(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Speaks> {
-    let lowest = from.read_u16_le().await?;
-    if lowest <= 1 {
-        return Ok(Speaks { lowest, highest: lowest, writes: lowest });
-    }
-    let (highest, writes) = (from.read_u16_le().await?, from.read_u16_le().await?);
-    Ok(Speaks { lowest, highest, writes })
 }
 
 #[cfg(test)]
@@ -493,6 +492,7 @@ mod tests {
             (speaks(2, 3, 2), speaks(2, 2, 2), 2),
             (speaks(2, 3, 3), speaks(2, 4, 3), 3),
             (speaks(3, 5, 4), speaks(2, 4, 3), 4),
+            (speaks(1, 1, 0), speaks(1, 2, 2), 1),
         ] {
             assert_eq!(mine.settle(theirs), Ok(settled), "{mine:?} {theirs:?}");
             assert_eq!(theirs.settle(mine), Ok(settled), "{theirs:?} {mine:?}");
@@ -506,19 +506,13 @@ mod tests {
             // It could still be read, but does not read what is written.
             (speaks(2, 2, 2), speaks(2, 4, 4), 4),
             (speaks(1, 1, 1), speaks(2, 2, 2), 2),
+            // A client reads nothing of what is written.
+            (speaks(1, 1, 0), speaks(2, 3, 3), 2),
         ] {
             let reads = old.highest;
             assert_eq!(old.settle(new), Err(TooOld { needs, reads, here: true }));
             assert_eq!(new.settle(old), Err(TooOld { needs, reads, here: false }));
         }
-    }
-
-    #[tokio::test]
-    async fn the_first_version_is_known_by_its_one_number() {
-        let said = b"DVDR\x01\x00\x05\x00\x00\x00hello";
-        let error = greeted::<Hello>(&mut &said[..]).await.unwrap_err();
-        let too_old = TooOld::within(&error).unwrap();
-        assert_eq!((too_old.needs, too_old.reads, too_old.here), (SPEAKS.lowest, 1, false));
     }
 
     /// An op takes two bytes on the wire and a hundred times as many in memory.
@@ -542,9 +536,9 @@ mod tests {
     #[tokio::test]
     async fn what_announces_too_much_is_refused_before_memory_is_taken() {
         let mut said = MAGIC.to_vec();
-        said.extend(SPEAKS.to_bytes());
+        said.extend(speaks(1, 1, 1).to_bytes());
         said.extend(u32::MAX.to_le_bytes());
-        let error = greeted::<Hello>(&mut &said[..]).await.unwrap_err();
+        let error = greeted::<Hello>(&mut &said[..], speaks(1, 1, 1)).await.unwrap_err();
         assert!(error.to_string().contains("over the limit"), "{error}");
     }
 }

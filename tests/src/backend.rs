@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use divider_core::{Group, Store};
+use divider_postgres::PostgresStore;
+use divider_raft::RaftStore;
+use divider_redis::RedisStore;
+
 use crate::{postgres::PostgresServer, raft::Voters, redis::RedisServer};
 
 /// A place where a group can be kept, with all that a node needs to get there.
@@ -23,6 +28,18 @@ pub trait Backend: Send + Sized + 'static {
 
     /// Where the node in this slot finds it. Two living nodes never share a slot, and the lowest that is free is taken.
     fn url(&self, slot: usize) -> String;
+
+    /// The format that a group is written in.
+    fn format(&self, group: &Group) -> u16;
+}
+
+/// The format of the group that the store is of.
+fn format(store: &impl Store) -> u16 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        store.open().await.expect("the store is there");
+        store.scan(None).await.expect("the store answers").group.format
+    })
 }
 
 /// A store with a server of its own, which can fail by itself.
@@ -83,6 +100,10 @@ impl Backend for RedisServer {
 
     fn url(&self, _: usize) -> String {
         Self::url(self)
+    }
+
+    fn format(&self, group: &Group) -> u16 {
+        format(&RedisStore::builder(Self::url(self), group.clone()).build().expect("a valid URL"))
     }
 }
 
@@ -165,6 +186,10 @@ impl Backend for PostgresServer {
     fn url(&self, _: usize) -> String {
         Self::url(self)
     }
+
+    fn format(&self, group: &Group) -> u16 {
+        format(&PostgresStore::builder(Self::url(self), group.clone()).build().expect("a valid URL"))
+    }
 }
 
 /// Ends connections of nodes as an administrator would. Returns how many.
@@ -244,5 +269,10 @@ impl Backend for Voters {
 
     fn url(&self, slot: usize) -> String {
         if slot < 3 { Self::url(self, slot) } else { self.client_url() }
+    }
+
+    fn format(&self, group: &Group) -> u16 {
+        let client = RaftStore::from_url(&self.client_url(), group.clone()).expect("a valid URL");
+        format(&client.build().expect("a valid configuration"))
     }
 }

@@ -336,6 +336,11 @@ impl Fleet {
         self.processes[id].begin_to_end();
     }
 
+    /// Whether the process is gone from the machine.
+    pub fn is_gone(&mut self, id: ProcessId) -> bool {
+        self.processes[id].is_gone()
+    }
+
     /// Forgets the details of what is over, so that a long run stays small; see [`History::fold`].
     pub fn fold(&self, ended_before: u64) {
         let mut said = self.said.lock();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Backend, Clerk, Trial, seat::Played};
 use crate::{
-    Error, NodeConfig, StoreError,
+    Divider, Error, NodeConfig, Op, Outcome, Refusal, StoreError, Term,
     format::{NEWEST, OLDEST},
 };
 
@@ -60,9 +60,28 @@ pub async fn a_deploy_rolls_from_an_old_format_to_a_new_one_and_back_before_the_
     kept.leave().await;
     trial.until("the group steps up", async || written(&trial).await == NEWEST).await;
     let late = trial.seat(trial.store().await, program(OLDEST));
-    match crate::Divider::start(&late.inner).await {
+    match late.inner.start().await {
         Err(Error::Store(StoreError::TooOld { needs: NEWEST, reads: OLDEST })) => {}
         other => panic!("an old program was not told that it is: {other:?}"),
     }
     all_run(&trial, nodes.iter()).await;
+}
+
+pub async fn an_operator_lets_a_group_step_up_whoever_leads<B: Backend>(trial: Trial<B>) {
+    let old = Clerk::reading(&trial, OLDEST).await;
+    let mut boss = Clerk::join(&trial).await;
+    boss.lead().await;
+    let seat = trial.node(|_| {}).await;
+    assert!(!seat.step_up().await.unwrap(), "a program of before is there");
+    assert_eq!(written(&trial).await, OLDEST);
+    old.leave().await;
+    // An operator is nobody who has led before.
+    let step = Op::Step { term: Term(boss.term.0 + 1), format: NEWEST };
+    assert_eq!(boss.one(step).await, Outcome::Refused(Refusal::OldTerm));
+    assert_eq!(written(&trial).await, OLDEST);
+    for _ in 0..2 {
+        assert!(seat.step_up().await.unwrap());
+        assert_eq!(written(&trial).await, NEWEST);
+    }
+    boss.leave().await;
 }

@@ -121,7 +121,10 @@ impl Tx<'_> {
                 Ok(if *elapsed_ms > 0 { Outcome::Done } else { Outcome::Unchanged })
             }
             Op::Step { term, format } => {
-                self.led(*term)?;
+                // Who leads decides when. That nobody is left behind is decided here, so an operator needs no term.
+                if *term != Term(0) {
+                    self.led(*term)?;
+                }
                 self.step(*format)
             }
         }

@@ -66,7 +66,7 @@ impl Change {
 impl Frail {
     fn place(&self) -> Place {
         let ground: Arc<dyn Ground> = Arc::new(WithDisk(Arc::new(self.clone())));
-        Place { directory: None, ground }
+        Place { ground, ..Place::from(None) }
     }
 
     fn step(&self) -> io::Result<parking_lot::MutexGuard<'_, Inner>> {
@@ -448,7 +448,7 @@ impl Ground for Idle {
 async fn nobody_opens_a_directory_into_which_an_earlier_life_still_puts_a_snapshot() {
     let directory = TempDir::new().unwrap();
     let idle = Arc::new(Idle::default());
-    let place = Place { directory: Some(directory.path().to_owned()), ground: idle.clone() };
+    let place = Place { ground: idle.clone(), ..directory.path().into() };
     let (log, _) = Log::open(&place, identity).unwrap();
     let (snapshots, loaded) = Snapshots::open(place.clone()).unwrap();
     let machine = Machine::new(snapshots, loaded);
@@ -554,7 +554,7 @@ async fn a_member_whose_core_has_panicked_is_no_member_until_it_is_opened_again(
 async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_closed() {
     let directory = TempDir::new().unwrap();
     let idle = Arc::new(Idle::default());
-    let place = Place { directory: Some(directory.path().to_owned()), ground: idle.clone() };
+    let place = Place { ground: idle.clone(), ..directory.path().into() };
     let (log, _) = Log::open(&place, identity).unwrap();
     let (snapshots, loaded) = Snapshots::open(place).unwrap();
     let mut handle = MachineHandle { machine: Machine::new(snapshots, loaded), log: log.clone() };

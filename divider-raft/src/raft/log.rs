@@ -57,8 +57,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Entry, LogId, StorageError, Types, Vote};
 use crate::{
-    command::{Body, Step},
+    command::Step,
     error::{DataError, Unreadable},
+    format::{NEWEST, OLDEST},
     ground::{LogWriter, Place, Rewritable},
 };
 
@@ -66,8 +67,6 @@ const ENTRIES: TableDefinition<u64, &[u8]> = TableDefinition::new("entries");
 const FACTS: TableDefinition<&str, &[u8]> = TableDefinition::new("facts");
 const FILE: &str = "log.redb";
 const MARK: &str = "log.mark";
-/// The newest format of a value in the tables. Each value is in the oldest one that can say it, and all are read.
-const FORMAT: u8 = 2;
 /// The newest entries are kept in memory up to this many bytes of it, which has room for all that are on their way to the
 /// followers and the machine.
 const CACHE_BYTES: usize = 4 << 20;
@@ -229,7 +228,7 @@ impl fmt::Debug for Log {
 pub(crate) trait Stored: Serialize + DeserializeOwned {
     /// The oldest format that has a form for this value.
     fn format(&self) -> u8 {
-        1
+        OLDEST
     }
 }
 
@@ -242,8 +241,8 @@ impl Stored for [u8; 8] {}
 impl Stored for Entry {
     fn format(&self) -> u8 {
         match &self.payload {
-            EntryPayload::Normal(command) if !matches!(*command.0, Body::V1 { .. }) => 2,
-            _ => 1,
+            EntryPayload::Normal(command) => command.0.format(),
+            _ => OLDEST,
         }
     }
 }
@@ -263,13 +262,20 @@ fn checksum(key: &[u8], bytes: &[u8]) -> [u8; 8] {
 }
 
 pub(crate) fn unseal<T: Stored>(key: &[u8], bytes: &[u8]) -> Result<T, Unreadable> {
+    unseal_up_to(NEWEST, key, bytes)
+}
+
+/// As [`unseal`], by a program that reads no newer format than `known`.
+fn unseal_up_to<T: Stored>(known: u8, key: &[u8], bytes: &[u8]) -> Result<T, Unreadable> {
     let (sum, rest) = bytes.split_first_chunk::<8>().ok_or("a value is cut short")?;
     if *sum != checksum(key, rest) {
         return Err("a checksum does not match".into());
     }
     match rest.split_first() {
-        Some((1..=FORMAT, body)) => postcard::from_bytes(body).map_err(|error| error.to_string().into()),
-        Some((newer, _)) => Err(Unreadable::Newer { found: *newer, known: FORMAT }),
+        Some((format, body)) if (OLDEST..=known).contains(format) => {
+            postcard::from_bytes(body).map_err(|error| error.to_string().into())
+        }
+        Some((newer, _)) => Err(Unreadable::Newer { found: *newer, known }),
         None => Err("a value is cut short".into()),
     }
 }
@@ -331,7 +337,7 @@ impl Log {
         });
         let identity = identity.map_err(|error| unusable(&path, error))?;
         let mut cache = Cache::default();
-        let found = guarded(|| Ok(load(&database, &mut cache)));
+        let found = guarded(|| Ok(load(&database, &mut cache, place.reads)));
         found.map_err(|error| unusable(&path, error))?.map_err(|unreadable| unreadable.at(&path))?;
         let mark = match (directory, &disk) {
             (Some(directory), _) => Mark::file(&directory.join(MARK)).map(Some),
@@ -686,8 +692,8 @@ impl StorageBackend for Backend {
     }
 }
 
-/// Reads and checks everything, and keeps the newest entries.
-fn load(database: &Database, cache: &mut Cache) -> Result<(), Unreadable> {
+/// Reads and checks everything, as a program that reads no newer format than `known`, and keeps the newest entries.
+fn load(database: &Database, cache: &mut Cache, known: u8) -> Result<(), Unreadable> {
     let text = |error: redb::Error| error.to_string();
     let read = database.begin_read().map_err(|error| text(error.into()))?;
     let facts = read.open_table(FACTS).map_err(|error| text(error.into()))?;
@@ -708,7 +714,7 @@ fn load(database: &Database, cache: &mut Cache) -> Result<(), Unreadable> {
     for row in entries.iter().map_err(|error| text(error.into()))? {
         let (index, value) = row.map_err(|error| text(error.into()))?;
         let index = index.value();
-        let entry: Entry = unseal(&index.to_be_bytes(), value.value())?;
+        let entry: Entry = unseal_up_to(known, &index.to_be_bytes(), value.value())?;
         if entry.log_id.index != index || next.is_some_and(|next| next != index) {
             return Err(format!("entry {index} is not where it should be").into());
         }

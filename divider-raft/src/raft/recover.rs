@@ -51,6 +51,7 @@ struct Survivor {
     vote: Option<Vote>,
     me: Option<Peer>,
     groups: BTreeMap<Group, Ledger>,
+    format: u8,
 }
 
 /// Puts a new directory in the place of the survivor's, which is kept beside it. Blocks on the disk.
@@ -122,8 +123,9 @@ async fn read(place: Place) -> Result<Survivor, DataError> {
     let last = last.filter(|_| !stranger && identity.cluster_id.is_some()).ok_or_else(nothing)?;
     let me = membership.membership().get_node(&identity.id).cloned();
     let (_, bytes) = machine.encoded().ok_or_else(nothing)?;
-    let groups = snapshot::decode(&bytes).map_err(|unreadable| unreadable.at(&path))?.groups;
-    Ok(Survivor { identity, last, vote, me, groups })
+    let snapshot::Content { groups, format, .. } =
+        snapshot::decode(&bytes).map_err(|unreadable| unreadable.at(&path))?;
+    Ok(Survivor { identity, last, vote, me, groups, format })
 }
 
 /// Where the numbers of a new life begin.
@@ -133,7 +135,7 @@ fn start(last: u64) -> u64 {
 }
 
 async fn write(survivor: Survivor, place: Place, former: PathBuf) -> Result<Recovered, DataError> {
-    let Survivor { identity, last, vote, me, mut groups } = survivor;
+    let Survivor { identity, last, vote, me, mut groups, format } = survivor;
     let path = place.directory.clone().unwrap_or_default();
     let failed = |error: io::Error| DataError::io(&path, error);
     let index = start(last.index);
@@ -151,7 +153,7 @@ async fn write(survivor: Survivor, place: Place, former: PathBuf) -> Result<Reco
     let cluster_id = Some(Uuid::from_u128(place.ground.draw()));
     let count = groups.len();
     // A new life begins its own count of what its entries did.
-    let content = Content { meta, sum: Some(0), groups };
+    let content = Content { format, meta, sum: Some(0), groups };
     let (mut log, _) = Log::open(&place, || Identity { id, cluster_id, ..identity })?;
     let (snapshots, _) = Snapshots::open(place.clone())?;
     let kept = snapshots.write(&content).map_err(failed)?;

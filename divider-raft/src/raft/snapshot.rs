@@ -28,13 +28,12 @@ use xxhash_rust::xxh3::{Xxh3Default, xxh3_64};
 use super::SnapshotMeta;
 use crate::{
     error::{DataError, Unreadable},
+    format::{NEWEST, OLDEST},
     ground::{Files, Place, StoredFile},
 };
 
 /// The first bytes of a snapshot, before the number of its format.
 const MAGIC: [u8; 7] = *b"DVDRSNP";
-/// The format that is written, and read.
-const FORMAT: u8 = 1;
 const CURRENT: &str = "snapshot";
 /// How the names of files end that are not whole yet.
 const PART: &str = ".part";
@@ -45,6 +44,9 @@ const PIECE: usize = 256 << 10;
 /// What a snapshot says: with whole ledgers where it is read, and with pictures of them where it is written.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Content<L = Ledger> {
+    /// The format that the cluster was written in. It stands before the rest.
+    #[serde(skip)]
+    pub(crate) format: u8,
     pub(crate) meta: SnapshotMeta,
     /// See [`Sum`](super::sum::Sum).
     pub(crate) sum: Option<u64>,
@@ -62,7 +64,7 @@ impl<L: Serialize> Content<L> {
         let sealing = Sealing { to, sum: Xxh3Default::new(), error: None };
         let mut writer = BufWriter::with_capacity(PIECE, sealing);
         writer.write_all(&MAGIC)?;
-        writer.write_all(&[FORMAT])?;
+        writer.write_all(&[self.format.max(OLDEST)])?;
         let written = postcard::to_io(self, &mut writer).map(drop).map_err(io::Error::other);
         // Nothing is left in it where all went well, and nothing of that is wanted elsewhere.
         let (Sealing { to, sum, error }, _) = writer.into_parts();
@@ -102,9 +104,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Content, Unreadable> {
         return Err("its checksum does not match".into());
     }
     let text = |error: postcard::Error| Unreadable::from(error.to_string());
-    match format {
-        &FORMAT => postcard::from_bytes(body).map_err(text),
-        newer => Err(Unreadable::Newer { found: *newer, known: FORMAT }),
+    match *format {
+        format @ OLDEST..=NEWEST => Ok(Content { format, ..postcard::from_bytes(body).map_err(text)? }),
+        newer => Err(Unreadable::Newer { found: newer, known: NEWEST }),
     }
 }
 
@@ -178,7 +180,7 @@ impl Snapshots {
     pub(crate) fn open(place: Place) -> Result<(Self, Option<Content>), DataError> {
         let path = place.directory.clone().unwrap_or_default().join(CURRENT);
         let files = place.files();
-        let found = files.as_deref().map_or(Ok(None), |files| open(files, &path))?;
+        let found = files.as_deref().map_or(Ok(None), |files| open(files, &path, place.reads))?;
         let (content, data) = found.unzip();
         let current = content.as_ref().map(|content| content.meta.clone()).zip(data);
         Ok((Self { place, files, current: Mutex::new(current), parts: AtomicU64::new(0) }, content))
@@ -234,8 +236,8 @@ impl Snapshots {
     }
 }
 
-/// The snapshot that is there.
-fn open(files: &dyn Files, path: &Path) -> Result<Option<(Content, SnapshotData)>, DataError> {
+/// The snapshot that is there, for a program that reads no newer format than `known`.
+fn open(files: &dyn Files, path: &Path, known: u8) -> Result<Option<(Content, SnapshotData)>, DataError> {
     let io = |error| DataError::io(path, error);
     // What an earlier life did not finish, whatever it was called then.
     let left = |name: &String| name.ends_with(PART) || name == "snapshot.new" || name == "snapshot.receiving";
@@ -250,6 +252,9 @@ fn open(files: &dyn Files, path: &Path) -> Result<Option<(Content, SnapshotData)
     let data = SnapshotData::File(Arc::new(Mutex::new(file)));
     let bytes = data.read().map_err(io)?;
     let content = decode(&bytes).map_err(|unreadable| unreadable.at(path))?;
+    if content.format > known {
+        return Err(Unreadable::Newer { found: content.format, known }.at(path));
+    }
     Ok(Some((content, data)))
 }
 

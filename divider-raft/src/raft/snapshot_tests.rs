@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc};
 
 use divider_core::{Group, Ledger, NodeId, Op, Revision, SessionId, Store, StoreError, Term, Token, Work};
-use openraft::{RaftSnapshotBuilder, storage::RaftStateMachine};
+use openraft::{
+    RaftLogReader, RaftSnapshotBuilder,
+    storage::{RaftLogStorageExt, RaftStateMachine},
+};
 use tempfile::TempDir;
 
 use super::{
@@ -180,8 +183,39 @@ fn what_a_newer_version_wrote_is_refused_and_not_called_damaged() {
     bytes.extend(xxhash_rust::xxh3::xxh3_64(&bytes).to_le_bytes());
     std::fs::write(directory.path().join("snapshot"), &bytes).unwrap();
     let error = Snapshots::open(directory.path().into()).unwrap_err();
-    assert!(matches!(error, DataError::Newer { found: 9, known: 1, .. }), "{error}");
+    assert!(matches!(error, DataError::Newer { found: 9, known: 2, .. }), "{error}");
     assert!(error.to_string().contains("newer version"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_written_after_a_step_is_newer_to_an_old_program_and_not_damaged() {
+    let old = |directory: &TempDir| Place { reads: 1, ..directory.path().into() };
+    let open = |place: &Place| Log::open(place, || unreachable!("it is not a new one"));
+    let directory = TempDir::new().unwrap();
+    let append = async |log: &mut Log, entry: Entry| {
+        log.blocking_append([entry]).await.unwrap();
+        log.close();
+    };
+    let before = Body::V1 { reign: 1, steps: Vec::new() };
+    let before = Entry { payload: openraft::EntryPayload::Normal(Command(Arc::new(before))), ..add(0) };
+    append(&mut member(&directory, 0).await.0, before).await;
+    append(&mut open(&old(&directory)).unwrap().0, add(1)).await;
+    let error = open(&old(&directory)).unwrap_err();
+    assert!(matches!(error, DataError::Newer { found: 2, known: 1, .. }), "{error}");
+    let (mut log, _) = open(&directory.path().into()).unwrap();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 2, "nothing has come of it");
+    log.close();
+
+    let directory = TempDir::new().unwrap();
+    for (format, is_read) in [(1, true), (2, false)] {
+        let bytes = Content::<Ledger> { format, ..Content::default() }.encode().unwrap();
+        std::fs::write(directory.path().join("snapshot"), &bytes).unwrap();
+        assert_eq!(Snapshots::open(old(&directory)).is_ok(), is_read);
+    }
+    let error = Snapshots::open(old(&directory)).unwrap_err();
+    assert!(matches!(error, DataError::Newer { found: 2, known: 1, .. }), "{error}");
+    let (_, content) = Snapshots::open(directory.path().into()).unwrap();
+    assert_eq!(content.unwrap().format, 2);
 }
 
 #[test]
@@ -426,7 +460,7 @@ async fn a_replica_that_was_found_to_differ_is_not_opened_again() {
 async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_what_was_before_them() {
     let disk = SmallDisk::default();
     let ground = Arc::new(WithDisk(Arc::new(disk.clone())));
-    let place = Place { directory: None, ground };
+    let place = Place { ground, ..Place::from(None) };
     let machine = Machine::new(Snapshots::open(place).unwrap().0, None);
     machine.apply((1..=20).map(add));
     let before = machine.encoded().unwrap();
@@ -491,6 +525,6 @@ async fn the_log_is_bounded_by_bytes_and_its_file_becomes_smaller() {
 /// A content that is read is the one that was written, its number included.
 #[test]
 fn a_snapshot_carries_the_number_of_its_history() {
-    let content = Content { sum: Some(7), ..Content::default() };
+    let content = Content { format: 1, sum: Some(7), ..Content::default() };
     assert_eq!(snapshot::decode(&content.encode().unwrap()).unwrap(), content);
 }

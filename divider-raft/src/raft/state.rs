@@ -9,7 +9,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -46,6 +46,10 @@ pub(crate) struct Machine {
     applied: watch::Sender<u64>,
     snapshots: Snapshots,
     sums: Sums,
+    /// The format that the cluster is written in, as far as this member has come; 0 before the first entry that has one.
+    written: Arc<AtomicU8>,
+    /// What this member lets a cluster begin in, once it has; 0 before.
+    begun: AtomicU8,
     /// This replica is not what the others are: nobody is told of what is in it.
     differs: AtomicBool,
     #[cfg(test)]
@@ -59,6 +63,8 @@ pub(super) struct State {
     applied: Option<LogId>,
     membership: Membership,
     groups: BTreeMap<Group, Ledger>,
+    /// See [`Machine::written`].
+    written: u8,
     /// Over all that was applied; see [`Sums`]. `None` where that is not known.
     sum: Option<u64>,
     deeds: Deeds,
@@ -71,9 +77,9 @@ impl Default for State {
 }
 
 impl From<Content> for State {
-    fn from(Content { meta, sum, groups }: Content) -> Self {
+    fn from(Content { format, meta, sum, groups }: Content) -> Self {
         let membership = meta.last_membership;
-        Self { applied: meta.last_log_id, membership, groups, sum, deeds: Deeds::default() }
+        Self { applied: meta.last_log_id, membership, groups, written: format, sum, deeds: Deeds::default() }
     }
 }
 
@@ -99,6 +105,7 @@ impl State {
             EntryPayload::Normal(command) => {
                 let body = &*command.0;
                 let clock = body.clock().min(LATEST);
+                self.written = self.written.max(body.format());
                 let steps = body.steps().iter().map(|step| {
                     let group = step.group();
                     let ledger = match groups.get_mut(group) {
@@ -141,7 +148,7 @@ impl State {
     /// As it is at the moment, to be written while entries are applied.
     fn freeze(&mut self) -> Content<Frozen> {
         let groups = self.groups.iter_mut().map(|(group, ledger)| (group.clone(), ledger.freeze())).collect();
-        Content { meta: self.meta(), sum: self.sum, groups }
+        Content { format: self.written, meta: self.meta(), sum: self.sum, groups }
     }
 }
 
@@ -161,6 +168,8 @@ impl Machine {
         let state = loaded.map_or_else(State::default, State::from);
         let index = state.applied.map_or(0, |log| log.index);
         Arc::new(Self {
+            written: Arc::new(AtomicU8::new(state.written)),
+            begun: AtomicU8::default(),
             state: RwLock::new(state),
             applied: watch::Sender::new(index),
             snapshots,
@@ -202,6 +211,40 @@ impl Machine {
         self.state.read().membership.membership().get_node(&id).is_some()
     }
 
+    /// The newest format that all members read, by what has been decided about them.
+    pub(crate) fn members_read(&self) -> Option<u8> {
+        self.state.read().membership.membership().nodes().map(|(_, peer)| peer.reads).min()
+    }
+
+    /// The format that the cluster is written in, as far as this member has come; 0 before the first entry that has one.
+    pub(crate) fn written(&self) -> u8 {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// The same, kept up to date.
+    pub(crate) fn written_shared(&self) -> Arc<AtomicU8> {
+        self.written.clone()
+    }
+
+    /// In which format a leader writes, where its members read this one: the cluster's, or for the first entries one that is
+    /// never raised again, so that it is known to whoever takes a member in.
+    pub(crate) fn writes(&self, reads: u8) -> u8 {
+        if let written @ 1.. = self.written() {
+            return written;
+        }
+        let begun = self.begun.compare_exchange(0, reads, Ordering::Relaxed, Ordering::Relaxed);
+        begun.map_or_else(|begun| begun.min(reads), |_| reads)
+    }
+
+    /// What a newcomer must read, where the members read this one.
+    pub(crate) fn needs(&self, reads: u8) -> u8 {
+        match (self.written(), self.begun.load(Ordering::Relaxed)) {
+            (0, 0) => reads,
+            (0, begun) => begun,
+            (written, _) => written,
+        }
+    }
+
     /// Who leads which group.
     pub(crate) fn leaders(&self) -> Vec<(Group, SessionId, Term)> {
         let state = self.state.read();
@@ -225,9 +268,9 @@ impl Machine {
 
     /// What has been applied, for comparison with another member.
     pub(crate) fn encoded(&self) -> Option<(u64, Vec<u8>)> {
-        let Content { meta, sum, groups } = self.freeze();
-        let bytes = Content { meta: SnapshotMeta::default(), sum, groups }.encode().ok()?;
-        Some((meta.last_log_id?.index, bytes))
+        let mut content = self.freeze();
+        let last = std::mem::take(&mut content.meta).last_log_id?;
+        Some((last.index, content.encode().ok()?))
     }
 
     /// Nobody waits for longer than this takes, a few milliseconds for a million keys, however long it is kept and written.
@@ -303,6 +346,7 @@ impl Machine {
             reply
         });
         let replies = replies.collect();
+        self.written.store(state.written, Ordering::Relaxed);
         drop(state);
         // Hints go out before the caller has its answer, so that whoever was asked after it cannot be told later.
         for (group, effects, leader_gone) in heard {
@@ -320,6 +364,7 @@ impl Machine {
         let old = {
             let mut state = self.state.write();
             self.sums.clear();
+            self.written.store(content.format, Ordering::Relaxed);
             std::mem::replace(&mut *state, content.into())
         };
         self.reign.jumped();

@@ -699,7 +699,8 @@ local apply = {
   -- Step
   [25] = function(op)
     local wanted = op[3]
-    if op[2] ~= term then
+    -- 0 is an operator's word.
+    if op[2] ~= 0 and op[2] ~= term then
       return OLD_TERM
     end
     for _, id in ipairs(all_sessions()) do

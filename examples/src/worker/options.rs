@@ -44,6 +44,13 @@ pub struct Options {
     /// Never sets a key aside because its owners keep dying, if this node leads.
     #[arg(long)]
     pub no_quarantine: bool,
+    /// How long all nodes must have been able to read a newer format before the group is written in it, in milliseconds, if
+    /// this node leads. Default: a day.
+    #[arg(long)]
+    pub step_after_ms: Option<u64>,
+    /// Reads no newer format than this one, as a program of before would.
+    #[arg(long, hide = true)]
+    pub reads: Option<u16>,
     /// Adds key-0 to key-(N-1) at the start.
     #[arg(long)]
     pub keys: Option<u32>,
@@ -103,6 +110,12 @@ impl Options {
         }
         if self.no_quarantine {
             config.quarantine = None;
+        }
+        if let Some(ms) = self.step_after_ms {
+            config.step_after = Duration::from_millis(ms);
+        }
+        if let Some(reads) = self.reads {
+            config.reads = reads;
         }
         config
     }

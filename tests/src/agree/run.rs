@@ -617,6 +617,8 @@ impl<'a> Run<'a> {
                 Op::Absolve { key, token: token.unwrap_or_default() }
             }
             Act::Advance { term, elapsed_ms } => Op::Advance { term: self.term(term), elapsed_ms },
+            // The term after all others stands for an operator, who needs none.
+            Act::Step { term: When::Never, format } => Op::Step { term: Term(0), format },
             Act::Step { term, format } => Op::Step { term: self.term(term), format },
             Act::Checkpoint { grant, bytes } => {
                 let (session, key, token) = self.grant(grant);

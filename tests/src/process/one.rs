@@ -127,11 +127,16 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// Whether it is gone from the machine.
+    pub(super) fn is_gone(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Asks it to end and waits until it has.
     pub(super) fn terminate(&mut self, limit: Duration) {
         self.begin_to_end();
         let deadline = Instant::now() + limit;
-        while matches!(self.child.try_wait(), Ok(None)) {
+        while !self.is_gone() {
             assert!(Instant::now() < deadline, "the process does not end within {limit:?}");
             thread::sleep(Duration::from_millis(5));
         }

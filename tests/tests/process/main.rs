@@ -7,6 +7,7 @@
 mod chaos;
 mod cost;
 mod deaths;
+mod deploy;
 mod division;
 mod drain;
 mod latency;
@@ -53,6 +54,7 @@ macro_rules! on_any_store {
                 a_leader_that_drains_hands_500_keys_over_without_a_noticeable_gap
                 twenty_thousand_keys_of_a_node_are_handed_over_or_taken_over_as_well
             }
+            deploy { a_deploy_under_load_rolls_to_a_new_format_and_back_and_forward_again }
             latency { a_key_is_started_within_milliseconds_of_its_add }
             chaos { whatever_happens_to_the_nodes_no_key_runs_twice_and_none_is_lost }
         }
