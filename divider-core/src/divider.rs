@@ -126,6 +126,9 @@ pub trait Divider: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Invalid`], [`Error::UnknownKey`] and [`Error::StaleToken`]: nothing has changed. [`Error::Lost`]: the
     /// bytes may or may not have been kept.
+    ///
+    /// # Cancel safety
+    /// Once polled, the bytes are kept even if the future is dropped, unless those of a later call take their place.
     async fn checkpoint(&self, key: &Key, token: Token, bytes: Blob) -> Result<(), Error>;
 
     /// What this node holds now, from memory, in no particular order. The list is as of the call and shared among callers:

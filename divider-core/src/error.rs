@@ -150,7 +150,8 @@ pub enum Error {
     /// Somebody reads this node's starts or stops already. Nothing has changed.
     #[error("this node's starts or stops have a reader already; two would confirm each other's keys")]
     AlreadyRead,
-    /// The node has been cancelled. Nothing has changed.
+    /// The node has been cancelled before the call. Nothing has changed. One that was under way is answered with
+    /// [`StoreError::Unavailable`]: its effect is unknown.
     #[error("the node has been cancelled; build a new one to join again")]
     Cancelled,
     /// A part of the node has died: a task of it or the reader of its events has panicked, or the runtime that it ran on has

@@ -27,7 +27,8 @@ pub trait WorkSource: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceMode {
-    /// The source knows all: a key that it no longer names is removed, also one that was added by hand.
+    /// The source knows all: a key that it no longer names is removed, also one that was added by hand. One that it names with
+    /// what cannot be kept, such as a payload over its limit, stays as it is, and is warned of.
     Authoritative,
     /// The source only adds.
     AddOnly,

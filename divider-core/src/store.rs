@@ -152,7 +152,7 @@ pub trait Store: Send + Sync + 'static {
     /// Only those of the connection.
     async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError>;
 
-    /// Closes what this value opened itself. Later calls fail with [`StoreError::Closed`].
+    /// Closes what this value opened itself. Later calls fail with [`StoreError::Closed`]. A node waits 10 s for it, at most.
     async fn close(&self);
 }
 
