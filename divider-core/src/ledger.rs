@@ -108,8 +108,8 @@ impl Ledger {
         })
     }
 
-    /// Begins a new lineage: the store may have forgotten something, so every session ends, nobody leads, and grants are
-    /// held back until a leader has waited a lease.
+    /// Begins a new lineage: the store may have forgotten something, so every session ends, nobody leads, no term of before
+    /// is valid, and grants are held back until a leader has waited a lease.
     pub fn new_lineage(&mut self) -> Effects {
         let alive: Vec<SessionId> = self.sessions.values().filter(|s| s.is_alive()).map(|s| s.view.session).collect();
         self.transact(|tx| {
@@ -119,7 +119,9 @@ impl Ledger {
             // Forgotten sessions have ended, too.
             tx.ledger.ended = Revision(tx.ledger.revision.0 + 1);
             // Said in any case: the revision rises, so that a join of before is told from one of after.
-            tx.ledger.group = GroupView { leader: None, hold: true, ..tx.ledger.group };
+            // What the leader of before says late, the end of a hold above all, is not of this lineage's term.
+            let term = Term(tx.ledger.group.term.0 + u64::from(tx.ledger.group.term > Term(0)));
+            tx.ledger.group = GroupView { term, leader: None, hold: true, ..tx.ledger.group };
             tx.changes.push(Change::Group(tx.ledger.group));
             Vec::new()
         })

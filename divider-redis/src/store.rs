@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use divider_core::{
     Applied, Batch, Beat, Claim, Cursor, Group, GroupView, HintStream, Holdings, Key, Op, Outcome, Page, Record,
-    Revision, SessionId, Sighting, Standing, Stats, Store, StoreError, Term, Token, Topic, limits,
+    Revision, SessionId, Sighting, Standing, Stats, Store, StoreError, Term, Token, Topic,
 };
 use redis::{Cmd, RedisError, RedisResult, Value};
 
@@ -31,6 +31,8 @@ use crate::{
 pub(crate) const PAGE: usize = 4096;
 /// Keys of a page whose names may all be as long as names can be.
 const LEAST_PAGE: usize = 1024;
+/// About how many bytes of names and views a page of a scan has, as `LARGEST_PAGE` in read.lua.
+const PAGE_BYTES: usize = 1 << 20;
 /// Keys that are read at once by name.
 const RECORDS: usize = 512;
 
@@ -193,13 +195,13 @@ fn only_frees(op: &Op) -> bool {
     )
 }
 
-/// Where a scan goes on, and with how many keys, so that the next page has about a mebibyte if it is like this one.
+/// Where a scan goes on, and with how many keys, if the next ones are like these.
 fn next_cursor(at: &[u8], rows: &[Reply]) -> Result<Cursor, StoreError> {
     let mut bytes = 0;
     for row in rows {
         bytes += row.slice()?.len();
     }
-    let count = (limits::MAX_BATCH_BYTES * rows.len() / 2).checked_div(bytes).unwrap_or(PAGE).clamp(LEAST_PAGE, PAGE);
+    let count = (PAGE_BYTES * rows.len() / 2).checked_div(bytes).unwrap_or(PAGE).clamp(LEAST_PAGE, PAGE);
     Ok(Cursor([at, format!(" {count}").as_bytes()].concat()))
 }
 

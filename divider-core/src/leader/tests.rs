@@ -338,6 +338,17 @@ fn a_silence_before_another_beat_says_nothing_of_the_one_that_is_watched() {
 }
 
 #[test]
+fn a_late_word_of_a_leader_does_not_end_the_hold_of_the_next_lineage() {
+    let mut group = Group::new(config());
+    let term = group.ledger.group().term;
+    assert!(term > Term(0));
+    group.ledger.new_lineage();
+    let late = group.ledger.apply(&[Op::EndHold { term }], Token(0));
+    assert_eq!(late.outcomes, [Outcome::Refused(Refusal::OldTerm)]);
+    assert!(group.ledger.group().hold);
+}
+
+#[test]
 fn grants_are_held_back_for_a_lease_in_a_new_lineage() {
     let mut group = Group::new(config());
     let effects = group.ledger.new_lineage();
