@@ -158,7 +158,8 @@ impl Sql {
                             array_agg(k.since), $PAST
                      FROM (
                          SELECT f.*, $HAS_PAST AS past,
-                                sum(octet_length(f.key) + 100) OVER (ORDER BY f.key) - octet_length(f.key) - 100 AS before
+                                sum(octet_length(f.key) + 100) OVER (ORDER BY f.key ROWS UNBOUNDED PRECEDING)
+                                    - octet_length(f.key) - 100 AS before
                          FROM (
                              SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key > coalesce($2, '') AND NOT f.gone
                              ORDER BY f.key LIMIT 4096

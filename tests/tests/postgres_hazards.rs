@@ -233,7 +233,10 @@ async fn nothing_is_read_where_a_pool_leads_to_a_standby() {
     // The pool's name means the other server from now on.
     let elsewhere: PgConnectOptions = replica.url().parse().unwrap();
     pool.set_connect_options(elsewhere);
-    server.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name <> 'divider' AND pid <> pg_backend_pid() AND backend_type = 'client backend'");
+    server.psql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name <> 'divider' AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
+    );
     let held = until(|| async {
         match store.holdings(session).await {
             Ok(held) => Ok(Ok(held)),
