@@ -26,13 +26,16 @@ pub(crate) async fn way(door: &Door, pooled: bool) -> Result<(), StoreError> {
     let until = Instant::now() + limit * 2;
     let mut a = door.connect(until).await?;
     let mut b = door.connect(until).await?;
-    let _rest = if pooled { None } else { Some(door.connect(until).await?) };
+    let rest = if pooled { None } else { Some(door.connect(until).await?) };
     let checked = timeout(limit, async {
         let shared = shared(&mut a, &mut b).await?;
         let version = a.server_version_num().unwrap_or(OLDEST);
         // A connection that does not close in good order is cut when it is dropped.
         _ = a.close().await;
         _ = b.close().await;
+        if let Some(rest) = rest {
+            _ = rest.close().await;
+        }
         Ok::<_, sqlx::Error>((shared, version))
     });
     let checked = checked.await.unwrap_or(Err(sqlx::Error::PoolTimedOut));

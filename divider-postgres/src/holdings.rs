@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::{
     codec::{self, unsigned},
-    read::{AT_ONCE_BYTES, Inner, PAGE, call},
+    read::{Inner, PAGE, call},
     sql::Text,
 };
 
@@ -68,7 +68,7 @@ impl Inner {
         let mut holdings = Vec::new();
         loop {
             let sizes: Vec<i32> = self.step(sqlx::query_scalar(SIZES).fetch_all(&mut *snapshot)).await?;
-            for count in at_once(&sizes) {
+            for count in at_once(&sizes, self.sql.at_once) {
                 let fetch = AssertSqlSafe(format!("FETCH FORWARD {count} FROM held"));
                 // Not kept, since the count is another one each time.
                 let rows = self.step(sqlx::query(fetch).persistent(false).fetch_all(&mut *snapshot)).await?;
@@ -92,10 +92,9 @@ impl Inner {
         timeout(self.lanes.limit(), step).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
-    /// `None` where a session that holds nothing has one row without a key, or where the bytes were left out.
+    /// `None` where a session has one row without a key: it holds nothing, or too much.
     fn held(&self, row: &PgRow) -> Result<Option<Holding>, StoreError> {
-        let (key, payload) = (self.get(row, 2)?, self.get::<Option<Vec<u8>>>(row, 10)?);
-        let (Some(key), Some(payload)) = (key, payload) else { return Ok(None) };
+        let Some(key) = self.get(row, 2)? else { return Ok(None) };
         codec::holding(codec::HoldingRow {
             key,
             token: self.get(row, 3)?,
@@ -105,8 +104,8 @@ impl Inner {
             weight: self.get(row, 7)?,
             priority: self.get(row, 8)?,
             stopping: self.get(row, 9)?,
-            payload,
-            checkpoint: self.get::<Option<_>>(row, 11)?.unwrap_or_default(),
+            payload: self.get(row, 10)?,
+            checkpoint: self.get(row, 11)?,
         })
         .map(Some)
     }
@@ -117,14 +116,14 @@ impl Inner {
     }
 }
 
-/// Cuts the next keys, of these sizes, so that the bytes of each part come in time. Says how many each part has.
-fn at_once(sizes: &[i32]) -> Vec<usize> {
+/// Cuts the next keys, of these sizes, into parts of so many bytes at most. Says how many keys each part has.
+fn at_once(sizes: &[i32], most: usize) -> Vec<usize> {
     let mut counts = vec![0];
     let mut bytes = 0;
     for &size in sizes {
         let size = usize::try_from(size).unwrap_or_default();
         bytes += size;
-        if bytes > AT_ONCE_BYTES {
+        if bytes > most {
             counts.push(0);
             bytes = size;
         }
@@ -142,9 +141,8 @@ mod tests {
 
     #[test]
     fn keys_are_cut_into_parts_that_come_in_time_and_one_that_is_too_large_stands_alone() {
-        let most = AT_ONCE_BYTES as i32;
-        assert_eq!(at_once(&[]), [0; 0]);
-        assert_eq!(at_once(&[0, most, 0, 1, most + 1, 2]), [3, 1, 1, 1]);
-        assert_eq!(at_once(&[-1; 3]), [3]);
+        assert_eq!(at_once(&[], 10), [0; 0]);
+        assert_eq!(at_once(&[0, 10, 0, 1, 11, 2], 10), [3, 1, 1, 1]);
+        assert_eq!(at_once(&[-1; 3], 10), [3]);
     }
 }

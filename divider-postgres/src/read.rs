@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use divider_core::{
     Batch, Beat, Blob, Cursor, GroupView, Key, Message, Notice, Op, Page, Record, Revision, SessionId, Stats,
-    StoreError, Term, Text as Why, Topic,
+    StoreError, Term, Text as Why, Topic, limits,
 };
 use sqlx::{
     Connection, Postgres, Row,
@@ -28,10 +28,6 @@ pub(crate) const PAGE: usize = 4096;
 
 /// Keys that are looked up by name at once.
 const KEYS_AT_ONCE: usize = 256;
-
-/// Bytes that are read at once, apart from the one that goes beyond it: 1 s is enough for it on a line of 20 Mbit/s. The
-/// statements say so too.
-pub(crate) const AT_ONCE_BYTES: usize = 2_000_000;
 
 /// An open store.
 pub(crate) struct Inner {
@@ -225,7 +221,10 @@ impl Inner {
         for row in runs {
             self.run(row)?.views(&mut keys)?;
         }
-        let last = keys.iter().map(|view| &view.key).max().filter(|_| keys.len() == PAGE);
+        // As the statement ends a page.
+        let bytes: usize = keys.iter().map(|view| view.key.as_str().len() + 100).sum();
+        let full = keys.len() == PAGE || bytes >= self.sql.at_once;
+        let last = keys.iter().map(|view| &view.key).max().filter(|_| full);
         let next = last.map(|key| Cursor(key.as_str().as_bytes().to_vec()));
         Ok(Page {
             revision: Revision(self.count(head, 0)?),
@@ -300,7 +299,7 @@ impl Inner {
     pub(crate) async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
         let mut keys: Vec<Key> = Vec::new();
         while keys.len() < limit {
-            let most = PAGE.min(limit - keys.len());
+            let most = (self.sql.at_once / limits::MAX_KEY_BYTES).min(limit - keys.len());
             let after = keys.last().map_or("", Key::as_str).to_owned();
             let query = sqlx::query(self.sql.quarantined.safe()).bind(&*self.group);
             let query = query.bind(i64::try_from(most).unwrap_or(i64::MAX)).bind(after);

@@ -88,7 +88,10 @@ impl QuerySource {
         let mut transaction = self.pool.begin().await?;
         let limit = format!("SET LOCAL statement_timeout = {}", self.limit.as_millis().max(1));
         sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *transaction).await?;
-        let rows = sqlx::query(AssertSqlSafe(Arc::clone(&self.query))).fetch_all(&mut *transaction).await?;
+        // Prepared anew each time: a statement that was kept from before a table was altered would fail on its connection for
+        // ever.
+        let query = sqlx::query(AssertSqlSafe(Arc::clone(&self.query))).persistent(false);
+        let rows = query.fetch_all(&mut *transaction).await?;
         transaction.commit().await?;
         Ok(rows)
     }

@@ -1,12 +1,14 @@
 //! Every statement, with the schema's name in it. Made once for each store.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::AssertSqlSafe;
 
 /// The texts of all statements.
 #[derive(Debug)]
 pub(crate) struct Sql {
+    /// Bytes that are read at once, apart from the key that goes beyond them.
+    pub(crate) at_once: usize,
     pub(crate) version: Text,
     pub(crate) attach: Text,
     pub(crate) apply: Text,
@@ -63,8 +65,10 @@ const HELD: &str = "k.key, k.token, k.attempts, k.generation, k.failures, k.weig
 const GROUP: &str = "g.name = $1 AND @lineage() IS NOT NULL";
 
 impl Sql {
-    pub(crate) fn new(schema: &str) -> Self {
+    /// As much is read at once as comes within this time limit on a line of 20 Mbit/s, and 2 MB at most.
+    pub(crate) fn new(schema: &str, limit: Duration) -> Self {
         let schema = quoted(schema);
+        let at_once = 2_000 * usize::try_from(limit.as_millis()).unwrap_or(1000).min(1000);
         let text = |sql: &str| {
             let mut sql = sql.replace("$VIEW", &format!("@{VIEW}")).replace("$HELD", HELD);
             for table in ["f", "k"] {
@@ -80,12 +84,14 @@ impl Sql {
             let has_past = PAST.map(|column| format!("f.{column} <> 0")).join(" OR ");
             sql = sql.replace("$EACH", &each.join(", ")).replace("$HAS_PAST", &has_past);
             sql = sql.replace("$PAST", &past.join(", ")).replace("$GROUP", GROUP);
+            sql = sql.replace("$BYTES", &at_once.to_string());
             for seen in ["$3", "$4"] {
                 sql = sql.replace(&format!("$SAME({seen})"), &format!("g.name = $1 AND NOT @forgot(g, {seen})"));
             }
             Text(sql.replace('@', &format!("{schema}.")).into())
         };
         Self {
+            at_once,
             version: text("SELECT max(version), max(min_compatible), current_setting('server_encoding') FROM @schema_version"),
             attach: text("SELECT group_channel, leader_channel, leader_lock, secret FROM @attach($1, $2)"),
             apply: text("SELECT codes, vals, revision FROM @apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"),
@@ -107,18 +113,17 @@ impl Sql {
                  WHERE $GROUP AND b.locked AND g.life = pg_postmaster_start_time()
                    AND @lock_key($1, b.session::text) NOT IN (SELECT h.key FROM held h)",
             ),
-            // All keys or none, and all their bytes or none: nothing is sent that would have to be sent again.
+            // All or nothing, so that nothing is sent that would have to be sent again.
             holdings: text(
-                "SELECT s.seq, s.held, $HELD, CASE WHEN k.total <= 2000000 THEN k.payload END,
-                        CASE WHEN k.total <= 2000000 THEN k.checkpoint END
+                "SELECT s.seq, s.held, $HELD, k.payload, k.checkpoint
                  FROM @groups g JOIN @sessions s ON s.group_id = g.id AND s.session = $2 AND s.ended IS NULL
                  LEFT JOIN LATERAL (
-                     SELECT f.*, sum($OCTETS(f)) OVER () AS total
+                     SELECT f.*, sum($OCTETS(f) + octet_length(f.key) + 100) OVER () AS total
                      FROM @keys f WHERE f.group_id = g.id AND f.owner = s.session AND s.held <= 4096
-                 ) k ON true WHERE $SAME($3)",
+                 ) k ON k.total <= $BYTES WHERE $SAME($3)",
             ),
             sizes: text(
-                "DECLARE sizes NO SCROLL CURSOR FOR SELECT $OCTETS(k)
+                "DECLARE sizes NO SCROLL CURSOR FOR SELECT $OCTETS(k) + octet_length(k.key) + 100
                  FROM @keys k WHERE k.group_id = (SELECT g.id FROM @groups g WHERE g.name = $1) AND k.owner = $2",
             ),
             held: text(
@@ -132,7 +137,7 @@ impl Sql {
                      FROM (
                          SELECT * FROM @changes c WHERE c.group_id = g.id AND c.revision > $2 ORDER BY c.revision LIMIT 64
                      ) c
-                 ) c ON c.before < 2000000 WHERE $GROUP ORDER BY c.revision",
+                 ) c ON c.before < $BYTES WHERE $GROUP ORDER BY c.revision",
             ),
             // A row of the group, then its keys. Making text of each key takes the server longer than reading it, and so does
             // sending each number: keys with the same owner are lists, and so is what differs among these.
@@ -152,10 +157,14 @@ impl Sql {
                      SELECT k.owner, k.stopping, k.aside, k.avoid, array_agg(k.key), array_agg(k.token), $EACH,
                             array_agg(k.since), $PAST
                      FROM (
-                         SELECT f.*, $HAS_PAST AS past
-                         FROM @keys f WHERE f.group_id = g.id AND f.key > coalesce($2, '') AND NOT f.gone
-                         ORDER BY f.key LIMIT 4096
-                     ) k GROUP BY k.owner, k.stopping, k.aside, k.avoid, k.past
+                         SELECT f.*, $HAS_PAST AS past,
+                                sum(octet_length(f.key) + 100) OVER (ORDER BY f.key ROWS UNBOUNDED PRECEDING)
+                                    - octet_length(f.key) - 100 AS before
+                         FROM (
+                             SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key > coalesce($2, '') AND NOT f.gone
+                             ORDER BY f.key LIMIT 4096
+                         ) f
+                     ) k WHERE k.before < $BYTES GROUP BY k.owner, k.stopping, k.aside, k.avoid, k.past
                  ) p WHERE $GROUP",
             ),
             records: text(
@@ -165,7 +174,7 @@ impl Sql {
                      CROSS JOIN LATERAL (
                          SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key AND NOT f.gone OFFSET 0
                      ) f WHERE $GROUP
-                 ) k WHERE k.before < 2000000 ORDER BY k.ix",
+                 ) k WHERE k.before < $BYTES ORDER BY k.ix",
             ),
             stats: text(
                 "SELECT g.registered, g.quarantined, count(s.session), coalesce(sum(s.held), 0)::bigint,
@@ -191,7 +200,7 @@ impl Sql {
                          SELECT * FROM @messages m WHERE m.group_id = g.id AND m.session = s.session AND m.seq > $3
                          ORDER BY m.seq LIMIT 64
                      ) m
-                 ) m ON m.before < 2000000 WHERE $SAME($4) ORDER BY m.seq",
+                 ) m ON m.before < $BYTES WHERE $SAME($4) ORDER BY m.seq",
             ),
             blobs: text(
                 "SELECT k.ix, k.found, k.payload, k.checkpoint, @blob_text(k.payload, k.checkpoint) FROM (
@@ -200,7 +209,7 @@ impl Sql {
                      CROSS JOIN LATERAL (
                          SELECT * FROM @keys f WHERE f.group_id = g.id AND f.key = n.key AND NOT f.gone OFFSET 0
                      ) f WHERE $GROUP
-                 ) k WHERE k.before < 2000000 ORDER BY k.ix",
+                 ) k WHERE k.before < $BYTES ORDER BY k.ix",
             ),
         }
     }

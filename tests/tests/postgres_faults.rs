@@ -379,6 +379,40 @@ async fn holdings_and_grants_of_any_size_are_read_over_a_slow_line() {
     assert!(records.iter().all(|record| record.as_ref().is_some_and(|record| record.payload.len() == 65536)));
 }
 
+/// A line of some 8 MB/s, and 300 ms for each call: no time for 3000 keys of a kilobyte each.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_are_as_long_as_the_time_limit_allows_whatever_they_are_full_of() {
+    const KEYS: usize = 3000;
+    let server = prepared(&["fsync=off"]).await;
+    let leader = store(&server);
+    let (_, term) = leading(&leader).await;
+    let way = Way::to(server.port(), Duration::from_millis(8)).await;
+    let node = builder(way.url()).call_timeout(Duration::from_millis(300)).build().unwrap();
+    let session = joined(&node).await;
+    let names: Vec<String> = (0..KEYS).map(|i| format!("{i:0>1000}")).collect();
+    for chunk in names.chunks(250) {
+        let adds = chunk.iter().map(add);
+        let assigns = chunk.iter().map(|name| Op::Assign { term, key: key(name), session });
+        leader.apply(&adds.chain(assigns).collect::<Vec<_>>()).await.unwrap();
+    }
+    let (held, _) = until(|| node.holdings(session)).await;
+    let mut held: Vec<String> = held.holdings.iter().map(|holding| holding.key.as_str().to_owned()).collect();
+    held.sort();
+    assert_eq!(held, names);
+    let (mut scanned, mut cursor) = (Vec::new(), None);
+    loop {
+        let (page, _) = until(|| node.scan(cursor.clone())).await;
+        assert!(page.keys.len() < 1000, "{} keys", page.keys.len());
+        scanned.extend(page.keys.into_iter().map(|view| view.key.as_str().to_owned()));
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    scanned.sort();
+    assert_eq!(scanned, names);
+}
+
 #[tokio::test]
 async fn holdings_of_many_pages_are_sent_once() {
     const KEYS: u64 = 5000;

@@ -233,7 +233,10 @@ async fn nothing_is_read_where_a_pool_leads_to_a_standby() {
     // The pool's name means the other server from now on.
     let elsewhere: PgConnectOptions = replica.url().parse().unwrap();
     pool.set_connect_options(elsewhere);
-    server.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name <> 'divider' AND pid <> pg_backend_pid() AND backend_type = 'client backend'");
+    server.psql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE application_name <> 'divider' AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
+    );
     let held = until(|| async {
         match store.holdings(session).await {
             Ok(held) => Ok(Ok(held)),
@@ -448,4 +451,42 @@ async fn the_messages_that_are_kept_for_a_session_are_bounded_by_bytes() {
     assert!(kept < 3_000_000, "{kept} bytes");
     let late = timeout(SOON, hints.next()).await.unwrap();
     assert_eq!(late, Some(Hint::Gap), "some were missed");
+}
+
+#[tokio::test]
+async fn a_source_goes_on_when_its_table_is_altered() {
+    let server = PostgresServer::start();
+    server.psql("CREATE TABLE tenant (key text)");
+    server.psql("INSERT INTO tenant VALUES ('k')");
+    let pool = PgPoolOptions::new().max_connections(1).connect(&server.url()).await.unwrap();
+    let source = QuerySource::new(pool, "SELECT * FROM tenant");
+    assert_eq!(source.fetch().await.unwrap().len(), 1);
+    server.psql("ALTER TABLE tenant ADD COLUMN weight integer DEFAULT 7");
+    assert_eq!(source.fetch().await.unwrap()[0].weight, 7);
+    server.psql("ALTER TABLE tenant ALTER COLUMN weight TYPE bigint");
+    assert_eq!(source.fetch().await.unwrap()[0].weight, 7);
+}
+
+/// As a pool has it that gives up its oldest connections: what a batch finds there was planned for the tables of before.
+#[tokio::test]
+async fn a_program_that_stays_connected_works_with_a_schema_that_was_made_anew() {
+    let server = prepared().await;
+    let pool = PgPoolOptions::new().max_connections(2).connect(&server.url()).await.unwrap();
+    let mut config = PostgresConfig::with_pool(pool, group());
+    config.leader_timeout = Some(Duration::from_secs(600));
+    let store = PostgresStore::new(config).unwrap();
+    for _ in 0..2 {
+        let (session, term) = leading(&store).await;
+        let token = granted(&store, term, session, "k").await;
+        store.renew(session).await.unwrap();
+        let checkpoint = Op::Checkpoint { session, key: key("k"), token, bytes: vec![1].into() };
+        let ops = [checkpoint, Op::Revoke { term, key: key("k"), token }];
+        assert_eq!(store.apply(&ops).await.unwrap().outcomes, [Outcome::Done, Outcome::Done]);
+        assert_eq!(store.holdings(session).await.unwrap().holdings.len(), 1);
+        assert!(store.scan(None).await.unwrap().keys.len() == 1 && store.stats().await.unwrap().registered == 1);
+        assert!(store.records(&[key("k")]).await.unwrap()[0].is_some());
+        server.psql("DROP SCHEMA divider CASCADE");
+        migrate(&server.url().parse().unwrap(), "divider").await.unwrap();
+        over(&store, session).await;
+    }
 }
