@@ -235,7 +235,9 @@ impl Running {
         let limit = self.router.config.open_time_limit;
         let mut joined = self.joined.clone();
         let router = self.router.clone();
-        let ready = self.ground.handle.spawn(async move {
+        // It ends with this call, however that ends: what runs on would keep the directory.
+        let mut ready = JoinSet::new();
+        let wait = async move {
             // The sender lives until it has said so.
             let _ = joined.wait_for(Result::is_ok).await;
             let index = loop {
@@ -247,13 +249,12 @@ impl Running {
             if let Some(member) = &router.member {
                 member.machine.reached(index).await;
             }
-        });
-        let stop = ready.abort_handle();
-        match tokio::time::timeout(limit, ready).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(StoreError::Closed),
+        };
+        ready.spawn_on(wait, &self.ground.handle);
+        match tokio::time::timeout(limit, ready.join_next()).await {
+            Ok(Some(Ok(()))) => Ok(()),
+            Ok(_) => Err(StoreError::Closed),
             Err(_) => {
-                stop.abort();
                 // What is written is never written in an older format again.
                 if let Some(TooOld { needs, reads, .. }) = self.router.links.too_old().filter(|too_old| too_old.here) {
                     return Err(StoreError::TooOld { needs, reads });

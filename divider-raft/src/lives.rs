@@ -103,7 +103,11 @@ async fn is_ready(cluster: &Weak<Cluster>, client: &Arc<Running>, running: &Runn
             tokio::time::sleep(LOOK).await;
         }
     };
-    let ready = async { while running.ready().await.is_err() {} };
+    let ready = async {
+        while running.ready().await.is_err() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
     tokio::select! {
         () = ready => true,
         _ = running.ends() => false,

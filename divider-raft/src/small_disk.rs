@@ -322,11 +322,12 @@ async fn a_newcomer_whose_disk_was_full_as_it_came_is_taken_in_once_there_is_spa
     let late = build(1, Arc::new(FullFromBind(WithDisk(Arc::new(disk.clone())), disk.clone())));
     let opening = tokio::spawn({
         let late = late.clone();
-        async move { while late.open().await.is_err() {} }
+        async move { late.open().await }
     });
     wait("it has tried to write", async || disk.0.refused.load(Ordering::Relaxed)).await;
     disk.fill(false);
-    tokio::time::timeout(SOON, opening).await.expect("it is taken in").unwrap();
+    opening.await.unwrap().expect("whoever waits for it is answered");
+    wait("it is a member", async || late.condition() == Condition::Member).await;
     wait("it has caught up", async || {
         let (Some(mine), Some(theirs)) = (late.replica(), first.replica()) else { return false };
         mine == theirs

@@ -32,6 +32,9 @@ use crate::{
     wire::{self, Answer, Call, Owner, Query, Status},
 };
 
+/// How often whoever opens a store looks whether a member that has ended was replaced.
+const REPLACED: Duration = Duration::from_millis(20);
+
 /// A handle to one group in a Raft cluster that lives in the programs themselves.
 ///
 /// Each process is a *voter*, a *learner* or a *client* of the cluster (see [`Role`]); the store behaves the same on all
@@ -621,7 +624,7 @@ impl Store for RaftStore {
         if self.closed.load(Ordering::Relaxed) {
             return Err(StoreError::Closed);
         }
-        let running = {
+        let mut running = {
             let _starting = self.cluster.starting.lock().await;
             let known = self.cluster.running.read().clone();
             match known {
@@ -635,7 +638,14 @@ impl Store for RaftStore {
                 }
             }
         };
-        running.ready().await
+        loop {
+            tokio::select! {
+                ready = running.ready() => return ready,
+                // A client takes its place, and answers as well.
+                Some(_) = running.ends() => tokio::time::sleep(REPLACED).await,
+            }
+            running = self.running()?;
+        }
     }
 
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {

@@ -260,8 +260,8 @@ fn meta(log: LogId) -> SnapshotMeta {
     SnapshotMeta { last_log_id: Some(log), snapshot_id: log.to_string(), ..Default::default() }
 }
 
-/// What is there of what was not synced: nothing, all, every other change, and the other ones.
-const KEPT: [fn(usize) -> bool; 4] = [|_| false, |_| true, |at| at % 2 == 0, |at| at % 2 == 1];
+/// What is there of what was not synced: nothing, and every other change.
+const KEPT: [fn(usize) -> bool; 2] = [|_| false, |at| at % 2 == 0];
 
 #[test]
 fn a_member_that_lost_its_power_while_its_log_was_made_begins_anew() {
@@ -485,7 +485,7 @@ fn three(parent: &Path) -> impl Fn(usize) -> RaftStore {
 async fn wait(what: &str, holds: impl Fn() -> bool) {
     let began = std::time::Instant::now();
     while !holds() {
-        assert!(began.elapsed().as_secs() < 20, "{what}");
+        assert!(began.elapsed().as_secs() < 10, "{what}");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
@@ -547,6 +547,19 @@ async fn a_member_whose_core_has_panicked_is_no_member_until_it_is_opened_again(
         }
         store.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opening_that_is_given_up_leaves_nobody_behind_who_keeps_the_directory() {
+    let parent = TempDir::new().unwrap();
+    let store = three(parent.path())(1);
+    // Nobody else is there, so it waits.
+    let given_up = tokio::time::timeout(std::time::Duration::from_millis(100), store.open()).await;
+    assert!(given_up.is_err());
+    store.close().await;
+    drop(store);
+    let log = std::fs::File::open(parent.path().join("1/log.redb")).unwrap();
+    wait("it is let go of", || log.try_lock().is_ok()).await;
 }
 
 /// A builder that waits for space would keep the directory from whoever opens it next.
