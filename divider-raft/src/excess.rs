@@ -335,6 +335,15 @@ async fn founders_that_see_different_parts_of_the_dns_found_one_cluster() {
     assert_eq!(stores[3].members().await.unwrap().len(), 4);
 }
 
+/// A container often cannot reach itself at the address at which the others reach it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_founder_need_not_reach_itself_at_its_own_address() {
+    let outside = "node.invalid:7400";
+    let builder = RaftStore::builder("/test/").unwrap().name("node-0").unwrap().in_memory().listen("127.0.0.1:0");
+    let store = builder.seeds([outside]).plaintext().configure(|config| config.advertise = Some(outside.into()));
+    store.build().unwrap().open().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_goes_on_with_the_cluster_that_is_founded_after_all_was_lost() {
     let seeds = addresses(1);
