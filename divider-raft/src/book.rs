@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use crate::raft::Peer;
 
-/// Most members that are noted, those that were noted last: whoever reaches an open port can say to be anybody, and members
-/// without a name are replaced by others again and again.
+/// Most members that are noted, those that were noted last: whoever reaches an open port can say to be anybody, and
+/// members without a name are replaced by others again and again.
 const MOST: usize = 1024;
 
 /// What a process knows. Clones are the same book.
