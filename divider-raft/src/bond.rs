@@ -1,9 +1,9 @@
 //! To which cluster a client belongs.
 //!
-//! It learns that from the first member that it reaches, if all that it reaches then say the same: whoever writes the seeds
-//! of two clusters into one list is told so. From then on it takes the word of no other cluster, while any member of its own
-//! is there. Where none has been for a while, all that answers is of one other cluster, and so it goes on with that one: all
-//! disks were lost and it was founded anew, or it was recovered. Sessions of before are over there.
+//! It learns that when it first asks all of its seeds, if those that answer say the same: whoever writes the seeds of two
+//! clusters into one list is told so. From then on it takes the word of no other cluster, while any member of its own is
+//! there. Where none has been for a while and all that answer are of one other cluster, it goes on with that: all disks were
+//! lost and it was founded anew, or it was recovered. Sessions of before are over there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,10 +50,10 @@ impl Drop for Tie {
 }
 
 impl Bond {
-    /// A member has said to which cluster it belongs: `None` where that is not the client's.
+    /// A member has said to which cluster it belongs: `None` where that is not the client's, which may have none yet.
     pub(crate) fn tie(&self, mine: &RwLock<Option<Uuid>>, theirs: Uuid) -> Option<Tie> {
         let mut known = self.0.lock();
-        if *mine.write().get_or_insert(theirs) != theirs {
+        if mine.read().is_some_and(|mine| mine != theirs) {
             known.others.insert(theirs, Instant::now());
             return None;
         }
@@ -61,8 +61,8 @@ impl Bond {
         Some(Tie(self.clone()))
     }
 
-    /// All have been asked, and those that answered `said` to which cluster they belong. `new` says that the client belonged
-    /// to none when they were asked.
+    /// All have been asked, and those that answered `said` to which cluster they belong. `new` says that the client
+    /// belonged to none when they were asked.
     ///
     /// # Errors
     /// That nobody can tell to which one the client belongs.
@@ -80,7 +80,8 @@ impl Bond {
             (None, _) => Ok(()),
             (Some(cluster), 1) => {
                 if !new {
-                    let problem = "no member of the cluster that this client belonged to is there any more: it goes on with                                    another one";
+                    let problem =
+                        "no member of the former cluster is there any more: this client goes on with another one";
                     tracing::warn!(target: "divider::raft", %cluster, problem);
                 }
                 *mine = Some(*cluster);

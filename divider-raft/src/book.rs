@@ -10,16 +10,26 @@ use parking_lot::Mutex;
 
 use crate::raft::Peer;
 
-/// Most members that are noted: whoever reaches an open port can say to be anybody.
+/// Most members that are noted, those that were noted last: whoever reaches an open port can say to be anybody, and
+/// members without a name are replaced by others again and again.
 const MOST: usize = 1024;
 
 /// What a process knows. Clones are the same book.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Book(Arc<Mutex<HashMap<u64, Entry>>>);
+pub(crate) struct Book(Arc<Mutex<Notes>>);
+
+#[derive(Debug, Default)]
+struct Notes {
+    entries: HashMap<u64, Entry>,
+    /// Rises with each note.
+    count: u64,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Entry {
     address: String,
+    /// When it was noted.
+    at: u64,
     /// Said by the member, not of it.
     own: bool,
 }
@@ -39,17 +49,25 @@ impl Book {
         if peer.address.is_empty() {
             return;
         }
-        let mut book = self.0.lock();
+        let Notes { entries, count } = &mut *self.0.lock();
         let beats = |entry: &Entry| entry.own && !own;
-        if book.get(&peer.id).is_some_and(beats) || (book.len() >= MOST && !book.contains_key(&peer.id)) {
+        if entries.get(&peer.id).is_some_and(beats) {
             return;
         }
-        book.insert(peer.id, Entry { address: peer.address.clone(), own });
+        let oldest = || entries.iter().min_by_key(|(_, entry)| entry.at).map(|(id, _)| *id);
+        if entries.len() >= MOST
+            && !entries.contains_key(&peer.id)
+            && let Some(oldest) = oldest()
+        {
+            entries.remove(&oldest);
+        }
+        *count += 1;
+        entries.insert(peer.id, Entry { address: peer.address.clone(), at: *count, own });
     }
 
     /// Where a member may be, the likeliest first; `known` is where it was.
     pub(crate) fn addresses(&self, id: Option<u64>, known: &str) -> Vec<String> {
-        let newer = id.and_then(|id| self.0.lock().get(&id).map(|entry| entry.address.clone()));
+        let newer = id.and_then(|id| self.0.lock().entries.get(&id).map(|entry| entry.address.clone()));
         let mut addresses: Vec<String> = newer.into_iter().chain([known.to_owned()]).collect();
         addresses.dedup();
         addresses
@@ -68,6 +86,19 @@ mod tests {
 
     fn at(address: &str) -> Peer {
         Peer { id: 1, address: address.into(), ..Peer::default() }
+    }
+
+    /// Members without a name are replaced by others, for years.
+    #[test]
+    fn however_many_members_there_have_been_the_newest_are_noted() {
+        let book = Book::default();
+        let all = 2 * MOST as u64;
+        for id in 0..all {
+            book.met(&Peer { id, ..at("met") });
+        }
+        assert_eq!(book.addresses(Some(all - 1), "old"), ["met", "old"]);
+        assert_eq!(book.addresses(Some(0), "old"), ["old"]);
+        assert_eq!(book.0.lock().entries.len(), MOST);
     }
 
     #[test]

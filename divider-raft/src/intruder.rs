@@ -84,8 +84,10 @@ impl Bed {
             too_old: Default::default(),
         };
         let status = Request::Call(Call::Status);
-        Links::new(dialer(None)).call(&Target::seed(&self.seeds[0]), Class::Calls, &status, LIMIT).await.unwrap();
-        assert!(cluster_id.read().is_some());
+        let answer = Links::new(dialer(None)).call(&Target::seed(&self.seeds[0]), Class::Calls, &status, LIMIT).await;
+        let Ok(Answer::Status(status)) = answer else { panic!("{answer:?}") };
+        assert!(status.cluster_id.is_some());
+        *cluster_id.write() = status.cluster_id;
         Links::new(dialer(me))
     }
 

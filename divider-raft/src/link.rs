@@ -140,7 +140,7 @@ impl fmt::Debug for Links {
 /// What a dial needs to know.
 pub(crate) struct Dialer {
     pub(crate) cluster: String,
-    /// Learned once, from founding or joining; for a client, from the first member that it reached.
+    /// Learned once, from founding or joining; for a client, see [`Bond`].
     pub(crate) cluster_id: Arc<RwLock<Option<Uuid>>>,
     /// This process, if it is a member.
     pub(crate) me: Option<Peer>,
@@ -192,6 +192,12 @@ impl Links {
     /// Whether this client belongs to no cluster yet.
     pub(crate) fn is_new(&self) -> bool {
         self.dialer.cluster_id.read().is_none()
+    }
+
+    /// Whether a member of that cluster may be one of this client's.
+    pub(crate) fn may_be_of(&self, cluster: Option<Uuid>) -> bool {
+        let mine = *self.dialer.cluster_id.read();
+        mine.is_none() || cluster.is_none() || mine == cluster
     }
 
     /// All have been asked; see [`Bond::asked`].

@@ -234,7 +234,7 @@ impl Member {
         Fault::NotLeader(leader.and_then(|id| view.members.get(&id)).map(|(peer, _)| peer.clone()))
     }
 
-    fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let view = self.raft.view();
         // Where each was met last: whoever asks may look for somebody who has moved.
         let placed = |peer: &Peer| self.links.book().placed(peer);

@@ -241,6 +241,9 @@ impl Router {
                 }
                 _ => continue,
             };
+            if !self.links.may_be_of(status.cluster_id) {
+                continue;
+            }
             self.links.book().met(&status.me);
             clusters.extend(status.cluster_id);
             if let Status { leader: Some(leader), members, .. } = status {

@@ -2,7 +2,7 @@
 //!
 //! # Founding happens once
 //! A newcomer asks all seeds. If one belongs to a cluster it joins that one. Else a cluster is founded only once *all* seeds
-//! have said that they have none, by one that all would choose: the first of the list, or where the DNS gives it, and so may
+//! have said that they have none, by one that all would choose: the first voter of the list, or where the DNS gives it, and so may
 //! leave out anybody, the lowest id among as many founders as were said to be. And as they may not see the same, that one
 //! asks all of them to leave it to it (see [`Founding`](crate::founding::Founding)). So two can never be founded side by
 //! side, also not when the first one's disk was wiped.
@@ -231,7 +231,7 @@ fn may_found(config: &RaftConfig, me: &Peer, answers: &[Said]) -> Result<(), Str
         }
         _ => {}
     }
-    let first = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).next();
+    let first = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()).find(|status| status.me.wants_vote);
     let founder = match config.seeds.is_empty() {
         true => founders.first().copied(),
         false => first.map(|status| status.me.id),
@@ -254,12 +254,17 @@ async fn return_home(member: &Arc<Member>, router: &Router) -> Result<(), String
     join(member, router, None).await
 }
 
-/// Asks each where it stands, and notes who is where. This member's own address answers as well.
+/// Asks each where it stands, and notes who is where. This member's own address counts as well, and is not dialled: it may be
+/// one that only others can reach.
 async fn ask(member: &Arc<Member>, targets: Vec<Target>) -> Vec<Said> {
     let mut asking = JoinSet::new();
     for (at, target) in targets.iter().enumerate() {
         let (links, target) = (member.links.clone(), target.clone());
+        let own = (target.address == member.me.address).then(|| member.status());
         asking.spawn(async move {
+            if let Some(own) = own {
+                return (at, Ok(Answer::Status(own)));
+            }
             let status = Request::Call(Call::Status);
             (at, links.call(&target, Class::Calls, &status, STATUS).await)
         });
@@ -440,6 +445,16 @@ mod tests {
         assert_eq!(host(&[&behind, &follows, &me], 3), Some(&peer(2)));
         assert_eq!(host(&[&behind, &me], 3), Some(&peer(4)));
         assert_eq!(host(&[&me], 3), None);
+    }
+
+    #[test]
+    fn a_list_that_begins_with_one_that_is_not_to_vote_says_who_founds_as_well() {
+        let config = RaftConfig { seeds: vec!["h:3".into(), "h:2".into(), "h:1".into()], ..RaftConfig::default() };
+        let (target, learner) = says(3, None);
+        let learner = learner.map(|status| Status { me: Peer { wants_vote: false, ..status.me.clone() }, ..status });
+        let all = vec![(target, learner), says(2, None), says(1, None)];
+        may_found(&config, &peer(2), &all).unwrap();
+        assert!(may_found(&config, &peer(1), &all).is_err());
     }
 
     #[test]
