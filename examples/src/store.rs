@@ -25,7 +25,13 @@ pub fn open_node(url: &str, group: Group, config: NodeConfig) -> Result<Node, An
         "postgres" | "postgresql" => {
             Node::builder(PostgresStore::builder(url, group).build()?).config(config).build()?
         }
-        "raft" => Node::builder(RaftStore::from_url(url, group)?.build()?).config(config).build()?,
+        "raft" => {
+            // What reads an older format of the group is a program of before, and so reads an older one of the cluster.
+            let (reads, step_after) = (u8::try_from(config.reads)?, config.step_after);
+            let builder = RaftStore::from_url(url, group)?;
+            let builder = builder.configure(|raft| (raft.reads, raft.step_after) = (reads, step_after));
+            Node::builder(builder.build()?).config(config).build()?
+        }
         "redis" | "rediss" | "redis+unix" => {
             Node::builder(RedisStore::builder(url, group).build()?).config(config).build()?
         }

@@ -106,7 +106,10 @@ impl Worker {
             match started {
                 Ok(()) => break,
                 Err(Error::Store(error)) if error.is_transient() => self.error("start", &error),
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    self.error("start", &error);
+                    return Err(error.into());
+                }
             }
             sleep(RETRY).await;
         }
