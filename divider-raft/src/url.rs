@@ -76,13 +76,17 @@ impl RaftStore {
                 "seeds" => builder.seeds(list()),
                 "seed_names" => builder.configure(|config| config.seed_names = list()),
                 "voters_to_found" => {
-                    let value_of = |_| UrlError::Value {
-                        setting: "voters_to_found",
-                        value: value.to_owned(),
-                        instead: "a number such as 3",
-                    };
-                    let founders = value.parse().map_err(value_of)?;
+                    let founders = number("voters_to_found", value, "a number such as 3")?;
                     builder.configure(|config| config.voters_to_found = Some(founders))
+                }
+                "step_after_ms" => {
+                    let ms = number("step_after_ms", value, "milliseconds")?;
+                    builder.configure(|config| config.step_after = Duration::from_millis(ms))
+                }
+                // For tests, as the field.
+                "reads" => {
+                    let reads = number("reads", value, "a format")?;
+                    builder.configure(|config| config.reads = reads)
                 }
                 "plaintext" => builder.plaintext(),
                 "role" => {
@@ -104,6 +108,10 @@ impl RaftStore {
     }
 }
 
+fn number<N: std::str::FromStr>(setting: &'static str, value: &str, instead: &'static str) -> Result<N, UrlError> {
+    value.parse().map_err(|_| UrlError::Value { setting, value: value.to_owned(), instead })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +124,7 @@ mod tests {
         assert!(refused("raft:/x?role=boss").contains("client"));
         assert!(refused("raft:/x?name=").contains("empty"));
         assert!(refused("raft:/x?voters_to_found=few").contains("number"));
+        assert!(refused("raft:/x?step_after_ms=1s").contains("milliseconds"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod ticker;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use divider_core::{Divider, Error, Event, Events, Key, Node, Stop, Token};
+use divider_core::{Divider, Error, Event, Events, Key, Node, NodeConfig, Stop, Token};
 use parking_lot::Mutex;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -56,7 +56,7 @@ pub async fn run(options: Options) -> Result<(), AnyError> {
     let config = options.config();
     let printer = Printer::new(config.node.as_str())?;
     let work = options.work()?;
-    let group = divider::open(&options.store, options.group.as_str())?;
+    let group = divider::open(&url(&options, &config), options.group.as_str())?;
     let node = group.node()?.config(config).build()?;
     let worker = Arc::new(Worker { group, node, printer, options, running: Mutex::default() });
     let mut commands = read_commands()?;
@@ -95,6 +95,16 @@ pub async fn run(options: Options) -> Result<(), AnyError> {
     result
 }
 
+/// What reads an older format of the group is a program of before, and so reads an older one of a Raft cluster, too.
+fn url(options: &Options, config: &NodeConfig) -> String {
+    let store = &options.store;
+    if !store.starts_with("raft:") || options.reads.is_none() && options.step_after_ms.is_none() {
+        return store.clone();
+    }
+    let joint = if store.contains('?') { '&' } else { '?' };
+    format!("{store}{joint}reads={}&step_after_ms={}", config.reads, config.step_after.as_millis())
+}
+
 impl Worker {
     /// Joins the group, however long the store is out of reach.
     async fn start(&self) -> Result<(), AnyError> {
@@ -107,7 +117,10 @@ impl Worker {
             match started {
                 Ok(()) => break,
                 Err(Error::Store(error)) if error.is_transient() => self.error("start", &error),
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    self.error("start", &error);
+                    return Err(error.into());
+                }
             }
             sleep(RETRY).await;
         }
