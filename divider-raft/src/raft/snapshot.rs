@@ -155,15 +155,6 @@ impl SnapshotData {
         }
     }
 
-    /// How many bytes it has.
-    pub(crate) fn len(&self) -> u64 {
-        match self {
-            Self::File(file) => file.lock().seek(SeekFrom::End(0)).unwrap_or(0),
-            Self::Memory(bytes) => bytes.len() as u64,
-            Self::Received(_) => 0,
-        }
-    }
-
     /// All of it.
     pub(crate) fn read(&self) -> io::Result<Vec<u8>> {
         self.chunk(0, usize::MAX)

@@ -14,7 +14,6 @@ use crate::{
     RaftStore,
     command::{Body, Command, Step},
     error::{DataError, Unreadable},
-    ground::Place,
     small_disk::SmallDisk,
 };
 
@@ -277,8 +276,7 @@ async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_wha
 #[tokio::test]
 async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_what_was_before_them() {
     let disk = SmallDisk::default();
-    let place = Place { directory: None, ground: Arc::new(disk.clone()) };
-    let machine = Machine::new(Snapshots::open(place).unwrap().0, None);
+    let machine = Machine::new(Snapshots::open(disk.place()).unwrap().0, None);
     machine.apply((1..=20).map(add));
     let before = machine.encoded().unwrap();
     let mut asked = disk.asked();
