@@ -21,7 +21,7 @@ use tokio::{runtime, sync::watch};
 
 use crate::{
     Condition, RaftStore,
-    ground::{Directory, Disk, Files, Ground, Listener, LogWriter, Rewritable, StoredFile, Stream, ThisMachine},
+    ground::{Directory, Disk, Files, Ground, Listener, LogWriter, Place, Rewritable, StoredFile, Stream, ThisMachine},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -58,6 +58,10 @@ struct Inner {
 impl SmallDisk {
     fn fill(&self, full: bool) {
         self.0.full.store(full, Ordering::Relaxed);
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place { ground: Arc::new(WithDisk(Arc::new(self.clone()))), ..Place::from(None) }
     }
 
     pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {

@@ -1,5 +1,7 @@
 //! A whole configuration in one line, for programs that take their store from a flag or a variable.
 
+use std::time::Duration;
+
 use divider_core::{Group, InvalidInput};
 
 use crate::{
@@ -16,7 +18,7 @@ pub enum UrlError {
     Scheme,
     /// A setting that does not exist.
     #[error(
-        "there is no setting {0:?}; use name, cluster, role, listen, advertise, seeds, seed_names, voters_to_found or plaintext"
+        "there is no setting {0:?}; use name, cluster, listen, advertise, seeds, seed_names, voters_to_found, step_after_ms, role or plaintext"
     )]
     Unknown(String),
     /// A setting whose value is not one of its own.

@@ -1,7 +1,5 @@
 //! What the ledger keeps of a key in memory.
 
-use triomphe::Arc;
-
 use crate::{Blob, Deaths, Key, KeyView, Record, SessionId, State, Text};
 
 /// A [`Record`] in as few bytes as will do, since there may be a million: what few keys have stands apart.
@@ -14,8 +12,8 @@ pub(super) struct Entry {
     pub(super) attempts: u32,
     pub(super) generation: u32,
     pub(super) state: State,
-    /// `None` where all of it is as in a new record, so that equal records are equal entries. Shared with pictures of before.
-    rare: Option<Arc<Rare>>,
+    /// `None` where all of it is as in a new record, so that equal records are equal entries.
+    rare: Option<Box<Rare>>,
 }
 
 /// What few keys have.
@@ -38,9 +36,9 @@ impl Entry {
 
     /// Changes what few keys have. Allocates only for those.
     pub(super) fn edit_rare(&mut self, change: impl FnOnce(&mut Rare)) {
-        let mut rare = self.rare.take().map(Arc::unwrap_or_clone).unwrap_or_default();
+        let mut rare = self.rare.take().map(|rare| *rare).unwrap_or_default();
         change(&mut rare);
-        self.rare = (rare != Rare::default()).then(|| Arc::new(rare));
+        self.rare = (rare != Rare::default()).then(|| Box::new(rare));
     }
 
     pub(super) fn view(&self) -> KeyView {

@@ -177,6 +177,11 @@ mod tests {
     }
 
     #[test]
+    fn that_a_chunk_can_be_shared_costs_no_memory() {
+        assert_eq!(size_of::<Chunk>(), size_of::<Vec<Option<Entry>>>());
+    }
+
+    #[test]
     fn a_picture_shares_all_chunks_and_a_change_copies_the_one_that_it_is_in_once() {
         let mut places = Places::default();
         (0..20).for_each(|number| _ = places.push(Some(entry(number))));

@@ -18,7 +18,7 @@ use crate::{
     command::{Body, Command, Step},
     error::{DataError, Unreadable},
     ground::Place,
-    small_disk::{SmallDisk, WithDisk},
+    small_disk::SmallDisk,
 };
 
 fn group() -> Group {
@@ -459,9 +459,7 @@ async fn a_replica_that_was_found_to_differ_is_not_opened_again() {
 #[tokio::test]
 async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_what_was_before_them() {
     let disk = SmallDisk::default();
-    let ground = Arc::new(WithDisk(Arc::new(disk.clone())));
-    let place = Place { ground, ..Place::from(None) };
-    let machine = Machine::new(Snapshots::open(place).unwrap().0, None);
+    let machine = Machine::new(Snapshots::open(disk.place()).unwrap().0, None);
     machine.apply((1..=20).map(add));
     let before = machine.encoded().unwrap();
     let mut asked = disk.asked();

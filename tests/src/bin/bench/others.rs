@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// How the benches that have a goal begin, with the longest that the median may be.
-const GOALS: [(&str, Duration); 12] = [
+const GOALS: [(&str, Duration); 14] = [
     ("full 10k nodes 500k keys", Duration::from_millis(10)),
     ("full 10k uneven nodes 500k keys", Duration::from_millis(10)),
     ("full 50 nodes 10k keys", Duration::from_micros(300)),
@@ -25,6 +25,8 @@ const GOALS: [(&str, Duration); 12] = [
     ("add a key", Duration::from_micros(1)),
     ("is_current", Duration::from_nanos(50)),
     ("owner_of", Duration::from_nanos(50)),
+    ("freeze 1M keys", Duration::from_millis(5)),
+    ("512 changes among 1M keys, the first since they were frozen", Duration::from_millis(50)),
 ];
 /// Benches that are held against another: mixed weights against equal ones.
 const RATIOS: [(&str, &str, f64); 1] = [("full 10k nodes 500k mixed keys", "full 10k nodes 500k keys", 2.0)];
