@@ -449,13 +449,14 @@ impl Leader {
         if !self.loaded {
             return proposal;
         }
-        self.expire(&mut proposal, now, max, marks);
         if self.hold_until().is_some_and(|until| until <= now.mono) {
             self.hold_asked = true;
             proposal.push(Op::EndHold { term: self.term }, Subject::Group);
         }
         self.keep_time(&mut proposal, now.mono);
         self.step(&mut proposal, now.mono);
+        let left = max.saturating_sub(proposal.ops.len());
+        self.expire(&mut proposal, now, left, marks);
         // Keys without an owner come first; what they do not fill is left for balance.
         if !self.group.hold {
             self.assign(&mut proposal, max, now);
