@@ -457,13 +457,14 @@ impl Leader {
         if !self.loaded {
             return proposal;
         }
-        self.expire(&mut proposal, now, max, marks);
         if self.hold_until().is_some_and(|until| until <= now.mono) {
             self.hold_asked = true;
             proposal.push(Op::EndHold { term: self.term }, Subject::Group);
         }
         self.keep_time(&mut proposal, now.mono);
         self.step(&mut proposal, now.mono);
+        let left = max.saturating_sub(proposal.ops.len());
+        self.expire(&mut proposal, now, left, marks);
         // Keys without an owner come first; what they do not fill is left for balance.
         if !self.group.hold {
             self.assign(&mut proposal, max, now);
@@ -488,8 +489,11 @@ impl Leader {
         let Some(quarantine) = self.config.quarantine else { return Verdict::NONE };
         let healthy_below = marks.issued_by(since - quarantine.within);
         let nothing = self.watches.was_deaf(session, now) || self.is_shared(session, since, now);
-        let young = |k: KeyIx| self.board.owner(k).map(|(_, token)| token).filter(|token| *token >= healthy_below);
-        let aboard: Vec<Token> = self.ward.aboard(session).filter_map(young).collect();
+        if let Some(name) = self.board.name(session).cloned().filter(|_| !nothing) {
+            self.ward.note_death(name, now);
+        }
+        let young = |k: KeyIx| Some((k, self.board.owner(k)?.1)).filter(|(_, token)| *token >= healthy_below);
+        let aboard: Vec<(KeyIx, Token)> = self.ward.aboard(session).filter_map(young).collect();
         let isolates = self.ward.isolates(now);
         if isolates && !nothing && self.ward.is_unexplained(session, since, now) {
             // Processes die without the suspects, too.
@@ -500,7 +504,12 @@ impl Leader {
             _ if nothing => Blame::Nobody,
             _ if !isolates => Blame::Young,
             // Whether processes die without the suspect is known only where one was there before the grant, and lives.
-            [only] if self.board.has_witness(session, only) => Blame::Only(only),
+            [(k, only)] if self.board.has_witness(session, only) => {
+                let given = self.ward.given(k).unwrap_or(now);
+                let deaths = self.board.deaths(k);
+                let tells = !needs_lived(deaths) || self.has_lived(session, deaths, given);
+                if tells { Blame::Only(only) } else { Blame::Suspects(quarantine.suspect) }
+            }
             [_] => Blame::Nobody,
             [] => Blame::Young,
             _ => Blame::Suspects(quarantine.suspect),
@@ -559,7 +568,7 @@ impl Leader {
         }
     }
 
-    /// Gives out suspects, on at most half of the nodes, one to a node.
+    /// Gives out suspects, on at most half of the nodes, a batch to a node.
     fn try_suspects(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
         for k in self.ward.release(now.mono) {
             self.place(k, now);
@@ -579,9 +588,14 @@ impl Leader {
         }
         // The least likely first.
         ready.sort_by_key(|(deaths, _)| deaths.count);
+        // At most half of the group's, so that the others show what happens without.
+        let mut most = (self.board.taking().count() / 2).max(1).saturating_sub(self.ward.busy(now.mono).len());
         for (session, room) in hosts {
             let left = max.saturating_sub(proposal.ops.len());
-            for (deaths, k) in ready.drain(..self.ward.batch().min(ready.len()).min(room).min(left)) {
+            let batch = if most > 0 { self.ward.batch().min(room).min(left) } else { 0 };
+            let mine: Vec<_> = ready.extract_if(.., |(_, k)| self.may_try(*k, session, now.mono)).take(batch).collect();
+            most -= usize::from(!mine.is_empty());
+            for (deaths, k) in mine {
                 let Some(key) = self.board.key(k) else { continue };
                 self.ward.runs(k, session, deaths.count, now.mono);
                 proposal.push(Op::Assign { term: self.term, key: key.clone(), session }, Subject::Key(k, key));
@@ -589,23 +603,43 @@ impl Leader {
         }
     }
 
-    /// Sessions that may be given suspects now, and for how many they have room: at most half of the group's, so that the
-    /// others show what happens without.
+    /// Sessions that may be given suspects now, and for how many they have room.
     fn hosts(&self, now: Instant) -> Vec<(SessionId, usize)> {
         let busy = self.ward.busy(now);
-        let most = (self.board.taking().count() / 2).max(1).saturating_sub(busy.len());
-        let room =
-            |n: NodeIx, view: &SessionView| view.capacity.map_or(u32::MAX, |c| c.saturating_sub(self.planner.held(n)));
         let aboard = |session| self.ward.aboard(session).count();
         let hosts = self.board.taking().filter(|(_, view)| !busy.contains(&view.session));
         let mut hosts: Vec<_> = hosts
-            .map(|(n, view)| (aboard(view.session), self.planner.held(n), view.session, room(n, view) as usize))
+            .map(|(n, view)| (aboard(view.session), self.planner.held(n), view.session, self.room(n, view)))
             .filter(|(.., room)| *room > 0)
             .collect();
         // Those with the fewest suspects, so that a death has as few explanations as possible.
         hosts.sort_unstable();
-        hosts.truncate(most);
         hosts.into_iter().map(|(.., session, room)| (session, room)).collect()
+    }
+
+    fn room(&self, n: NodeIx, view: &SessionView) -> usize {
+        view.capacity.map_or(u32::MAX, |capacity| capacity.saturating_sub(self.planner.held(n))) as usize
+    }
+
+    /// Whether a session had shown that it can live when it was given a suspect: it was there at the suspect's death before,
+    /// or had run keys for a while.
+    fn has_lived(&self, session: SessionId, deaths: Deaths, given: Instant) -> bool {
+        self.board.was_there(session, deaths.token, given - self.ward.long_enough())
+    }
+
+    /// Whether a suspect may be tried there: where that tells the most, of the nodes that have room.
+    fn may_try(&self, k: KeyIx, session: SessionId, now: Instant) -> bool {
+        let deaths = self.board.deaths(k);
+        if self.ward.batch() > 1 || !needs_lived(deaths) {
+            return true;
+        }
+        let tells = |view: &SessionView| {
+            let lived = self.has_lived(view.session, deaths, now);
+            (lived, lived && !self.ward.has_died(&view.node, now))
+        };
+        let taking = || self.board.taking().filter(|(n, view)| self.room(*n, view) > 0).map(|(_, view)| view);
+        let here = taking().find(|view| view.session == session).map(tells);
+        here >= taking().map(tells).max()
     }
 
     fn do_chores(&mut self, proposal: &mut Proposal, max: usize, now: Instant) {
@@ -779,6 +813,13 @@ impl Leader {
 fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths, blamed: u32) -> bool {
     let enough = |q: Quarantine| q.deaths.saturating_add(blamed.saturating_sub(1));
     quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= enough(q))
+}
+
+/// Whether the next death alone counts only on a node that has shown that it can live. Every other one does: a machine that
+/// kills whatever it runs begins anew each time, and would convict one healthy key after the other; and where nodes are killed
+/// one after the other, it is the young ones that live.
+fn needs_lived(deaths: Deaths) -> bool {
+    deaths.alone % 2 == 1
 }
 
 /// Whether the key is suspect and its last owner has died. One that a living owner has let go, to move it or because it never

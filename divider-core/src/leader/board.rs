@@ -91,6 +91,8 @@ struct Slot {
     node: Option<NodeIx>,
     /// Its last sign of life, once it has ended.
     silent_since: Instant,
+    /// When it was first seen to own a key.
+    works_since: Option<Instant>,
 }
 
 /// How a key stands, for the planner.
@@ -107,6 +109,7 @@ impl Board {
         let slot = self.slot(view.session);
         let spec = NodeSpec { affinity: view.affinity, capacity: view.capacity, accepting: !view.draining };
         let known = self.sessions[slot as usize].take();
+        let works_since = known.as_ref().and_then(|known| known.works_since);
         let node = match known.as_ref().and_then(|known| known.node) {
             Some(node) if view.ended.is_some() => {
                 planner.leave(node);
@@ -128,7 +131,7 @@ impl Board {
                 Some(node)
             }
         };
-        self.sessions[slot as usize] = Some(Slot { view, node, silent_since });
+        self.sessions[slot as usize] = Some(Slot { view, node, silent_since, works_since });
     }
 
     pub(super) fn knows(&self, session: SessionId) -> bool {
@@ -181,6 +184,9 @@ impl Board {
             Some((session, token)) => (self.slot(session), token),
             None => (NOBODY, Token(0)),
         };
+        if let Some(Some(owner)) = self.sessions.get_mut(owner as usize) {
+            owner.works_since.get_or_insert(now);
+        }
         let avoid = view.avoid.map_or(NOBODY, |session| self.slot(session));
         let kind = match view.state {
             State::Pending => Kind::Pending,
@@ -305,6 +311,18 @@ impl Board {
     /// Whether the key still stands in the name of a session that has ended.
     pub(super) fn is_orphan(&self, k: KeyIx) -> bool {
         self.entry(k).is_some_and(|entry| entry.owner != NOBODY && self.node(entry.owner).is_none())
+    }
+
+    /// Whether a session had joined before that token was issued, or has owned keys since that time.
+    pub(super) fn was_there(&self, session: SessionId, issued: Token, since: Instant) -> bool {
+        let slot = self.slots.get(&session).and_then(|slot| self.sessions[*slot as usize].as_ref());
+        slot.is_some_and(|slot| slot.view.joined < issued || slot.works_since.is_some_and(|at| at <= since))
+    }
+
+    /// The name of a session's node.
+    pub(super) fn name(&self, session: SessionId) -> Option<&NodeId> {
+        let slot = *self.slots.get(&session)?;
+        self.sessions.get(slot as usize)?.as_ref().map(|slot| &slot.view.node)
     }
 
     /// Whether the key is to end.

@@ -13,6 +13,9 @@
 //!   given out in smaller batches, so that a killer is alone after few deaths.
 //! - A death with one suspect aboard counts against that one alone, if another session was there to see that nothing else
 //!   died. A death with none aboard shows that processes die without the suspects: then nothing counts any more.
+//! - Every other such death counts only on a node that has shown that it can live: it was there at the suspect's death before,
+//!   or had run keys for a while. A machine that kills whatever it runs begins anew each time, and would convict one healthy
+//!   key after the other. The trials between go to any node: where nodes are killed in turn, it is the young ones that live.
 //! - A suspect that has lived for long enough is none.
 //! - Where deaths that no suspect explains come again and again, nobody is held back for a while: it is the machines.
 //!
@@ -24,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{Instant, NodeConfig, Quarantine, SessionId, limits, planner::KeyIx};
+use crate::{Instant, NodeConfig, NodeId, Quarantine, SessionId, limits, planner::KeyIx};
 
 /// In how many batches suspects are given out. So many that each fits into a batch of ops, or none is held back.
 const BATCHES: usize = 12;
@@ -47,11 +50,15 @@ pub(super) struct Ward {
     batch: usize,
     /// Deaths of late that no suspect explains.
     unexplained: Vec<Instant>,
+    /// Nodes that died of late, and when.
+    died: BTreeMap<NodeId, Instant>,
 }
 
 #[derive(Debug)]
 struct Run {
     session: SessionId,
+    given: Instant,
+    /// Since when it has lived, counted anew each time that it has survived.
     since: Instant,
     /// Until when the session is given no other suspect.
     proven_at: Instant,
@@ -68,6 +75,7 @@ impl Ward {
             quiet_until: Instant(0),
             batch: 0,
             unexplained: Vec::new(),
+            died: BTreeMap::new(),
         }
     }
 
@@ -83,6 +91,11 @@ impl Ward {
 
     fn quiet(&self) -> Duration {
         (self.within() / 2).max(self.lease * 3)
+    }
+
+    /// How long a node must have run keys to have shown that it can.
+    pub(super) fn long_enough(&self) -> Duration {
+        self.within().max(self.quiet())
     }
 
     /// How long a key that runs keeps the next one waiting: longer with each death, since it may take its time to kill.
@@ -118,6 +131,18 @@ impl Ward {
         true
     }
 
+    /// A node has died.
+    pub(super) fn note_death(&mut self, node: NodeId, now: Instant) {
+        let remembered = self.remembered();
+        self.died.retain(|_, at| now.since(*at) < remembered);
+        self.died.insert(node, now);
+    }
+
+    /// Whether a node died of late: it may be the machine.
+    pub(super) fn has_died(&self, node: &NodeId, now: Instant) -> bool {
+        self.died.get(node).is_some_and(|at| now.since(*at) < self.remembered())
+    }
+
     /// The key has had `deaths` quick deaths in a row.
     pub(super) fn note(&mut self, k: KeyIx, deaths: u32, now: Instant) {
         if self.quarantine.is_none_or(|quarantine| deaths < quarantine.suspect) {
@@ -151,13 +176,18 @@ impl Ward {
         self.waiting.remove(&k);
         if self.suspects.contains(&k) && self.running.get(&k).is_none_or(|run| run.session != session) {
             let proven_at = now + self.probation(deaths);
-            self.running.insert(k, Run { session, since: now, proven_at });
+            self.running.insert(k, Run { session, given: now, since: now, proven_at });
         }
     }
 
     /// Suspects that a session has.
     pub(super) fn aboard(&self, session: SessionId) -> impl Iterator<Item = KeyIx> {
         self.running.iter().filter(move |(_, run)| run.session == session).map(|(k, _)| *k)
+    }
+
+    /// Since when a session has had a suspect.
+    pub(super) fn given(&self, k: KeyIx) -> Option<Instant> {
+        self.running.get(&k).map(|run| run.given)
     }
 
     /// A session has ended.

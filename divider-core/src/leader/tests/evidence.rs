@@ -22,6 +22,8 @@ struct Fleet {
     kills_after_ms: u64,
     /// How long a process takes to start again.
     restarts_after_ms: u64,
+    /// A process that starts again has a new name.
+    renamed: bool,
     /// Who leads, by number.
     leads: Option<usize>,
     deaths: usize,
@@ -38,6 +40,7 @@ impl Fleet {
             killers,
             kills_after_ms: 300,
             restarts_after_ms: 100,
+            renamed: false,
             leads: None,
             deaths: 0,
         };
@@ -98,6 +101,9 @@ impl Fleet {
         let starts_at = self.now() + Duration::from_millis(self.restarts_after_ms);
         let process = &mut self.processes[n];
         (process.session, process.dies_at, process.starts_at) = (None, None, starts_at);
+        if self.renamed {
+            process.name = format!("n{n}-{}", self.deaths);
+        }
         if self.leads == Some(n) {
             self.leads = None;
         }
@@ -151,7 +157,7 @@ fn a_key_that_kills_its_process_is_set_aside_after_few_deaths_and_no_neighbour_i
 #[test]
 fn two_keys_that_kill_are_both_found() {
     for kills_after_ms in [100, 200, 300] {
-        a_killer_is_found(3, 100, 2, kills_after_ms, 16);
+        a_killer_is_found(3, 100, 2, kills_after_ms, 18);
     }
 }
 
@@ -254,4 +260,39 @@ fn the_silence_of_an_unanswered_leader_is_held_against_nobody() {
     assert!(!group.ledger.is_alive(a));
     assert!(group.owner("k").is_some());
     assert_eq!(group.ledger.record(&key("k")).unwrap().view.deaths.count, 0);
+}
+
+/// So many of the nodes die whenever they have had work for a while, and are started again, under their names or others.
+fn bad_machines_set_nothing_aside(bad: usize, nodes: usize, keys: usize, lives_ms: u64, restarts_ms: u64) {
+    for renamed in [false, true] {
+        let mut fleet = Fleet::new(nodes, keys, 0);
+        (fleet.restarts_after_ms, fleet.renamed) = (restarts_ms, renamed);
+        for death in 0..9 {
+            let n = death % bad;
+            for _ in 0..200 {
+                if fleet.processes[n].session.is_some_and(|session| fleet.group.held(session) > 0) {
+                    break;
+                }
+                fleet.pass(STEP_MS);
+            }
+            fleet.pass(lives_ms);
+            fleet.kill(n);
+            let case = format!("{bad} of {nodes} nodes, {keys} keys, {lives_ms} ms, {renamed}: after {death} deaths");
+            assert_eq!(fleet.aside(), Vec::<String>::new(), "{case}");
+        }
+        fleet.until_calm(keys);
+        assert_eq!(fleet.aside(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_machine_that_kills_whatever_it_runs_sets_nothing_aside() {
+    bad_machines_set_nothing_aside(1, 2, 3, 2500, 2000);
+    bad_machines_set_nothing_aside(1, 3, 3, 300, 100);
+    bad_machines_set_nothing_aside(1, 5, 10, 4000, 100);
+}
+
+#[test]
+fn two_machines_that_kill_whatever_they_run_set_nothing_aside() {
+    bad_machines_set_nothing_aside(2, 5, 10, 2500, 100);
 }
