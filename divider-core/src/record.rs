@@ -98,7 +98,7 @@ pub enum Declaration {
     /// given before. A key that was set aside is free again.
     #[default]
     Again,
-    /// Nothing happens to a key that is there.
+    /// Nothing happens to a key that is there. One that is being removed is as good as gone: it runs again after that.
     Once,
     /// As a source does it, which says the same again and again: only a changed payload, or a removal that is under way,
     /// makes it run again.

@@ -36,7 +36,8 @@ BEGIN
     ), op AS MATERIALIZED (
         SELECT j.key, j.weight, j.priority, j.due, j.payload, j.ix, j.place, j.known, j.avoid, j.owner, j.token,
                NOT j.known AND j.how <> 3 AS new,
-               j.known AND j.how <> 1 AND (j.raised OR NOT j.same_payload OR NOT j.same_rest) AS changed,
+               -- What is being removed is as good as gone.
+               j.known AND (j.how <> 1 OR j.stopping = 2) AND (j.raised OR NOT j.same_payload OR NOT j.same_rest) AS changed,
                CASE WHEN j.known THEN least(j.generation + j.raised::integer, 4294967295) ELSE 1 END AS generation,
                CASE WHEN j.known THEN j.since
                     ELSE g.declared + count(*) FILTER (WHERE NOT j.known AND j.how <> 3) OVER (ORDER BY j.ix) END AS since,
@@ -237,8 +238,10 @@ BEGIN
             WHEN l.kind = 23 THEN CASE WHEN l.owed OR (l.deaths > 0 AND l.death = l.given) THEN 0 ELSE 1 END
             ELSE CASE WHEN l.owned OR l.aside <> 0 THEN 15 ELSE 0 END
         END AS code,
-        -- Where it was declared again, that runs after this, and nothing of before is held against it.
-        l.kind = 3 OR (l.kind IN (12, 21) AND NOT l.current) AS forgives,
+        -- Where it was declared again, that runs after this, and nothing of before is held against it;
+        l.kind = 3 OR (l.kind IN (11, 12, 21) AND NOT l.current) AS forgives,
+        -- and where that was brought to an end, from its beginning.
+        l.kind IN (12, 21) AND NOT l.current AS begins,
         l.kind IN (11, 21) AND l.current AS tells,
         l.kind IN (3, 10, 12, 16, 18, 21) OR l.owed AS frees FROM looked l OFFSET 0
     ), decided AS (
@@ -247,7 +250,7 @@ BEGIN
                j.aside AS old_aside, j.code = 0 AS ok,
                j.code = 0 AND ((j.kind = 12 AND (j.current OR j.stopping = 2)) OR (j.kind = 2 AND NOT j.owned)
                                OR (j.kind IN (10, 16, 21) AND j.stopping = 2)) AS ends,
-               j.frees,
+               j.frees, j.begins,
                CASE WHEN j.forgives THEN 0
                     WHEN j.kind = 11 AND j.tells THEN CASE WHEN j.pause > 0 THEN g.time_ms + j.pause ELSE 0 END
                     ELSE j.retry_at_ms END AS retry_at_ms,
@@ -256,7 +259,8 @@ BEGIN
                CASE WHEN j.forgives THEN ''
                     -- An older format has no room for it.
                     WHEN j.tells THEN CASE WHEN g.format >= 2 THEN convert_from(j.blob, 'UTF8') ELSE '' END END AS why,
-               CASE WHEN j.kind = 10 AND j.number = 0 THEN greatest(j.attempts - 1, 0) ELSE j.attempts END AS attempts,
+               CASE WHEN j.begins THEN 0
+                    WHEN j.kind = 10 AND j.number = 0 THEN greatest(j.attempts - 1, 0) ELSE j.attempts END AS attempts,
                CASE WHEN j.forgives OR (j.kind = 22 AND j.number = 0) THEN 0
                     WHEN j.kind = 18 THEN deaths_after(j.found, j.deaths)
                     WHEN j.kind = 23 AND NOT j.owed THEN j.deaths - 1 ELSE j.deaths END AS deaths,
@@ -291,7 +295,7 @@ BEGIN
         UPDATE keys k SET retry_at_ms = op.retry_at_ms, attempts = op.attempts, failures = op.failures, deaths = op.deaths,
                           alone = op.alone, death = op.death, avoid = op.avoid, owner = op.owner, token = op.token,
                           stopping = op.stopping, aside = op.aside, why = coalesce(op.why, k.why),
-                          checkpoint = CASE WHEN op.kind = 13 THEN op.blob ELSE k.checkpoint END
+                          checkpoint = CASE WHEN op.kind = 13 THEN op.blob WHEN op.begins THEN '' ELSE k.checkpoint END
         FROM op WHERE op.ok AND NOT op.ends AND k.ctid = op.place
     ), loose AS MATERIALIZED (
         -- A row that stands under `assert_current` in somebody's open transaction cannot be deleted before that has ended,

@@ -345,8 +345,11 @@ pub(crate) async fn seek(
 ) {
     let began = member.raft.last_heard();
     let mut left_out: Option<Instant> = None;
+    // Only who was a member by a decision can have been removed: what stands in the log may be lost with its leader.
+    let mut decided = false;
     loop {
         tokio::time::sleep(SEEK).await;
+        decided |= member.machine.is_member(member.me.id);
         let heard = member.raft.last_heard();
         let view = member.raft.view();
         if view.leads || heard.elapsed() < LONELY || !member.raft.is_initialized().await {
@@ -363,7 +366,7 @@ pub(crate) async fn seek(
             None => left_out = None,
             // Whoever starts wants to be a member, and may have been left out while it was away. Where it is not in yet, the
             // leader that took it in may have been lost before that was decided.
-            Some(leader) if heard == began || joined.borrow().is_err() => {
+            Some(leader) if heard == began || !decided || joined.borrow().is_err() => {
                 let joined = join(&member, &router, Some(Target::member(&leader.me))).await;
                 tracing::info!(target: TARGET, member = %member.me, ?joined, "was left out, and joins again");
             }

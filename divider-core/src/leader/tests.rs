@@ -647,3 +647,48 @@ fn a_proposal_has_no_more_ops_than_a_batch_may_have_however_many_sessions_fall_s
     group.pass(u64::from(LEASE_MS) + 1, &[]);
     assert!(sessions.iter().all(|session| !group.ledger.is_alive(*session)));
 }
+
+#[test]
+fn what_is_declared_once_while_its_key_is_being_removed_runs_after_that() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    group.add(&["k"]);
+    let (_, token) = group.owner("k").unwrap();
+    group.apply(&[Op::Remove { key: key("k") }]);
+    let said = group.apply(&[Op::Add(Work::new("k").unwrap().how(crate::Declaration::Once))]);
+    group.apply(&[Op::Confirm { session: a, key: key("k"), token, started: true }]);
+    assert!(group.ledger.record(&key("k")).is_some(), "{said:?}");
+}
+
+#[test]
+fn work_that_is_declared_while_the_work_of_before_is_completed_begins_at_its_beginning() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    group.add(&["k"]);
+    let (_, token) = group.owner("k").unwrap();
+    group.apply(&[Op::Checkpoint { session: a, key: key("k"), token, bytes: (*b"end").into() }]);
+    group.add(&["k"]);
+    group.apply(&[Op::complete(a, key("k"), token)]);
+    let record = group.ledger.record(&key("k")).unwrap();
+    assert_eq!((record.checkpoint.len(), record.view.attempts), (0, 1));
+}
+
+#[test]
+fn a_release_of_older_work_leaves_nothing_to_be_held_against_the_newer() {
+    let mut group = Group::new(config());
+    let a = group.session("a", 1000, None);
+    group.add(&["k"]);
+    let gives_up = |group: &mut Group, failures| {
+        let (session, token) = group.owner("k").unwrap();
+        let why = crate::Text::default();
+        group.apply(&[
+            Op::GiveUp { session, key: key("k"), token, generation: 1, pause_ms: 0, failures, why },
+            Op::Confirm { session, key: key("k"), token, started: true },
+        ]);
+    };
+    gives_up(&mut group, 19);
+    assert_eq!(group.held(a), 1);
+    group.add(&["k"]);
+    gives_up(&mut group, 20);
+    assert_eq!(group.ledger.record(&key("k")).unwrap().view.failures, 0);
+}

@@ -132,14 +132,15 @@ impl Tx<'_> {
 
     fn add(&mut self, work: &Work) -> Decision {
         let Some(entry) = self.ledger.keys.get_mut(&work.key) else { return Ok(self.declare_new(work)) };
-        if work.how == Declaration::Once {
+        let wanted_again = matches!(entry.state, State::Stopping { reason: StopReason::Removed, .. });
+        // What is being removed is as good as gone.
+        if work.how == Declaration::Once && !wanted_again {
             return Ok(Outcome::Unchanged);
         }
         let rare = entry.rare();
         let same_payload = rare.payload == work.payload;
         let same = same_payload
             && (entry.weight, entry.priority, rare.not_before_ms) == (work.weight, work.priority, work.not_before_ms);
-        let wanted_again = matches!(entry.state, State::Stopping { reason: StopReason::Removed, .. });
         // Work that nobody has begun runs after this in any case.
         let begun = entry.state != State::Pending;
         let raised = !same_payload || wanted_again || begun && work.how == Declaration::Again;
@@ -297,6 +298,8 @@ impl Tx<'_> {
                     rare.failures = failures;
                     rare.retry_at_ms = if pause_ms > 0 { time_ms + pause_ms } else { 0 };
                     rare.why = kept(why, format);
+                } else {
+                    rare.forgive();
                 }
             });
         });
@@ -310,8 +313,14 @@ impl Tx<'_> {
         let format = self.ledger.group.format;
         match aside {
             _ if stopping == Some(StopReason::Removed) => self.delete(key),
-            // It was declared again, and that runs after this.
-            _ if !current => self.free(key),
+            // It was declared again, and that runs after this, from its beginning.
+            _ if !current => self.change_key(key, State::Pending, |entry| {
+                entry.attempts = 0;
+                entry.edit_rare(|rare| {
+                    rare.forgive();
+                    rare.checkpoint = Blob::default();
+                });
+            }),
             None => self.delete(key),
             Some(why) => self.change_key(key, State::Quarantined(Aside::Failed), |entry| {
                 entry.edit_rare(|rare| rare.why = kept(why, format));

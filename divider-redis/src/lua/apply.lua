@@ -238,7 +238,11 @@ local function finish(op, why)
   elseif v[STATE] == REMOVING then
     delete(key, v)
   elseif v[GENERATION] ~= op[5] then
-    -- It was declared again, and that runs after this.
+    -- It was declared again, and that runs after this, from its beginning.
+    if v[CHECKPOINT_LEN] > 0 then
+      dirty_checkpoints[key], v[CHECKPOINT_LEN] = false, 0
+    end
+    v[ATTEMPTS] = 0
     free(key, v)
   elseif not why then
     delete(key, v)
@@ -313,10 +317,12 @@ local apply = {
       set_payload(key, v, bytes)
       changed(key, v)
       return DONE
-    elseif how == ONCE then
-      return UNCHANGED
     end
     local state = v[STATE]
+    -- What is being removed is as good as gone.
+    if how == ONCE and state ~= REMOVING then
+      return UNCHANGED
+    end
     local same_payload = v[PAYLOAD_LEN] == #bytes and payload(key, v) == bytes
     -- Work that nobody has begun runs after this in any case.
     local raised = not same_payload or state == REMOVING or (state ~= PENDING and how == AGAIN)
@@ -467,6 +473,8 @@ local apply = {
       set_rare(v, RETRY_AT, op[6] > 0 and time + op[6] or 0)
       set_rare(v, FAILURES, op[7])
       set_why(key, v, op[8])
+    else
+      forgive(key, v)
     end
     set_state(key, v, STOPPING, id, op[4])
     stop(id, key, op[4], STOPPING)
