@@ -88,8 +88,12 @@ impl Opening {
                 seen: self.seen,
                 reads: config.reads,
             };
-            // The end comes second: the join is refused where any session has ended since `seen`.
-            let ops: Vec<Op> = [join].into_iter().chain(self.old.map(|session| Op::End { session })).collect();
+            // The ends come second: the join is refused where any session has ended since `seen`. The one that was lost is
+            // named each time: an earlier try may have come to nothing, and a leader that hears nothing takes it for a death.
+            let former: Vec<SessionId> =
+                self.lost.into_iter().chain(self.old.filter(|_| self.old != self.lost)).collect();
+            let ends = former.into_iter().map(|session| Op::End { session });
+            let ops: Vec<Op> = [join].into_iter().chain(ends).collect();
             let applied =
                 shared.apply("join", &ops).await.inspect_err(|error| self.doubtful |= !error.has_no_effect())?;
             shared.applied.store(applied.revision.0, Ordering::Relaxed);
@@ -98,7 +102,7 @@ impl Opening {
                     let Some(hints) = self.hints.take() else { continue };
                     shared.joined(self.session, shared.deadline(sent), self.affinity);
                     tracing::info!(target: target::SESSION, node = %config.node, session = %self.session, "joined");
-                    let ended = self.old == self.lost && applied.outcomes.get(1) == Some(&Outcome::Done);
+                    let ended = self.lost.is_some() && applied.outcomes.get(1) == Some(&Outcome::Done);
                     if !ended {
                         absolve(shared);
                     }

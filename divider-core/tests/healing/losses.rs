@@ -57,6 +57,35 @@ async fn keys_of_a_lost_session_are_not_freed_before_the_loss_is_confirmed_or_th
     node.confirm_stop_processing(&first.key, first.token).await.unwrap();
 }
 
+/// A leader that hears nothing of a session takes its end for a death, which is held against its keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_lost_session_is_told_however_many_tries_to_join_come_to_nothing() {
+    let (_leader, node, faults, mut events, first) = one_key_beside_a_leader(Duration::from_millis(600)).await;
+    let lost = node.session().unwrap();
+    let is_join = |op: &Op| matches!(op, Op::Join { .. });
+    let tries: Arc<Mutex<Vec<Vec<Op>>>> = Arc::default();
+    let noted = tries.clone();
+    faults.always(Fault::Count, move |call| {
+        if let Call::Apply(ops) = call
+            && ops.iter().any(is_join)
+        {
+            noted.lock().push(ops.to_vec());
+        }
+        true
+    });
+    let away = faults.always(Fault::Refuse, move |call| *call == Call::Renew || call.applies(is_join));
+    assert_eq!(stop(&mut events).await.reason, StopReason::Lost);
+    node.confirm_stop_processing(&first.key, first.token).await.unwrap();
+    let session =
+        |ops: &Vec<Op>| ops.iter().find_map(|op| if let Op::Join { session, .. } = op { Some(*session) } else { None });
+    let sessions = || tries.lock().iter().map(session).collect::<std::collections::BTreeSet<_>>().len();
+    until("two sessions that did not come about", async || sessions() > 2).await;
+    away.lift();
+    until("the node to be back", async || node.session().is_some()).await;
+    let last = tries.lock().last().cloned().unwrap();
+    assert!(last.contains(&Op::End { session: lost }), "{last:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_of_a_lost_session_are_freed_once_the_loss_is_confirmed() {
     let (leader, node, faults, mut events, first) = one_key_beside_a_leader(Duration::from_secs(4)).await;
