@@ -457,6 +457,10 @@ async fn a_replica_that_was_found_to_differ_is_not_opened_again() {
 }
 
 #[tokio::test]
+#[allow(
+    clippy::await_holding_lock,
+    reason = "it stands for a disk, and those who wait for it have threads of their own"
+)]
 async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_what_was_before_them() {
     let disk = SmallDisk::default();
     let machine = Machine::new(Snapshots::open(disk.place()).unwrap().0, None);
