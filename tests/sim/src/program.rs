@@ -242,10 +242,12 @@ impl Program {
     /// Starts the node, and reads until the node ends.
     pub async fn run(self: Arc<Self>) {
         while let Err(error) = self.node.start().await {
-            if matches!(error, Error::Cancelled | Error::Died { .. }) {
-                return;
+            match error {
+                Error::Cancelled => return,
+                // As where it dies later: its process ends.
+                Error::Died { .. } => return self.ends(),
+                _ => tokio::time::sleep(Duration::from_millis(20)).await,
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         self.started.store(true, Ordering::Relaxed);
         let mut number = 0;
@@ -258,6 +260,10 @@ impl Program {
             number = wanted.number;
             tokio::time::sleep(wanted.after).await;
         }
+        self.ends();
+    }
+
+    fn ends(&self) {
         self.is_now_over();
         self.note("over", &Key::new("-").expect("a key"), Token(0), || format!("{}: nobody reads", self.pid));
     }
