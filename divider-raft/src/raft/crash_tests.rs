@@ -583,6 +583,21 @@ async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_closed() 
     given_up.expect("at once").unwrap_err();
 }
 
+/// With a broken log its member ends; to go on trying without a pause would take a whole core until then.
+#[tokio::test]
+async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_broken() {
+    let disk = Frail::default();
+    let (mut log, _) = Log::open(&disk.place(), identity).unwrap();
+    let (snapshots, loaded) = Snapshots::open(disk.place()).unwrap();
+    let mut handle = MachineHandle { machine: Machine::new(snapshots, loaded), log: log.clone() };
+    disk.0.lock().fuse = Some(0);
+    let _ = log.blocking_append([blank(1, 0)]).await;
+    log.broken().await;
+    disk.0.lock().refuse = u64::MAX;
+    let given_up = tokio::time::timeout(std::time::Duration::from_secs(2), handle.build_snapshot()).await;
+    given_up.expect("it goes on for ever").unwrap_err();
+}
+
 #[test]
 fn what_somebody_has_open_is_locked_for_all_others() {
     let directory = TempDir::new().unwrap();

@@ -526,8 +526,10 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
                 Err(error) => error,
             };
             tracing::warn!(target: "divider::raft", %error, ?pause, "a snapshot could not be written; it is tried again");
-            // Nobody else can open the directory as long as this waits.
-            let _ = tokio::time::timeout(pause, self.log.broken()).await;
+            // Nobody else can open the directory as long as this waits, and whose log is broken ends.
+            if tokio::time::timeout(pause, self.log.broken()).await.is_ok() {
+                return Err(storage(&std::io::Error::other("nothing is written any more")));
+            }
             pause = (pause * 2).min(PAUSE.1);
         }
     }
