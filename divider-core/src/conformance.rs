@@ -146,6 +146,7 @@ checks! {
     ops {
         work_is_declared_once_and_takes_new_fields,
         a_batch_is_applied_in_order,
+        a_late_copy_of_a_batch_changes_nothing,
         an_empty_batch_changes_nothing,
         a_free_key_is_removed_at_once,
         an_owned_key_is_removed_once_its_owner_confirms,

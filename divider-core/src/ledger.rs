@@ -27,8 +27,8 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Applied, Batch, Change, Cursor, GroupView, Holding, Holdings, Key, Message, Notice, Op, Page, Record, Revision,
-    SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, Verdict, limits,
+    Applied, Batch, Change, Cursor, GroupView, Holding, Holdings, Key, Message, Notice, Op, Outcome, Page, Record,
+    Refusal, Revision, SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, Verdict, limits,
 };
 use entry::{Entry, Rare};
 pub use frozen::Frozen;
@@ -76,9 +76,22 @@ impl Ledger {
 
     /// Applies `ops` in order. Tokens that are issued on the way are higher than `floor`, and than all before.
     pub fn apply(&mut self, ops: &[Op], floor: Token) -> Effects {
+        self.apply_checked(ops, floor, |_| Ok(()))
+    }
+
+    /// As [`apply`](Self::apply). Before each op `check` is asked, which may refuse it for what the ledger does not know.
+    pub fn apply_checked(&mut self, ops: &[Op], floor: Token, check: impl Fn(&Op) -> Result<(), Refusal>) -> Effects {
         self.transact(|tx| {
             tx.floor = floor;
-            ops.iter().map(|op| tx.one(op)).collect()
+            let mut barred = None;
+            let mut one = |op: &Op| {
+                let outcome = barred.unwrap_or_else(|| check(op).map_or_else(Outcome::Refused, |()| tx.one(op)));
+                if matches!((op, outcome), (Op::Sender { .. }, Outcome::Refused(_))) {
+                    barred = Some(outcome);
+                }
+                outcome
+            };
+            ops.iter().map(&mut one).collect()
         })
     }
 

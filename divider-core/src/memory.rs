@@ -149,16 +149,9 @@ impl Store for MemoryStore {
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
         let mut inner = self.inner()?;
         let led = inner.ledger.group().leader;
-        let refused: Vec<Option<Refusal>> = ops.iter().map(|op| inner.beats.check(op).err()).collect();
-        let allowed: Vec<Op> =
-            ops.iter().zip(&refused).filter(|(_, refused)| refused.is_none()).map(|(op, _)| op.clone()).collect();
-        let effects = inner.ledger.apply(&allowed, Token(0));
-        let mut applied = inner.tell(effects).into_iter();
-        let outcomes = refused.into_iter().map(|refused| match refused {
-            Some(refusal) => Some(Outcome::Refused(refusal)),
-            None => applied.next(),
-        });
-        let outcomes = outcomes.flatten().collect();
+        let Inner { ledger, beats, .. } = &mut *inner;
+        let effects = ledger.apply_checked(ops, Token(0), |op| beats.check(op));
+        let outcomes = inner.tell(effects);
         if led.is_some() && inner.ledger.group().leader.is_none() {
             inner.tell_leader_gone();
         }

@@ -231,6 +231,15 @@ pub enum Op {
         /// The format.
         format: u16,
     },
+    /// Says who sends the ops that follow in this batch, and in which of its epochs. A sender begins a new epoch once it
+    /// does not know what became of a batch. Where a later epoch has been seen, or the session is over, this op and all
+    /// that follow it in the batch are refused alike: it is then a late copy, and what it says may have been replaced.
+    Sender {
+        /// The sender's session.
+        session: SessionId,
+        /// From 0.
+        epoch: u64,
+    },
 }
 
 /// Which keys of a session that has ended its death is held against. Without evidence it is none.
@@ -408,6 +417,9 @@ pub enum Refusal {
         /// The format.
         needs: u16,
     },
+    /// The sender has begun a later epoch since.
+    #[error("a late copy: the sender has begun a later epoch since")]
+    Superseded,
 }
 
 /// What became of a batch of ops.

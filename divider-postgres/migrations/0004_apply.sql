@@ -157,6 +157,12 @@ BEGIN
         END IF;
         d := end_session(d, who, b, c::smallint, token);
         RETURN;
+    ELSIF kind = 26 THEN -- Sender
+        code := CASE WHEN a < s.epoch THEN 24 ELSE 1 END;
+        IF a > s.epoch THEN
+            UPDATE sessions x SET epoch = a WHERE x.group_id = g.id AND x.session = who;
+        END IF;
+        RETURN;
     ELSIF kind IN (6, 7) THEN -- SetAffinity, AlterAffinity: `a` counts them, so that none is done twice
         IF a <= s.altered THEN
             code := 2;
@@ -277,6 +283,7 @@ DECLARE
 BEGIN
     codes := '{}';
     vals := '{}';
+    <<batch>>
     FOR run IN 1 .. runs LOOP
         lo := starts[run];
         hi := CASE WHEN run < runs THEN starts[run + 1] - 1 ELSE total END;
@@ -302,6 +309,12 @@ BEGIN
                 d := o.d;
                 codes := codes || o.code;
                 vals := vals || o.val;
+                IF kinds[i] = 26 AND o.code <> 1 THEN
+                    -- All that a late copy says is late.
+                    codes := codes || array_fill(o.code, ARRAY[total - i]);
+                    vals := vals || array_fill(NULL::bigint, ARRAY[total - i]);
+                    EXIT batch;
+                END IF;
             END LOOP;
             CONTINUE;
         END IF;

@@ -165,6 +165,7 @@ fn ops() -> Vec<Op> {
         Op::Expire { term, session, beat: Beat(8), verdict: Verdict::young(token) },
         Op::Expire { term, session, beat: Beat(8), verdict: blaming(Blame::Suspects(3)) },
         Op::Expire { term, session, beat: Beat(8), verdict: blaming(Blame::Only(token)) },
+        Op::Sender { session, epoch: 2 },
     ]
 }
 
@@ -188,6 +189,7 @@ fn outcomes() -> Vec<Outcome> {
         Refusal::AffinityOutOfRange(-1),
         Refusal::Late,
         Refusal::TooOld { needs: 2 },
+        Refusal::Superseded,
     ];
     let mut outcomes = vec![Outcome::Done, Outcome::Unchanged, Outcome::Affinity(5), Outcome::Granted(TOKEN)];
     outcomes.extend(refusals.map(Outcome::Refused));

@@ -192,6 +192,7 @@ fn only_frees(op: &Op) -> bool {
             | Op::Absolve { .. }
             | Op::Advance { .. }
             | Op::Step { .. }
+            | Op::Sender { .. }
     )
 }
 

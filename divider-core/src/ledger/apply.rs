@@ -127,6 +127,14 @@ impl Tx<'_> {
                 }
                 self.step(*format)
             }
+            Op::Sender { session, epoch } => {
+                let session = self.alive(*session)?;
+                if *epoch < session.epoch {
+                    return Err(Refusal::Superseded);
+                }
+                session.epoch = *epoch;
+                Ok(Outcome::Unchanged)
+            }
         }
     }
 

@@ -5,6 +5,10 @@
 //! future loses nothing: once an op is in the queue, it is carried to its end. An op of a session is tried until the store has decided
 //! it or the session is over, whatever the store says meanwhile: a store that has once been opened may refuse everything
 //! for a moment, and an answer that cannot be read says nothing of the effect.
+//!
+//! A batch whose answer was lost may still be on its way, and come after whatever was said and acknowledged since. The
+//! ledger knows stale words of owners and leaders by their tokens and terms; for all others the batch names its
+//! [sender](Op::Sender) and an epoch, which rises with each answer that was lost, as a producer's does in Kafka.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -15,11 +19,18 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{observe::target, settle::Then, shared::Shared};
-use crate::{Applied, Error, Instant, Key, Op, Outcome, SessionId, StoreError, Token, limits};
+use super::{
+    observe::target,
+    settle::Then,
+    shared::{Loss, Shared},
+};
+use crate::{Applied, Error, Instant, Key, Op, Outcome, Refusal, SessionId, StoreError, Token, limits};
 
 /// Pauses after failures: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
+/// What fits into a batch beside its sender.
+const MOST_OPS: usize = limits::MAX_BATCH_OPS - 1;
+const MOST_BYTES: usize = limits::MAX_BATCH_BYTES - 64;
 /// After so many refusals running of one kind of ops it is not one op that the store does not take.
 const MOST_REFUSALS: usize = 8;
 
@@ -56,6 +67,13 @@ impl Request {
         self.ops.iter().map(Op::bytes).sum()
     }
 
+    /// Whether a late copy could undo something newer.
+    fn ages(&self) -> bool {
+        self.ops
+            .iter()
+            .any(|op| matches!(op, Op::Add(_) | Op::Remove { .. } | Op::Retry { .. } | Op::Checkpoint { .. }))
+    }
+
     /// What the ops are about: ops about the same stay in order.
     fn subjects(&self) -> impl Iterator<Item = Option<Key>> {
         self.ops.iter().map(|op| subject(op).cloned())
@@ -77,7 +95,7 @@ pub(crate) fn batches(ops: Vec<Op>) -> impl Iterator<Item = Vec<Op>> {
         let mut bytes = batch[0].bytes();
         while let Some(op) = rest.next_if(|op| {
             bytes += op.bytes();
-            batch.len() < limits::MAX_BATCH_OPS && bytes <= limits::MAX_BATCH_BYTES
+            batch.len() < MOST_OPS && bytes <= MOST_BYTES
         }) {
             batch.push(op);
         }
@@ -195,12 +213,20 @@ struct Batcher {
     pause: Duration,
     /// Why the last round failed; `None` while all is well.
     trouble: Option<StoreError>,
+    /// How many answers were lost.
+    epoch: u64,
 }
 
 /// Runs until the node ends.
 pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) {
-    let mut batcher =
-        Batcher { shared: shared.clone(), requests, waiting: VecDeque::new(), pause: PAUSES.0, trouble: None };
+    let mut batcher = Batcher {
+        shared: shared.clone(),
+        requests,
+        waiting: VecDeque::new(),
+        pause: PAUSES.0,
+        trouble: None,
+        epoch: 0,
+    };
     tokio::select! {
         biased;
         () = shared.end() => {}
@@ -225,6 +251,7 @@ impl Batcher {
 
     /// One try with as much as goes into a batch.
     async fn round(&mut self) {
+        let mut changed = self.shared.changed.subscribe();
         let session = self.shared.with(|member| member.session());
         if self.trouble.is_some() {
             // Whoever has waited for long enough does not wait for its turn as well.
@@ -235,31 +262,54 @@ impl Batcher {
         }
         let batch = self.batch(session);
         if batch.is_empty() {
+            if !self.waiting.is_empty() {
+                // For a session, or for something that needs none. The sender lives as long as `shared`.
+                _ = tokio::time::timeout(PAUSES.1, changed.changed()).await;
+            }
             return;
         }
-        let ops: Vec<Op> = batch.iter().flat_map(|request| request.ops.iter().cloned()).collect();
-        match self.shared.apply("apply", &ops).await {
-            Ok(applied) => self.applied(batch, applied),
+        match self.send(&batch, session).await {
+            Ok(applied) => self.applied(batch, applied, session),
             Err(error) => {
-                self.failed(batch, error).await;
+                self.failed(batch, error, session).await;
                 tokio::time::sleep(self.pause).await;
                 self.pause = (self.pause * 2).min(PAUSES.1);
             }
         }
     }
 
+    /// One call. Says who sends it where a late copy could undo something newer.
+    async fn send(&mut self, batch: &[Request], session: Option<SessionId>) -> Result<Applied, StoreError> {
+        let sender = session.filter(|_| batch.iter().any(Request::ages));
+        let sender = sender.map(|session| Op::Sender { session, epoch: self.epoch });
+        let names = usize::from(sender.is_some());
+        let ops: Vec<Op> =
+            sender.into_iter().chain(batch.iter().flat_map(|request| request.ops.iter().cloned())).collect();
+        let applied = self.shared.apply("apply", &ops).await;
+        let mut applied = applied.inspect_err(|error| self.epoch += u64::from(!error.has_no_effect()))?;
+        applied.outcomes.drain(..names);
+        Ok(applied)
+    }
+
     /// The first that are waiting, as many as go into one batch.
     fn batch(&mut self, session: Option<SessionId>) -> Vec<Request> {
         let (mut batch, mut ops, mut bytes) = (Vec::new(), 0, 0);
+        let mut early = Vec::new();
         while let Some(request) = self.waiting.pop_front() {
             ops += request.ops.len();
             bytes += request.bytes();
-            if !batch.is_empty() && (ops > limits::MAX_BATCH_OPS || bytes > limits::MAX_BATCH_BYTES) {
+            if !batch.is_empty() && (ops > MOST_OPS || bytes > MOST_BYTES) {
                 self.waiting.push_front(request);
                 break;
             }
-            batch.extend(self.still_wanted(request, session));
+            if session.is_none() && request.ages() {
+                // Nobody would know a late copy of it.
+                early.extend(self.still_wanted(Request { failed: true, ..request }, session));
+            } else {
+                batch.extend(self.still_wanted(request, session));
+            }
         }
+        early.into_iter().rev().for_each(|request| self.waiting.push_front(request));
         batch
     }
 
@@ -269,27 +319,39 @@ impl Batcher {
         if request.session.is_some() && request.session != session {
             request.settle(&self.shared, Err(Error::NoSession));
         } else if let Some((limit, _)) = late {
-            let error = self.trouble.clone().unwrap_or(StoreError::Timeout { limit });
-            request.settle(&self.shared, Err(error.into()));
+            let error = match &self.trouble {
+                Some(error) => error.clone().into(),
+                None if session.is_none() && !request.again => Error::NoSession,
+                None => StoreError::Timeout { limit }.into(),
+            };
+            request.settle(&self.shared, Err(error));
         } else {
             return Some(request);
         }
         None
     }
 
-    fn applied(&mut self, batch: Vec<Request>, applied: Applied) {
+    fn applied(&mut self, batch: Vec<Request>, applied: Applied, session: Option<SessionId>) {
         self.pause = PAUSES.0;
         self.trouble = None;
         self.shared.applied.fetch_max(applied.revision.0, Ordering::Relaxed);
-        let mut outcomes = applied.outcomes.into_iter();
+        let (mut outcomes, mut unsent) = (applied.outcomes.into_iter(), Vec::new());
         for request in batch {
-            let mine = outcomes.by_ref().take(request.ops.len()).collect();
-            request.settle(&self.shared, Ok(mine));
+            let mine: Vec<Outcome> = outcomes.by_ref().take(request.ops.len()).collect();
+            match (mine.first(), session) {
+                // The sender was refused, and so this: it does not depend on the session, but was sent in its name.
+                (Some(Outcome::Refused(Refusal::SessionEnded)), Some(session)) if request.session.is_none() => {
+                    self.shared.session_ended(session, Loss::Ended("an op"));
+                    unsent.push(request);
+                }
+                _ => request.settle(&self.shared, Ok(mine)),
+            }
         }
+        unsent.into_iter().rev().for_each(|request| self.waiting.push_front(request));
     }
 
     /// Puts back what is to be tried again.
-    async fn failed(&mut self, batch: Vec<Request>, error: StoreError) {
+    async fn failed(&mut self, batch: Vec<Request>, error: StoreError, session: Option<SessionId>) {
         if !error.is_transient() && self.trouble.as_ref().is_none_or(StoreError::is_transient) {
             let node = &self.shared.config.node;
             tracing::warn!(target: target::STORE, %node, %error, "the store does not take ops; they are tried again");
@@ -303,7 +365,7 @@ impl Batcher {
             self.set_apart(VecDeque::new(), apart);
         } else {
             let batch = batch.collect();
-            self.one_by_one(batch).await;
+            self.one_by_one(batch, session).await;
         }
         self.trouble = Some(error);
         self.forget_what_was_replaced();
@@ -327,7 +389,7 @@ impl Batcher {
 
     /// What the store does not take may be a single op, or one kind of ops, which must not hold up all others: each request is
     /// tried alone.
-    async fn one_by_one(&mut self, batch: Vec<Request>) {
+    async fn one_by_one(&mut self, batch: Vec<Request>, session: Option<SessionId>) {
         let (mut untried, mut apart) = (VecDeque::new(), Apart::default());
         let mut refusals: HashMap<_, usize> = HashMap::new();
         let mut broken_off = false;
@@ -340,10 +402,10 @@ impl Batcher {
             } else if refusals.get(&kind).is_some_and(|refusals| *refusals >= MOST_REFUSALS) {
                 apart.put_off(request);
             } else {
-                match self.shared.apply("apply", &request.ops).await {
+                match self.send(std::slice::from_ref(&request), session).await {
                     Ok(applied) => {
                         refusals.remove(&kind);
-                        self.applied(vec![request], applied);
+                        self.applied(vec![request], applied, session);
                     }
                     Err(error) => {
                         broken_off = error.is_transient();

@@ -1,7 +1,9 @@
 //! Answers that say little: what was asked for is tried until it is known what became of it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use divider_core::{
-    Error, Op,
+    Error, Op, State,
     conformance::{Call, Fault},
     limits,
 };
@@ -247,4 +249,66 @@ async fn an_op_of_the_leader_that_the_store_never_takes_holds_nobody_else_up() {
     program.node.start().await.unwrap();
     program.node.add_work(work(["a", "bad", "c", "d"])).await.unwrap();
     until("the others to run", async || program.running() == 3).await;
+}
+
+/// A call whose answer was lost may reach the store at any time later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_copy_of_what_was_said_before_undoes_nothing() {
+    let store = MemoryStore::new();
+    let (node, faults) = faulty(&store, |_| {});
+    let mut events = node.events();
+    node.start().await.unwrap();
+    let lost = Arc::new(Mutex::new(Vec::new()));
+    let lose_next = || {
+        let (lost, first) = (lost.clone(), AtomicBool::new(true));
+        let keep = move |call: &Call<'_>| {
+            let Call::Apply(ops) = call else { return false };
+            if !first.swap(false, Ordering::SeqCst) {
+                return false;
+            }
+            lost.lock().push(ops.to_vec());
+            true
+        };
+        faults.order(Fault::Refuse, 1, keep)
+    };
+    let arrive = async || {
+        let copies = std::mem::take(&mut *lost.lock());
+        assert!(!copies.is_empty());
+        for ops in copies {
+            store.apply(&ops).await.unwrap();
+        }
+    };
+    let record = async |key: &str| store.records(&[key.parse().unwrap()]).await.unwrap().remove(0);
+    let payload = |payload: &'static [u8]| vec![Work::new("payload").unwrap().payload(payload)];
+
+    lose_next();
+    node.add_work(payload(b"old")).await.unwrap();
+    node.add_work(payload(b"new")).await.unwrap();
+    arrive().await;
+    assert_eq!(&record("payload").await.unwrap().payload[..], b"new");
+    start(&mut events).await;
+
+    node.add_work(work(["checkpoint"])).await.unwrap();
+    let begun = start(&mut events).await;
+    lose_next();
+    node.checkpoint(&begun.key, begun.token, b"old".to_vec().into()).await.unwrap();
+    node.checkpoint(&begun.key, begun.token, b"new".to_vec().into()).await.unwrap();
+    arrive().await;
+    assert_eq!(&record("checkpoint").await.unwrap().checkpoint[..], b"new");
+
+    lose_next();
+    node.add_work(work(["complete"])).await.unwrap();
+    let begun = start(&mut events).await;
+    node.complete(&begun.key, begun.token).await.unwrap();
+    arrive().await;
+    assert_eq!(record("complete").await, None, "what is complete is not begun again");
+
+    node.add_work(work(["removed"])).await.unwrap();
+    let begun = start(&mut events).await;
+    lose_next();
+    node.remove_work(vec![begun.key]).await.unwrap();
+    node.add_work(work(["removed"])).await.unwrap();
+    arrive().await;
+    let state = record("removed").await.unwrap().view.state;
+    assert!(!matches!(state, State::Stopping { reason: StopReason::Removed, .. }), "{state:?}");
 }

@@ -45,6 +45,7 @@ fn outcome(code: i16, value: Option<i64>) -> Option<Outcome> {
         21 => Refusal::AffinityOutOfRange(value?),
         22 => Refusal::Late,
         23 => Refusal::TooOld { needs: u16::try_from(value?).ok()? },
+        24 => Refusal::Superseded,
         _ => return None,
     }))
 }

@@ -402,18 +402,10 @@ impl Step {
 fn one(ledger: &mut Ledger, step: &Step, floor: Token, begun: u64, same_reign: bool) -> (Done, divider_core::Effects) {
     match step {
         Step::Apply { ops, .. } => {
-            let stale = |op: &Op| !same_reign && matches!(op, Op::Expire { .. });
-            let effects = if ops.iter().any(stale) {
-                let fresh: Vec<Op> = ops.iter().filter(|op| !stale(op)).cloned().collect();
-                let mut effects = ledger.apply(&fresh, floor);
-                let mut outcomes = std::mem::take(&mut effects.outcomes).into_iter();
-                let refused = Outcome::Refused(Refusal::StillBeating);
-                effects.outcomes =
-                    ops.iter().filter_map(|op| if stale(op) { Some(refused) } else { outcomes.next() }).collect();
-                effects
-            } else {
-                ledger.apply(ops, floor)
-            };
+            let effects = ledger.apply_checked(ops, floor, |op| match op {
+                Op::Expire { .. } if !same_reign => Err(Refusal::StillBeating),
+                _ => Ok(()),
+            });
             let Revision(revision) = ledger.revision();
             (Done::Applied(Applied { outcomes: effects.outcomes.clone(), revision: Revision(revision) }), effects)
         }

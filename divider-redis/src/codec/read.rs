@@ -313,6 +313,7 @@ fn outcome(op: &Op, code: u64, value: u64) -> Read<Outcome> {
         }),
         22 => Refusal::Late,
         23 => Refusal::TooOld { needs: value.try_into().map_err(|_| corrupt("a format"))? },
+        24 => Refusal::Superseded,
         _ => return Err(corrupt("an outcome")),
     }))
 }

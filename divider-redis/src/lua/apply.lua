@@ -5,9 +5,10 @@ local ops = cmsgpack.unpack(ARGV[3])
 -- What is answered for an op: a code, and for some codes a number.
 local DONE, UNCHANGED, IS_AFFINITY, IS_GRANTED = 0, 1, 2, 3
 local UNKNOWN_KEY, STALE_TOKEN, SESSION_ENDED, NOT_TAKING, NO_ROOM, NOT_FREE, NOT_QUARANTINED, NOT_STOPPING, OLD_TERM,
-  STILL_BEATING, HOLDING, OUT_OF_RANGE, LATE, TOO_OLD = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23
+  STILL_BEATING, HOLDING, OUT_OF_RANGE, LATE, TOO_OLD, SUPERSEDED = 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24
 -- What a declaration does where the key is there already.
 local AGAIN, ONCE, REFRESH = 0, 1, 3
+local SENDER = 26
 local MAX_AFFINITY, MAX_COUNT = 2147483647, 4294967295
 -- What a key of a living session, or one without, is in the answer of `standing`.
 local FREE, OWNED, ASIDE = 0, 1, 2
@@ -409,7 +410,7 @@ local apply = {
       format = op[8]
       group_changed()
     end
-    s = { op[3], op[4], op[5], op[6], 0, 0, op[8], token, -1, NOBODY, 0, 0, 0, 0, 0 }
+    s = { op[3], op[4], op[5], op[6], 0, 0, op[8], token, -1, NOBODY, 0, 0, 0, 0, 0, 0 }
     sessions[id] = s
     -- Who is in the beats lives: a renewal looks nowhere else.
     dirty_beats[id] = 0
@@ -724,11 +725,32 @@ local apply = {
     group_changed()
     return DONE
   end,
+  -- Sender
+  [SENDER] = function(op)
+    local id, epoch = op[2], op[3]
+    local s = alive(id)
+    if not s then
+      return SESSION_ENDED
+    elseif epoch < s[EPOCH] then
+      return SUPERSEDED
+    elseif epoch > s[EPOCH] then
+      s[EPOCH] = epoch
+      dirty_sessions[id] = true
+    end
+    return UNCHANGED
+  end,
 }
 
-local answer = {}
+local answer, barred = {}, nil
 for i, op in ipairs(ops) do
-  local outcome, value = apply[op[1]](op)
+  local outcome, value = barred, 0
+  if not barred then
+    outcome, value = apply[op[1]](op)
+    -- All that a late copy says is late.
+    if op[1] == SENDER and outcome ~= UNCHANGED then
+      barred = outcome
+    end
+  end
   answer[2 * i - 1], answer[2 * i] = outcome, value or 0
 end
 commit()

@@ -582,6 +582,7 @@ impl<'a> Run<'a> {
             Act::AlterAffinity { session, again, delta } => {
                 Op::AlterAffinity { session: self.who(session), number: self.number(again), delta }
             }
+            Act::Sender { session, epoch } => Op::Sender { session: self.who(session), epoch: epoch.into() },
             Act::Drain(session) => Op::Drain { session: self.who(session) },
             Act::End(session) => Op::End { session: self.who(session) },
             Act::Confirm { grant, started } => {

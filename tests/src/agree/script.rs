@@ -188,6 +188,10 @@ pub enum Act {
         again: bool,
         delta: i64,
     },
+    Sender {
+        session: Who,
+        epoch: u8,
+    },
     Drain(Who),
     End(Who),
     Confirm {
@@ -409,6 +413,7 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|(session, again, affinity)| Act::SetAffinity { session, again, affinity }),
         12 => (who(), any::<bool>(), delta)
             .prop_map(|(session, again, delta)| Act::AlterAffinity { session, again, delta }),
+        12 => (who(), 0_u8..4).prop_map(|(session, epoch)| Act::Sender { session, epoch }),
         2 => who().prop_map(Act::Drain),
         3 => who().prop_map(Act::End),
         18 => (grant(), started).prop_map(|(grant, started)| Act::Confirm { grant, started }),
