@@ -225,8 +225,8 @@ impl<'a> Run<'a> {
             Op::Expire { session, beat, .. } => *beat != beats.get(session).copied().unwrap_or_default(),
             _ => false,
         };
-        let mut reach: Vec<Op> = ops.iter().filter(|op| !moved(op)).cloned().collect();
-        for op in &mut reach {
+        let mut told = ops.to_vec();
+        for op in &mut told {
             if let Op::Join { seen, .. } = op {
                 // In the ledger's own numbers; before its time, nobody had seen anything.
                 seen.0 = seen.0.saturating_sub(self.ahead);
@@ -236,14 +236,13 @@ impl<'a> Run<'a> {
             Outcome::Granted(token) => Some(Token(token.0 - 1)),
             _ => None,
         });
-        let effects = self.ledger.apply(&reach, first.unwrap_or_default());
-        let mut expected = effects.outcomes.iter();
-        for (op, outcome) in ops.iter().zip(&outcomes) {
-            if moved(op) {
+        let check = |op: &Op| if moved(op) { Err(Refusal::StillBeating) } else { Ok(()) };
+        let effects = self.ledger.apply_checked(&told, first.unwrap_or_default(), check);
+        for ((op, outcome), expected) in ops.iter().zip(&outcomes).zip(&effects.outcomes) {
+            if *expected == Outcome::Refused(Refusal::StillBeating) {
                 let late = [Refusal::StillBeating, Refusal::SessionEnded, Refusal::OldTerm].map(Outcome::Refused);
                 ensure!(late.contains(outcome), "outcome of {op:?} in {ops:#?}: {outcome:?}");
             } else {
-                let expected = expected.next().expect("an outcome for each op");
                 same("an outcome", outcome, expected).map_err(|problem| format!("{problem}\nof {op:?} in {ops:#?}"))?;
             }
             let kind = match outcome {
