@@ -72,7 +72,7 @@ pub struct NodeConfig {
 ///
 /// Whatever ran beside a key that kills its process died with it, so that a count alone would set its neighbours aside, too.
 /// A key is therefore *suspect* after some deaths in a row, and then tried apart from other suspects; only deaths with
-/// nothing else suspect aboard count further. `ALGORITHM.md` says what is evidence and what is not.
+/// nothing else suspect aboard count further. `docs/ALGORITHM.md` says what is evidence and what is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantine {

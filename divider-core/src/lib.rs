@@ -20,7 +20,7 @@
 //!
 //! # Where to read on
 //! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting, [`limits`] every limit, [`Store`] what a backend
-//! promises. The repository's `ALGORITHM.md` has the argument why no two nodes act on a key at once, and what that assumes.
+//! promises. The repository's `docs/ALGORITHM.md` argues why no two nodes act on a key at once, and what that assumes.
 
 mod caught;
 pub mod clock;

@@ -8,7 +8,7 @@ local META, VIEWS, PAYLOADS, CHECKPOINTS, SESSIONS, BEATS, HELD, LOG, QUARANTINE
 --
 -- The answer is `written` where nothing was forgotten since. A replication id also changes where nothing can have been:
 -- when the first replica is attached, a backup is taken, or the last replica has been gone for long. A promotion leaves
--- the id before it as the second one; those three leave none. ALGORITHM.md has the argument.
+-- the id before it as the second one; those three leave none. docs/ALGORITHM.md has the argument.
 local function current_lineage(written)
   local info = redis.call('INFO', 'server', 'replication')
   local function id(name)

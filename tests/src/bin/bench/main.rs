@@ -1,6 +1,6 @@
 //! What Divider's cases cost from end to end: real processes on private servers, measured and put into one table.
 //!
-//! `./bench` builds what is needed, runs the pure parts' benches first and then this; see BENCHMARKS.md.
+//! `./bench` builds what is needed, runs the pure parts' benches first and then this; see docs/BENCHMARKS.md.
 
 // Figures are for people, and a helper that fails ends the run.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]

@@ -90,7 +90,7 @@ impl Report {
         }
     }
 
-    /// For people, and for BENCHMARKS.md.
+    /// For people, and for docs/BENCHMARKS.md.
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
         for (what, is) in &self.machine {
