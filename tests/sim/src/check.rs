@@ -191,13 +191,13 @@ impl World {
         }
     }
 
-    /// Where no process has died, no death is held against a key. One may stay counted that was none where a node that came back
-    /// could not find out what it had been given: the feed does not reach back as far.
+    /// Where no process has died, no death is held against a key. A few may stay counted where a node that came back could not
+    /// find out what it had been given.
     pub(crate) fn count_blames(&self) {
         if !EVIDENCE || self.state.lock().gone > 0 {
             return;
         }
-        let most = if self.net.server.lock().reach > 0 { 2 } else { 0 };
+        let most = if self.net.server.lock().tells_all() { 0 } else { 2 };
         let page = self.net.server.lock().ledger().scan(None);
         let keys = page.map(|page| page.keys).unwrap_or_default();
         if let Some(view) = keys.iter().find(|view| view.deaths.count > most) {
