@@ -194,7 +194,9 @@ impl World {
     /// Where no process has died, no death is held against a key. A few may stay counted where a node that came back could not
     /// find out what it had been given.
     pub(crate) fn count_blames(&self) {
-        if !EVIDENCE || self.state.lock().gone > 0 {
+        // One that is over has died as well, and speaks for nothing.
+        let over = self.processes().iter().any(|process| process.program.is_over());
+        if !EVIDENCE || over || self.state.lock().gone > 0 {
             return;
         }
         let most = if self.net.server.lock().tells_all() { 0 } else { 2 };
