@@ -8,6 +8,7 @@
 //! - the *batcher* carries ops to the store and settles their outcomes;
 //! - the program's calls and streams look into the member under a short lock, and never wait for one another.
 
+mod absolve;
 mod batcher;
 mod beat;
 mod drain;
@@ -265,7 +266,7 @@ impl Node {
             beat::spawn(shared).map_err(StoreError::unavailable)?;
             starting.beats = true;
         }
-        let opening = starting.opening.get_or_insert_with(|| Opening::new(shared, None));
+        let opening = starting.opening.get_or_insert_with(|| Opening::new(shared, Vec::new()));
         let (session, hints) = opening.join(shared).await?;
         // From here on nothing is awaited and nothing can fail, so a started node is started whole.
         if shared.has_ended() {

@@ -102,11 +102,15 @@ async fn look(shared: &Shared, session: SessionId, claim: Claim) -> Result<Stand
     })?;
     shared.marks.lock().note(shared.clock.now(), standing.token);
     // What the poll before this one knew of must have come by now, or it is lost.
-    let expected = shared.expected.swap(standing.seq, Ordering::Relaxed);
-    if shared.with(|member| member.session() == Some(session) && member.seq() < expected) {
-        shared.resync.notify_one();
-    } else {
-        shared.ears.lock().knows_all(asked);
+    let (expected, at) = std::mem::replace(&mut *shared.polled.lock(), (standing.seq, standing.revision));
+    match shared.with(|member| (member.session() == Some(session)).then(|| member.seq())) {
+        Some(seq) if seq < expected => shared.resync.notify_one(),
+        heard => {
+            if heard.is_some() {
+                shared.heard.fetch_max(at.0, Ordering::Relaxed);
+            }
+            shared.ears.lock().knows_all(asked);
+        }
     }
     Ok(standing)
 }

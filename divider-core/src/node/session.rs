@@ -1,6 +1,7 @@
 //! The life of a node's sessions: listen, join, and after a loss join again.
 
 use std::{
+    collections::BTreeSet,
     future::pending,
     pin::pin,
     sync::{Arc, atomic::Ordering},
@@ -12,18 +13,20 @@ use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
 
 use super::{
-    batcher::batches,
+    absolve::Absolution,
     lead,
     observe::target,
     settle::Then,
     shared::{Loss, Shared},
 };
-use crate::{Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic};
+use crate::{Applied, Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic};
 
 /// Between two tries of a program that is too old for its group.
 const TOO_OLD: Duration = Duration::from_secs(10);
 /// Pauses between tries to subscribe: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How many sessions of before are named. Each but the last two took a try to join that lasted a lease.
+const FORMER: usize = 64;
 /// The first pause after a subscription has ended.
 const RENEW: Duration = Duration::from_millis(5);
 
@@ -36,9 +39,8 @@ pub(crate) struct Opening {
     sent: Option<Instant>,
     /// What all tries ask for, since any of them may be the one that counts.
     affinity: u32,
-    /// The session before, whose keys this node acts on no more. Others than the `lost` one may have been opened since.
-    old: Option<SessionId>,
-    lost: Option<SessionId>,
+    /// Sessions whose keys this node acts on no more: the one that it lost, and those that a try since then may have opened.
+    former: Vec<SessionId>,
     /// The newest revision that this node has been told.
     seen: Revision,
     /// An earlier try may have opened the session.
@@ -46,19 +48,20 @@ pub(crate) struct Opening {
 }
 
 impl Opening {
-    pub(crate) fn new(shared: &Shared, old: Option<SessionId>) -> Self {
+    pub(crate) fn new(shared: &Shared, former: Vec<SessionId>) -> Self {
         let seen = Revision(shared.applied.load(Ordering::Relaxed));
         let affinity = shared.with(|member| member.affinity());
-        Self {
-            session: shared.machine.session(),
-            hints: None,
-            sent: None,
-            affinity,
-            old,
-            lost: old,
-            seen,
-            doubtful: false,
+        Self { session: shared.machine.session(), hints: None, sent: None, affinity, former, seen, doubtful: false }
+    }
+
+    /// Another one instead of this, which may have come about, and is over.
+    fn instead(&mut self, shared: &Shared) -> Self {
+        let mut former = std::mem::take(&mut self.former);
+        former.push(self.session);
+        if former.len() > FORMER {
+            former.remove(1);
         }
+        Self::new(shared, former)
     }
 
     /// The session, which may have begun.
@@ -67,12 +70,12 @@ impl Opening {
     }
 
     /// One try.
-    pub(crate) async fn join(&mut self, shared: &Shared) -> Result<(SessionId, HintStream), StoreError> {
+    pub(crate) async fn join(&mut self, shared: &Arc<Shared>) -> Result<(SessionId, HintStream), StoreError> {
         let config = &shared.config;
         loop {
             if self.sent.is_some_and(|sent| shared.deadline(sent) <= shared.clock.now()) {
                 // An earlier try may have opened it, but it would be dead by now.
-                *self = Self { lost: self.lost, ..Self::new(shared, Some(self.session)) };
+                *self = self.instead(shared);
             }
             if self.hints.is_none() {
                 let topic = Topic::Session(self.session);
@@ -88,11 +91,9 @@ impl Opening {
                 seen: self.seen,
                 reads: config.reads,
             };
-            // The ends come second: the join is refused where any session has ended since `seen`. The one that was lost is
-            // named each time: an earlier try may have come to nothing, and a leader that hears nothing takes it for a death.
-            let former: Vec<SessionId> =
-                self.lost.into_iter().chain(self.old.filter(|_| self.old != self.lost)).collect();
-            let ends = former.into_iter().map(|session| Op::End { session });
+            // The ends come second: the join is refused where any session has ended since `seen`. All are named each time: an
+            // earlier try may have come to nothing, and a leader that hears nothing takes it for a death.
+            let ends = self.former.iter().map(|session| Op::End { session: *session });
             let ops: Vec<Op> = [join].into_iter().chain(ends).collect();
             let applied =
                 shared.apply("join", &ops).await.inspect_err(|error| self.doubtful |= !error.has_no_effect())?;
@@ -102,38 +103,45 @@ impl Opening {
                     let Some(hints) = self.hints.take() else { continue };
                     shared.joined(self.session, shared.deadline(sent), self.affinity);
                     tracing::info!(target: target::SESSION, node = %config.node, session = %self.session, "joined");
-                    let ended = self.lost.is_some() && applied.outcomes.get(1) == Some(&Outcome::Done);
-                    if !ended {
-                        absolve(shared);
-                    }
+                    self.absolve(shared, &applied);
                     return Ok((self.session, hints));
                 }
                 // An earlier try may have opened it, and it has ended since: what was told to it may still be on the way, and
                 // no session lives twice.
                 Some(Outcome::Refused(Refusal::Late)) if self.doubtful => {
-                    *self = Self { lost: self.lost, seen: applied.revision, ..Self::new(shared, Some(self.session)) };
+                    *self = Self { seen: applied.revision, ..self.instead(shared) };
                 }
                 // What a node that comes new to a group always hears if anybody was ever there before.
-                Some(Outcome::Refused(Refusal::Late)) => self.seen = applied.revision,
+                Some(Outcome::Refused(Refusal::Late)) => {
+                    self.seen = applied.revision;
+                    if self.former.is_empty() {
+                        shared.heard.store(applied.revision.0, Ordering::Relaxed);
+                    }
+                }
                 Some(Outcome::Refused(Refusal::TooOld { needs })) => {
                     return Err(StoreError::TooOld { needs: *needs, reads: config.reads });
                 }
                 _ => {
-                    *self = Self { lost: self.lost, ..Self::new(shared, self.old) };
+                    *self = self.instead(shared);
                     return Err(StoreError::SessionEnded);
                 }
             }
         }
     }
-}
 
-/// The session before was ended by somebody who took this node for dead. It had lived, so nothing is to be held against what
-/// it ran. Best effort: a key is set aside only after several such deaths.
-fn absolve(shared: &Shared) {
-    let ops = shared.with(|member| member.take_forfeited()).into_iter();
-    for ops in batches(ops.map(|(key, token)| Op::Absolve { key, token }).collect()) {
-        // The batcher is gone only when the node has ended.
-        let _ = shared.hand_in(ops, None, Then::Nothing);
+    /// The session has begun. Those before may have been ended by somebody who took this node for dead.
+    fn absolve(&self, shared: &Arc<Shared>, joined: &Applied) {
+        // An earlier try may have opened it, and it may have been given something since.
+        let begun = if joined.outcomes[0] == Outcome::Done { joined.revision } else { self.seen };
+        let since = Revision(shared.heard.swap(begun.0, Ordering::Relaxed));
+        let known = shared.with(|member| member.take_forfeited());
+        // What ended by its own node's word is not held against anybody.
+        let expired = self.former.iter().zip(&joined.outcomes[1..]).filter(|(_, outcome)| **outcome != Outcome::Done);
+        let former: BTreeSet<SessionId> = expired.map(|(session, _)| *session).collect();
+        if !former.is_empty() {
+            let absolution = Absolution { former, known, since, until: joined.revision };
+            shared.spawn("the absolution of what it lost", absolution.run(shared.clone()));
+        }
     }
 }
 
@@ -204,13 +212,13 @@ async fn until_deaf(shared: &Shared) {
 }
 
 /// Opens the next session, once the program has read of the loss of the last one: before, it could not start anything.
-async fn join_again(shared: &Shared, lost: SessionId, until: Instant) -> (SessionId, HintStream) {
+async fn join_again(shared: &Arc<Shared>, lost: SessionId, until: Instant) -> (SessionId, HintStream) {
     let mut opening = None;
     let mut pause = Duration::from_millis(10);
     loop {
         // A flush may also begin between two tries; it is final.
         wound_up(shared, until).await;
-        match opening.get_or_insert_with(|| Opening::new(shared, Some(lost))).join(shared).await {
+        match opening.get_or_insert_with(|| Opening::new(shared, vec![lost])).join(shared).await {
             Ok((session, hints)) => {
                 if shared.with(|member| member.draining()) {
                     // The flush began while the join was on its way, so it had no session to speak for. The answer is

@@ -62,8 +62,10 @@ pub(crate) struct Shared {
     /// Revision of the last batch that this node's own ops have come to.
     pub(crate) applied: AtomicU64,
     pub(crate) marks: Mutex<Marks>,
-    /// Number of the last message that the store had sent at the last poll.
-    pub(crate) expected: AtomicU64,
+    /// The last poll: the number of the last message that the store had sent by then, and the group's revision.
+    pub(crate) polled: Mutex<(u64, Revision)>,
+    /// Whatever was granted to this node up to this revision has reached it.
+    pub(crate) heard: AtomicU64,
     /// Whether the node hears what it is told.
     pub(crate) ears: Mutex<Ears>,
     started: AtomicBool,
@@ -144,7 +146,8 @@ impl Shared {
             rested: watch::Sender::new(None),
             applied: AtomicU64::new(0),
             marks: Mutex::new(Marks::new(back)),
-            expected: AtomicU64::new(0),
+            polled: Mutex::default(),
+            heard: AtomicU64::new(0),
             ears: Mutex::new(Ears::default()),
             started: AtomicBool::new(false),
             altered: AtomicU64::new(0),
@@ -274,7 +277,7 @@ impl Shared {
         state.loss = None;
         // While nobody can see the new session: a change that was numbered before would put all that follow out of order.
         self.altered.store(0, Ordering::SeqCst);
-        self.expected.store(0, Ordering::Relaxed);
+        *self.polled.lock() = (0, Revision(0));
         let wanted = state.member.affinity();
         if wanted != affinity {
             // It was changed while the join was on its way.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is the report")]
 
+mod absolution;
 mod affinity;
 mod answers;
 mod ears;

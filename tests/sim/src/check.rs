@@ -191,15 +191,18 @@ impl World {
         }
     }
 
-    /// Where no process has died, no key is suspect. A death may stay counted that was none: where the next owner was taken
-    /// for dead as well before the first one came back.
+    /// Where no process has died, no death is held against a key. A few may stay counted where a node that came back could not
+    /// find out what it had been given.
     pub(crate) fn count_blames(&self) {
-        if !EVIDENCE || self.state.lock().gone > 0 {
+        // One that is over has died as well, and speaks for nothing.
+        let over = self.processes().iter().any(|process| process.program.is_over());
+        if !EVIDENCE || over || self.state.lock().gone > 0 {
             return;
         }
+        let most = if self.net.server.lock().tells_all() { 0 } else { 2 };
         let page = self.net.server.lock().ledger().scan(None);
         let keys = page.map(|page| page.keys).unwrap_or_default();
-        if let Some(view) = keys.iter().find(|view| view.deaths.count > 2) {
+        if let Some(view) = keys.iter().find(|view| view.deaths.count > most) {
             let (key, count) = (&view.key, view.deaths.count);
             self.trace.broken(format!("no process has died, and {count} deaths are held against {key}"));
         }
@@ -241,10 +244,16 @@ impl World {
         }
     }
 
-    /// A session has ended by its own node's word, before its lease was over: nobody may act in its name any more.
+    /// A session has ended by its own node's word, before its lease was over: nobody may act any more on what it had. What had
+    /// left its name before is not freed by that; a program may still be winding it up where it was the last to hear of it.
     pub(crate) fn ended_by_word(&self, session: SessionId) {
+        let had = |key: &Key, token| {
+            let record = self.net.server.lock().ledger().record(key);
+            record.and_then(|record| record.view.state.owner()) == Some((session, token))
+        };
         let acts = self.common.acts.lock();
-        if let Some(((pid, key, token), _)) = acts.iter().find(|(_, of)| **of == session) {
+        let acting = acts.iter().find(|((_, key, token), of)| **of == session && had(key, *token));
+        if let Some(((pid, key, token), _)) = acting {
             self.trace.broken(format!(
                 "process {pid} has said that its session is over while {key}, {token} was still being wound up there"
             ));

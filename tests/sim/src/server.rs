@@ -57,6 +57,10 @@ pub struct Server {
     leases: BTreeMap<SessionId, (u64, u64)>,
     /// Sessions that their own node's word has ended before their lease was over.
     pub ended: Vec<SessionId>,
+    /// Sessions that their own nodes have called over, and that were not there, or no more.
+    over: BTreeSet<SessionId>,
+    /// One of them has begun all the same, by a copy of its join that was late: nobody is behind it.
+    haunted: bool,
     /// How many keys a page of a scan has; all that the ledger gives if it is 0.
     pub page: usize,
     /// How many batches the feed reaches back; all that the ledger keeps if it is 0.
@@ -226,8 +230,12 @@ impl Server {
         for (op, outcome) in ops.iter().zip(&outcomes) {
             self.grants += u64::from(matches!(outcome, Outcome::Granted(_)));
             match (op, outcome) {
-                (Op::Join { session, .. }, Outcome::Done) => _ = self.heard.insert(*session, self.now),
+                (Op::Join { session, .. }, Outcome::Done) => {
+                    self.heard.insert(*session, self.now);
+                    self.haunted |= self.over.contains(session);
+                }
                 (Op::End { session }, Outcome::Done) => self.ends(*session),
+                (Op::End { session }, Outcome::Refused(_)) => _ = self.over.insert(*session),
                 (Op::Add(work), outcome) if !matches!(outcome, Outcome::Refused(_)) => {
                     self.ordered(&work.key, &work.payload)
                 }
@@ -393,6 +401,11 @@ impl Server {
         }
         let batches = self.ledger.changes(since)?;
         Some(batches.into_iter().map(|batch| self.lifted(batch)).collect())
+    }
+
+    /// Whether a node that comes back can find out all that its sessions were given.
+    pub fn tells_all(&self) -> bool {
+        self.reach == 0 && self.lift == 0 && !self.haunted
     }
 
     /// See [`divider_core::Store::scan`].
