@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use divider_core::{
     Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, InvalidInput, Key, NodeId, Op, Page,
-    Record, Revision, SessionId, Standing, Stats, Store, StoreError, Term, Topic, limits,
+    PollReply, Record, Revision, SessionId, Stats, Store, StoreError, Term, Topic, limits,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio_stream::wrappers::ReceiverStream;
@@ -666,9 +666,9 @@ impl Store for RaftStore {
         }
     }
 
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         match self.call(Call::Poll { group: self.group.clone(), session, claim }, Class::Beats, true).await? {
-            Answer::Standing(standing) => Ok(standing),
+            Answer::PollReply(reply) => Ok(reply),
             _ => Err(unexpected()),
         }
     }

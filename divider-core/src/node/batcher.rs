@@ -37,7 +37,7 @@ const MOST_REFUSALS: usize = 8;
 pub(crate) type Reply = oneshot::Sender<Result<Vec<Outcome>, Error>>;
 
 /// Ops that go together, and who waits for them.
-pub(crate) struct Request {
+pub(crate) struct OpRequest {
     ops: Vec<Op>,
     /// The session that the ops speak for; without it they make no sense.
     pub(super) session: Option<SessionId>,
@@ -51,7 +51,7 @@ pub(crate) struct Request {
     pub(super) reply: Option<Reply>,
 }
 
-impl Request {
+impl OpRequest {
     /// Ops that are tried for as long as the session lives.
     pub(crate) fn of(session: SessionId, ops: Vec<Op>, then: Then, reply: Option<Reply>) -> Self {
         Self { ops, session: Some(session), then, limit: None, failed: false, again: false, reply }
@@ -146,7 +146,7 @@ impl Shared {
     ) -> Result<HandedIn, Error> {
         let (reply, answer) = oneshot::channel();
         let limit = limit.map(|limit| (limit, self.clock.now() + limit));
-        let request = Request { ops, session, then, limit, failed: false, again: false, reply: Some(reply) };
+        let request = OpRequest { ops, session, then, limit, failed: false, again: false, reply: Some(reply) };
         self.requests.send(request).map_err(|_| self.over())?;
         Ok(HandedIn(answer))
     }
@@ -182,23 +182,23 @@ impl HandedIn {
 #[derive(Default)]
 struct Apart {
     /// Not tried, because so many of their kind were refused.
-    put_off: Vec<Request>,
+    put_off: Vec<OpRequest>,
     /// Refused, or about the same as something before.
-    kept: Vec<Request>,
+    kept: Vec<OpRequest>,
     about: HashSet<Option<Key>>,
 }
 
 impl Apart {
-    fn concerns(&self, request: &Request) -> bool {
+    fn concerns(&self, request: &OpRequest) -> bool {
         request.subjects().any(|subject| self.about.contains(&subject))
     }
 
-    fn put_off(&mut self, request: Request) {
+    fn put_off(&mut self, request: OpRequest) {
         self.about.extend(request.subjects());
         self.put_off.push(request);
     }
 
-    fn keep(&mut self, request: Request) {
+    fn keep(&mut self, request: OpRequest) {
         self.about.extend(request.subjects());
         self.kept.push(request);
     }
@@ -206,9 +206,9 @@ impl Apart {
 
 struct Batcher {
     shared: Arc<Shared>,
-    requests: mpsc::UnboundedReceiver<Request>,
+    requests: mpsc::UnboundedReceiver<OpRequest>,
     /// What is to go next, in order.
-    waiting: VecDeque<Request>,
+    waiting: VecDeque<OpRequest>,
     /// How long to wait after the next failure.
     pause: Duration,
     /// Why the last round failed; `None` while all is well.
@@ -218,7 +218,7 @@ struct Batcher {
 }
 
 /// Runs until the node ends.
-pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) {
+pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<OpRequest>) {
     let mut batcher = Batcher {
         shared: shared.clone(),
         requests,
@@ -256,7 +256,7 @@ impl Batcher {
         if self.trouble.is_some() {
             // Whoever has waited for long enough does not wait for its turn as well.
             for request in std::mem::take(&mut self.waiting) {
-                let request = self.still_wanted(Request { failed: true, ..request }, session);
+                let request = self.still_wanted(OpRequest { failed: true, ..request }, session);
                 self.waiting.extend(request);
             }
         }
@@ -279,8 +279,8 @@ impl Batcher {
     }
 
     /// One call. Says who sends it where a late copy could undo something newer.
-    async fn send(&mut self, batch: &[Request], session: Option<SessionId>) -> Result<Applied, StoreError> {
-        let sender = session.filter(|_| batch.iter().any(Request::ages));
+    async fn send(&mut self, batch: &[OpRequest], session: Option<SessionId>) -> Result<Applied, StoreError> {
+        let sender = session.filter(|_| batch.iter().any(OpRequest::ages));
         let sender = sender.map(|session| Op::Sender { session, epoch: self.epoch });
         let names = usize::from(sender.is_some());
         let ops: Vec<Op> =
@@ -292,7 +292,7 @@ impl Batcher {
     }
 
     /// The first that are waiting, as many as go into one batch.
-    fn batch(&mut self, session: Option<SessionId>) -> Vec<Request> {
+    fn batch(&mut self, session: Option<SessionId>) -> Vec<OpRequest> {
         let (mut batch, mut ops, mut bytes) = (Vec::new(), 0, 0);
         let mut early = Vec::new();
         while let Some(request) = self.waiting.pop_front() {
@@ -304,7 +304,7 @@ impl Batcher {
             }
             if session.is_none() && request.ages() {
                 // Nobody would know a late copy of it.
-                early.extend(self.still_wanted(Request { failed: true, ..request }, session));
+                early.extend(self.still_wanted(OpRequest { failed: true, ..request }, session));
             } else {
                 batch.extend(self.still_wanted(request, session));
             }
@@ -314,7 +314,7 @@ impl Batcher {
     }
 
     /// Settles what is over or late, and returns the others.
-    fn still_wanted(&self, request: Request, session: Option<SessionId>) -> Option<Request> {
+    fn still_wanted(&self, request: OpRequest, session: Option<SessionId>) -> Option<OpRequest> {
         let late = request.limit.filter(|(_, until)| request.failed && *until <= self.shared.clock.now());
         if request.session.is_some() && request.session != session {
             request.settle(&self.shared, Err(Error::NoSession));
@@ -331,7 +331,7 @@ impl Batcher {
         None
     }
 
-    fn applied(&mut self, batch: Vec<Request>, applied: Applied, session: Option<SessionId>) {
+    fn applied(&mut self, batch: Vec<OpRequest>, applied: Applied, session: Option<SessionId>) {
         self.pause = PAUSES.0;
         self.trouble = None;
         self.shared.applied.fetch_max(applied.revision.0, Ordering::Relaxed);
@@ -351,7 +351,7 @@ impl Batcher {
     }
 
     /// Puts back what is to be tried again.
-    async fn failed(&mut self, batch: Vec<Request>, error: StoreError, session: Option<SessionId>) {
+    async fn failed(&mut self, batch: Vec<OpRequest>, error: StoreError, session: Option<SessionId>) {
         if !error.is_transient() && self.trouble.as_ref().is_none_or(StoreError::is_transient) {
             let node = &self.shared.config.node;
             tracing::warn!(target: target::STORE, %node, %error, "the store does not take ops; they are tried again");
@@ -389,7 +389,7 @@ impl Batcher {
 
     /// What the store does not take may be a single op, or one kind of ops, which must not hold up all others: each request is
     /// tried alone.
-    async fn one_by_one(&mut self, batch: Vec<Request>, session: Option<SessionId>) {
+    async fn one_by_one(&mut self, batch: Vec<OpRequest>, session: Option<SessionId>) {
         let (mut untried, mut apart) = (VecDeque::new(), Apart::default());
         let mut refusals: HashMap<_, usize> = HashMap::new();
         let mut broken_off = false;
@@ -421,7 +421,7 @@ impl Batcher {
     }
 
     /// Puts what the store does not take behind all else but what is about the same.
-    fn set_apart(&mut self, untried: VecDeque<Request>, mut apart: Apart) {
+    fn set_apart(&mut self, untried: VecDeque<OpRequest>, mut apart: Apart) {
         let waiting = std::mem::replace(&mut self.waiting, untried);
         for request in waiting {
             if apart.concerns(&request) { apart.keep(request) } else { self.waiting.push_back(request) }
@@ -431,7 +431,7 @@ impl Batcher {
     }
 
     /// A request alone that has failed: whether it is to be tried again.
-    fn refused(&self, request: Request, error: &StoreError) -> Option<Request> {
+    fn refused(&self, request: OpRequest, error: &StoreError) -> Option<OpRequest> {
         if error.is_transient() || request.limit.is_none() {
             return Some(request);
         }
