@@ -9,7 +9,10 @@ mod group;
 use std::alloc::System;
 
 use cap::Cap;
-use divider_core::{Holdings, Key, Ledger, Token, leader::Leader, limits, member::Member};
+use divider_core::{
+    Holdings, Key, Ledger, Token, limits,
+    sim::{Leader, Member},
+};
 use group::{Group, add, key};
 
 #[global_allocator]

@@ -8,7 +8,7 @@
 mod board;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use divider_core::planner::KeyIx;
+use divider_core::sim::KeyIx;
 
 use board::{Board, even, join, leave, one, replace_two, spread, uneven};
 

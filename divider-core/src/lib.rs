@@ -2,8 +2,8 @@
 //! work each node wants, with a fencing token.
 //!
 //! This crate is all of it but the backends that need a server: the interface that programs use ([`Divider`], implemented by
-//! [`Node`]; [`Worker`] runs a task per key over it), the protocol ([`Ledger`], [`planner`], [`member`], [`leader`], all
-//! pure), the trait that a backend implements ([`Store`]), and the in-memory backend ([`MemoryStore`]).
+//! [`Node`]; [`Worker`] runs a task per key over it), the protocol (pure: the public [`Ledger`] decides who
+//! owns what; member, leader and planner are internal), the trait that a backend implements ([`Store`]), and the in-memory backend ([`MemoryStore`]).
 //!
 //! # In short
 //! ```
@@ -31,17 +31,24 @@ mod divider;
 mod error;
 pub mod format;
 mod ids;
-pub mod leader;
+#[cfg_attr(not(feature = "unstable-sim"), allow(dead_code, unreachable_pub))]
+mod leader;
 mod lease;
 pub mod ledger;
 pub mod limits;
-pub mod member;
+#[cfg_attr(not(feature = "unstable-sim"), allow(dead_code, unreachable_pub))]
+mod member;
+#[cfg_attr(not(feature = "unstable-sim"), allow(unreachable_pub))]
 mod memory;
+#[cfg_attr(not(feature = "unstable-sim"), allow(dead_code, unreachable_pub))]
 mod node;
 mod op;
 mod pace;
-pub mod planner;
+#[cfg_attr(not(feature = "unstable-sim"), allow(dead_code, unreachable_pub))]
+mod planner;
 mod record;
+#[cfg(feature = "unstable-sim")]
+pub mod sim;
 mod source;
 mod store;
 mod worker;
@@ -52,9 +59,7 @@ pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, IntoDiv
 pub use error::{ConfigError, Error, InvalidInput, StoreError};
 pub use ids::{Beat, Group, Key, NodeId, Revision, SessionId, Term, Token};
 pub use ledger::{Effects, Frozen, Ledger};
-pub use memory::{MemoryStore, SessionBeats};
-#[doc(hidden)]
-pub use node::{Environment, Task};
+pub use memory::MemoryStore;
 pub use node::{Node, NodeBuilder};
 pub use op::{
     Applied, Batch, Blame, Change, Finding, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView,

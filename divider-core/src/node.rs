@@ -3,8 +3,8 @@
 //! # Who does what
 //! - the *beat thread* renews the lease and nothing else, on a runtime of its own;
 //! - the *session task* joins, notices a loss, and joins again; beside it run the *listener*, which feeds messages to the
-//!   [`Member`](crate::member::Member), and the *leadership task*, which looks out for leadership and drives the
-//!   [`Leader`](crate::leader::Leader) while it has it;
+//!   `Member`, and the *leadership task*, which looks out for leadership and drives the
+//!   `Leader` while it has it;
 //! - the *batcher* carries ops to the store and settles their outcomes;
 //! - the program's calls and streams look into the member under a short lock, and never wait for one another.
 
@@ -38,7 +38,6 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tracing::Instrument;
 
-#[doc(hidden)]
 pub use environment::{Environment, Task};
 pub(crate) use observe::target;
 
@@ -155,8 +154,9 @@ impl<S: Store> NodeBuilder<S> {
         self
     }
 
-    /// Replaces what the node runs on, for simulations.
-    #[doc(hidden)]
+    /// Replaces what the node runs on, for simulations. **Outside of semantic versioning**, like all of
+    /// [`sim`](crate::sim).
+    #[cfg(feature = "unstable-sim")]
     #[must_use]
     pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
         self.environment = environment;

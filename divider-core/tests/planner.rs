@@ -1,6 +1,9 @@
 //! The planner by its public face: what it promises, case by case.
 
-use divider_core::planner::{Balance, KeyIx, KeyState, MaxInFlight, NodeIx, NodeSpec, Planner};
+use divider_core::{
+    Balance, MaxInFlight,
+    sim::{KeyIx, KeyState, NodeIx, NodeSpec, Planner},
+};
 
 fn node(affinity: u32) -> NodeSpec {
     NodeSpec { affinity, capacity: None, accepting: true }

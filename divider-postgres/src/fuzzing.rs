@@ -1,4 +1,7 @@
-//! What must hold of every decoder, whatever it is given. For `tests/fuzz` alone: no part of the interface.
+//! What must hold of every decoder, whatever it is given. For `tests/fuzz` alone.
+//!
+//! **Outside of semantic versioning**: anything here may change or go with any release. Only with the Cargo feature
+//! `unstable-fuzz`.
 //!
 //! Each function says whether anything could be decoded. What is written is written by the database, so nothing is encoded
 //! again here; but no more may come out than went in.

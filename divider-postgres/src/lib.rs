@@ -13,8 +13,7 @@ mod codec;
 mod config;
 mod connector;
 mod error;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
+#[cfg(feature = "unstable-fuzz")]
 pub mod fuzzing;
 mod hints;
 mod holdings;

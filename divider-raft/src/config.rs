@@ -104,9 +104,11 @@ pub struct RaftConfig {
     /// The newest format that this process says it reads, for tests of an old program beside a new one.
     #[doc(hidden)]
     pub reads: u8,
-    /// What it all stands on. For the simulation of this repository.
-    #[doc(hidden)]
+    /// What it all stands on. For the simulation of this repository; **outside of semantic versioning**.
+    #[cfg(feature = "unstable-sim")]
     pub ground: Arc<dyn Ground>,
+    #[cfg(not(feature = "unstable-sim"))]
+    pub(crate) ground: Arc<dyn Ground>,
 }
 
 /// What a process is to its cluster.

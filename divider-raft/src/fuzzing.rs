@@ -1,4 +1,7 @@
-//! What must hold of every decoder, whatever it is given. For `tests/fuzz` alone: no part of the interface.
+//! What must hold of every decoder, whatever it is given. For `tests/fuzz` alone.
+//!
+//! **Outside of semantic versioning**: anything here may change or go with any release. Only with the Cargo feature
+//! `unstable-fuzz`.
 //!
 //! Each function takes the bytes as they are and as the inside of what a checksum protects, since a fuzzer never guesses a
 //! checksum. It says whether anything could be decoded.

@@ -1,5 +1,8 @@
 //! What a member stands on: its network, its disk, the threads of its own, and where it takes numbers from that nobody
-//! else has. For the simulation of this repository alone: no part of the interface.
+//! else has. For the simulation of this repository alone.
+//!
+//! **Outside of semantic versioning**: anything here may change or go with any release. Only with the Cargo feature
+//! `unstable-sim`.
 //!
 //! Only what is done once for a connection, a commit or a start goes through here; no call to the store does.
 

@@ -25,10 +25,12 @@ mod excess;
 mod fixtures;
 mod format;
 mod founding;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
+#[cfg(feature = "unstable-fuzz")]
 pub mod fuzzing;
-#[doc(hidden)]
+#[cfg(not(feature = "unstable-sim"))]
+#[allow(unreachable_pub)]
+mod ground;
+#[cfg(feature = "unstable-sim")]
 pub mod ground;
 mod house;
 #[cfg(all(test, feature = "tls"))]

@@ -33,12 +33,12 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 pub(crate) use log::{Identity, Log};
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(test, feature = "unstable-fuzz"))]
 pub(crate) use log::{Stored, seal, unseal};
 pub(crate) use network::{RaftAnswer, RaftRequest, Receiving};
 pub use recover::Recovered;
 pub(crate) use recover::recover;
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(any(test, feature = "unstable-fuzz"))]
 pub(crate) use snapshot::decode as decode_snapshot;
 pub(crate) use snapshot::{Content, SnapshotData, Snapshots};
 use state::MachineHandle;

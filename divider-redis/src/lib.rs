@@ -5,8 +5,7 @@ mod codec;
 mod config;
 mod connection;
 mod error;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
+#[cfg(feature = "unstable-fuzz")]
 pub mod fuzzing;
 mod hints;
 mod holdings;

@@ -2,7 +2,10 @@
 
 use std::hint::black_box;
 
-use divider_core::planner::{Balance, KeyIx, MaxInFlight, NodeIx, NodeSpec, Planner};
+use divider_core::{
+    Balance, MaxInFlight,
+    sim::{KeyIx, NodeIx, NodeSpec, Planner},
+};
 
 pub(crate) fn node(affinity: u32) -> NodeSpec {
     NodeSpec { affinity, capacity: None, accepting: true }

@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use divider_core::{
     Applied, Effects, Instant, Key, Ledger, MaxInFlight, NodeConfig, NodeId, Op, Revision, SessionId, Term, Token,
-    Work,
-    leader::{Leader, Now, Proposal, TokenAges},
-    limits,
+    Work, limits,
+    sim::{Leader, Now, Proposal, TokenAges},
 };
 
 const NOW: Now = Now { mono: Instant(1 << 40), unix_ms: 1_000_000 };

@@ -3,7 +3,7 @@ mod evidence;
 use std::collections::HashMap;
 
 use super::*;
-use crate::{Effects, Ledger, MaxInFlight, NodeId, Quarantine, SessionBeats, State, Work};
+use crate::{Effects, Ledger, MaxInFlight, NodeId, Quarantine, State, Work, memory::SessionBeats};
 
 const LEASE_MS: u32 = 1000;
 

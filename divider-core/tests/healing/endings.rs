@@ -6,8 +6,9 @@ use std::{
 };
 
 use divider_core::{
-    Environment, Error, Op, SessionId, Task,
+    Error, Op, SessionId,
     conformance::{Call, Fault},
+    sim::{Environment, Task},
 };
 
 use super::*;

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, hint::black_box, time::Instant};
 
-use divider_core::planner::{Balance, KeyIx, MaxInFlight, NodeIx, NodeSpec, Planner};
+use divider_core::{
+    Balance, MaxInFlight,
+    sim::{KeyIx, NodeIx, NodeSpec, Planner},
+};
 
 use crate::say;
 

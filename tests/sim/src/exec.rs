@@ -17,7 +17,7 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use divider_core::Task;
+use divider_core::sim::Task;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 

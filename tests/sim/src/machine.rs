@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use divider_core::{Clock, Instant, SessionId, Task};
+use divider_core::{Clock, Instant, SessionId, sim::Task};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
@@ -80,7 +80,7 @@ impl Clock for Host {
     }
 }
 
-impl divider_core::Environment for Host {
+impl divider_core::sim::Environment for Host {
     fn session(&self) -> SessionId {
         let mut names = self.names.lock();
         SessionId(Uuid::from_u64_pair(names.roll(), names.roll()))

@@ -8,7 +8,7 @@ use std::{
 
 use divider_core::{
     Applied, Batch, Beat, Claim, Cursor, Effects, Hint, Holdings, Key, LeaderView, Ledger, Op, Outcome, Page,
-    PollReply, Refusal, Revision, SessionBeats, SessionId, Stats, StoreError, Term, Token, Topic,
+    PollReply, Refusal, Revision, SessionId, Stats, StoreError, Term, Token, Topic, sim::SessionBeats,
 };
 
 /// Every new lineage lifts all numbers by this much.

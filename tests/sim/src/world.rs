@@ -6,7 +6,9 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Clock, Divider, Environment, Key, Node, NodeConfig, NodeId, SessionId, Work, conformance::History};
+use divider_core::{
+    Clock, Divider, Key, Node, NodeConfig, NodeId, SessionId, Work, conformance::History, sim::Environment,
+};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
