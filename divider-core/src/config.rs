@@ -147,7 +147,7 @@ impl NodeConfig {
     /// # Errors
     /// The first contradiction, with what would be right.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let fail = |field, problem: String| Err(ConfigError { field, problem });
+        let fail = |field, problem: String| Err(ConfigError::new(field, problem));
         if self.affinity > limits::MAX_AFFINITY {
             return fail("affinity", format!("is {}; the most is {}", self.affinity, limits::MAX_AFFINITY));
         }
@@ -189,7 +189,7 @@ impl NodeConfig {
 fn within(field: &'static str, value: Duration, min: Duration, max: Duration) -> Result<(), ConfigError> {
     if value < min || value > max {
         let problem = format!("is {value:?}; it must be between {min:?} and {max:?}");
-        return Err(ConfigError { field, problem });
+        return Err(ConfigError::new(field, problem));
     }
     Ok(())
 }

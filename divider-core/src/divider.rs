@@ -10,12 +10,15 @@ use std::{
 use async_trait::async_trait;
 use futures_util::Stream;
 
-use crate::{Blob, Error, Holding, Key, Record, SessionId, Stats, StopReason, Token, Work};
+use crate::{Blob, Error, Holding, Key, NodeId, Record, SessionId, Stats, StopReason, Token, Work};
 
 /// One node of a group: reads which keys to start and to stop, and says how much work it wants.
 ///
 /// Object-safe, so that `Arc<dyn Divider>` lets a program choose its backend from its configuration. See
 /// [`Node`](crate::Node) for the implementation, which is the same for every backend.
+///
+/// A program's own tests may implement it, too: whatever it hands out can be made ([`Assignment::new`], [`Stop::new`],
+/// [`Events::new`], ...). Methods that are added later have a default, so that such an implementation goes on to compile.
 ///
 /// # The rules of delivery
 /// 1. For each key the program reads start (token t1), stop (t1), start (t2), ... with rising tokens, never two starts in
@@ -63,6 +66,14 @@ pub trait Divider: Send + Sync + 'static {
     /// # Errors
     /// [`Error::AlreadyRead`] where somebody reads a queue of this node already: nothing has changed.
     fn take_events(&self) -> Result<Events<Event>, Error>;
+
+    /// The name of this node, for people.
+    fn node(&self) -> &NodeId;
+
+    /// Whether this node leads its group at the moment, as far as it knows. Local: no I/O, no waiting.
+    fn is_leader(&self) -> bool {
+        false
+    }
 
     /// The current session; `None` before the start, after the end, and between a loss and the next join. A node with a
     /// session is ready for work, so this is what a readiness probe should ask. Local: no I/O, no waiting.
@@ -138,6 +149,13 @@ pub trait Divider: Send + Sync + 'static {
     /// Whether this node may act on the key now: it was started under this token, the stop is not confirmed, and the
     /// lease has not run out. Local: no I/O, no waiting.
     fn is_current(&self, key: &Key, token: Token) -> bool;
+
+    /// The token under which this node may act on the key now, if it may; see [`is_current`](Self::is_current). Local: no
+    /// I/O, no waiting.
+    fn token(&self, key: &Key) -> Option<Token> {
+        let token = self.assigned().iter().find(|assigned| assigned.key == *key)?.token;
+        self.is_current(key, token).then_some(token)
+    }
 
     /// The node's affinity, as last acknowledged by the store.
     fn affinity(&self) -> u32;
@@ -322,6 +340,14 @@ pub struct Assignment {
     pub checkpoint: Blob,
 }
 
+impl Assignment {
+    /// The first attempt at work of the first generation, with nothing but a name.
+    pub fn new(key: Key, token: Token) -> Self {
+        let (payload, checkpoint) = (Blob::default(), Blob::default());
+        Self { key, token, attempts: 1, generation: 1, failures: 0, weight: 1, priority: 0, payload, checkpoint }
+    }
+}
+
 impl From<Holding> for Assignment {
     fn from(holding: Holding) -> Self {
         let Holding { key, token, attempts, generation, failures, weight, priority, payload, checkpoint, .. } = holding;
@@ -342,7 +368,8 @@ pub struct Stop {
 }
 
 impl Stop {
-    pub(crate) fn new(key: Key, token: Token, reason: StopReason) -> Self {
+    /// That the key is to be stopped.
+    pub fn new(key: Key, token: Token, reason: StopReason) -> Self {
         Self { key, token, reason }
     }
 }
@@ -372,7 +399,8 @@ pub struct Assigned {
 }
 
 impl Assigned {
-    pub(crate) fn new(key: Key, token: Token, started: bool, stopping: Option<StopReason>) -> Self {
+    /// A key that is held.
+    pub fn new(key: Key, token: Token, started: bool, stopping: Option<StopReason>) -> Self {
         Self { key, token, started, stopping }
     }
 }
@@ -390,7 +418,8 @@ pub struct Flushed {
 }
 
 impl Flushed {
-    pub(crate) fn new(unconfirmed: Vec<Assigned>) -> Self {
+    /// One of which only these are left.
+    pub fn new(unconfirmed: Vec<Assigned>) -> Self {
         Self { unconfirmed, ..Self::default() }
     }
 }
@@ -405,6 +434,13 @@ pub struct NotHandedOver {
     pub token: Token,
     /// What went wrong, for people.
     pub why: String,
+}
+
+impl NotHandedOver {
+    /// That the key was left with less than was meant.
+    pub fn new(key: Key, token: Token, why: impl Into<String>) -> Self {
+        Self { key, token, why: why.into() }
+    }
 }
 
 /// A stream of events. Ends after [`Divider::cancel`]. Dropping it loses nothing: unread events wait for the next one.

@@ -63,11 +63,19 @@ pub enum InvalidInput {
 /// A configuration that contradicts itself or a limit. Nothing has been started.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("configuration field `{field}`: {problem}")]
+#[non_exhaustive]
 pub struct ConfigError {
     /// The field to change.
     pub field: &'static str,
     /// What is wrong with it, and what would be right.
     pub problem: String,
+}
+
+impl ConfigError {
+    /// What is wrong with a field.
+    pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
 }
 
 /// A failed call to a store. Unless a variant says otherwise the effect of the call is *unknown*: it may have been
@@ -194,4 +202,15 @@ pub enum Error {
     /// The store failed; what that says of the effect stands at the variant.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody changing anything. Says nothing of the effect of this one.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NoSession => true,
+            Self::Store(error) => error.is_transient(),
+            _ => false,
+        }
+    }
 }

@@ -510,6 +510,11 @@ impl Member {
         self.held.is_current(key, token)
     }
 
+    /// The token under which the program may act on the key, as far as this node knows; the lease is for the caller to check.
+    pub fn token(&self, key: &Key) -> Option<Token> {
+        self.held.get(key).filter(|held| held.is_current()).map(|held| held.holding.token)
+    }
+
     /// A flush begins: no start is read any more, and unread ones go back.
     pub fn drain(&mut self) {
         self.draining = true;

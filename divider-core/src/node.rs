@@ -43,8 +43,8 @@ pub(crate) use observe::target;
 
 use crate::{
     Assigned, Assignment, Blob, Clock, ConfigError, Divider, Error, Event, Events, Flushed, InvalidInput, Key,
-    NodeConfig, Op, Outcome, Record, Release, SessionId, SourceConfig, Stats, Stop, Store, StoreError, SystemClock,
-    Term, Text, Token, Work, limits,
+    NodeConfig, NodeId, Op, Outcome, Record, Release, SessionId, SourceConfig, Stats, Stop, Store, StoreError,
+    SystemClock, Term, Text, Token, Work, limits,
     member::{Confirmation, Declared, Member, Queue},
     op::affinity_in_range,
 };
@@ -367,6 +367,14 @@ impl Divider for Node {
         stream::take(&self.handle, Queue::Both, Member::next_event)
     }
 
+    fn node(&self) -> &NodeId {
+        &self.config().node
+    }
+
+    fn is_leader(&self) -> bool {
+        Self::is_leader(self)
+    }
+
     fn session(&self) -> Option<SessionId> {
         Self::session(self)
     }
@@ -423,6 +431,11 @@ impl Divider for Node {
 
     fn is_current(&self, key: &Key, token: Token) -> bool {
         self.shared().is_current(key, token)
+    }
+
+    fn token(&self, key: &Key) -> Option<Token> {
+        let token = self.shared().with(|member| member.token(key))?;
+        self.is_current(key, token).then_some(token)
     }
 
     fn affinity(&self) -> u32 {

@@ -8,7 +8,8 @@ use crate::{
     record::{range, size},
 };
 
-/// One atomic request to the authority of a group.
+/// One atomic request to the authority of a group. Exhaustive: a store must know every op that there is; see
+/// [`Store`](crate::Store).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// Declares work, as [`Work::how`] says. A known key takes the new weight, priority, due time and payload, and stays

@@ -72,7 +72,7 @@ impl SourceConfig {
 
     /// Checks the numbers.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        let fail = |field, problem| Err(ConfigError { field, problem });
+        let fail = |field, problem| Err(ConfigError::new(field, problem));
         if self.interval < Duration::from_millis(1) {
             return fail("source.interval", format!("is {:?}; it must be at least 1 ms", self.interval));
         }

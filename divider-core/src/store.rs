@@ -17,6 +17,13 @@
 //! - No clock of the backend decides anything.
 //! - A new *lineage* (a store that may have forgotten something) ends every session and sets
 //!   [`GroupView::grants_held`] before anything else is applied.
+//!
+//! # What may be added later
+//! Methods of [`Store`] get a default. [`Op`], [`Outcome`](crate::Outcome), [`Change`](crate::Change),
+//! [`Notice`](crate::Notice), [`Claim`] and [`Topic`] are exhaustive on purpose, and what a store keeps or reads back
+//! ([`Record`], [`KeyView`], [`SessionView`], [`GroupView`], [`Holding`], ...) is plain data: a store must know every op
+//! and keep every field, so one more of them is a new major version, which a backend notices by no longer compiling.
+//! What is only passed on ([`Refusal`](crate::Refusal), [`StoreError`], [`Stats`]) may grow in any release.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -256,6 +263,7 @@ pub struct Cursor(pub Vec<u8>);
 
 /// How many keys stand where. `registered = assigned + pending + stopping + quarantined`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Stats {
     /// Living sessions.
     pub sessions: u64,

@@ -245,11 +245,11 @@ impl Worker {
     fn validate(&self) -> Result<(), ConfigError> {
         if self.concurrency == 0 || self.concurrency > Semaphore::MAX_PERMITS {
             let problem = format!("is {}; it must be between 1 and {}", self.concurrency, Semaphore::MAX_PERMITS);
-            return Err(ConfigError { field: "concurrency", problem });
+            return Err(ConfigError::new("concurrency", problem));
         }
         if self.load.as_ref().is_some_and(|load| load.interval < Duration::from_millis(1)) {
-            let problem = "has an interval of less than 1 ms".into();
-            return Err(ConfigError { field: "affinity_from", problem });
+            let problem = "has an interval of less than 1 ms";
+            return Err(ConfigError::new("affinity_from", problem));
         }
         self.retry.validate()?;
         self.release.validate("release_pause")

@@ -65,7 +65,7 @@ impl PostgresConfig {
     /// # Errors
     /// [`ConfigError`] where it is not one. The error does not repeat the URL, which may hold a password.
     pub fn new(url: &str, group: Group) -> Result<Self, ConfigError> {
-        let wrong = |problem: &str| ConfigError { field: "url", problem: problem.to_owned() };
+        let wrong = |problem: &str| ConfigError::new("url", problem);
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             return Err(wrong("must begin with postgres:// or postgresql://"));
         }
@@ -105,7 +105,7 @@ impl PostgresConfig {
     /// # Errors
     /// [`ConfigError`] that names the first field that is out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let wrong = |field, problem: &str| Err(ConfigError { field, problem: problem.to_owned() });
+        let wrong = |field, problem: &str| Err(ConfigError::new(field, problem));
         if self.schema.is_empty() || self.schema.len() > 63 || self.schema.contains('\0') {
             return wrong("schema", "must have 1 to 63 bytes, without NUL");
         }

@@ -286,14 +286,14 @@ impl Inner {
         let row = call!(self, sqlx::query(self.sql.stats.safe()).bind(&*self.group), fetch_one)?;
         let (registered, quarantined) = (self.count(&row, 0)?, self.count(&row, 1)?);
         let (held, stopping) = (self.count(&row, 3)?, self.count(&row, 4)?);
-        Ok(Stats {
-            sessions: self.count(&row, 2)?,
-            registered,
-            assigned: held.saturating_sub(stopping),
-            pending: registered.saturating_sub(held).saturating_sub(quarantined),
-            stopping,
-            quarantined,
-        })
+        let mut stats = Stats::default();
+        stats.sessions = self.count(&row, 2)?;
+        stats.registered = registered;
+        stats.assigned = held.saturating_sub(stopping);
+        stats.pending = registered.saturating_sub(held).saturating_sub(quarantined);
+        stats.stopping = stopping;
+        stats.quarantined = quarantined;
+        Ok(stats)
     }
 
     pub(crate) async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {

@@ -173,7 +173,7 @@ impl RaftConfig {
     /// # Errors
     /// The first contradiction, with what would be right.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let fail = |field, problem: &str| Err(ConfigError { field, problem: problem.into() });
+        let fail = |field, problem: &str| Err(ConfigError::new(field, problem));
         let ms = Duration::from_millis;
         if self.cluster.is_empty() || self.cluster.len() > 256 {
             return fail("cluster", "must have 1 to 256 bytes");

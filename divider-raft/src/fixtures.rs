@@ -455,7 +455,9 @@ fn answers(book: &mut Book) {
     };
     let (payload, checkpoint) = (Blob::from(*b"p"), Blob::from(*b"c"));
     let record = Record { view: views().remove(1), why: Text::new("why"), payload, checkpoint };
-    let stats = Stats { sessions: 1, registered: 2, assigned: 3, pending: 4, stopping: 5, quarantined: 6 };
+    let mut stats = Stats::default();
+    (stats.sessions, stats.registered, stats.assigned) = (1, 2, 3);
+    (stats.pending, stats.stopping, stats.quarantined) = (4, 5, 6);
     let status = Status {
         me: peer(),
         cluster_id: Some(Uuid::from_u128(9)),

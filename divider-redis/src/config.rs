@@ -61,7 +61,7 @@ impl RedisConfig {
     /// [`ConfigError`] that names the first field that cannot be used. It never quotes a URL.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.urls.is_empty() {
-            return Err(ConfigError { field: "urls", problem: "at least one is needed".to_owned() });
+            return Err(ConfigError::new("urls", "at least one is needed"));
         }
         for (field, value) in [
             ("connect_timeout", self.connect_timeout),
@@ -70,7 +70,7 @@ impl RedisConfig {
         ] {
             if value < Duration::from_millis(1) || value > Duration::from_secs(60) {
                 let problem = format!("{value:?} is not between 1 ms and 60 s");
-                return Err(ConfigError { field, problem });
+                return Err(ConfigError::new(field, problem));
             }
         }
         self.servers().map(drop)
@@ -153,7 +153,7 @@ impl RedisConfig {
 }
 
 fn refused(field: &'static str, problem: &str) -> ConfigError {
-    ConfigError { field, problem: problem.to_owned() }
+    ConfigError::new(field, problem)
 }
 
 impl fmt::Debug for RedisConfig {

@@ -344,14 +344,14 @@ impl Store for RedisStore {
         let [sessions, registered, held, stopping, quarantined] = self.read(&[b"stats"]).await?.fields()?;
         let (registered, held, stopping) = (registered.number()?, held.number()?, stopping.number()?);
         let quarantined = quarantined.number()?;
-        Ok(Stats {
-            sessions: sessions.number()?,
-            registered,
-            assigned: held.saturating_sub(stopping),
-            pending: registered.saturating_sub(held).saturating_sub(quarantined),
-            stopping,
-            quarantined,
-        })
+        let mut stats = Stats::default();
+        stats.sessions = sessions.number()?;
+        stats.registered = registered;
+        stats.assigned = held.saturating_sub(stopping);
+        stats.pending = registered.saturating_sub(held).saturating_sub(quarantined);
+        stats.stopping = stopping;
+        stats.quarantined = quarantined;
+        Ok(stats)
     }
 
     async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {

@@ -38,7 +38,7 @@ pub(super) enum Phase {
 
 impl Held {
     /// Whether the program may act on the key while the lease holds.
-    fn is_current(&self) -> bool {
+    pub(super) fn is_current(&self) -> bool {
         // A completion that is on its way may have taken effect already.
         !self.completing && matches!(self.phase, Phase::Running | Phase::StopQueued(..) | Phase::Stopping(_))
     }

@@ -54,8 +54,8 @@ impl Retry {
 
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if self.failures == 0 {
-            let problem = "ends after 0 failures; use at least 1".into();
-            return Err(ConfigError { field: "retry", problem });
+            let problem = "ends after 0 failures; use at least 1";
+            return Err(ConfigError::new("retry", problem));
         }
         self.pause.validate("retry")
     }
@@ -88,7 +88,7 @@ impl Pause {
         let Self { first, most } = *self;
         if first < Duration::from_millis(1) || most < first {
             let problem = format!("pauses for {first:?} to {most:?}; it must be 1 ms ≤ first ≤ most");
-            return Err(ConfigError { field, problem });
+            return Err(ConfigError::new(field, problem));
         }
         Ok(())
     }
