@@ -62,8 +62,8 @@ pub use ledger::{Effects, Frozen, Ledger};
 pub use memory::MemoryStore;
 pub use node::{Node, NodeBuilder};
 pub use op::{
-    Applied, Batch, Blame, Change, Finding, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView,
-    Verdict,
+    Applied, Batch, Blame, Change, Finding, GroupView, Holding, Join, Message, Notice, Op, Outcome, Refusal,
+    SessionView, Verdict,
 };
 pub use planner::{Balance, MaxInFlight};
 pub use record::{Aside, Blob, Deaths, Declaration, KeyView, Record, State, StopReason, Text, Work};

@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Beat, Blob, InvalidInput, Key, KeyView, NodeId, Revision, SessionId, StopReason, Term, Text, Token, Work, limits,
+    Beat, Blob, InvalidInput, Key, KeyView, NodeId, Revision, SessionId, StopReason, Term, Text, Token, Work, format,
+    limits,
     record::{range, size},
 };
 
@@ -299,7 +300,80 @@ pub enum Finding {
     DiedAlone,
 }
 
+/// Makes an [`Op::Join`], whose fields have defaults: those of [`NodeConfig`](crate::NodeConfig), of a session that was told
+/// of no revision yet, and of a program as new as this library.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Join {
+    session: SessionId,
+    node: NodeId,
+    affinity: u32,
+    capacity: Option<u32>,
+    lease_ms: u32,
+    seen: Revision,
+    reads: u16,
+}
+
+impl Join {
+    /// How much work it wants.
+    pub fn affinity(mut self, affinity: u32) -> Self {
+        self.affinity = affinity;
+        self
+    }
+
+    /// Most keys that it holds at once.
+    pub fn capacity(mut self, capacity: Option<u32>) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    /// How long it may be silent, in milliseconds.
+    pub fn lease_ms(mut self, lease_ms: u32) -> Self {
+        self.lease_ms = lease_ms;
+        self
+    }
+
+    /// A revision of the group that the node has been told.
+    pub fn seen(mut self, seen: Revision) -> Self {
+        self.seen = seen;
+        self
+    }
+
+    /// The newest format that the node's program reads.
+    pub fn reads(mut self, reads: u16) -> Self {
+        self.reads = reads;
+        self
+    }
+
+    /// The op.
+    pub fn build(self) -> Op {
+        let Self { session, node, affinity, capacity, lease_ms, seen, reads } = self;
+        Op::Join { session, node, affinity, capacity, lease_ms, seen, reads }
+    }
+}
+
 impl Op {
+    /// A node opens a session.
+    pub fn join(session: SessionId, node: NodeId) -> Join {
+        let (affinity, capacity, lease_ms) = (1000, None, 3000);
+        Join { session, node, affinity, capacity, lease_ms, seen: Revision(0), reads: format::NEWEST }
+    }
+
+    /// The leader gives a free key to a session.
+    pub fn assign(term: Term, key: Key, session: SessionId) -> Self {
+        Self::Assign { term, key, session }
+    }
+
+    /// The owner, which had begun, no longer acts on the key.
+    pub fn confirm(session: SessionId, key: Key, token: Token) -> Self {
+        Self::Confirm { session, key, token, started: true }
+    }
+
+    /// The owner gives a key back that it never began.
+    pub fn decline(session: SessionId, key: Key, token: Token) -> Self {
+        Self::Confirm { session, key, token, started: false }
+    }
+
     /// An owner gives up work of the first generation, without a pause or a failure.
     pub fn give_up(session: SessionId, key: Key, token: Token) -> Self {
         Self::GiveUp { session, key, token, generation: 1, pause_ms: 0, failures: 0, why: Text::default() }
@@ -560,4 +634,33 @@ pub struct Message {
     pub seq: u64,
     /// The notices.
     pub notices: Vec<Notice>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NodeConfig, Work};
+
+    #[test]
+    fn a_join_has_the_defaults_of_the_configuration() {
+        let (config, session, node) = (NodeConfig::default(), SessionId::fresh(), NodeId::new("n").unwrap());
+        let expected = Op::Join {
+            session,
+            node: node.clone(),
+            affinity: config.affinity,
+            capacity: config.capacity,
+            lease_ms: u32::try_from(config.lease.as_millis()).unwrap(),
+            seen: Revision(0),
+            reads: config.reads,
+        };
+        assert_eq!(Op::join(session, node).build(), expected);
+    }
+
+    #[test]
+    fn what_was_never_begun_is_declined() {
+        let (session, key, token) = (SessionId::fresh(), Work::new("k").unwrap().key, Token(3));
+        let started = |op| matches!(op, Op::Confirm { started: true, .. });
+        assert!(started(Op::confirm(session, key.clone(), token)));
+        assert!(!started(Op::decline(session, key, token)));
+    }
 }
