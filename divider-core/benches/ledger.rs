@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use divider_core::{Ledger, NodeId, Op, Revision, SessionId, Term, Token, Work, format, limits};
+use divider_core::{Ledger, NodeId, Op, SessionId, Term, Token, Work, limits};
 
 const KEYS: u32 = 1_000_000;
 /// No fewer than there are keys in a part that is copied as a whole.
@@ -24,19 +24,13 @@ fn apply(ledger: &mut Ledger, ops: impl Iterator<Item = Op>) {
 fn group() -> Ledger {
     let mut ledger = Ledger::new();
     let sessions: Vec<SessionId> = (0..10).map(|_| SessionId::fresh()).collect();
-    let join = |(n, session): (usize, &SessionId)| Op::Join {
-        session: *session,
-        node: NodeId::new(format!("node-{n}")).expect("a name"),
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 10_000,
-        seen: Revision(0),
-        reads: format::NEWEST,
+    let join = |(n, session): (usize, &SessionId)| {
+        Op::join(*session, NodeId::new(format!("node-{n}")).expect("a name")).lease_ms(10_000).build()
     };
     apply(&mut ledger, sessions.iter().enumerate().map(join));
     let term = ledger.lead(sessions[0], Term(0)).0.expect("it lives");
     apply(&mut ledger, (0..KEYS).map(|k| Op::Add(work(k))));
-    let assign = |k: u32| Op::Assign { term, key: work(k).key, session: sessions[k as usize % 10] };
+    let assign = |k: u32| Op::assign(term, work(k).key, sessions[k as usize % 10]);
     apply(&mut ledger, (0..KEYS).map(assign));
     ledger
 }

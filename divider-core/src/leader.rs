@@ -605,7 +605,7 @@ impl Leader {
             for (deaths, k) in mine {
                 let Some(key) = self.index.key(k) else { continue };
                 self.tracker.runs(k, session, deaths.count, now.mono);
-                proposal.push(Op::Assign { term: self.term, key: key.clone(), session }, Subject::Key(k, key));
+                proposal.push(Op::assign(self.term, key.clone(), session), Subject::Key(k, key));
             }
         }
     }
@@ -736,7 +736,7 @@ impl Leader {
                 } else if self.index.waits(k, now) || is_held_back(&self.tracker, &self.index, k, now.mono) {
                     later.push(k);
                 } else {
-                    proposal.push(Op::Assign { term, key, session }, subject);
+                    proposal.push(Op::assign(term, key, session), subject);
                 }
             }
             for k in later.drain(..) {

@@ -287,7 +287,7 @@ impl Member {
         }
         let token = held.holding.token;
         self.held.change(key, |held| held.phase = Phase::Confirming(None));
-        self.outbox.push(Op::Confirm { session, key: key.clone(), token, started: false });
+        self.outbox.push(Op::decline(session, key.clone(), token));
     }
 
     /// A key is to be stopped: the program hears of it, if it had been told to start it.
@@ -392,7 +392,7 @@ impl Member {
         let (session, held) = self.current(key, token)?;
         let Phase::Stopping(reason) = held.phase else { return Err(Error::NotStopping { key: key.clone() }) };
         self.held.change(key, |held| held.phase = Phase::Confirming(Some(reason)));
-        Ok(Confirmation::Send(Op::Confirm { session, key: key.clone(), token, started: true }))
+        Ok(Confirmation::Send(Op::confirm(session, key.clone(), token)))
     }
 
     /// Forgets a lost key, and lets a start of it that waited for this go ahead.

@@ -34,15 +34,7 @@ impl Group {
         for (n, &session) in sessions.iter().enumerate() {
             let node = NodeId::new(format!("node-{n}")).expect("a name");
             let seen = Revision(0);
-            let join = Op::Join {
-                session,
-                node,
-                affinity: 1000,
-                capacity: None,
-                lease_ms: 10_000,
-                seen,
-                reads: divider_core::format::NEWEST,
-            };
+            let join = Op::join(session, node).lease_ms(10_000).seen(seen).build();
             ledger.apply(&[join], Token(0));
         }
         let term = ledger.lead(sessions[0], Term(0)).0.expect("it lives");

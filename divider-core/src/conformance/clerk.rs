@@ -53,15 +53,7 @@ impl<S: Store> Clerk<S> {
     pub(super) async fn joining(&self, affinity: u32, capacity: Option<u32>) -> Op {
         let node = NodeId::new("clerk").unwrap();
         let seen = self.apply(&[]).await.revision;
-        Op::Join {
-            session: self.session,
-            node,
-            affinity,
-            capacity,
-            lease_ms: 10_000,
-            seen,
-            reads: crate::format::NEWEST,
-        }
+        Op::join(self.session, node).affinity(affinity).capacity(capacity).lease_ms(10_000).seen(seen).build()
     }
 
     /// Takes the leadership, and ends the hold that a fresh group may begin with.
@@ -109,7 +101,7 @@ impl<S: Store> Clerk<S> {
     }
 
     pub(super) async fn assign(&self, key: &Key, session: SessionId) -> Token {
-        let op = Op::Assign { term: self.term, key: key.clone(), session };
+        let op = Op::assign(self.term, key.clone(), session);
         match self.one(op).await {
             Outcome::Granted(token) => token,
             other => panic!("{key} should have been granted: {other:?}"),
@@ -125,7 +117,7 @@ impl<S: Store> Clerk<S> {
     }
 
     pub(super) fn confirm(&self, key: &Key, token: Token) -> Op {
-        Op::Confirm { session: self.session, key: key.clone(), token, started: true }
+        Op::confirm(self.session, key.clone(), token)
     }
 
     /// Reads the whole group; the first page carries its revision.

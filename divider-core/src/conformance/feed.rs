@@ -69,7 +69,7 @@ async fn stir<S: Store>(clerk: &Clerk<S>, other: &Clerk<S>) -> u64 {
     let key = |name: &str| Key::new(name).unwrap();
     let term = clerk.term;
     let add = |name| Op::Add(Work::new(name).unwrap());
-    let assign = |name, session| Op::Assign { term, key: key(name), session };
+    let assign = |name, session| Op::assign(term, key(name), session);
     batch(&[add("a"), add("b"), add("c"), add("d")], 1).await;
     batch(&[add("a")], 0).await;
     batch(&[assign("a", clerk.session), assign("b", other.session), assign("c", other.session)], 1).await;
@@ -113,7 +113,7 @@ pub async fn a_scan_that_changes_overtake_is_exact_at_its_last_page<B: Backend>(
         for round in 0.. {
             let at = |part: usize| (round * 37 + part * KEYS / 3) % KEYS;
             let key = |i| Key::new(name(i)).unwrap();
-            let assign = Op::Assign { term: clerk.term, key: key(at(0)), session: other.session };
+            let assign = Op::assign(clerk.term, key(at(0)), other.session);
             clerk.apply(&[add(KEYS + round), Op::Remove { key: key(at(1)) }, assign, add(at(2))]).await;
             batches.send_replace(round);
             // A store in memory answers at once, for ever.

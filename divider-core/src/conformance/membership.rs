@@ -21,7 +21,7 @@ pub async fn joining_again_changes_nothing_and_an_ended_session_stays_ended<B: B
     let token = clerk.assign(&key, other.session).await;
     assert_eq!(other.one(Op::End { session: other.session }).await, Outcome::Done);
     assert_eq!(other.one(other.joining(9, None).await).await, ENDED);
-    assert_eq!(clerk.one(Op::Confirm { session: other.session, key: key.clone(), token, started: true }).await, ENDED);
+    assert_eq!(clerk.one(Op::confirm(other.session, key.clone(), token)).await, ENDED);
     assert_eq!(clerk.one(Op::End { session: other.session }).await, ENDED);
     // Its key is as good as pending, and the next grant lets it be forgotten.
     let stats = clerk.store.stats().await.unwrap();
@@ -45,7 +45,7 @@ pub async fn a_late_copy_of_a_join_does_not_bring_a_forgotten_session_back<B: Ba
     let session = SessionId::fresh();
     for (seen, outcome) in [(revision.0 - 1, late), (revision.0 + 1, late), (revision.0, Outcome::Done)] {
         let (node, seen) = (node.clone(), Revision(seen));
-        let join = Op::Join { session, node, affinity, capacity, lease_ms, seen, reads: crate::format::NEWEST };
+        let join = Op::join(session, node).affinity(affinity).capacity(capacity).lease_ms(lease_ms).seen(seen).build();
         assert_eq!(clerk.one(join).await, outcome, "{seen:?} of {revision:?}");
     }
 }
@@ -64,11 +64,11 @@ pub async fn an_unknown_or_ended_session_can_do_nothing<B: Backend>(trial: Trial
             Op::AlterAffinity { session, number: 1, delta: 1 },
             Op::Drain { session },
             Op::End { session },
-            Op::Confirm { session, key: key(), token, started: true },
+            Op::confirm(session, key(), token),
             Op::give_up(session, key(), token),
             Op::complete(session, key(), token),
             Op::Checkpoint { session, key: key(), token, bytes: crate::Blob::default() },
-            Op::Assign { term: clerk.term, key: key(), session },
+            Op::assign(clerk.term, key(), session),
             Op::Settle { term: clerk.term, session },
         ];
         assert_eq!(clerk.apply(&ops).await.outcomes, [ENDED; 10]);
@@ -125,7 +125,7 @@ pub async fn a_death_is_blamed_on_young_grants_alone<B: Backend>(trial: Trial<B>
         assert_eq!(clerk.one(expire).await, Outcome::Done);
         for key in [&old, &young] {
             let token = clerk.assign(key, clerk.session).await;
-            let confirm = Op::Confirm { session: clerk.session, key: key.clone(), token, started: false };
+            let confirm = Op::decline(clerk.session, key.clone(), token);
             assert_eq!(clerk.one(confirm).await, Outcome::Done);
         }
         token
@@ -249,7 +249,7 @@ pub async fn one_session_leads_and_terms_rise<B: Backend>(trial: Trial<B>) {
     second.lead().await;
     assert!(second.term > old);
     let key = second.add("a").await;
-    let late = Op::Assign { term: old, key: key.clone(), session: first.session };
+    let late = Op::assign(old, key.clone(), first.session);
     assert_eq!(first.one(late).await, Outcome::Refused(Refusal::OldTerm));
     // A leader that ends its session leads no more.
     assert_eq!(second.one(Op::End { session: second.session }).await, Outcome::Done);

@@ -26,7 +26,7 @@ pub async fn work_is_declared_once_and_takes_new_fields<B: Backend>(trial: Trial
 pub async fn a_batch_is_applied_in_order<B: Backend>(trial: Trial<B>) {
     let clerk = Clerk::leading(&trial).await;
     let key = Key::new("a").unwrap();
-    let assign = Op::Assign { term: clerk.term, key: key.clone(), session: clerk.session };
+    let assign = Op::assign(clerk.term, key.clone(), clerk.session);
     let remove = Op::Remove { key: key.clone() };
     let ops = [assign.clone(), Op::Add(key.clone().into()), assign.clone(), assign, remove.clone(), remove];
     let outcomes = clerk.apply(&ops).await.outcomes;
@@ -108,7 +108,7 @@ pub async fn grants_are_refused_where_they_must_be<B: Backend>(trial: Trial<B>) 
     assert_eq!(gone.one(Op::End { session: gone.session }).await, Outcome::Done);
     let (a, b) = (clerk.add("a").await, clerk.add("b").await);
     let refused = async |key: &Key, session: SessionId| match clerk
-        .one(Op::Assign { term: clerk.term, key: key.clone(), session })
+        .one(Op::assign(clerk.term, key.clone(), session))
         .await
     {
         Outcome::Refused(refusal) => refusal,
@@ -122,9 +122,9 @@ pub async fn grants_are_refused_where_they_must_be<B: Backend>(trial: Trial<B>) 
     clerk.assign(&a, small.session).await;
     assert_eq!(refused(&a, clerk.session).await, Refusal::NotFree);
     assert_eq!(refused(&b, small.session).await, Refusal::NoRoom);
-    let early = Op::Assign { term: crate::Term(clerk.term.0 - 1), key: b.clone(), session: clerk.session };
+    let early = Op::assign(crate::Term(clerk.term.0 - 1), b.clone(), clerk.session);
     assert_eq!(clerk.one(early).await, Outcome::Refused(Refusal::OldTerm));
-    let late = Op::Assign { term: crate::Term(clerk.term.0 + 1), key: b.clone(), session: clerk.session };
+    let late = Op::assign(crate::Term(clerk.term.0 + 1), b.clone(), clerk.session);
     assert_eq!(clerk.one(late).await, Outcome::Refused(Refusal::OldTerm));
     assert_eq!(clerk.state(&b).await, Some(State::Pending));
 }
@@ -158,8 +158,8 @@ pub async fn whatever_is_not_the_owners_changes_nothing<B: Backend>(trial: Trial
     for (session, token) in [(clerk.session, old), (clerk.session, future), (other.session, token)] {
         let of = |key: &Key| key.clone();
         let ops = [
-            Op::Confirm { session, key: of(&key), token, started: true },
-            Op::Confirm { session, key: of(&key), token, started: false },
+            Op::confirm(session, of(&key), token),
+            Op::decline(session, of(&key), token),
             Op::give_up(session, of(&key), token),
             Op::complete(session, of(&key), token),
             Op::Checkpoint { session, key: of(&key), token, bytes: Blob::from(*b"stale") },
@@ -315,7 +315,7 @@ pub async fn a_group_is_written_in_a_format_that_all_its_sessions_read<B: Backen
     assert_eq!(new.apply(&[step.clone(), step]).await.outcomes, [Outcome::Done, Outcome::Unchanged]);
     assert_eq!(new.scan().await.0.group.format, NEWEST);
     let seen = new.apply(&[]).await.revision;
-    let join = Op::Join { session: SessionId::fresh(), node, affinity, capacity, lease_ms, seen, reads: OLDEST };
+    let join = Op::join(SessionId::fresh(), node).affinity(affinity).capacity(capacity).lease_ms(lease_ms).seen(seen).reads(OLDEST).build();
     assert_eq!(new.one(join).await, Outcome::Refused(Refusal::TooOld { needs: NEWEST }));
 }
 
@@ -410,7 +410,7 @@ pub async fn quarantine_sets_a_free_key_aside_until_it_is_retried<B: Backend>(tr
     assert_eq!(clerk.one(retry.clone()).await, Outcome::Refused(Refusal::NotQuarantined));
     assert_eq!(clerk.one(quarantine(&key)).await, Outcome::Done);
     assert_eq!(clerk.one(quarantine(&key)).await, Outcome::Refused(Refusal::NotFree));
-    let assign = Op::Assign { term, key: key.clone(), session: clerk.session };
+    let assign = Op::assign(term, key.clone(), clerk.session);
     assert_eq!(clerk.one(assign).await, Outcome::Refused(Refusal::NotFree));
     assert_eq!(clerk.store.quarantined(9).await.unwrap(), std::slice::from_ref(&key));
     assert_eq!(clerk.store.quarantined(0).await.unwrap(), []);

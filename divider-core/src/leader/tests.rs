@@ -176,7 +176,7 @@ impl Group {
                 for holding in self.ledger.holdings(*session).unwrap().holdings {
                     if holding.stopping.is_some() {
                         let (session, key, token) = (*session, holding.key, holding.token);
-                        confirms.push(Op::Confirm { session, key, token, started: true });
+                        confirms.push(Op::confirm(session, key, token));
                     }
                 }
             }
@@ -189,15 +189,12 @@ impl Group {
 }
 
 fn join(session: SessionId, name: &str, affinity: u32, capacity: Option<u32>, seen: Revision) -> Op {
-    Op::Join {
-        session,
-        node: NodeId::new(name).unwrap(),
-        affinity,
-        capacity,
-        lease_ms: LEASE_MS,
-        seen,
-        reads: crate::format::NEWEST,
-    }
+    Op::join(session, NodeId::new(name).unwrap())
+        .affinity(affinity)
+        .capacity(capacity)
+        .lease_ms(LEASE_MS)
+        .seen(seen)
+        .build()
 }
 
 fn names(count: usize) -> Vec<String> {
@@ -444,7 +441,7 @@ fn a_key_that_was_given_up_goes_elsewhere_if_anywhere_else_takes_it() {
     let give_up = |group: &mut Group| {
         let (session, token) = group.owner("k").unwrap();
         group.apply(&[Op::give_up(session, key("k"), token)]);
-        group.apply(&[Op::Confirm { session, key: key("k"), token, started: true }]);
+        group.apply(&[Op::confirm(session, key("k"), token)]);
         (session, group.owner("k").unwrap().0)
     };
     assert_eq!(give_up(&mut group), (a, a), "nobody else is there");
@@ -551,7 +548,7 @@ fn moves_for_balance_are_paced() {
     while stopping(&group) > 0 {
         assert!(stopping(&group) <= 3);
         let asked = group.ledger.holdings(a).unwrap().holdings.into_iter().find(|h| h.stopping.is_some()).unwrap();
-        group.apply(&[Op::Confirm { session: a, key: asked.key, token: asked.token, started: true }]);
+        group.apply(&[Op::confirm(a, asked.key, asked.token)]);
     }
     assert_eq!((group.held(a), group.held(b)), (20, 20));
 }
@@ -642,7 +639,7 @@ fn a_proposal_has_no_more_ops_than_a_batch_may_have_however_many_sessions_fall_s
         failures: 1,
         why: crate::Text::default(),
     };
-    group.apply(&[give_up, Op::Confirm { session, key: key("k"), token, started: true }]);
+    group.apply(&[give_up, Op::confirm(session, key("k"), token)]);
     // Ledger time is due as well, since a key rests.
     group.pass(u64::from(LEASE_MS) + 1, &[]);
     assert!(sessions.iter().all(|session| !group.ledger.is_alive(*session)));
@@ -656,7 +653,7 @@ fn what_is_declared_once_while_its_key_is_being_removed_runs_after_that() {
     let (_, token) = group.owner("k").unwrap();
     group.apply(&[Op::Remove { key: key("k") }]);
     let said = group.apply(&[Op::Add(Work::new("k").unwrap().how(crate::Declaration::Once))]);
-    group.apply(&[Op::Confirm { session: a, key: key("k"), token, started: true }]);
+    group.apply(&[Op::confirm(a, key("k"), token)]);
     assert!(group.ledger.record(&key("k")).is_some(), "{said:?}");
 }
 
@@ -683,7 +680,7 @@ fn a_release_of_older_work_leaves_nothing_to_be_held_against_the_newer() {
         let why = crate::Text::default();
         group.apply(&[
             Op::GiveUp { session, key: key("k"), token, generation: 1, pause_ms: 0, failures, why },
-            Op::Confirm { session, key: key("k"), token, started: true },
+            Op::confirm(session, key("k"), token),
         ]);
     };
     gives_up(&mut group, 19);

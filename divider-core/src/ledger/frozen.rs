@@ -57,7 +57,7 @@ mod tests {
         let session = SessionId(uuid::Uuid::from_u128(number.into()));
         let node = NodeId::new(format!("node-{number}")).unwrap();
         let reads = format::NEWEST;
-        (session, Op::Join { session, node, affinity: 10, capacity: None, lease_ms: 3000, seen, reads })
+        (session, Op::join(session, node).affinity(10).seen(seen).reads(reads).build())
     }
 
     /// Small, and the same everywhere for ever (splitmix64).
@@ -82,10 +82,10 @@ mod tests {
             (0, _) => Op::Remove { key },
             (1 | 2, _) => Op::Add(Work::from(key).payload(vec![7; dice.below(3) as usize])),
             (3, Some((_, token))) => Op::Revoke { term, key, token },
-            (4, Some((session, token))) => Op::Confirm { session, key, token, started: true },
+            (4, Some((session, token))) => Op::confirm(session, key, token),
             (5, Some((session, token))) => Op::Checkpoint { session, key, token, bytes: vec![8; 2].into() },
             (6, None) => Op::Quarantine { term, key },
-            _ => Op::Assign { term, key, session },
+            _ => Op::assign(term, key, session),
         }
     }
 

@@ -368,7 +368,7 @@ impl World {
             Step::Remove(n) => drop(self.apply(Op::Remove { key: name(n) })),
             Step::Assign(n) => {
                 if let Some(session) = self.sent_to {
-                    self.apply(Op::Assign { term: self.term, key: name(n), session });
+                    self.apply(Op::assign(self.term, name(n), session));
                 }
             }
             Step::Revoke(n) => {
@@ -537,15 +537,7 @@ impl World {
 }
 
 fn join(session: SessionId, affinity: u32, seen: Revision) -> Op {
-    Op::Join {
-        session,
-        node: NodeId::new("n").unwrap(),
-        affinity,
-        capacity: None,
-        lease_ms: 1000,
-        seen,
-        reads: crate::format::NEWEST,
-    }
+    Op::join(session, NodeId::new("n").unwrap()).affinity(affinity).lease_ms(1000).seen(seen).build()
 }
 
 proptest! {

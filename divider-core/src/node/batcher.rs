@@ -59,7 +59,7 @@ impl OpRequest {
 
     /// A confirmation that nobody waits for.
     pub(crate) fn decline(session: SessionId, key: Key, token: Token) -> Self {
-        let op = Op::Confirm { session, key: key.clone(), token, started: false };
+        let op = Op::decline(session, key.clone(), token);
         Self::of(session, vec![op], Then::Confirmed { key, token }, None)
     }
 

@@ -82,15 +82,13 @@ impl Opening {
                 self.hints = Some(shared.observer.call("subscribe", shared.store.hints(topic)).await?);
             }
             let sent = *self.sent.get_or_insert_with(|| shared.clock.now());
-            let join = Op::Join {
-                session: self.session,
-                node: config.node.clone(),
-                affinity: self.affinity,
-                capacity: config.capacity,
-                lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
-                seen: self.seen,
-                reads: config.reads,
-            };
+            let join = Op::join(self.session, config.node.clone())
+                .affinity(self.affinity)
+                .capacity(config.capacity)
+                .lease_ms(u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX))
+                .seen(self.seen)
+                .reads(config.reads)
+                .build();
             // The ends come second: the join is refused where any session has ended since `seen`. All are named each time: an
             // earlier try may have come to nothing, and a leader that hears nothing takes it for a death.
             let ends = self.former.iter().map(|session| Op::End { session: *session });
