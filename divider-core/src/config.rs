@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use crate::{Balance, ConfigError, MaxInFlight, NodeId, format, limits};
+use crate::{
+    error::ConfigError,
+    format,
+    ids::NodeId,
+    limits,
+    planner::{Balance, MaxInFlight},
+};
 
 /// Settings of a node. The fields are public; [`validate`](Self::validate) is called before anything starts.
 ///

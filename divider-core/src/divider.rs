@@ -10,7 +10,13 @@ use std::{
 use async_trait::async_trait;
 use futures_util::Stream;
 
-use crate::{Blob, Error, Holding, Key, NodeId, Record, SessionId, Stats, StopReason, Token, Work};
+use crate::{
+    error::Error,
+    ids::{Key, NodeId, SessionId, Token},
+    op::Holding,
+    record::{Blob, Record, StopReason, Work},
+    store::Stats,
+};
 
 /// One node of a group: reads which keys to start and to stop, and says how much work it wants.
 ///

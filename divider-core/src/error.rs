@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::{Key, Token};
+use crate::ids::{Key, Token};
 
 /// An input that is outside of its limits. Nothing has been changed anywhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

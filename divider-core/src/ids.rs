@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use triomphe::Arc;
 use uuid::Uuid;
 
-use crate::{InvalidInput, limits};
+use crate::{error::InvalidInput, limits};
 
 /// Checks a text against the rules that all names share: 1 to `limit` bytes, no NUL.
 fn checked(what: &'static str, text: &str, limit: usize) -> Result<(), InvalidInput> {

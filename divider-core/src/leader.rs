@@ -24,9 +24,15 @@ use std::{
 pub use token_ages::TokenAges;
 
 use crate::{
-    Batch, Beat, Blame, Change, Deaths, GroupView, Instant, Key, KeyView, NodeConfig, NodeId, Op, Outcome, Page,
-    Quarantine, Refusal, Revision, SessionId, SessionView, Term, Token, Verdict, limits, pace,
+    clock::Instant,
+    config::{NodeConfig, Quarantine},
+    ids::{Beat, Key, NodeId, Revision, SessionId, Term, Token},
+    limits,
+    op::{Batch, Blame, Change, GroupView, Op, Outcome, Refusal, SessionView, Verdict},
+    pace,
     planner::{KeyIx, NodeIx, Planner},
+    record::{Deaths, KeyView},
+    store::Page,
 };
 use index::{GroupIndex, Placement};
 use suspects::SuspectTracker;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::{Instant, SessionId, StoreError};
+use crate::{clock::Instant, error::StoreError, ids::SessionId};
 
 /// One session's lease. The beat thread extends it, everybody reads it.
 #[derive(Debug)]

@@ -27,8 +27,12 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Applied, Batch, Change, Cursor, GroupView, Holding, Holdings, Key, Message, Notice, Op, Outcome, Page, Record,
-    Refusal, Revision, SessionId, SessionView, State, Stats, StopReason, StoreError, Term, Token, Verdict, limits,
+    error::StoreError,
+    ids::{Key, Revision, SessionId, Term, Token},
+    limits,
+    op::{Applied, Batch, Change, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView, Verdict},
+    record::{Record, State, StopReason},
+    store::{Cursor, Holdings, Page, Stats},
 };
 use entry::{Entry, Rare};
 pub use frozen::Frozen;
@@ -61,7 +65,7 @@ pub struct Ledger {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effects {
     /// One for each op.
-    pub outcomes: Vec<crate::Outcome>,
+    pub outcomes: Vec<crate::op::Outcome>,
     /// The changes, where there are any.
     pub batch: Option<Batch>,
     /// At most one message to each session.
@@ -258,7 +262,7 @@ impl Ledger {
     }
 
     /// Runs `work`, and gives its changes one revision and its notices one message each.
-    fn transact(&mut self, work: impl FnOnce(&mut Tx<'_>) -> Vec<crate::Outcome>) -> Effects {
+    fn transact(&mut self, work: impl FnOnce(&mut Tx<'_>) -> Vec<crate::op::Outcome>) -> Effects {
         let mut tx = Tx { ledger: self, floor: Token(0), changes: Vec::new(), notices: BTreeMap::new() };
         let outcomes = work(&mut tx);
         let Tx { changes, notices, .. } = tx;

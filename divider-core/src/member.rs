@@ -27,7 +27,12 @@ use hashbrown::HashMap;
 use held::{Held, HeldKeys, Phase};
 
 use crate::{
-    Assigned, Assignment, Error, Event, Holding, Holdings, Key, Message, Notice, Op, SessionId, Stop, StopReason, Token,
+    divider::{Assigned, Assignment, Event, Stop},
+    error::Error,
+    ids::{Key, SessionId, Token},
+    op::{Holding, Message, Notice, Op},
+    record::StopReason,
+    store::Holdings,
 };
 
 /// See the [module](self).

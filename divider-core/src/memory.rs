@@ -17,8 +17,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    Applied, Batch, Beat, Claim, Cursor, Effects, Hint, HintStream, Holdings, Key, LeaderView, Ledger, Op, Outcome,
-    Page, PollReply, Record, Refusal, Revision, SessionId, Stats, Store, StoreError, Term, Token, Topic,
+    error::StoreError,
+    ids::{Beat, Key, Revision, SessionId, Term, Token},
+    ledger::{Effects, Ledger},
+    op::{Applied, Batch, Op, Outcome, Refusal},
+    record::Record,
+    store::{Claim, Cursor, Hint, HintStream, Holdings, LeaderView, Page, PollReply, Stats, Store, Topic},
 };
 
 /// How many hints wait for a subscriber before it is cut off, which it takes for a gap.

@@ -42,11 +42,17 @@ pub use environment::{Environment, Task};
 pub(crate) use observe::target;
 
 use crate::{
-    Assigned, Assignment, Blob, Clock, ConfigError, Divider, Error, Event, Events, Flushed, InvalidInput, Key,
-    NodeConfig, NodeId, Op, Outcome, Record, Release, SessionId, SourceConfig, Stats, Stop, Store, StoreError,
-    SystemClock, Term, Text, Token, Work, limits,
+    clock::{Clock, SystemClock},
+    config::NodeConfig,
+    divider::{Assigned, Assignment, Divider, Event, Events, Flushed, Release, Stop},
+    error::{ConfigError, Error, InvalidInput, StoreError},
+    ids::{Key, NodeId, SessionId, Term, Token},
+    limits,
     member::{Confirmation, Declared, Member, Queue},
-    op::affinity_in_range,
+    op::{Op, Outcome, affinity_in_range},
+    record::{Blob, Record, Text, Work},
+    source::SourceConfig,
+    store::{Stats, Store},
 };
 use batcher::{HandedIn, OpRequest, batches};
 use environment::SystemEnvironment;

@@ -4,9 +4,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Beat, Blob, InvalidInput, Key, KeyView, NodeId, Revision, SessionId, StopReason, Term, Text, Token, Work, format,
+    error::InvalidInput,
+    format,
+    ids::{Beat, Key, NodeId, Revision, SessionId, Term, Token},
     limits,
-    record::{range, size},
+    record::{Blob, KeyView, StopReason, Text, Work, range, size},
 };
 
 /// One atomic request to the authority of a group. Exhaustive: a store must know every op that there is; see
@@ -639,7 +641,7 @@ pub struct Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{NodeConfig, Work};
+    use crate::{config::NodeConfig, record::Work};
 
     #[test]
     fn a_join_has_the_defaults_of_the_configuration() {

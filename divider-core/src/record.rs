@@ -4,7 +4,12 @@ use std::{fmt, ops::Deref, sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Finding, InvalidInput, Key, SessionId, Token, Verdict, limits};
+use crate::{
+    error::InvalidInput,
+    ids::{Key, SessionId, Token},
+    limits,
+    op::{Finding, Verdict},
+};
 
 /// Bytes that belong to the user. Cloning is cheap; `Debug` prints only the length, since payloads may be secret.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]

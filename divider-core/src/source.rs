@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{ConfigError, Work};
+use crate::{error::ConfigError, record::Work};
 
 /// Any error of a source.
 pub type SourceError = Box<dyn StdError + Send + Sync>;

@@ -32,8 +32,10 @@ use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Applied, Batch, Beat, GroupView, Holding, Key, KeyView, Message, Op, Record, Revision, SessionId, SessionView,
-    StoreError, Term, Token,
+    error::StoreError,
+    ids::{Beat, Key, Revision, SessionId, Term, Token},
+    op::{Applied, Batch, GroupView, Holding, Message, Op, SessionView},
+    record::{KeyView, Record},
 };
 
 /// Wake-ups of a backend. The end of the stream is a gap, like [`Hint::Gap`]: subscribe again, then read.

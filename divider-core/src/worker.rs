@@ -48,7 +48,11 @@ pub use self::{
     retry::Retry,
     shutdown::{SecondSignal, shutdown_signal},
 };
-use crate::{ConfigError, Divider, Error, Event, Events, Flushed, IntoDivider, StoreError, node::target};
+use crate::{
+    divider::{Divider, Event, Events, Flushed, IntoDivider},
+    error::{ConfigError, Error, StoreError},
+    node::target,
+};
 
 /// Any error of a task.
 pub type TaskError = Box<dyn std::error::Error + Send + Sync>;

@@ -10,8 +10,11 @@ use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 use super::{Counts, Now, Timing};
 use crate::{
-    Deaths, Instant, Key, KeyView, NodeId, SessionId, SessionView, State, StopReason, Token,
+    clock::Instant,
+    ids::{Key, NodeId, SessionId, Token},
+    op::SessionView,
     planner::{KeyIx, NodeIx, NodeSpec, Planner},
+    record::{Deaths, KeyView, State, StopReason},
 };
 
 /// No session.

@@ -27,7 +27,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{Instant, NodeConfig, NodeId, Quarantine, SessionId, limits, planner::KeyIx};
+use crate::{
+    clock::Instant,
+    config::{NodeConfig, Quarantine},
+    ids::{NodeId, SessionId},
+    limits,
+    planner::KeyIx,
+};
 
 /// In how many batches suspects are given out. So many that each fits into a batch of ops, or none is held back.
 const BATCHES: usize = 12;

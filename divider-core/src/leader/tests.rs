@@ -3,7 +3,14 @@ mod evidence;
 use std::collections::HashMap;
 
 use super::*;
-use crate::{Effects, Ledger, MaxInFlight, NodeId, Quarantine, State, Work, memory::SessionBeats};
+use crate::{
+    config::Quarantine,
+    ids::NodeId,
+    ledger::{Effects, Ledger},
+    memory::SessionBeats,
+    planner::MaxInFlight,
+    record::{State, Work},
+};
 
 const LEASE_MS: u32 = 1000;
 
@@ -637,7 +644,7 @@ fn a_proposal_has_no_more_ops_than_a_batch_may_have_however_many_sessions_fall_s
         generation: 1,
         pause_ms: 60_000,
         failures: 1,
-        why: crate::Text::default(),
+        why: crate::record::Text::default(),
     };
     group.apply(&[give_up, Op::confirm(session, key("k"), token)]);
     // Ledger time is due as well, since a key rests.
@@ -652,7 +659,7 @@ fn what_is_declared_once_while_its_key_is_being_removed_runs_after_that() {
     group.add(&["k"]);
     let (_, token) = group.owner("k").unwrap();
     group.apply(&[Op::Remove { key: key("k") }]);
-    let said = group.apply(&[Op::Add(Work::new("k").unwrap().how(crate::Declaration::Once))]);
+    let said = group.apply(&[Op::Add(Work::new("k").unwrap().how(crate::record::Declaration::Once))]);
     group.apply(&[Op::confirm(a, key("k"), token)]);
     assert!(group.ledger.record(&key("k")).is_some(), "{said:?}");
 }
@@ -677,7 +684,7 @@ fn a_release_of_older_work_leaves_nothing_to_be_held_against_the_newer() {
     group.add(&["k"]);
     let gives_up = |group: &mut Group, failures| {
         let (session, token) = group.owner("k").unwrap();
-        let why = crate::Text::default();
+        let why = crate::record::Text::default();
         group.apply(&[
             Op::GiveUp { session, key: key("k"), token, generation: 1, pause_ms: 0, failures, why },
             Op::confirm(session, key("k"), token),

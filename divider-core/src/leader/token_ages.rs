@@ -3,7 +3,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use crate::{Instant, Token};
+use crate::{clock::Instant, ids::Token};
 
 /// How many points in time are remembered.
 const KEPT: usize = 256;

@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::Deposed;
-use crate::{Beat, Instant, SessionId};
+use crate::{
+    clock::Instant,
+    ids::{Beat, SessionId},
+};
 
 #[derive(Debug)]
 pub(super) struct Watches {

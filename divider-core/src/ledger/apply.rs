@@ -7,8 +7,11 @@ use super::{
     places::Place,
 };
 use crate::{
-    Aside, Blob, Change, Deaths, Declaration, GroupView, Key, Notice, Op, Outcome, Record, Refusal, Revision,
-    SessionId, SessionView, State, StopReason, Term, Text, Token, Verdict, Work, format, limits,
+    format,
+    ids::{Key, Revision, SessionId, Term, Token},
+    limits,
+    op::{Change, GroupView, Notice, Op, Outcome, Refusal, SessionView, Verdict},
+    record::{Aside, Blob, Deaths, Declaration, Record, State, StopReason, Text, Work},
 };
 
 type Decision = Result<Outcome, Refusal>;

@@ -1,6 +1,9 @@
 //! What the ledger keeps of a key in memory.
 
-use crate::{Blob, Deaths, Key, KeyView, Record, SessionId, State, Text};
+use crate::{
+    ids::{Key, SessionId},
+    record::{Blob, Deaths, KeyView, Record, State, Text},
+};
 
 /// A [`Record`] in as few bytes as will do, since there may be a million: what few keys have stands apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +100,10 @@ impl From<Record> for Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{StopReason, Token, Work};
+    use crate::{
+        ids::Token,
+        record::{StopReason, Work},
+    };
 
     #[test]
     fn an_entry_is_small_and_gives_back_the_whole_record() {

@@ -47,7 +47,12 @@ impl Serialize for Frozen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Key, NodeId, Op, Outcome, Revision, SessionId, Term, Token, Work, format};
+    use crate::{
+        format,
+        ids::{Key, NodeId, Revision, SessionId, Term, Token},
+        op::{Op, Outcome},
+        record::Work,
+    };
 
     fn key(number: u64) -> Key {
         Key::new(format!("key-{number}")).unwrap()

@@ -18,7 +18,7 @@ use super::{
     entry::Entry,
     places::{Place, Places},
 };
-use crate::{Key, Record};
+use crate::{ids::Key, record::Record};
 
 /// All records, by name and by place.
 #[derive(Clone, Debug, Default)]
@@ -188,7 +188,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::Work;
+    use crate::record::Work;
 
     fn key(number: u8) -> Key {
         Key::new(format!("key-{number}")).unwrap()

@@ -162,7 +162,7 @@ impl Eq for Chunk {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Record, Work};
+    use crate::record::{Record, Work};
 
     fn entry(number: u64) -> Entry {
         Record::new(Work::new(format!("key-{number}")).unwrap(), number).into()

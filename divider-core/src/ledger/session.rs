@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::places::Place;
-use crate::SessionView;
+use crate::op::SessionView;
 
 /// A session that lives, or has ended with keys still in its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,12 @@ use std::{collections::BTreeMap, sync::Arc};
 // and from map to map, so whoever chooses keys cannot make them meet in one bucket without reading this process's memory.
 use hashbrown::{HashMap, HashTable};
 
-use crate::{Assigned, Holding, Key, StopReason, Token};
+use crate::{
+    divider::Assigned,
+    ids::{Key, Token},
+    op::Holding,
+    record::StopReason,
+};
 
 #[derive(Debug)]
 pub(super) struct Held {

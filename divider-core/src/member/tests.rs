@@ -3,7 +3,11 @@ use std::collections::{HashMap, VecDeque};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Effects, Ledger, NodeId, Revision, Term, Work};
+use crate::{
+    ids::{NodeId, Revision, Term},
+    ledger::{Effects, Ledger},
+    record::Work,
+};
 
 fn key(name: &str) -> Key {
     Key::new(name).unwrap()
@@ -338,7 +342,7 @@ impl World {
                 self.hints.push_back(message);
             }
         }
-        !matches!(outcomes[0], crate::Outcome::Refused(_))
+        !matches!(outcomes[0], crate::op::Outcome::Refused(_))
     }
 
     fn rejoin(&mut self) {
@@ -378,8 +382,8 @@ impl World {
             }
             Step::Expire => {
                 if let Some(session) = self.sent_to {
-                    let (term, beat) = (self.term, crate::Beat(0));
-                    self.apply(Op::Expire { term, session, beat, verdict: crate::Verdict::young(Token(0)) });
+                    let (term, beat) = (self.term, crate::ids::Beat(0));
+                    self.apply(Op::Expire { term, session, beat, verdict: crate::op::Verdict::young(Token(0)) });
                     // S3: by then its own deadline has passed, so it has fenced itself.
                     self.lose();
                 }

@@ -8,7 +8,10 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{batcher::batches, observe::target, settle::Then, shared::Shared};
-use crate::{Change, Key, Op, Revision, SessionId, Token};
+use crate::{
+    ids::{Key, Revision, SessionId, Token},
+    op::{Change, Op},
+};
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);

@@ -24,7 +24,13 @@ use super::{
     settle::Then,
     shared::{Loss, Shared},
 };
-use crate::{Applied, Error, Instant, Key, Op, Outcome, Refusal, SessionId, StoreError, Token, limits};
+use crate::{
+    clock::Instant,
+    error::{Error, StoreError},
+    ids::{Key, SessionId, Token},
+    limits,
+    op::{Applied, Op, Outcome, Refusal},
+};
 
 /// Pauses after failures: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));

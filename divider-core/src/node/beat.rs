@@ -7,7 +7,13 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::{observe::Observer, part::Part, shared::Shared};
-use crate::{Clock, Instant, SessionId, Store, StoreError, lease::Lease};
+use crate::{
+    clock::{Clock, Instant},
+    error::StoreError,
+    ids::SessionId,
+    lease::Lease,
+    store::Store,
+};
 
 /// What the thread needs; nothing that would keep the node alive.
 struct BeatThread {
@@ -92,7 +98,7 @@ impl BeatThread {
     }
 
     /// One renewal, and when it was sent.
-    async fn renewal(&self, session: SessionId, sent: Instant) -> (Instant, Result<crate::Beat, StoreError>) {
+    async fn renewal(&self, session: SessionId, sent: Instant) -> (Instant, Result<crate::ids::Beat, StoreError>) {
         // One that is not back after two intervals is given up, since its connection may be dead: and early enough that
         // one more has its time, on a connection that it does not have to share with this one.
         let left = self.believed.saturating_sub(self.interval);
@@ -105,7 +111,7 @@ impl BeatThread {
     }
 
     /// What an answer does to the lease.
-    fn alive(&self, lease: &Lease, sent: Instant, result: &Result<crate::Beat, StoreError>) -> bool {
+    fn alive(&self, lease: &Lease, sent: Instant, result: &Result<crate::ids::Beat, StoreError>) -> bool {
         let now = self.clock.now();
         if result.is_err() || now.since(sent) > self.interval {
             self.observer.beat_late();

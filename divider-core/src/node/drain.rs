@@ -6,7 +6,11 @@ use std::{
 };
 
 use super::shared::Shared;
-use crate::{Key, Revision, StopReason, Token, pace};
+use crate::{
+    ids::{Key, Revision, Token},
+    pace,
+    record::StopReason,
+};
 
 /// How often to look whether a part has been confirmed.
 const LOOK: Duration = Duration::from_millis(1);

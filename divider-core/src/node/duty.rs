@@ -3,7 +3,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::Instant;
+use crate::clock::Instant;
 
 /// A kind of call that a leader cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::{fmt, io, pin::Pin};
 
-use crate::SessionId;
+use crate::ids::SessionId;
 
 /// A task of a node.
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -8,7 +8,7 @@ use super::{
     session::{Pause, subscribe},
     shared::Shared,
 };
-use crate::{Hint, HintStream, Topic};
+use crate::store::{Hint, HintStream, Topic};
 
 /// `None` says that a subscription has begun: what came before has to be read. Never ends.
 pub(super) type Feed = Pin<Box<dyn Stream<Item = Option<Hint>> + Send>>;

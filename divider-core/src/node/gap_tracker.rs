@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::Instant;
+use crate::clock::Instant;
 
 /// A node that can neither hear nor read would keep its keys and never start them.
 #[derive(Debug, Default)]

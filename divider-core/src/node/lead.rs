@@ -19,9 +19,13 @@ use super::{
     source_reader::SourceReader,
 };
 use crate::{
-    Batch, Claim, Cursor, Hint, Instant, PollReply, Revision, SessionId, StoreError, Term,
+    clock::Instant,
+    error::StoreError,
+    ids::{Revision, SessionId, Term},
     leader::{Deposed, FeedOutcome, Leader, Proposal},
     limits,
+    op::Batch,
+    store::{Claim, Cursor, Hint, PollReply},
 };
 
 /// How often a leader asks for changes that must be there before it reads the whole group again.

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use crate::{Beat, Instant, LeaderView, Term, leader::Deposed};
+use crate::{
+    clock::Instant,
+    ids::{Beat, Term},
+    leader::Deposed,
+    store::LeaderView,
+};
 
 /// Another node's leadership, as it is watched from here.
 pub(super) struct LeaderWatch {

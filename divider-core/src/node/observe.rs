@@ -5,8 +5,10 @@ use std::time::Duration;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 use crate::{
-    NodeConfig, Op, Outcome, StoreError,
+    config::NodeConfig,
+    error::StoreError,
     leader::{Counts, Timing},
+    op::{Op, Outcome},
 };
 
 /// Targets of `tracing` events.

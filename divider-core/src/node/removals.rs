@@ -3,7 +3,11 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::observe::target;
-use crate::{Instant, Key, NodeId, source::RemovalLimit};
+use crate::{
+    clock::Instant,
+    ids::{Key, NodeId},
+    source::RemovalLimit,
+};
 
 /// An empty list is more often a fault of whoever made it than the wish to stop everything.
 pub(super) struct Removals {

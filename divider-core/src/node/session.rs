@@ -19,7 +19,13 @@ use super::{
     settle::Then,
     shared::{Loss, Shared},
 };
-use crate::{Applied, Hint, HintStream, Instant, Op, Outcome, Refusal, Revision, SessionId, StoreError, Topic};
+use crate::{
+    clock::Instant,
+    error::StoreError,
+    ids::{Revision, SessionId},
+    op::{Applied, Op, Outcome, Refusal},
+    store::{Hint, HintStream, Topic},
+};
 
 /// Between two tries of a program that is too old for its group.
 const TOO_OLD: Duration = Duration::from_secs(10);

@@ -7,7 +7,13 @@ use super::{
     drain,
     shared::{Loss, Shared, Wish},
 };
-use crate::{Error, InvalidInput, Key, Outcome, Refusal, StopReason, Token, limits};
+use crate::{
+    error::{Error, InvalidInput},
+    ids::{Key, Token},
+    limits,
+    op::{Outcome, Refusal},
+    record::StopReason,
+};
 
 /// What the answer means for this node.
 #[derive(Clone, Debug)]

@@ -22,11 +22,16 @@ use super::{
     settle::Then,
 };
 use crate::{
-    Clock, Error, Instant, Key, NodeConfig, Op, Outcome, Revision, SessionId, Store, StoreError, Term, Token,
+    clock::{Clock, Instant},
+    config::NodeConfig,
+    error::{Error, StoreError},
+    ids::{Key, Revision, SessionId, Term, Token},
     leader::{Now, TokenAges},
     lease::Lease,
     member::{Member, Queue},
+    op::{Op, Outcome},
     source::SourceConfig,
+    store::Store,
 };
 
 pub(crate) struct Shared {

@@ -20,7 +20,13 @@ use tokio::{
 
 use super::{batcher::batches, observe::target, removals::Removals, settle::Then, shared::Shared};
 use crate::{
-    Batch, Change, Declaration, Instant, Key, NodeId, Op, SourceConfig, SourceMode, Work, caught, leader::Leader,
+    caught,
+    clock::Instant,
+    ids::{Key, NodeId},
+    leader::Leader,
+    op::{Batch, Change, Op},
+    record::{Declaration, Work},
+    source::{SourceConfig, SourceMode},
 };
 
 /// One reading.
@@ -236,7 +242,7 @@ fn declaration(work: Work, known: bool) -> Op {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{FnSource, MemoryStore, Node, Revision};
+    use crate::{ids::Revision, memory::MemoryStore, node::Node, source::FnSource};
 
     #[tokio::test]
     async fn what_ends_after_a_reading_has_failed_is_not_kept() {

@@ -13,8 +13,8 @@ use futures_util::Stream;
 
 use super::{Handle, target};
 use crate::{
-    Error,
     divider::Events,
+    error::Error,
     member::{Member, Queue},
 };
 

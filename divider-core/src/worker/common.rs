@@ -12,7 +12,11 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::{Retry, retry::Pause, tally::Tally};
-use crate::{Assignment, Divider, Key, NotHandedOver, Release, Token, node::target};
+use crate::{
+    divider::{Assignment, Divider, NotHandedOver, Release},
+    ids::{Key, Token},
+    node::target,
+};
 
 pub(super) struct Common {
     pub(super) divider: Arc<dyn Divider>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
-use crate::Divider;
+use crate::divider::Divider;
 
 /// Ends the node when it is dropped, unless the node was drained before. Otherwise a node whose worker was aborted or has
 /// panicked would renew its lease for ever, and be given keys that nothing runs.

@@ -6,7 +6,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::settle;
-use crate::{Assignment, Blob, Divider, Error, StopReason, node::target};
+use crate::{
+    divider::{Assignment, Divider},
+    error::Error,
+    node::target,
+    record::{Blob, StopReason},
+};
 
 /// A key that a task works on. Clones stand for the same task.
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use crate::ConfigError;
+use crate::error::ConfigError;
 
 /// What becomes of a key whose task has failed: how long it rests, and when that is no accident any more.
 ///

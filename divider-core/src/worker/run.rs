@@ -20,7 +20,13 @@ use super::{
     job::{HandOver, Job, StopSignal},
     settle::{Ending, NOT_IN_TIME, Teller},
 };
-use crate::{Assignment, Event, Events, Flushed, Key, NotHandedOver, Stop, StopReason, Token, caught, node::target};
+use crate::{
+    caught,
+    divider::{Assignment, Event, Events, Flushed, NotHandedOver, Stop},
+    ids::{Key, Token},
+    node::target,
+    record::StopReason,
+};
 
 /// Most bytes of an error's text.
 const MAX_WORDS: usize = 1024;

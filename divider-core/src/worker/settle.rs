@@ -12,7 +12,13 @@ use super::{
     retry::Pause,
     run::How,
 };
-use crate::{Divider, Error, Key, NotHandedOver, StopReason, Token, node::target};
+use crate::{
+    divider::{Divider, NotHandedOver},
+    error::Error,
+    ids::{Key, Token},
+    node::target,
+    record::StopReason,
+};
 
 /// The pauses between two tries of a call.
 pub(super) const AGAIN: Pause = Pause::new(Duration::from_millis(50), Duration::from_secs(5));

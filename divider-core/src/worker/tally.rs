@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::Key;
+use crate::ids::Key;
 
 /// How many keys are remembered. A key that is forgotten is counted anew, so its next pause is short.
 const KEYS: usize = 10_000;
