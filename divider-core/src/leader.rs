@@ -74,7 +74,7 @@ pub struct Deposed {
     pub unanswered: bool,
 }
 
-/// See the [module](self).
+/// The leader's side of the protocol, as a pure state machine: fed with the group's changes, it proposes ops.
 #[derive(Debug)]
 pub struct Leader {
     config: NodeConfig,

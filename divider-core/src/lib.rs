@@ -3,7 +3,8 @@
 //!
 //! This crate is all of it but the backends that need a server: the interface that programs use ([`Divider`], implemented by
 //! [`Node`]; [`Worker`] runs a task per key over it), the protocol (pure: the public [`Ledger`] decides who
-//! owns what; member, leader and planner are internal), the trait that a backend implements ([`Store`]), and the in-memory backend ([`MemoryStore`]).
+//! owns what; member, leader and planner are internal), the trait that a backend implements ([`Store`]), and the
+//! in-memory backend ([`MemoryStore`]).
 //!
 //! # In short
 //! ```
@@ -17,6 +18,26 @@
 //! assert!(node.is_current(&work.key, work.token));
 //! # Ok(()) }
 //! ```
+//!
+//! # Words
+//! | word | what it means here |
+//! | --- | --- |
+//! | group | the nodes and keys that belong together, by name; has one [`Ledger`] and at most one leader |
+//! | key, work | a [`Key`] names a piece of work; [`Work`] is what is declared of it: weight, priority, due time, payload |
+//! | node, session | a [`Node`] is in a group by a session ([`SessionId`]); after a loss it joins with a new one |
+//! | lease, beat | how long a session may be silent, and the number that a renewal raises ([`Beat`]) |
+//! | token | the fencing token of one ownership of a key ([`Token`]): a later owner has a higher one |
+//! | affinity | how much work a node wants, in proportion to the others |
+//! | leader, term | the node that gives keys out ([`Op::Assign`]), and the number of its leadership ([`Term`]) |
+//! | op, outcome | one atomic request to the ledger ([`Op`]), and what it did with it ([`Outcome`]) |
+//! | revision, batch, change | each batch that changed something raises the [`Revision`]; a [`Batch`] has its [`Change`]s |
+//! | message, notice | what a session is told ([`Message`], [`Notice`]), numbered without gaps |
+//! | holding, assignment | a key that is held, as the store says ([`Holding`]) and as the program hears ([`Assignment`]) |
+//! | hint | a wake-up that may be lost ([`Hint`]); the truth is read |
+//! | view | the state of one thing, as others see it ([`KeyView`], [`SessionView`], [`GroupView`], [`LeaderView`]) |
+//! | lineage | the life of a store's data; a new one, which may have forgotten something, grants nothing for a lease |
+//! | generation | counts how often work was declared again while or after it was done |
+//! | suspect, set aside | a key whose owners keep dying, and one that nobody starts before a person says so |
 //!
 //! # Where to read on
 //! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting, [`limits`] every limit, [`Store`] what a backend

@@ -35,7 +35,7 @@ use crate::{
     store::Holdings,
 };
 
-/// See the [module](self).
+/// One node's side of the protocol, as a pure state machine: fed with messages, it says what to start and to stop.
 #[derive(Debug, Default)]
 pub struct Member {
     session: Option<SessionId>,

@@ -81,7 +81,7 @@ pub struct NodeSpec {
 /// When keys that have an owner may be moved for the sake of balance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Balance {
-    /// Only to give a newcomer its quota, and on [`Planner::rebalance`].
+    /// Only to give a newcomer its quota, and on [`Divider::rebalance`](crate::Divider::rebalance).
     OnJoin,
     /// Also whenever a node is above its quota by more than this part of it (0.1 is ten per cent).
     Continuous {
@@ -131,7 +131,7 @@ pub struct Counters {
     pub in_flight: usize,
 }
 
-/// The incremental planner. See the [module](self) for what it does and what it costs.
+/// The incremental planner. It is told what happens, and says which key goes where.
 pub struct Planner {
     /// Parts per million above its quota from which on a node is relieved; `None` under [`Balance::OnJoin`].
     tolerance: Option<u64>,
