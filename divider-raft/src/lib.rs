@@ -28,7 +28,7 @@ mod founding;
 #[cfg(feature = "unstable-fuzz")]
 pub mod fuzzing;
 #[cfg(not(feature = "unstable-sim"))]
-#[allow(unreachable_pub)]
+#[allow(dead_code, unreachable_pub)]
 mod ground;
 #[cfg(feature = "unstable-sim")]
 pub mod ground;
@@ -46,6 +46,7 @@ mod rights;
 mod router;
 #[cfg(feature = "secret")]
 mod secret;
+#[cfg_attr(not(feature = "unstable-sim"), allow(unreachable_pub))]
 mod security;
 mod seeds;
 mod server;
