@@ -5,9 +5,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use divider_core::{ConfigError, NodeId};
 
 use crate::{
+    environment::{Ground, ThisMachine},
     format::{NEWEST, OLDEST},
-    ground::{Ground, ThisMachine},
-    security::Security,
+    net::security::Security,
 };
 
 /// Settings of a [`RaftStore`](crate::RaftStore). The fields are public; [`validate`](Self::validate) is called before

@@ -10,10 +10,15 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    command::{Command, Reply},
+    consensus::log::{Identity, Stored, seal, unseal},
     format::{Formats, NEWEST},
-    raft::{Content, Entry, Identity, LogId, Stored, Vote, decode_snapshot, seal, unseal},
-    wire::{self, Answer, Frame, Hello, Request, Welcome},
+    net::wire::{self, Frame},
+    protocol::{
+        command::{Command, Reply},
+        messages::{Answer, Hello, Request, Welcome},
+        snapshot::{Content, decode as decode_snapshot},
+        types::{Entry, LogId, Vote},
+    },
 };
 
 const WRITES: &str = "what was decoded can be encoded";

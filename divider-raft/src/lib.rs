@@ -12,63 +12,34 @@
 //!
 //! Begin at [`RaftStore`].
 
-mod bond;
-mod book;
 mod cluster;
-mod command;
 mod config;
-mod confirm;
+mod consensus;
+#[doc(hidden)]
+pub mod environment;
 mod error;
-#[cfg(test)]
-mod excess;
-#[cfg(test)]
-mod fixtures;
 mod format;
-mod founding;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-#[doc(hidden)]
-pub mod ground;
-mod house;
-#[cfg(all(test, feature = "tls"))]
-mod intruder;
-mod link;
-mod lives;
-mod member;
-mod newcomers;
-mod propose;
-mod raft;
-mod reign;
-mod rights;
-mod router;
-#[cfg(feature = "secret")]
-mod secret;
-mod security;
-mod seeds;
-mod server;
-mod settle;
-#[cfg(test)]
-mod small_disk;
+mod net;
+mod protocol;
 mod store;
-mod subscribe;
-mod succession;
-#[cfg(feature = "tls")]
-mod tls;
+#[cfg(test)]
+mod tests;
 mod url;
-mod wire;
 
 pub use config::{Data, RaftConfig, Role};
+pub use consensus::recover::Recovered;
 pub use error::{DataError, TooOld};
-pub use raft::{Peer, Recovered};
 #[cfg(feature = "secret")]
-pub use secret::Secret;
-pub use security::Security;
-pub use store::{Condition, RaftStore, RaftStoreBuilder};
+pub use net::secret::Secret;
+pub use net::security::Security;
 #[cfg(feature = "tls")]
-pub use tls::{Tls, TlsError};
+pub use net::tls::{Tls, TlsError};
+pub use protocol::{messages::Owner, peer::Peer};
+pub use store::{Condition, RaftStore, RaftStoreBuilder};
 pub use url::UrlError;
-pub use wire::Owner;
 
 /// The examples of the README are tested like all others.
 #[cfg(all(doctest, feature = "tls"))]

@@ -19,17 +19,25 @@ use parking_lot::{Mutex, RwLock};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    cluster::{End, Running, Threads},
+    cluster::{
+        member::End,
+        router::Router,
+        running::{Running, Threads},
+        supervisor::{self, Cluster},
+    },
     config::{Data, RaftConfig, Role},
+    consensus::{
+        recover::{self, Recovered},
+        state_machine::Machine,
+    },
+    environment::{Place, ThisMachine},
     error::DataError,
     format::NEWEST,
-    ground::{Place, ThisMachine},
-    link::Class,
-    lives,
-    raft::{Machine, Peer, Recovered, recover},
-    router::Router,
-    security::Security,
-    wire::{self, Answer, Call, Owner, Query, Status},
+    net::{pool::Class, security::Security, wire},
+    protocol::{
+        messages::{Answer, Call, Owner, Query, Status},
+        peer::Peer,
+    },
 };
 
 /// How often whoever opens a store looks whether a member that has ended was replaced.
@@ -89,35 +97,6 @@ pub enum Condition {
     Stopped(String),
     /// It was a member and has been removed. It goes on as a client; when it starts again it joins again.
     Removed,
-}
-
-/// What all handles share.
-pub(crate) struct Cluster {
-    pub(crate) config: Arc<RaftConfig>,
-    /// Held while starting, so that it happens once.
-    starting: tokio::sync::Mutex<()>,
-    running: RwLock<Option<Arc<Running>>>,
-    /// Why its member is none at the moment, where that is so. Written with `running` locked.
-    ended: Mutex<Option<End>>,
-    /// Handles that have not been closed.
-    open: AtomicUsize,
-}
-
-impl Cluster {
-    pub(crate) fn current(&self) -> Option<Arc<Running>> {
-        self.running.read().clone()
-    }
-
-    /// Puts another one in the place of what runs; false where that was closed meanwhile.
-    pub(crate) fn replace(&self, old: &Arc<Running>, new: Arc<Running>, ended: Option<End>) -> bool {
-        let mut running = self.running.write();
-        let same = running.as_ref().is_some_and(|running| Arc::ptr_eq(running, old));
-        if same {
-            *running = Some(new);
-            *self.ended.lock() = ended;
-        }
-        same
-    }
 }
 
 /// Builds a [`RaftStore`].
@@ -217,14 +196,14 @@ impl RaftStoreBuilder {
     /// Protects connections by mutual TLS.
     #[cfg(feature = "tls")]
     #[must_use]
-    pub fn tls(self, tls: crate::Tls) -> Self {
+    pub fn tls(self, tls: crate::net::tls::Tls) -> Self {
         self.configure(|config| config.security = Security::Tls(tls))
     }
 
     /// Lets in whoever knows a secret; what is sent is not hidden.
     #[cfg(feature = "secret")]
     #[must_use]
-    pub fn secret(self, secret: crate::Secret) -> Self {
+    pub fn secret(self, secret: crate::net::secret::Secret) -> Self {
         self.configure(|config| config.security = Security::Secret(secret))
     }
 
@@ -293,7 +272,7 @@ impl RaftStore {
     }
 
     #[cfg(test)]
-    pub(crate) fn member(&self) -> Option<Arc<crate::member::Member>> {
+    pub(crate) fn member(&self) -> Option<Arc<crate::cluster::member::Member>> {
         self.cluster.running.read().as_ref()?.router.member.clone()
     }
 
@@ -313,7 +292,7 @@ impl RaftStore {
 
     #[cfg(test)]
     pub(crate) fn trip(&self, applying: bool) {
-        let trip = |member: Arc<crate::member::Member>| {
+        let trip = |member: Arc<crate::cluster::member::Member>| {
             if applying { member.machine.trip() } else { member.log.trip() }
         };
         self.member().into_iter().for_each(trip);
@@ -460,7 +439,7 @@ impl RaftStore {
         let directory = directory.as_ref().to_owned();
         let place = |directory| Place { directory: Some(directory), ground: Arc::new(ThisMachine), reads: NEWEST };
         // On a thread of its own, so that it does not matter whether the caller is on a runtime.
-        let recovering = std::thread::spawn(move || recover(&directory, place));
+        let recovering = std::thread::spawn(move || recover::recover(&directory, place));
         let recovered = recovering.join().unwrap_or_else(|_| {
             Err(DataError::Corrupt { path: PathBuf::new(), problem: "reading it failed unexpectedly".into() })
         })?;
@@ -569,8 +548,10 @@ impl RaftStore {
             let reached = tokio::time::timeout(limit, member.machine.reached(index)).await;
             reached.map_err(|_| StoreError::Timeout { limit })?;
             member.read(&group, query).map_err(|fault| match fault {
-                crate::wire::Fault::SessionEnded => StoreError::SessionEnded,
-                crate::wire::Fault::Busy(problem) => StoreError::Unavailable { message: problem, source: None },
+                crate::protocol::messages::Fault::SessionEnded => StoreError::SessionEnded,
+                crate::protocol::messages::Fault::Busy(problem) => {
+                    StoreError::Unavailable { message: problem, source: None }
+                }
                 other => StoreError::Corrupt(format!("{other:?}")),
             })
         })
@@ -633,7 +614,7 @@ impl Store for RaftStore {
                     let config = self.cluster.config.clone();
                     let running = Running::start(config.clone(), Threads::start(&config)?).await?;
                     *self.cluster.running.write() = Some(running.clone());
-                    running.ground.handle.spawn(lives::look_after(Arc::downgrade(&self.cluster)));
+                    running.ground.handle.spawn(supervisor::look_after(Arc::downgrade(&self.cluster)));
                     running
                 }
             }

@@ -1,0 +1,5 @@
+mod fixtures;
+#[cfg(feature = "tls")]
+mod intruder;
+mod limits;
+pub(crate) mod small_disk;
