@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use divider_core::{ConfigError, NodeId};
 
 use crate::{
-    environment::{Ground, ThisMachine},
+    environment::{Environment, ThisMachine},
     format::{NEWEST, OLDEST},
     net::security::Security,
 };
@@ -106,7 +106,7 @@ pub struct RaftConfig {
     pub reads: u8,
     /// What it all stands on. For the simulation of this repository.
     #[doc(hidden)]
-    pub ground: Arc<dyn Ground>,
+    pub environment: Arc<dyn Environment>,
 }
 
 /// What a process is to its cluster.
@@ -160,7 +160,7 @@ impl Default for RaftConfig {
             leave_on_close: None,
             step_after: Duration::from_secs(24 * 3600),
             reads: NEWEST,
-            ground: Arc::new(ThisMachine),
+            environment: Arc::new(ThisMachine),
         }
     }
 }

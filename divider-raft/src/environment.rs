@@ -26,7 +26,7 @@ use tokio::{
 /// What a member stands on. Replaceable, so that a simulation can hold up and lose messages, take what was not synced away
 /// in a crash, and repeat all of it from a seed.
 #[async_trait]
-pub trait Ground: fmt::Debug + Send + Sync + 'static {
+pub trait Environment: fmt::Debug + Send + Sync + 'static {
     /// Runs the process's tasks: on a runtime of its own with so many threads, which is given as well, or on the caller's.
     ///
     /// # Errors
@@ -210,7 +210,7 @@ pub trait LogWriter: Send {
 pub(crate) struct ThisMachine;
 
 #[async_trait]
-impl Ground for ThisMachine {
+impl Environment for ThisMachine {
     fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
         let mut builder = runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(threads).thread_name("divider-raft").enable_all().build()?;
@@ -295,34 +295,34 @@ pub(crate) async fn first_of<T, E, F: Future<Output = Result<T, E>>>(
 
 /// Where log and snapshots are kept.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
-    /// `None` for what is only in memory, or on the ground's disk.
+pub(crate) struct DataDir {
+    /// `None` for what is only in memory, or on the environment's disk.
     pub(crate) directory: Option<PathBuf>,
-    pub(crate) ground: Arc<dyn Ground>,
+    pub(crate) environment: Arc<dyn Environment>,
     /// The newest format that is read there.
     pub(crate) reads: u8,
 }
 
 #[cfg(test)]
-impl From<Option<PathBuf>> for Place {
+impl From<Option<PathBuf>> for DataDir {
     fn from(directory: Option<PathBuf>) -> Self {
-        Self { directory, ground: Arc::new(ThisMachine), reads: crate::format::NEWEST }
+        Self { directory, environment: Arc::new(ThisMachine), reads: crate::format::NEWEST }
     }
 }
 
 #[cfg(test)]
-impl From<&std::path::Path> for Place {
+impl From<&std::path::Path> for DataDir {
     fn from(directory: &std::path::Path) -> Self {
         Self::from(Some(directory.to_owned()))
     }
 }
 
-impl Place {
+impl DataDir {
     /// Where snapshots are kept; `None` for what is only in memory.
     pub(crate) fn files(&self) -> Option<Arc<dyn Files>> {
         match &self.directory {
             Some(directory) => Some(Arc::new(Directory(directory.clone()))),
-            None => self.ground.disk().map(|disk| disk.files()),
+            None => self.environment.disk().map(|disk| disk.files()),
         }
     }
 
@@ -332,7 +332,7 @@ impl Place {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, oneshot::error::RecvError> {
         let (done, result) = oneshot::channel();
-        self.ground.blocking(Box::new(move || {
+        self.environment.blocking(Box::new(move || {
             // Whoever asked may have given up.
             let _ = done.send(work());
         }));

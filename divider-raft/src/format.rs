@@ -59,9 +59,9 @@ impl Formats {
     }
 
     /// As it is said at a handshake.
-    pub(crate) fn speaks(&self) -> Speaks {
+    pub(crate) fn supported(&self) -> SupportedFormats {
         let written = |written: &Arc<AtomicU8>| written.load(Ordering::Relaxed).max(OLDEST);
-        Speaks {
+        SupportedFormats {
             lowest: OLDEST.into(),
             highest: self.reads.into(),
             writes: self.written.as_ref().map_or(0, written).into(),
@@ -71,7 +71,7 @@ impl Formats {
 
 /// What a program can read and writes, as numbers of the format of everything that crosses a wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Speaks {
+pub(crate) struct SupportedFormats {
     /// The lowest format that it reads.
     pub(crate) lowest: u16,
     /// The highest format that it reads.
@@ -81,9 +81,9 @@ pub(crate) struct Speaks {
     pub(crate) writes: u16,
 }
 
-impl Speaks {
+impl SupportedFormats {
     /// The highest format that both sides read.
-    pub(crate) fn settle(self, theirs: Self) -> Result<u16, TooOld> {
+    pub(crate) fn negotiate(self, theirs: Self) -> Result<u16, TooOld> {
         let (mine_needed, theirs_needed) = (theirs.asks_of(self), self.asks_of(theirs));
         if self.highest < mine_needed {
             return Err(TooOld { needs: mine_needed, reads: self.highest, here: true });
@@ -109,36 +109,36 @@ impl Speaks {
 mod tests {
     use super::*;
 
-    fn speaks(lowest: u16, highest: u16, writes: u16) -> Speaks {
-        Speaks { lowest, highest, writes }
+    fn supported(lowest: u16, highest: u16, writes: u16) -> SupportedFormats {
+        SupportedFormats { lowest, highest, writes }
     }
 
     #[test]
     fn two_programs_settle_on_the_highest_format_that_both_read() {
         for (mine, theirs, settled) in [
-            (speaks(2, 3, 2), speaks(2, 2, 2), 2),
-            (speaks(2, 3, 3), speaks(2, 4, 3), 3),
-            (speaks(3, 5, 4), speaks(2, 4, 3), 4),
-            (speaks(1, 1, 0), speaks(1, 2, 2), 1),
+            (supported(2, 3, 2), supported(2, 2, 2), 2),
+            (supported(2, 3, 3), supported(2, 4, 3), 3),
+            (supported(3, 5, 4), supported(2, 4, 3), 4),
+            (supported(1, 1, 0), supported(1, 2, 2), 1),
         ] {
-            assert_eq!(mine.settle(theirs), Ok(settled), "{mine:?} {theirs:?}");
-            assert_eq!(theirs.settle(mine), Ok(settled), "{theirs:?} {mine:?}");
+            assert_eq!(mine.negotiate(theirs), Ok(settled), "{mine:?} {theirs:?}");
+            assert_eq!(theirs.negotiate(mine), Ok(settled), "{theirs:?} {mine:?}");
         }
     }
 
     #[test]
     fn whoever_is_too_old_is_told_what_is_needed() {
         for (old, new, needs) in [
-            (speaks(2, 2, 2), speaks(3, 4, 3), 3),
+            (supported(2, 2, 2), supported(3, 4, 3), 3),
             // It could still be read, but does not read what is written.
-            (speaks(2, 2, 2), speaks(2, 4, 4), 4),
-            (speaks(1, 1, 1), speaks(2, 2, 2), 2),
+            (supported(2, 2, 2), supported(2, 4, 4), 4),
+            (supported(1, 1, 1), supported(2, 2, 2), 2),
             // A client reads nothing of what is written.
-            (speaks(1, 1, 0), speaks(2, 3, 3), 2),
+            (supported(1, 1, 0), supported(2, 3, 3), 2),
         ] {
             let reads = old.highest;
-            assert_eq!(old.settle(new), Err(TooOld { needs, reads, here: true }));
-            assert_eq!(new.settle(old), Err(TooOld { needs, reads, here: false }));
+            assert_eq!(old.negotiate(new), Err(TooOld { needs, reads, here: true }));
+            assert_eq!(new.negotiate(old), Err(TooOld { needs, reads, here: false }));
         }
     }
 }

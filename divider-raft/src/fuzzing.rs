@@ -16,7 +16,7 @@ use crate::{
     protocol::{
         command::{Command, Reply},
         messages::{Answer, Hello, Request, Welcome},
-        snapshot::{Content, decode as decode_snapshot},
+        snapshot::{SnapshotContent, decode as decode_snapshot},
         types::{Entry, LogId, Vote},
     },
 };
@@ -56,7 +56,7 @@ pub fn frames(mut bytes: &[u8]) -> bool {
 /// Both sides of a handshake.
 pub fn handshakes(bytes: &[u8]) -> bool {
     fn greeted<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(mut bytes: &[u8]) -> bool {
-        let mine = Formats::of_client(NEWEST).speaks();
+        let mine = Formats::of_client(NEWEST).supported();
         let Some(Ok(greeting)) = wire::greeted::<T>(&mut bytes, mine).now_or_never() else { return false };
         let mut said = Vec::new();
         wire::greet(&mut said, mine, &greeting).now_or_never().expect("nothing waits").expect(WRITES);
@@ -98,7 +98,7 @@ pub fn records(bytes: &[u8]) -> bool {
 /// Snapshots.
 pub fn snapshots(bytes: &[u8]) -> bool {
     let as_it_is = decode_snapshot(bytes);
-    let mut inside = Content::<Ledger> { format: NEWEST, ..Content::default() }.encode().expect(WRITES);
+    let mut inside = SnapshotContent::<Ledger> { format: NEWEST, ..SnapshotContent::default() }.encode().expect(WRITES);
     inside.truncate(8);
     inside.extend(bytes);
     inside.extend(xxh3_64(&inside).to_le_bytes());

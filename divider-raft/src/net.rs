@@ -2,6 +2,7 @@
 //! neither Raft nor the cluster.
 
 pub(crate) mod address_book;
+pub(crate) mod client;
 pub(crate) mod cluster_binding;
 pub(crate) mod pending;
 pub(crate) mod pool;

@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     cluster::{
-        member::End,
+        member::EndReason,
         router::Router,
         running::{Running, Threads},
         supervisor::{self, Cluster},
@@ -28,12 +28,12 @@ use crate::{
     config::{Data, RaftConfig, Role},
     consensus::{
         recover::{self, Recovered},
-        state_machine::Machine,
+        state_machine::StateMachine,
     },
-    environment::{Place, ThisMachine},
+    environment::{DataDir, ThisMachine},
     error::DataError,
     format::NEWEST,
-    net::{pool::Class, security::Security, wire},
+    net::{pool::TrafficClass, security::Security, wire},
     protocol::{
         messages::{Answer, Call, Owner, Query, Status},
         peer::Peer,
@@ -79,7 +79,7 @@ pub struct RaftStore {
     /// Whether a member goes on for this handle.
     holds: bool,
     /// A member's own copy, once this handle has been asked of it: most often what runs stays the same while a handle is open.
-    copy: OnceLock<Arc<Machine>>,
+    copy: OnceLock<Arc<StateMachine>>,
 }
 
 /// How this process takes part in its cluster at the moment.
@@ -258,8 +258,8 @@ impl RaftStore {
         let running = self.cluster.running.read();
         match (&*running, self.cluster.ended.lock().clone()) {
             (None, _) => Condition::Closed,
-            (Some(_), Some(End::Stopped(why))) => Condition::Stopped(why),
-            (Some(_), Some(End::Removed)) => Condition::Removed,
+            (Some(_), Some(EndReason::Stopped(why))) => Condition::Stopped(why),
+            (Some(_), Some(EndReason::Removed)) => Condition::Removed,
             (Some(running), None) if running.router.member.is_some() => Condition::Member,
             (Some(_), None) => Condition::Client,
         }
@@ -338,7 +338,7 @@ impl RaftStore {
     /// # Errors
     /// [`StoreError`] where the cluster cannot be reached.
     pub async fn members(&self) -> Result<Vec<(Peer, bool)>, StoreError> {
-        match self.call(Call::Status, Class::Calls, true).await? {
+        match self.call(Call::Status, TrafficClass::Calls, true).await? {
             Answer::Status(Status { members, .. }) => Ok(members),
             _ => Err(unexpected()),
         }
@@ -353,7 +353,7 @@ impl RaftStore {
     /// # Cancel safety
     /// A dropped future leaves it unknown whether the member was removed.
     pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
-        self.call(Call::Leave { id }, Class::Calls, true).await.map(drop)
+        self.call(Call::Leave { id }, TrafficClass::Calls, true).await.map(drop)
     }
 
     /// Makes a learner a voter, whatever [`RaftConfig::voters`] says. Calling it again is safe.
@@ -364,7 +364,7 @@ impl RaftStore {
     /// # Cancel safety
     /// As [`remove_member`](Self::remove_member).
     pub async fn promote(&self, id: u64) -> Result<(), StoreError> {
-        self.call(Call::Promote { id }, Class::Calls, true).await.map(drop)
+        self.call(Call::Promote { id }, TrafficClass::Calls, true).await.map(drop)
     }
 
     /// Makes the learner `new` a voter in the place of `old`, which leaves for good. Calling it again is safe.
@@ -375,7 +375,7 @@ impl RaftStore {
     /// # Cancel safety
     /// As [`remove_member`](Self::remove_member).
     pub async fn replace_voter(&self, old: u64, new: u64) -> Result<(), StoreError> {
-        self.call(Call::Replace { old, new }, Class::Calls, true).await.map(drop)
+        self.call(Call::Replace { old, new }, TrafficClass::Calls, true).await.map(drop)
     }
 
     /// The format that the cluster is written in, as far as this member has come. `None` on a client, and before anything was
@@ -400,7 +400,7 @@ impl RaftStore {
     /// # Cancel safety
     /// As [`remove_member`](Self::remove_member).
     pub async fn step_up(&self) -> Result<u64, StoreError> {
-        match self.call(Call::StepUp, Class::Calls, true).await? {
+        match self.call(Call::StepUp, TrafficClass::Calls, true).await? {
             Answer::Index(format) => Ok(format),
             _ => Err(unexpected()),
         }
@@ -437,9 +437,10 @@ impl RaftStore {
     /// [`DataError`] where the directory is in use, damaged or not of a member; then nothing has been changed.
     pub fn recover(directory: impl AsRef<std::path::Path>) -> Result<Recovered, DataError> {
         let directory = directory.as_ref().to_owned();
-        let place = |directory| Place { directory: Some(directory), ground: Arc::new(ThisMachine), reads: NEWEST };
+        let data_dir =
+            |directory| DataDir { directory: Some(directory), environment: Arc::new(ThisMachine), reads: NEWEST };
         // On a thread of its own, so that it does not matter whether the caller is on a runtime.
-        let recovering = std::thread::spawn(move || recover::recover(&directory, place));
+        let recovering = std::thread::spawn(move || recover::recover(&directory, data_dir));
         let recovered = recovering.join().unwrap_or_else(|_| {
             Err(DataError::Corrupt { path: PathBuf::new(), problem: "reading it failed unexpectedly".into() })
         })?;
@@ -494,7 +495,7 @@ impl RaftStore {
 
     /// A member's own copy. Asked of every request that is routed, so counts that all threads share are left alone.
     #[inline]
-    fn copy(&self) -> Option<&Machine> {
+    fn copy(&self) -> Option<&StateMachine> {
         if self.closed.load(Ordering::Relaxed) {
             return None;
         }
@@ -505,7 +506,7 @@ impl RaftStore {
         Some(self.copy.get_or_init(|| machine))
     }
 
-    fn machine(&self) -> Option<Arc<Machine>> {
+    fn machine(&self) -> Option<Arc<StateMachine>> {
         if self.closed.load(Ordering::Relaxed) {
             return None;
         }
@@ -526,11 +527,11 @@ impl RaftStore {
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
         let running = self.running()?;
-        let task = running.ground.handle.spawn(work(running.router.clone()));
+        let task = running.threads.handle.spawn(work(running.router.clone()));
         task.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    async fn call(&self, call: Call, class: Class, again: bool) -> Result<Answer, StoreError> {
+    async fn call(&self, call: Call, class: TrafficClass, again: bool) -> Result<Answer, StoreError> {
         self.inside(|router| async move { router.call(call, class, again).await }).await
     }
 
@@ -539,9 +540,9 @@ impl RaftStore {
         let group = self.group.clone();
         self.inside(|router| async move {
             let Some(member) = router.member.clone() else {
-                return router.call(Call::Read { group, query }, Class::Calls, true).await;
+                return router.call(Call::Read { group, query }, TrafficClass::Calls, true).await;
             };
-            let Answer::Index(index) = router.call(Call::Confirm, Class::Calls, true).await? else {
+            let Answer::Index(index) = router.call(Call::Confirm, TrafficClass::Calls, true).await? else {
                 return Err(unexpected());
             };
             let limit = router.config.call_time_limit;
@@ -614,7 +615,7 @@ impl Store for RaftStore {
                     let config = self.cluster.config.clone();
                     let running = Running::start(config.clone(), Threads::start(&config)?).await?;
                     *self.cluster.running.write() = Some(running.clone());
-                    running.ground.handle.spawn(supervisor::look_after(Arc::downgrade(&self.cluster)));
+                    running.threads.handle.spawn(supervisor::supervise(Arc::downgrade(&self.cluster)));
                     running
                 }
             }
@@ -634,39 +635,39 @@ impl Store for RaftStore {
             return Err(StoreError::Misconfigured(problem));
         }
         let call = Call::Apply { group: self.group.clone(), ops: ops.to_vec() };
-        match self.call(call, Class::Calls, false).await? {
+        match self.call(call, TrafficClass::Calls, false).await? {
             Answer::Applied(applied) => Ok(applied),
             _ => Err(unexpected()),
         }
     }
 
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
-        match self.call(Call::Renew { group: self.group.clone(), session }, Class::Beats, true).await? {
+        match self.call(Call::Renew { group: self.group.clone(), session }, TrafficClass::Beats, true).await? {
             Answer::Beat(beat) => Ok(beat),
             _ => Err(unexpected()),
         }
     }
 
     async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
-        match self.call(Call::Poll { group: self.group.clone(), session, claim }, Class::Beats, true).await? {
+        match self.call(Call::Poll { group: self.group.clone(), session, claim }, TrafficClass::Beats, true).await? {
             Answer::Standing(standing) => Ok(standing),
             _ => Err(unexpected()),
         }
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
-        self.call(Call::Resign { group: self.group.clone(), session, term }, Class::Calls, true).await.map(drop)
+        self.call(Call::Resign { group: self.group.clone(), session, term }, TrafficClass::Calls, true).await.map(drop)
     }
 
     async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
-        match self.call(Call::Beats { group: self.group.clone() }, Class::Beats, true).await? {
+        match self.call(Call::Beats { group: self.group.clone() }, TrafficClass::Beats, true).await? {
             Answer::Beats(beats) => Ok(beats),
             _ => Err(unexpected()),
         }
     }
 
     async fn silences(&self) -> Result<Vec<(SessionId, Beat, Duration)>, StoreError> {
-        match self.call(Call::Silences { group: self.group.clone() }, Class::Beats, true).await? {
+        match self.call(Call::Silences { group: self.group.clone() }, TrafficClass::Beats, true).await? {
             Answer::Silences(silences) => Ok(silences),
             _ => Err(unexpected()),
         }
@@ -731,7 +732,7 @@ impl Store for RaftStore {
             let limit = Duration::from_millis(500).min(router.config.call_time_limit);
             let mut last = "no member is known".to_owned();
             for target in router.members(begin).await {
-                match router.links.subscribe(&target, group.clone(), topic, limit).await {
+                match router.pool.subscribe(&target, group.clone(), topic, limit).await {
                     Ok(hints) => return Ok(Box::pin(hints) as HintStream),
                     Err(error) => last = error.to_string(),
                 }

@@ -74,7 +74,7 @@ impl Caller {
             return Err("a member speaks in its own name alone".into());
         }
         match request {
-            RaftRequest::TakeOver if view.leader != Some(me.id) => Err("only who leads can hand over".into()),
+            RaftRequest::TimeoutNow if view.leader != Some(me.id) => Err("only who leads can hand over".into()),
             RaftRequest::Differs { .. } if view.leader != Some(me.id) => {
                 Err("only who leads compares the others".into())
             }
@@ -159,7 +159,7 @@ mod tests {
             RaftRequest::SnapshotBegin { stream: 1, vote, meta: SnapshotMeta::default() },
             RaftRequest::SnapshotChunk { stream: 1, offset: 0, bytes: Vec::new() },
             RaftRequest::SnapshotEnd { stream: 1 },
-            RaftRequest::TakeOver,
+            RaftRequest::TimeoutNow,
             RaftRequest::Differs { index: 1, sum: 1 },
             RaftRequest::Compare { index: 1 },
         ];

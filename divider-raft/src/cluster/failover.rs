@@ -48,9 +48,11 @@ pub(crate) async fn watch(member: Arc<Member>) {
         member.leader_left.notified().await;
         let view = member.raft.view();
         let Some((leader, _)) = view.leader.and_then(|id| view.members.get(&id)) else { continue };
-        let mut heirs = view.members.iter().filter(|(id, (_, votes))| *votes && **id != leader.id);
-        let Some(turn) = heirs.position(|(id, _)| *id == member.me.id) else { continue };
-        match timeout(PROBE, member.config.ground.connect(&member.links.book().placed(leader).address)).await {
+        let mut successors = view.members.iter().filter(|(id, (_, votes))| *votes && **id != leader.id);
+        let Some(turn) = successors.position(|(id, _)| *id == member.me.id) else { continue };
+        match timeout(PROBE, member.config.environment.connect(&member.pool.address_book().placed(leader).address))
+            .await
+        {
             Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {}
             _ => continue,
         }

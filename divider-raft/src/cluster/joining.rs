@@ -9,7 +9,7 @@
 //!
 //! # Being found
 //! A member is its id and its cluster's id; addresses change. Whoever hears of no leader asks the seeds, and all that it
-//! knows, who is where, and by asking says where it is itself (see [`Book`](crate::net::address_book::Book)). So members that have all
+//! knows, who is where, and by asking says where it is itself (see [`AddressBook`](crate::net::address_book::AddressBook)). So members that have all
 //! moved find each other as long as their seeds lead from one to the other.
 
 use std::{
@@ -23,13 +23,13 @@ use uuid::Uuid;
 
 use crate::{
     cluster::{
-        member::{End, Member},
+        member::{EndReason, Member},
         router::Router,
         seeds,
     },
     config::RaftConfig,
     consensus::{log::Identity, raft::Refused},
-    net::pool::{Class, Target},
+    net::pool::{Target, TrafficClass},
     protocol::{
         messages::{Answer, Call, Request, Status},
         peer::Peer,
@@ -53,10 +53,10 @@ const SEEK: Duration = Duration::from_millis(300);
 const REMOVED: Duration = Duration::from_secs(2);
 
 /// What a seed has said.
-type Said = (Target, Result<Status, String>);
+type SeedAnswer = (Target, Result<Status, String>);
 
 /// Founds a cluster or joins one, once.
-pub(crate) async fn settle(member: Arc<Member>, router: Arc<Router>, joining: watch::Sender<Result<(), String>>) {
+pub(crate) async fn join_cluster(member: Arc<Member>, router: Arc<Router>, joining: watch::Sender<Result<(), String>>) {
     // A vote alone says nothing: it may come from a leader that was lost with the entry that took this member in.
     let known = member.raft.is_initialized().await && !member.raft.view().members.is_empty();
     while known && let Some(problem) = rival(&member).await {
@@ -65,18 +65,18 @@ pub(crate) async fn settle(member: Arc<Member>, router: Arc<Router>, joining: wa
     }
     member.unrivalled.store(true, Ordering::Relaxed);
     let mut company = BTreeSet::new();
-    let mut settled: Option<Instant> = None;
+    let mut joined_at: Option<Instant> = None;
     let mut asked: Option<Instant> = None;
     loop {
         // The entry with which it was taken in may have been lost with the leader that wrote it.
         let again = !known && asked.is_some_and(|asked| asked.elapsed() >= AGAIN);
-        let mut result = match settled {
+        let mut result = match joined_at {
             Some(_) if !again => Ok(()),
-            _ => try_to_settle(&member, &router, &mut company, again).await,
+            _ => try_to_join(&member, &router, &mut company, again).await,
         };
         if result.is_ok() {
             asked = asked.filter(|_| !again).or_else(|| Some(Instant::now()));
-            let patient = settled.get_or_insert_with(Instant::now).elapsed() < COMPANY;
+            let patient = joined_at.get_or_insert_with(Instant::now).elapsed() < COMPANY;
             // Whoever comes back is not waited for; what it was before, it is again.
             result = if known { Ok(()) } else { complete(&member, &company, patient) };
         }
@@ -103,9 +103,9 @@ async fn rival(member: &Member) -> Option<String> {
     let targets = seeds::targets(&member.config).await;
     let asked = targets.into_iter().map(|target| async move {
         // As a client of none yet: a member of another cluster does not talk with a member of this one.
-        let links = member.links.of_a_stranger();
+        let pool = member.pool.of_a_stranger();
         let status = Request::Call(Call::Status);
-        (links.call(&target, Class::Calls, &status, STATUS).await, target)
+        (pool.call(&target, TrafficClass::Calls, &status, STATUS).await, target)
     });
     let mine = member.cluster_id();
     futures_util::future::join_all(asked).await.into_iter().find_map(|(answer, target)| match answer {
@@ -141,7 +141,7 @@ fn complete(member: &Member, company: &BTreeSet<u64>, patient: bool) -> Result<(
     }
 }
 
-async fn try_to_settle(
+async fn try_to_join(
     member: &Arc<Member>,
     router: &Router,
     company: &mut BTreeSet<u64>,
@@ -152,7 +152,7 @@ async fn try_to_settle(
         return Ok(());
     }
     if !again && member.raft.is_initialized().await {
-        return return_home(member, router).await;
+        return rejoin(member, router).await;
     }
     if !member.config.has_seeds() {
         return found(member).await;
@@ -166,8 +166,8 @@ async fn try_to_settle(
         return Err(format!("the seeds belong to {} clusters; only those of one may be seeds", clusters.len()));
     }
     if let Some(cluster) = clusters.first() {
-        adopt(member, *cluster).await?;
-        let host = host(&within, member.me.id).ok_or("no other member of the cluster answers")?;
+        adopt_cluster_id(member, *cluster).await?;
+        let host = whom_to_ask(&within, member.me.id).ok_or("no other member of the cluster answers")?;
         return join(member, router, Some(Target::member(host))).await;
     }
     may_found(&member.config, &member.me, &answers)?;
@@ -191,7 +191,7 @@ async fn try_to_settle(
 /// Has the others leave the founding to this member, or takes that back.
 async fn ask_to_found(member: &Member, others: &[Target], taken_back: bool) -> Result<(), String> {
     let request = Request::Call(Call::Found { by: member.me.id, taken_back });
-    let answers = others.iter().map(|target| member.links.call(target, Class::Calls, &request, STATUS));
+    let answers = others.iter().map(|target| member.pool.call(target, TrafficClass::Calls, &request, STATUS));
     let answers = futures_util::future::join_all(answers).await;
     answers.into_iter().zip(others).try_for_each(|(answer, target)| match answer {
         Ok(Answer::Done) => Ok(()),
@@ -202,7 +202,7 @@ async fn ask_to_found(member: &Member, others: &[Target], taken_back: bool) -> R
 
 /// Whom to ask to be taken in: who leads by its own word, or else by that of another one. What this member itself knows may
 /// be of a leader that was lost.
-fn host<'a>(within: &[&'a Status], me: u64) -> Option<&'a Peer> {
+fn whom_to_ask<'a>(within: &[&'a Status], me: u64) -> Option<&'a Peer> {
     let others = within.iter().filter(|status| status.cluster_id.is_some() && status.me.id != me);
     let best = others.max_by_key(|status| (leads(status), status.leader.is_some()))?;
     Some(best.leader.as_ref().unwrap_or(&best.me))
@@ -214,7 +214,7 @@ fn leads(status: &Status) -> bool {
 }
 
 /// Whether this member is to found a cluster, by what all seeds have said.
-fn may_found(config: &RaftConfig, me: &Peer, answers: &[Said]) -> Result<(), String> {
+fn may_found(config: &RaftConfig, me: &Peer, answers: &[SeedAnswer]) -> Result<(), String> {
     if answers.is_empty() {
         return Err("no seed name is known".into());
     }
@@ -247,7 +247,7 @@ fn may_found(config: &RaftConfig, me: &Peer, answers: &[Said]) -> Result<(), Str
 }
 
 /// A member that was in its cluster before, and may listen elsewhere now, or have been left out meanwhile.
-async fn return_home(member: &Arc<Member>, router: &Router) -> Result<(), String> {
+async fn rejoin(member: &Arc<Member>, router: &Router) -> Result<(), String> {
     let known = member.raft.view().members.get(&member.me.id).map(|(peer, _)| peer.clone());
     let here = |known: &Peer| known.address == member.me.address || member.me.address.is_empty();
     // Another version of the program may read more, or less after a way back.
@@ -260,20 +260,20 @@ async fn return_home(member: &Arc<Member>, router: &Router) -> Result<(), String
 
 /// Asks each where it stands, and notes who is where. This member's own address counts as well, and is not dialled: it may be
 /// one that only others can reach.
-async fn ask(member: &Arc<Member>, targets: Vec<Target>) -> Vec<Said> {
+async fn ask(member: &Arc<Member>, targets: Vec<Target>) -> Vec<SeedAnswer> {
     let mut asking = JoinSet::new();
     for (at, target) in targets.iter().enumerate() {
-        let (links, target) = (member.links.clone(), target.clone());
+        let (pool, target) = (member.pool.clone(), target.clone());
         let own = (target.address == member.me.address).then(|| member.status());
         asking.spawn(async move {
             if let Some(own) = own {
                 return (at, Ok(Answer::Status(own)));
             }
             let status = Request::Call(Call::Status);
-            (at, links.call(&target, Class::Calls, &status, STATUS).await)
+            (at, pool.call(&target, TrafficClass::Calls, &status, STATUS).await)
         });
     }
-    let mut answers: Vec<Said> =
+    let mut answers: Vec<SeedAnswer> =
         targets.into_iter().map(|target| (target, Err("it was not asked".to_owned()))).collect();
     while let Some(answer) = asking.join_next().await {
         let Ok((at, answer)) = answer else { continue };
@@ -283,19 +283,23 @@ async fn ask(member: &Arc<Member>, targets: Vec<Target>) -> Vec<Said> {
             Err(error) => Err(error.to_string()),
         };
     }
-    let (mine, book) = (member.cluster_id(), member.links.book());
+    let (mine, address_book) = (member.cluster_id(), member.pool.address_book());
     for status in answers.iter().filter_map(|(_, answer)| answer.as_ref().ok()) {
-        book.met(&status.me);
+        address_book.met(&status.me);
         if mine.is_some() && status.cluster_id == mine {
-            status.members.iter().filter(|(peer, _)| peer.id != member.me.id).for_each(|(peer, _)| book.heard_of(peer));
+            status
+                .members
+                .iter()
+                .filter(|(peer, _)| peer.id != member.me.id)
+                .for_each(|(peer, _)| address_book.heard_of(peer));
         }
     }
     answers
 }
 
 async fn found(member: &Arc<Member>) -> Result<(), String> {
-    let cluster = member.cluster_id().unwrap_or_else(|| Uuid::from_u128(member.place.ground.draw()));
-    adopt(member, cluster).await?;
+    let cluster = member.cluster_id().unwrap_or_else(|| Uuid::from_u128(member.data_dir.environment.draw()));
+    adopt_cluster_id(member, cluster).await?;
     match member.raft.found(member.me.clone()).await {
         Ok(()) => {
             tracing::info!(target: TARGET, member = %member.me, %cluster, "founded the cluster");
@@ -307,7 +311,7 @@ async fn found(member: &Arc<Member>) -> Result<(), String> {
 }
 
 /// Remembers the cluster for good.
-async fn adopt(member: &Arc<Member>, cluster: Uuid) -> Result<(), String> {
+async fn adopt_cluster_id(member: &Arc<Member>, cluster: Uuid) -> Result<(), String> {
     let identity = {
         let identity = member.identity.lock().clone();
         match identity.cluster_id {
@@ -325,10 +329,10 @@ async fn adopt(member: &Arc<Member>, cluster: Uuid) -> Result<(), String> {
 async fn join(member: &Arc<Member>, router: &Router, leader: Option<Target>) -> Result<(), String> {
     let call = Call::Join { peer: member.me.clone(), votes: member.me.wants_vote };
     let Some(leader) = leader else {
-        return router.call(call, Class::Calls, true).await.map(drop).map_err(|error| error.to_string());
+        return router.call(call, TrafficClass::Calls, true).await.map(drop).map_err(|error| error.to_string());
     };
     let limit = member.config.call_time_limit;
-    match member.links.call(&leader, Class::Calls, &Request::Call(call), limit).await {
+    match member.pool.call(&leader, TrafficClass::Calls, &Request::Call(call), limit).await {
         Ok(Answer::Done) => {
             tracing::info!(target: TARGET, member = %member.me, "joined the cluster");
             Ok(())
@@ -345,7 +349,7 @@ pub(crate) async fn seek(
     member: Arc<Member>,
     router: Arc<Router>,
     joined: watch::Receiver<Result<(), String>>,
-    ended: watch::Sender<Option<End>>,
+    ended: watch::Sender<Option<EndReason>>,
 ) {
     let began = member.raft.last_heard();
     let mut left_out: Option<Instant> = None;
@@ -377,7 +381,7 @@ pub(crate) async fn seek(
             Some(_) if left_out.get_or_insert_with(Instant::now).elapsed() < REMOVED => {}
             Some(leader) => {
                 tracing::warn!(target: TARGET, member = %member.me, leader = %leader.me, "was removed from the cluster");
-                ended.send_modify(|ended| _ = ended.get_or_insert(End::Removed));
+                ended.send_modify(|ended| _ = ended.get_or_insert(EndReason::Removed));
                 return;
             }
         }
@@ -397,7 +401,7 @@ mod tests {
         Peer { id, name: format!("node-{id}"), address: format!("h:{id}"), wants_vote: true, reads: 2 }
     }
 
-    fn says(id: u64, cluster_id: Option<u128>) -> Said {
+    fn says(id: u64, cluster_id: Option<u128>) -> SeedAnswer {
         let status =
             Status { me: peer(id), cluster_id: cluster_id.map(Uuid::from_u128), leader: None, members: Vec::new() };
         (Target::seed(&format!("h:{id}")), Ok(status))
@@ -448,10 +452,10 @@ mod tests {
         };
         let (leads, follows, behind, me) =
             (within(2, Some(2)), within(1, Some(2)), within(4, None), within(3, Some(1)));
-        assert_eq!(host(&[&follows, &leads, &behind, &me], 3), Some(&peer(2)));
-        assert_eq!(host(&[&behind, &follows, &me], 3), Some(&peer(2)));
-        assert_eq!(host(&[&behind, &me], 3), Some(&peer(4)));
-        assert_eq!(host(&[&me], 3), None);
+        assert_eq!(whom_to_ask(&[&follows, &leads, &behind, &me], 3), Some(&peer(2)));
+        assert_eq!(whom_to_ask(&[&behind, &follows, &me], 3), Some(&peer(2)));
+        assert_eq!(whom_to_ask(&[&behind, &me], 3), Some(&peer(4)));
+        assert_eq!(whom_to_ask(&[&me], 3), None);
     }
 
     #[test]

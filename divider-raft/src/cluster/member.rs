@@ -27,13 +27,13 @@ use crate::{
         log::{Identity, Log},
         propose::Proposer,
         raft::{Raft, Refused, View},
-        state_machine::{Machine, owner},
+        state_machine::{StateMachine, owner},
         subscribers::change_bytes,
     },
-    environment::Place,
+    environment::DataDir,
     error::TooOld,
     format::{Formats, OLDEST},
-    net::{pool::Links, security::Proof, wire},
+    net::{pool::ConnectionPool, security::Proof, wire},
     protocol::{
         command::{Body, Command, Done, Step},
         messages::{Answer, Call, Fault, Hello, Query, Request, Status},
@@ -59,7 +59,7 @@ pub(super) const SKEW: Duration = Duration::from_millis(10);
 
 /// Why a member is none any more, though nobody has closed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum EndReason {
     /// Raft has stopped, for example because the disk is full. What was answered is on the disk.
     Stopped(String),
     /// The cluster does not count it as a member any more.
@@ -74,15 +74,15 @@ pub(crate) struct Member {
     pub(crate) identity: Mutex<Identity>,
     pub(crate) cluster_id: Arc<RwLock<Option<Uuid>>>,
     pub(crate) log: Log,
-    pub(crate) machine: Arc<Machine>,
+    pub(crate) machine: Arc<StateMachine>,
     pub(crate) raft: Raft,
     pub(crate) proposer: Proposer,
     pub(crate) confirmer: Confirmer,
-    pub(crate) links: Arc<Links>,
+    pub(crate) pool: Arc<ConnectionPool>,
     pub(crate) receiving: Receiving,
     /// Sessions of this process, and when they were last heard of, whoever led then.
     pub(crate) locals: Mutex<HashMap<SessionId, Instant>>,
-    pub(crate) place: Place,
+    pub(crate) data_dir: DataDir,
     pub(crate) founding: Founding,
     /// Set once it is known that no other cluster is at its seeds. Where it is the only member of its own, nobody else would
     /// find that out, and until then it serves nobody.
@@ -109,10 +109,10 @@ impl Member {
     }
 
     /// Lets in whoever says `hello`, or says why not; `proved` is its certificate.
-    pub(crate) fn let_in(&self, hello: &Hello, proved: Option<&Proof>) -> Result<Caller, String> {
+    pub(crate) fn authenticate(&self, hello: &Hello, proved: Option<&Proof>) -> Result<Caller, String> {
         let caller = || Caller::of(hello, proved, &self.config, &self.raft.view());
         let caller = self.objection(hello).map_or_else(caller, Err)?;
-        caller.member.iter().for_each(|peer| self.links.book().met(peer));
+        caller.member.iter().for_each(|peer| self.pool.address_book().met(peer));
         Ok(caller)
     }
 
@@ -152,7 +152,7 @@ impl Member {
                 if self.cluster_id().is_none() || caller.cluster_id != self.cluster_id() {
                     return Answer::Raft(RaftAnswer::Failed("this member does not belong to that cluster".into()));
                 }
-                if request == RaftRequest::TakeOver {
+                if request == RaftRequest::TimeoutNow {
                     wait_for_votes(self).await;
                 }
                 Answer::Raft(self.raft.answer(request, &self.machine, &self.receiving).await)
@@ -195,17 +195,17 @@ impl Member {
             Call::Resign { group, session, term } => {
                 let resigned = self.proposer.propose(Step::Resign { group: group.clone(), session, term }).await;
                 if self.machine.with(&group, |ledger| ledger.group().leader) != Some(session) {
-                    self.machine.reign.resigned(&group, session);
+                    self.machine.beats.resigned(&group, session);
                 }
                 resigned.map(|_| Answer::Done)
             }
             Call::Beats { group } => {
-                let beat = |session| (session, self.machine.reign.beat(view.term, &group, session));
+                let beat = |session| (session, self.machine.beats.beat(view.term, &group, session));
                 Ok(Answer::Beats(self.alive(&group).into_iter().map(beat).collect()))
             }
             Call::Silences { group } => {
                 let before = self.raft.silence_before(view.term);
-                let unheard = self.machine.reign.unheard(view.term, &group, self.alive(&group));
+                let unheard = self.machine.beats.unheard(view.term, &group, self.alive(&group));
                 let silent =
                     |before: Duration| unheard.into_iter().map(|(session, beat)| (session, beat, before)).collect();
                 Ok(Answer::Silences(before.map_or_else(Vec::new, silent)))
@@ -255,7 +255,7 @@ impl Member {
     pub(crate) fn status(&self) -> Status {
         let view = self.raft.view();
         // Where each was met last: whoever asks may look for somebody who has moved.
-        let placed = |peer: &Peer| self.links.book().placed(peer);
+        let placed = |peer: &Peer| self.pool.address_book().placed(peer);
         Status {
             me: self.me.clone(),
             cluster_id: self.cluster_id(),
@@ -285,9 +285,9 @@ impl Member {
 
     async fn renew(&self, term: u64, group: &Group, session: SessionId) -> Result<Answer, Fault> {
         let beat = loop {
-            let mut decided = pin!(self.machine.reign.decided());
+            let mut decided = pin!(self.machine.beats.decided());
             decided.as_mut().enable();
-            match self.machine.reign.renew(term, group, session) {
+            match self.machine.beats.renew(term, group, session) {
                 Some(beat) => break beat,
                 // Its expiry is being decided; what comes of that decides about the renewal.
                 None => decided.await,
@@ -304,13 +304,13 @@ impl Member {
         };
         self.machine.reached(index).await;
         if self.raft.view().term != term {
-            // The beat that was raised is of a reign that is over, and the one that was confirmed may be another.
+            // The beat that was raised is of a term that is over, and the one that was confirmed may be another.
             return Err(Fault::Busy("another term has begun".into()));
         }
         if self.machine.with(group, |ledger| ledger.is_alive(session)) {
             Ok(Answer::Beat(beat))
         } else {
-            self.machine.reign.forget(group, session);
+            self.machine.beats.forget(group, session);
             Err(Fault::SessionEnded)
         }
     }
@@ -323,7 +323,7 @@ impl Member {
         claim: Claim,
         local: bool,
     ) -> Result<Answer, Fault> {
-        let (machine, reign) = (&self.machine, &self.machine.reign);
+        let (machine, beats) = (&self.machine, &self.machine.beats);
         if machine.with(group, |ledger| ledger.seq(session)).is_none() {
             // Perhaps it has joined under a leader that this member does not know of yet.
             let index = self.confirmer.confirm().await?;
@@ -337,7 +337,7 @@ impl Member {
             Claim::Follow => {}
             Claim::Take { stale } => {
                 if local {
-                    reign.heard_of_local(view.term, group, session);
+                    beats.heard_of_local(view.term, group, session);
                 }
                 if self.may_lead(view.term, group, held.1, session, stale, local) {
                     self.proposer.propose(Step::Lead { group: group.clone(), session, over: held.0 }).await?;
@@ -345,14 +345,14 @@ impl Member {
             }
             Claim::Lead { term } if held.1 == Some((session, term)) => {
                 if local {
-                    reign.heard_of_local(view.term, group, session);
+                    beats.heard_of_local(view.term, group, session);
                 }
-                reign.leader_beat(view.term, group, true);
+                beats.leader_beat(view.term, group, true);
             }
             Claim::Lead { .. } => {}
         }
         // A leader that no quorum has answered for so long may have been replaced: its groups' leaders step down.
-        let leader_beat = reign.leader_beat(view.term, group, false);
+        let leader_beat = beats.leader_beat(view.term, group, false);
         let standing = machine.with(group, |ledger| {
             let seq = ledger.seq(session)?;
             let held = ledger.group();
@@ -360,9 +360,9 @@ impl Member {
                 term: held.term,
                 session: leader,
                 beat: leader_beat,
-                session_beat: ledger.is_alive(leader).then(|| reign.beat(view.term, group, leader)),
+                session_beat: ledger.is_alive(leader).then(|| beats.beat(view.term, group, leader)),
                 // Its process is this one: when that dies, whoever leads Raft next frees the leadership.
-                watched: reign.hears_local(view.term, group, leader),
+                watched: beats.hears_local(view.term, group, leader),
             });
             Some(Standing { leader, revision: ledger.revision(), token: ledger.token(), seq })
         });
@@ -403,12 +403,12 @@ impl Member {
         stale: Option<(Term, divider_core::Beat)>,
         local: bool,
     ) -> bool {
-        let preferred = || local || self.machine.reign.others_may_lead(raft_term, group);
+        let preferred = || local || self.machine.beats.others_may_lead(raft_term, group);
         match held {
             None => preferred(),
             Some((leader, _)) if leader == session => false,
             Some((_, term)) => {
-                let beat = self.machine.reign.leader_beat(raft_term, group, false);
+                let beat = self.machine.beats.leader_beat(raft_term, group, false);
                 stale == Some((term, beat)) && preferred()
             }
         }
@@ -480,7 +480,7 @@ impl Member {
         }
         // From here on nobody who reads less is taken in, whatever becomes of this.
         *proposed = (view.term, reads);
-        let clock = self.place.ground.clock();
+        let clock = self.data_dir.environment.clock();
         let first = Command(Arc::new(Body::new(reads, view.term, clock, false, Vec::new())));
         self.raft.propose(first).await.map_err(changing)?;
         tracing::info!(target: "divider::raft", member = %self.me, from = written, to = reads, "the cluster steps up to a newer format");

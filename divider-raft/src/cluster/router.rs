@@ -15,7 +15,10 @@ use uuid::Uuid;
 use crate::{
     cluster::{member::Member, seeds},
     config::RaftConfig,
-    net::pool::{Class, LinkError, Links, Target},
+    net::{
+        client::CallError,
+        pool::{ConnectionPool, Target, TrafficClass},
+    },
     protocol::{
         messages::{Answer, Call, Fault, Request, Status},
         peer::Peer,
@@ -37,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(crate) struct Router {
     pub(crate) config: Arc<RaftConfig>,
     pub(crate) member: Option<Arc<Member>>,
-    pub(crate) links: Arc<Links>,
+    pub(crate) pool: Arc<ConnectionPool>,
     /// Why this process is a client although it is to be a member.
     pub(crate) note: Option<String>,
     known: Arc<Mutex<Known>>,
@@ -62,8 +65,8 @@ enum Leader {
 }
 
 impl Router {
-    pub(crate) fn new(config: Arc<RaftConfig>, member: Option<Arc<Member>>, links: Arc<Links>) -> Self {
-        Self { config, member, links, note: None, known: Arc::default() }
+    pub(crate) fn new(config: Arc<RaftConfig>, member: Option<Arc<Member>>, pool: Arc<ConnectionPool>) -> Self {
+        Self { config, member, pool, note: None, known: Arc::default() }
     }
 
     /// Tells a client of members that it has not met yet.
@@ -72,7 +75,7 @@ impl Router {
     }
 
     /// Has the leader answer a call. `again` says that twice does no harm.
-    pub(crate) async fn call(&self, call: Call, class: Class, again: bool) -> Result<Answer, StoreError> {
+    pub(crate) async fn call(&self, call: Call, class: TrafficClass, again: bool) -> Result<Answer, StoreError> {
         if let (Some(member), Call::Renew { session, .. } | Call::Poll { session, .. }) = (&self.member, &call) {
             member.heard_of_local(*session);
         }
@@ -96,8 +99,8 @@ impl Router {
                     let patience = if again { left.min(limit / 2) } else { left };
                     let answer = tokio::select! {
                         biased;
-                        answer = self.links.call(&target, class, &request, patience) => answer,
-                        () = self.replaced(&target) => Err(LinkError::Lost("another one leads by now".into())),
+                        answer = self.pool.call(&target, class, &request, patience) => answer,
+                        () = self.replaced(&target) => Err(CallError::Lost("another one leads by now".into())),
                     };
                     match answer {
                         Ok(Answer::Fault(fault)) => self.fault(fault, again)?,
@@ -198,9 +201,9 @@ impl Router {
             }
             known.asked = Some(now);
         }
-        let (links, known, leader) = (self.links.clone(), self.known.clone(), leader.clone());
+        let (pool, known, leader) = (self.pool.clone(), self.known.clone(), leader.clone());
         tokio::spawn(async move {
-            let status = links.call(&leader, Class::Calls, &Request::Call(Call::Status), STATUS).await;
+            let status = pool.call(&leader, TrafficClass::Calls, &Request::Call(Call::Status), STATUS).await;
             if let Ok(Answer::Status(Status { members, .. })) = status
                 && !members.is_empty()
             {
@@ -211,9 +214,9 @@ impl Router {
 
     /// Asks the members, and the seeds, for the leader.
     async fn look(&self) -> Option<Target> {
-        let new = self.links.is_new();
+        let new = self.pool.is_new();
         let (leader, clusters) = self.ask_all(new).await;
-        match self.links.asked(new, clusters) {
+        match self.pool.asked(new, clusters) {
             Ok(()) => leader,
             Err(problem) => {
                 *self.known.lock() = Known { problem: Some(problem), ..Known::default() };
@@ -230,8 +233,8 @@ impl Router {
         let request = Request::Call(Call::Status);
         let mut asking = tokio::task::JoinSet::new();
         for target in targets {
-            let (links, request) = (self.links.clone(), request.clone());
-            asking.spawn(async move { links.call(&target, Class::Calls, &request, STATUS).await });
+            let (pool, request) = (self.pool.clone(), request.clone());
+            asking.spawn(async move { pool.call(&target, TrafficClass::Calls, &request, STATUS).await });
         }
         while let Some(answer) = asking.join_next().await {
             let status = match answer {
@@ -242,10 +245,10 @@ impl Router {
                 }
                 _ => continue,
             };
-            if !self.links.may_be_of(status.cluster_id) {
+            if !self.pool.may_be_of(status.cluster_id) {
                 continue;
             }
-            self.links.book().met(&status.me);
+            self.pool.address_book().met(&status.me);
             clusters.extend(status.cluster_id);
             if let Status { leader: Some(leader), members, .. } = status {
                 let mut known = self.known.lock();
@@ -278,7 +281,7 @@ impl Router {
     /// Nobody answered as it was needed. Where that is because programs are too far apart, the error has that as its source.
     pub(crate) fn unavailable(&self, problem: String) -> StoreError {
         let note = self.note.as_ref().map_or_else(String::new, |note| format!(" ({note})"));
-        let too_old = self.links.too_old();
+        let too_old = self.pool.too_old();
         let message = match &too_old {
             Some(too_old) => format!("{problem}; {too_old}{note}"),
             None => problem + &note,

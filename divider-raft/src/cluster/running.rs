@@ -24,7 +24,7 @@ use crate::{
         failover,
         founding::Founding,
         joining::{self},
-        member::{End, Member},
+        member::{EndReason, Member},
         router::Router,
         server, voters,
     },
@@ -37,15 +37,15 @@ use crate::{
         propose::Proposer,
         raft::{Raft, Refused},
         snapshots::Snapshots,
-        state_machine::Machine,
+        state_machine::StateMachine,
     },
-    environment::Place,
+    environment::DataDir,
     error::{DataError, TooOld},
     format::Formats,
     net::{
-        address_book::Book,
-        cluster_binding::Bond,
-        pool::{Class, Dialer, Links},
+        address_book::AddressBook,
+        cluster_binding::ClusterBinding,
+        pool::{ConnectionPool, Dialer, TrafficClass},
         security::Security,
     },
     protocol::{
@@ -63,13 +63,13 @@ const LET_GO: Duration = Duration::from_secs(2);
 /// A running member or client.
 pub(crate) struct Running {
     pub(crate) router: Arc<Router>,
-    pub(crate) ground: Threads,
+    pub(crate) threads: Threads,
     /// Ends with the runtime; `None` once it is being stopped.
     tasks: Mutex<Option<JoinSet<()>>>,
     /// Why this process has not joined yet, if it has not.
     joined: watch::Receiver<Result<(), String>>,
     /// Why this member is none any more, once it is not.
-    ended: watch::Receiver<Option<End>>,
+    ended: watch::Receiver<Option<EndReason>>,
 }
 
 /// What a member and its successors of this process run on.
@@ -84,13 +84,13 @@ impl Threads {
     pub(crate) fn start(config: &RaftConfig) -> Result<Self, StoreError> {
         // A client only passes on, and a second thread would be woken for nothing most of the time.
         let threads = if config.role == Role::Client { 1 } else { 2 };
-        let (handle, runtime) = config.ground.runtime(threads).map_err(StoreError::unavailable)?;
+        let (handle, runtime) = config.environment.runtime(threads).map_err(StoreError::unavailable)?;
         Ok(Self { handle, _runtime: Arc::new(Background(Mutex::new(runtime))) })
     }
 }
 
 /// A runtime that is not ended in place: a start may be given up, and the last handle dropped, on a thread that must not
-/// block. `None` where the ground has none of its own.
+/// block. `None` where the environment has none of its own.
 struct Background(Mutex<Option<runtime::Runtime>>);
 
 impl Drop for Background {
@@ -106,21 +106,21 @@ struct Started {
     router: Arc<Router>,
     tasks: JoinSet<()>,
     joined: watch::Receiver<Result<(), String>>,
-    ended: watch::Receiver<Option<End>>,
+    ended: watch::Receiver<Option<EndReason>>,
 }
 
 /// What is opened on the disk.
 struct Opened {
     log: Log,
     identity: Identity,
-    machine: Arc<Machine>,
+    machine: Arc<StateMachine>,
 }
 
 impl Running {
     /// Opens the data, listens, and begins to found or to join.
-    pub(crate) async fn start(config: Arc<RaftConfig>, ground: Threads) -> Result<Arc<Self>, StoreError> {
-        match ground.handle.spawn(Self::inside(config)).await {
-            Ok(Ok(started)) => Ok(Self::of(started, ground)),
+    pub(crate) async fn start(config: Arc<RaftConfig>, threads: Threads) -> Result<Arc<Self>, StoreError> {
+        match threads.handle.spawn(Self::inside(config)).await {
+            Ok(Ok(started)) => Ok(Self::of(started, threads)),
             failed => Err(match failed {
                 Ok(Err(error)) => error,
                 _ => StoreError::Corrupt("the start of the member failed unexpectedly".into()),
@@ -129,24 +129,24 @@ impl Running {
     }
 
     /// A client in the place of a member that has ended, which says why it is one.
-    pub(crate) fn instead_of(member: &Member, note: String, ground: Threads) -> Arc<Self> {
-        let book = member.links.book();
+    pub(crate) fn instead_of(member: &Member, note: String, threads: Threads) -> Arc<Self> {
+        let address_book = member.pool.address_book();
         let others =
             member.raft.view().members.into_values().map(|(peer, _)| peer).filter(|peer| peer.id != member.me.id);
         let config = RaftConfig { role: Role::Client, ..RaftConfig::clone(&member.config) };
         let cluster_id = Arc::new(RwLock::new(member.cluster_id()));
         let started = client(Arc::new(config), cluster_id, Some(note));
         // As members and not as seeds: their certificates carry their names.
-        started.router.tell(others.map(|peer| book.placed(&peer)).collect());
-        Self::of(started, ground)
+        started.router.tell(others.map(|peer| address_book.placed(&peer)).collect());
+        Self::of(started, threads)
     }
 
-    fn of(Started { router, tasks, joined, ended }: Started, ground: Threads) -> Arc<Self> {
-        Arc::new(Self { router, ground, tasks: Mutex::new(Some(tasks)), joined, ended })
+    fn of(Started { router, tasks, joined, ended }: Started, threads: Threads) -> Arc<Self> {
+        Arc::new(Self { router, threads, tasks: Mutex::new(Some(tasks)), joined, ended })
     }
 
     /// Waits until this member is none any more, though nobody has closed it. Never for a client.
-    pub(crate) fn ends(&self) -> impl Future<Output = Option<End>> + Send + use<> {
+    pub(crate) fn ends(&self) -> impl Future<Output = Option<EndReason>> + Send + use<> {
         let mut ended = self.ended.clone();
         // An error means that it was closed.
         async move { ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone()) }
@@ -159,11 +159,11 @@ impl Running {
         let mut tasks = JoinSet::new();
         let (joining, joined) = watch::channel(Err("it has just begun".to_owned()));
         let (ending, ended) = watch::channel(None);
-        let place = place(&config);
-        let Opened { log, identity, machine } = open(&config, &place).await?;
+        let data_dir = data_dir(&config);
+        let Opened { log, identity, machine } = open(&config, &data_dir).await?;
         let listener = match &config.listen {
             Some(address) => {
-                let bound = config.ground.bind(address).await;
+                let bound = config.environment.bind(address).await;
                 Some(bound.map_err(|error| {
                     StoreError::Misconfigured(format!("cannot listen at {address}: {error}; choose another address"))
                 })?)
@@ -176,23 +176,23 @@ impl Running {
         let me = Peer { id: identity.id, name: identity.name.clone(), address, wants_vote, reads: config.reads };
         let formats = Formats::of_member(config.reads, machine.written_shared());
         let cluster_id = Arc::new(RwLock::new(identity.cluster_id));
-        let links = Arc::new(Links::new(Dialer {
+        let pool = Arc::new(ConnectionPool::new(Dialer {
             cluster: config.cluster.clone(),
             cluster_id: cluster_id.clone(),
             me: Some(me.clone()),
             formats: formats.clone(),
             security: config.security.clone(),
-            ground: config.ground.clone(),
-            bond: Bond::default(),
-            book: Book::default(),
+            environment: config.environment.clone(),
+            binding: ClusterBinding::default(),
+            address_book: AddressBook::default(),
             too_old: Mutex::default(),
         }));
-        let raft = Raft::start(me.id, &config, log.clone(), machine.clone(), links.clone()).await;
+        let raft = Raft::start(me.id, &config, log.clone(), machine.clone(), pool.clone()).await;
         let raft = raft.map_err(|refused| match refused {
             Refused::Unavailable(problem) => StoreError::Misconfigured(problem),
             Refused::NotLeader => StoreError::Misconfigured("Raft did not start".into()),
         })?;
-        tokio::spawn(compare::watch(raft.clone(), machine.clone(), links.clone()));
+        tokio::spawn(compare::watch(raft.clone(), machine.clone(), pool.clone()));
         let confirmer = Confirmer::spawn(raft.clone());
         let member = Arc::new(Member {
             config: config.clone(),
@@ -204,10 +204,10 @@ impl Running {
             confirmer,
             machine,
             raft,
-            links: links.clone(),
+            pool: pool.clone(),
             receiving: Receiving::default(),
             locals: Mutex::default(),
-            place,
+            data_dir,
             founding: Founding::default(),
             unrivalled: AtomicBool::new(false),
             leader_left: Notify::new(),
@@ -227,12 +227,12 @@ impl Running {
             }
             tasks.spawn(server::listen(listener, member.clone()));
         }
-        let router = Arc::new(Router::new(config, Some(member.clone()), links));
-        tasks.spawn(joining::settle(member.clone(), router.clone(), joining));
+        let router = Arc::new(Router::new(config, Some(member.clone()), pool));
+        tasks.spawn(joining::join_cluster(member.clone(), router.clone(), joining));
         tasks.spawn(joining::seek(member.clone(), router.clone(), joined.clone(), ending.clone()));
         tasks.spawn(watch_leadership(member.clone(), ending));
         tasks.spawn(failover::watch(member.clone()));
-        tasks.spawn(voters::keep(member));
+        tasks.spawn(voters::maintain(member));
         Ok(Started { router, tasks, joined, ended })
     }
 
@@ -248,7 +248,7 @@ impl Running {
             // The sender lives until it has said so.
             let _ = joined.wait_for(Result::is_ok).await;
             let index = loop {
-                if let Ok(Answer::Index(index)) = router.call(Call::Confirm, Class::Calls, true).await {
+                if let Ok(Answer::Index(index)) = router.call(Call::Confirm, TrafficClass::Calls, true).await {
                     break index;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -257,13 +257,13 @@ impl Running {
                 member.machine.reached(index).await;
             }
         };
-        ready.spawn_on(wait, &self.ground.handle);
+        ready.spawn_on(wait, &self.threads.handle);
         match tokio::time::timeout(limit, ready.join_next()).await {
             Ok(Some(Ok(()))) => Ok(()),
             Ok(_) => Err(StoreError::Closed),
             Err(_) => {
                 // What is written is never written in an older format again.
-                if let Some(TooOld { needs, reads, .. }) = self.router.links.too_old().filter(|too_old| too_old.here) {
+                if let Some(TooOld { needs, reads, .. }) = self.router.pool.too_old().filter(|too_old| too_old.here) {
                     return Err(StoreError::TooOld { needs, reads });
                 }
                 let why: String = match &*self.joined.borrow() {
@@ -292,17 +292,17 @@ impl Running {
     async fn end(&self, gracefully: bool) {
         let Some(mut tasks) = self.tasks.lock().take() else { return };
         let router = self.router.clone();
-        let stopping = self.ground.handle.spawn(async move {
+        let stopping = self.threads.handle.spawn(async move {
             if let Some(member) = router.member.as_ref().filter(|_| gracefully) {
-                member.raft.hand_over(&member.links).await;
+                member.raft.transfer_leadership(&member.pool).await;
                 leave(member, &router).await;
             }
             tasks.shutdown().await;
             if let Some(member) = &router.member {
                 member.raft.stop().await;
                 member.machine.subscribers.close();
-                let (log, place) = (member.log.clone(), member.place.clone());
-                let closing = place.blocking(move || log.close());
+                let (log, data_dir) = (member.log.clone(), member.data_dir.clone());
+                let closing = data_dir.blocking(move || log.close());
                 // It can only have panicked, and then it is closed as well.
                 let _ = closing.await;
             }
@@ -318,7 +318,7 @@ async fn leave(member: &Member, router: &Router) {
         return;
     }
     let call = Call::Leave { id: member.me.id };
-    match tokio::time::timeout(LEAVE, router.call(call, Class::Calls, true)).await {
+    match tokio::time::timeout(LEAVE, router.call(call, TrafficClass::Calls, true)).await {
         Ok(Ok(_)) => tracing::info!(target: TARGET, member = %member.me, "has left the cluster"),
         failed => tracing::warn!(
             target: TARGET,
@@ -330,30 +330,30 @@ async fn leave(member: &Member, router: &Router) {
 }
 
 fn client(config: Arc<RaftConfig>, cluster_id: Arc<RwLock<Option<Uuid>>>, note: Option<String>) -> Started {
-    let links = Arc::new(Links::new(Dialer {
+    let pool = Arc::new(ConnectionPool::new(Dialer {
         cluster: config.cluster.clone(),
         cluster_id,
         me: None,
         formats: Formats::of_client(config.reads),
         security: config.security.clone(),
-        ground: config.ground.clone(),
-        bond: Bond::default(),
-        book: Book::default(),
+        environment: config.environment.clone(),
+        binding: ClusterBinding::default(),
+        address_book: AddressBook::default(),
         too_old: Mutex::default(),
     }));
-    let mut router = Router::new(config, None, links);
+    let mut router = Router::new(config, None, pool);
     router.note = note;
     let router = Arc::new(router);
     Started { router, tasks: JoinSet::new(), joined: watch::channel(Ok(())).1, ended: watch::channel(None).1 }
 }
 
 /// Opens log and snapshot, and checks that they are this member's.
-async fn open(config: &Arc<RaftConfig>, place: &Place) -> Result<Opened, StoreError> {
+async fn open(config: &Arc<RaftConfig>, data_dir: &DataDir) -> Result<Opened, StoreError> {
     let began = Instant::now();
     loop {
         let opened = {
-            let (config, opening) = (config.clone(), place.clone());
-            place.blocking(move || open_blocking(&config, opening)).await
+            let (config, opening) = (config.clone(), data_dir.clone());
+            data_dir.blocking(move || open_blocking(&config, opening)).await
         };
         let opened = opened.map_err(|_| StoreError::Corrupt("the data directory could not be read".into()))?;
         match opened {
@@ -366,23 +366,23 @@ async fn open(config: &Arc<RaftConfig>, place: &Place) -> Result<Opened, StoreEr
     }
 }
 
-fn place(config: &RaftConfig) -> Place {
+fn data_dir(config: &RaftConfig) -> DataDir {
     let directory = match &config.data {
         Data::Directory(directory) => Some(directory.clone()),
         Data::Memory | Data::Unset => None,
     };
-    Place { directory, ground: config.ground.clone(), reads: config.reads }
+    DataDir { directory, environment: config.environment.clone(), reads: config.reads }
 }
 
-fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError> {
+fn open_blocking(config: &RaftConfig, data_dir: DataDir) -> Result<Opened, DataError> {
     let fresh = || {
-        let id = Uuid::from_u128(config.ground.draw());
+        let id = Uuid::from_u128(config.environment.draw());
         let name = config.name.as_ref().map_or_else(|| id.simple().to_string()[..12].to_owned(), ToString::to_string);
         let (id, _) = id.as_u64_pair();
         Identity { id: id.max(1), name, cluster: config.cluster.clone(), cluster_id: None }
     };
-    let (log, identity) = Log::open(&place, fresh)?;
-    let directory = place.directory.clone();
+    let (log, identity) = Log::open(&data_dir, fresh)?;
+    let directory = data_dir.directory.clone();
     let ours = config.name.as_ref().map_or(identity.name.as_str(), |name| name.as_str());
     if (identity.name.as_str(), &identity.cluster) != (ours, &config.cluster) {
         return Err(DataError::Foreign {
@@ -391,8 +391,8 @@ fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError>
             ours: format!("the member {ours:?} of the cluster {:?}", config.cluster),
         });
     }
-    let (snapshots, loaded) = Snapshots::open(place)?;
-    let machine = Machine::new(snapshots, loaded);
+    let (snapshots, loaded) = Snapshots::open(data_dir)?;
+    let machine = StateMachine::new(snapshots, loaded);
     if log.purged() > machine.snapshot_index() {
         let problem = "the log goes on from a snapshot that is not there".to_owned();
         return Err(DataError::Corrupt { path: directory.unwrap_or_default(), problem });
@@ -405,7 +405,7 @@ fn open_blocking(config: &RaftConfig, place: Place) -> Result<Opened, DataError>
 }
 
 /// Tells this process's sessions when it has begun to lead Raft, so that they lead their groups at once.
-async fn watch_leadership(member: Arc<Member>, ending: watch::Sender<Option<End>>) {
+async fn watch_leadership(member: Arc<Member>, ending: watch::Sender<Option<EndReason>>) {
     let mut led = None;
     loop {
         let changed = member.raft.changes();
@@ -414,7 +414,7 @@ async fn watch_leadership(member: Arc<Member>, ending: watch::Sender<Option<End>
             let differs = "this replica differs from the others', although it applied the same entries";
             let why = if member.machine.differs() { differs.to_owned() } else { why };
             tracing::error!(target: TARGET, member = %member.me, why, "Raft has stopped; this member answers no more");
-            ending.send_modify(|ended| _ = ended.get_or_insert(End::Stopped(why)));
+            ending.send_modify(|ended| _ = ended.get_or_insert(EndReason::Stopped(why)));
             return;
         }
         let leads = view.leads.then_some(view.term);

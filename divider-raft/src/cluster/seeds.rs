@@ -13,7 +13,7 @@ pub(crate) async fn targets(config: &RaftConfig) -> Vec<Target> {
     let mut targets: Vec<Target> = config.seeds.iter().map(|seed| Target::seed(seed)).collect();
     let mut found = BTreeSet::new();
     for name in &config.seed_names {
-        match tokio::time::timeout(LOOK_UP, config.ground.look_up(name)).await {
+        match tokio::time::timeout(LOOK_UP, config.environment.look_up(name)).await {
             Ok(Ok(hosts)) => found.extend(hosts.iter().map(|host| (host.to_string(), name))),
             Ok(Err(error)) => tracing::debug!(target: "divider::raft", name, %error, "a seed name is not known"),
             Err(_) => tracing::debug!(target: "divider::raft", name, "a seed name was not looked up in time"),

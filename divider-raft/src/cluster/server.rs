@@ -13,7 +13,7 @@ use crate::{
     environment::{Connection, Listener, Stream},
     error::TooOld,
     net::{
-        pending::{Newcomers, Place},
+        pending::{PendingHandshake, PendingHandshakes},
         wire::{self, Frame},
     },
     protocol::messages::{Answer, Fault, Hello, Request, Welcome},
@@ -31,12 +31,12 @@ pub(crate) const SUBSCRIPTIONS: usize = if cfg!(test) { 64 } else { 1 << 14 };
 /// Accepts until it is aborted.
 pub(crate) async fn listen(listener: Box<dyn Listener>, member: Arc<Member>) {
     let mut connections = JoinSet::new();
-    let newcomers = Newcomers::default();
+    let pending = PendingHandshakes::default();
     loop {
         while connections.try_join_next().is_some() {}
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (member, place) = (member.clone(), newcomers.enter());
+                let (member, place) = (member.clone(), pending.enter());
                 connections.spawn(async move {
                     if let Err(error) = serve(stream, &member, place).await
                         && error.kind() != io::ErrorKind::UnexpectedEof
@@ -55,28 +55,28 @@ pub(crate) async fn listen(listener: Box<dyn Listener>, member: Arc<Member>) {
 
 /// Finds out who has come, and lets it in or says why not.
 async fn shake_hands(stream: Stream, member: &Arc<Member>) -> io::Result<(Box<dyn Connection>, Caller)> {
-    let (mut stream, proved) = member.config().security.accepted(stream, &*member.config().ground).await?;
-    let speaks = member.formats.speaks();
-    let hello: Hello = match wire::greeted(&mut stream, speaks).await {
+    let (mut stream, proved) = member.config().security.accepted(stream, &*member.config().environment).await?;
+    let supported = member.formats.supported();
+    let hello: Hello = match wire::greeted(&mut stream, supported).await {
         Ok(hello) => hello,
         Err(error) => {
             if let Some(too_old) = TooOld::within(&error) {
                 let problem = format!("no format in common: {} is needed", too_old.needs);
-                wire::greet(&mut stream, speaks, &Welcome::Refused(problem)).await?;
+                wire::greet(&mut stream, supported, &Welcome::Refused(problem)).await?;
             }
             return Err(error);
         }
     };
-    let caller = member.let_in(&hello, proved.as_ref());
+    let caller = member.authenticate(&hello, proved.as_ref());
     let welcome = match &caller {
         Err(problem) => Welcome::Refused(problem.clone()),
         Ok(_) => Welcome::Ok { id: member.me().id, cluster_id: member.cluster_id() },
     };
-    wire::greet(&mut stream, speaks, &welcome).await?;
+    wire::greet(&mut stream, supported, &welcome).await?;
     Ok((stream, caller.map_err(io::Error::other)?))
 }
 
-async fn serve(stream: Stream, member: &Arc<Member>, place: Place) -> io::Result<()> {
+async fn serve(stream: Stream, member: &Arc<Member>, place: PendingHandshake) -> io::Result<()> {
     let (stream, caller) = tokio::select! {
         biased;
         shaken = tokio::time::timeout(HANDSHAKE, shake_hands(stream, member)) => {

@@ -13,7 +13,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use crate::{
-    cluster::{member::End, running::Running},
+    cluster::{member::EndReason, running::Running},
     config::RaftConfig,
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Cluster {
     pub(crate) starting: tokio::sync::Mutex<()>,
     pub(crate) running: RwLock<Option<Arc<Running>>>,
     /// Why its member is none at the moment, where that is so. Written with `running` locked.
-    pub(crate) ended: Mutex<Option<End>>,
+    pub(crate) ended: Mutex<Option<EndReason>>,
     /// Handles that have not been closed.
     pub(crate) open: AtomicUsize,
 }
@@ -44,7 +44,7 @@ impl Cluster {
     }
 
     /// Puts another one in the place of what runs; false where that was closed meanwhile.
-    pub(crate) fn replace(&self, old: &Arc<Running>, new: Arc<Running>, ended: Option<End>) -> bool {
+    pub(crate) fn replace(&self, old: &Arc<Running>, new: Arc<Running>, ended: Option<EndReason>) -> bool {
         let mut running = self.running.write();
         let same = running.as_ref().is_some_and(|running| Arc::ptr_eq(running, old));
         if same {
@@ -56,7 +56,7 @@ impl Cluster {
 }
 
 /// Looks after what runs, until it is closed.
-pub(crate) async fn look_after(cluster: Weak<Cluster>) {
+pub(crate) async fn supervise(cluster: Weak<Cluster>) {
     let mut pause = FIRST;
     loop {
         let Some(ends) = cluster.upgrade().and_then(|cluster| cluster.current()).map(|running| running.ends()) else {
@@ -67,7 +67,7 @@ pub(crate) async fn look_after(cluster: Weak<Cluster>) {
         if began.elapsed() > LONGEST {
             pause = FIRST;
         }
-        if !go_on(&cluster, &end).await || end == End::Removed {
+        if !become_client(&cluster, &end).await || end == EndReason::Removed {
             return;
         }
         while !reopen(&cluster, pause).await {
@@ -81,15 +81,15 @@ pub(crate) async fn look_after(cluster: Weak<Cluster>) {
 }
 
 /// Ends the member, and puts a client in its place. False where it was closed.
-async fn go_on(cluster: &Weak<Cluster>, end: &End) -> bool {
+async fn become_client(cluster: &Weak<Cluster>, end: &EndReason) -> bool {
     let Some(running) = cluster.upgrade().and_then(|cluster| cluster.current()) else { return false };
     let Some(member) = running.router.member.clone() else { return false };
     let note = match end {
-        End::Removed => "this process was removed from the cluster, and goes on as a client".to_owned(),
-        End::Stopped(why) => format!("the member of this process has stopped, and is opened again soon: {why}"),
+        EndReason::Removed => "this process was removed from the cluster, and goes on as a client".to_owned(),
+        EndReason::Stopped(why) => format!("the member of this process has stopped, and is opened again soon: {why}"),
     };
     tracing::warn!(target: TARGET, member = %member.me, note, "goes on as a client");
-    let client = Running::instead_of(&member, note, running.ground.clone());
+    let client = Running::instead_of(&member, note, running.threads.clone());
     let replaced = cluster.upgrade().is_some_and(|cluster| cluster.replace(&running, client, Some(end.clone())));
     running.give_up().await;
     replaced
@@ -103,7 +103,7 @@ async fn reopen(cluster: &Weak<Cluster>, pause: Duration) -> bool {
     else {
         return false;
     };
-    match Running::start(config, client.ground.clone()).await {
+    match Running::start(config, client.threads.clone()).await {
         Ok(running) => {
             let ready = is_ready(cluster, &client, &running).await;
             match cluster.upgrade() {

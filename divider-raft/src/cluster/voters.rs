@@ -40,7 +40,7 @@ enum Change {
 
 /// What the leader knows of a member.
 #[derive(Clone, Debug)]
-struct Seen {
+struct MemberHealth {
     id: u64,
     wants_vote: bool,
     votes: bool,
@@ -51,7 +51,7 @@ struct Seen {
 }
 
 /// While this member leads, looks after the voters.
-pub(crate) async fn keep(member: Arc<Member>) {
+pub(crate) async fn maintain(member: Arc<Member>) {
     let mut since: Option<Instant> = None;
     let mut warned = None;
     let mut newer = None;
@@ -86,7 +86,7 @@ fn newer_format(reads: u8, written: u8, last: Option<(u8, Instant)>, now: Instan
     last.filter(|(format, _)| *format == newer).or(Some((newer, now)))
 }
 
-fn look(member: &Member, view: &View, since: Instant) -> Vec<Seen> {
+fn look(member: &Member, view: &View, since: Instant) -> Vec<MemberHealth> {
     let last = member.raft.last_log_index();
     let replicated = member.raft.replicated().unwrap_or_default();
     let near = |id: &u64| replicated.get(id).copied().flatten().is_some_and(|index| index + NEAR >= last);
@@ -94,7 +94,7 @@ fn look(member: &Member, view: &View, since: Instant) -> Vec<Seen> {
         true => Duration::ZERO,
         false => member.raft.answered(id).map_or(since, |answered| answered.max(since)).elapsed(),
     };
-    let seen = |(id, (peer, votes)): (&u64, &(Peer, bool))| Seen {
+    let seen = |(id, (peer, votes)): (&u64, &(Peer, bool))| MemberHealth {
         id: *id,
         wants_vote: peer.wants_vote,
         votes: *votes,
@@ -104,9 +104,9 @@ fn look(member: &Member, view: &View, since: Instant) -> Vec<Seen> {
     view.members.iter().map(seen).collect()
 }
 
-fn plan(members: &[Seen], config: &RaftConfig) -> Option<Change> {
+fn plan(members: &[MemberHealth], config: &RaftConfig) -> Option<Change> {
     let voters = members.iter().filter(|seen| seen.votes);
-    let ready = |seen: &&Seen| !seen.votes && seen.near && seen.silent < SUSPECT;
+    let ready = |seen: &&MemberHealth| !seen.votes && seen.near && seen.silent < SUSPECT;
     let candidates: Vec<u64> =
         members.iter().filter(ready).filter(|seen| seen.wants_vote).map(|seen| seen.id).collect();
     let spares = members.iter().filter(ready).filter(|_| config.replace_dead_after.is_some()).map(|seen| seen.id);
@@ -126,7 +126,7 @@ fn plan(members: &[Seen], config: &RaftConfig) -> Option<Change> {
     (more > 0).then(|| Change::Promote(candidates.into_iter().take(more).collect()))
 }
 
-async fn carry_out(member: &Member, members: &[Seen], change: Change) {
+async fn carry_out(member: &Member, members: &[MemberHealth], change: Change) {
     let mut voters: BTreeSet<u64> = members.iter().filter(|seen| seen.votes).map(|seen| seen.id).collect();
     match &change {
         Change::Promote(more) => voters.extend(more),
@@ -147,7 +147,7 @@ async fn carry_out(member: &Member, members: &[Seen], change: Change) {
 }
 
 /// Says it loudly, once, when one more loss would be the end of all decisions.
-fn warn(member: &Member, members: &[Seen], warned: &mut Option<BTreeSet<u64>>) {
+fn warn(member: &Member, members: &[MemberHealth], warned: &mut Option<BTreeSet<u64>>) {
     let silent: BTreeSet<u64> =
         members.iter().filter(|seen| seen.votes && seen.silent >= WARN).map(|seen| seen.id).collect();
     let voters = members.iter().filter(|seen| seen.votes).count();
@@ -164,19 +164,19 @@ fn warn(member: &Member, members: &[Seen], warned: &mut Option<BTreeSet<u64>>) {
 mod tests {
     use super::*;
 
-    fn seen(id: u64, votes: bool) -> Seen {
-        Seen { id, wants_vote: true, votes, silent: Duration::ZERO, near: true }
+    fn seen(id: u64, votes: bool) -> MemberHealth {
+        MemberHealth { id, wants_vote: true, votes, silent: Duration::ZERO, near: true }
     }
 
-    fn silent(id: u64, votes: bool, silent: Duration) -> Seen {
-        Seen { silent, ..seen(id, votes) }
+    fn silent(id: u64, votes: bool, silent: Duration) -> MemberHealth {
+        MemberHealth { silent, ..seen(id, votes) }
     }
 
-    fn voters(count: u64) -> Vec<Seen> {
+    fn voters(count: u64) -> Vec<MemberHealth> {
         (1..=count).map(|id| seen(id, true)).collect()
     }
 
-    fn planned(members: &[Seen]) -> Option<Change> {
+    fn planned(members: &[MemberHealth]) -> Option<Change> {
         plan(members, &RaftConfig::default())
     }
 
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(planned(&members(SUSPECT)), None);
         assert_eq!(planned(&members(DEAD)), Some(Change::Replace { dead: 2, new: 8 }));
         // Whoever has not caught up, or is silent itself, takes nobody's place.
-        let late = Seen { near: false, ..seen(8, false) };
+        let late = MemberHealth { near: false, ..seen(8, false) };
         assert_eq!(planned(&[members(DEAD)[..3].to_vec(), vec![late, silent(9, false, SUSPECT)]].concat()), None);
     }
 
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn one_that_was_not_to_vote_votes_only_where_the_user_says_so() {
-        let spare = Seen { wants_vote: false, ..seen(8, false) };
+        let spare = MemberHealth { wants_vote: false, ..seen(8, false) };
         let members = [seen(1, true), silent(2, true, DEAD), seen(3, true), spare];
         assert_eq!(planned(&members), None);
         let config = RaftConfig { replace_dead_after: Some(SUSPECT), ..RaftConfig::default() };

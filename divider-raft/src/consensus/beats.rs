@@ -2,15 +2,15 @@
 //!
 //! # Why beats need no log
 //! A beat only ever decides one thing: whether a session that stood still for a whole lease may be expired. The leader of
-//! Raft compares the beat of an expiry just before it proposes it, and marks the session as *doomed* until the entry is
-//! decided; a renewal of a doomed session waits. The entry carries the Raft term it was compared in, and is refused where
+//! Raft compares the beat of an expiry just before it proposes it, and marks the session as *expiring* until the entry is
+//! decided; a renewal of an expiring session waits. The entry carries the Raft term it was compared in, and is refused where
 //! it ends up in another. A renewal counts only once a quorum has confirmed the leader after the renewal had come in. So
 //! of an expiry and a renewal, whichever comes first excludes the other.
 //!
 //! # Why a new leader starts higher
-//! Beats of a reign begin at its Raft term, shifted up. A beat that was seen under one leader therefore never equals one
+//! Beats under a leader begin at its Raft term, shifted up. A beat that was seen under one leader therefore never equals one
 //! under another, and whoever watches a session sees it move when the leader changes: the watch starts afresh.
-//! Only sessions that joined in this reign begin at 0.
+//! Only sessions that joined in this term begin at 0.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,9 +28,9 @@ pub(crate) const GRACE: Duration = Duration::from_millis(1500);
 
 /// The beats of the current Raft term, on every member; they only count on the leader.
 #[derive(Debug, Default)]
-pub(crate) struct Reign {
+pub(crate) struct SessionBeats {
     inner: Mutex<Inner>,
-    /// Wakes the renewals that wait for a doomed session's fate.
+    /// Wakes the renewals that wait for an expiring session's fate.
     decided: Notify,
 }
 
@@ -48,7 +48,7 @@ struct Beats {
     /// Sessions that joined in this term.
     joined: BTreeSet<SessionId>,
     /// Sessions whose expiry is on its way, and how often.
-    doomed: BTreeMap<SessionId, usize>,
+    expiring: BTreeMap<SessionId, usize>,
     leader: u64,
     /// The sessions of this process, and when they were last heard of.
     local: HashMap<SessionId, Instant>,
@@ -75,7 +75,7 @@ impl Inner {
     }
 }
 
-impl Reign {
+impl SessionBeats {
     /// An entry of Raft term `term` has been applied.
     pub(crate) fn applied(&self, term: u64, group: &Group, step: &Step, done: &Done, ledger: &Ledger) {
         let (joined, ended) = lives(step, done);
@@ -101,7 +101,7 @@ impl Reign {
     }
 
     /// The state has been replaced as a whole: this member does not lead.
-    pub(crate) fn jumped(&self) {
+    pub(crate) fn snapshot_installed(&self) {
         let mut inner = self.inner.lock();
         inner.groups.clear();
     }
@@ -112,7 +112,7 @@ impl Reign {
         inner.enter(term);
         let (base, current) = (inner.base(), inner.beat(group, session));
         let beats = inner.groups.entry(group.clone()).or_default();
-        if beats.doomed.contains_key(&session) {
+        if beats.expiring.contains_key(&session) {
             return None;
         }
         let beat = current.0.max(base) + 1;
@@ -138,8 +138,8 @@ impl Reign {
         inner.beat(group, session)
     }
 
-    /// Which of these sessions have been renewed by nobody in this reign, and have not joined in it, with the beat at which
-    /// they all stand: none where another reign has begun.
+    /// Which of these sessions have been renewed by nobody in this term, and have not joined in it, with the beat at which
+    /// they all stand: none where another term has begun.
     pub(crate) fn unheard(&self, term: u64, group: &Group, mut sessions: Vec<SessionId>) -> Vec<(SessionId, Beat)> {
         let mut inner = self.inner.lock();
         inner.enter(term);
@@ -159,12 +159,12 @@ impl Reign {
         inner.term
     }
 
-    /// Compares the beats of the expiries among `ops`, and dooms those sessions that stood still. One refusal for each op
+    /// Compares the beats of the expiries among `ops`, and marks those sessions that stood still as expiring. One refusal for each op
     /// that must not be proposed. `None` where another term has begun.
     ///
     /// A session that is not among the living ones that are `known` has no beat. The caller has applied everything of earlier terms, so that it can
     /// only be one that never joined, or joins at this moment.
-    pub(crate) fn doom(
+    pub(crate) fn begin_expiries(
         &self,
         term: u64,
         group: &Group,
@@ -182,7 +182,7 @@ impl Reign {
                     Some(Refusal::StillBeating)
                 }
                 Op::Expire { session, .. } => {
-                    *inner.groups.entry(group.clone()).or_default().doomed.entry(*session).or_default() += 1;
+                    *inner.groups.entry(group.clone()).or_default().expiring.entry(*session).or_default() += 1;
                     None
                 }
                 _ => None,
@@ -192,18 +192,18 @@ impl Reign {
     }
 
     /// The entry with these ops has been decided, one way or the other.
-    pub(crate) fn spare(&self, term: u64, group: &Group, ops: &[Op]) {
+    pub(crate) fn end_expiries(&self, term: u64, group: &Group, ops: &[Op]) {
         let mut inner = self.inner.lock();
         if inner.term == term
             && let Some(beats) = inner.groups.get_mut(group)
         {
             for op in ops {
                 if let Op::Expire { session, .. } = op
-                    && let Some(count) = beats.doomed.get_mut(session)
+                    && let Some(count) = beats.expiring.get_mut(session)
                 {
                     *count -= 1;
                     if *count == 0 {
-                        beats.doomed.remove(session);
+                        beats.expiring.remove(session);
                     }
                 }
             }

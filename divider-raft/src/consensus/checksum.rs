@@ -25,9 +25,9 @@ const NOTED: usize = 2048;
 
 /// What one entry did, as bytes.
 #[derive(Debug, Default)]
-pub(super) struct Deeds(Vec<u8>);
+pub(super) struct EntryDigest(Vec<u8>);
 
-impl Deeds {
+impl EntryDigest {
     /// A step was applied.
     pub(super) fn step(&mut self, done: &Done, ledger: &Ledger) {
         let held = ledger.group();
@@ -54,9 +54,9 @@ impl Deeds {
 
 /// The numbers that this member had at some indexes.
 #[derive(Debug, Default)]
-pub(super) struct Sums(Mutex<VecDeque<(u64, u64)>>);
+pub(super) struct Checksums(Mutex<VecDeque<(u64, u64)>>);
 
-impl Sums {
+impl Checksums {
     /// Notes the number at an index, where it is one at which all do so.
     pub(super) fn note(&self, index: u64, sum: u64) {
         if !index.is_multiple_of(EVERY) {

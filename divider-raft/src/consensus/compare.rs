@@ -12,8 +12,8 @@ use std::{collections::BTreeMap, mem, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 
 use crate::{
-    consensus::{raft::Raft, state_machine::Machine},
-    net::pool::{Class, Links, Target},
+    consensus::{raft::Raft, state_machine::StateMachine},
+    net::pool::{ConnectionPool, Target, TrafficClass},
     protocol::{
         messages::{Answer, Request},
         peer::Peer,
@@ -27,7 +27,7 @@ const ROUND: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// Compares the replicas, while this member leads and until it stops.
-pub(crate) async fn watch(raft: Raft, machine: Arc<Machine>, links: Arc<Links>) {
+pub(crate) async fn watch(raft: Raft, machine: Arc<StateMachine>, pool: Arc<ConnectionPool>) {
     let mut metrics = raft.raft.metrics();
     let mut next = None;
     let mut settled = None;
@@ -35,7 +35,7 @@ pub(crate) async fn watch(raft: Raft, machine: Arc<Machine>, links: Arc<Links>) 
     while tokio::time::timeout(ROUND, metrics.wait_for(|metrics| metrics.running_state.is_err())).await.is_err() {
         let leads = metrics.borrow().state == openraft::ServerState::Leader;
         let Some((index, sum)) = mem::replace(&mut next, machine.sum()).filter(|_| leads) else { continue };
-        if settled != Some(index) && raft.compare_at(&machine, &links, index, sum).await {
+        if settled != Some(index) && raft.compare_at(&machine, &pool, index, sum).await {
             settled = Some(index);
         }
     }
@@ -43,11 +43,11 @@ pub(crate) async fn watch(raft: Raft, machine: Arc<Machine>, links: Arc<Links>) 
 
 impl Raft {
     /// Whether all others have answered.
-    async fn compare_at(&self, machine: &Machine, links: &Links, index: u64, own: u64) -> bool {
+    async fn compare_at(&self, machine: &StateMachine, pool: &ConnectionPool, index: u64, own: u64) -> bool {
         let mut members = self.view().members;
         members.remove(&self.id);
         let asked = members.values().map(|(peer, votes)| async move {
-            (peer, *votes, ask(links, peer, RaftRequest::Compare { index }).await.flatten())
+            (peer, *votes, ask(pool, peer, RaftRequest::Compare { index }).await.flatten())
         });
         let answers = join_all(asked).await;
         let voters = 1 + members.values().filter(|(_, votes)| *votes).count();
@@ -62,7 +62,7 @@ impl Raft {
         };
         for (peer, ..) in answers.iter().filter(|(.., sum)| sum.is_some_and(|sum| sum != right)) {
             tracing::error!(target: "divider::raft", member = %peer, index, "this replica is not what the others are");
-            ask(links, peer, RaftRequest::Differs { index, sum: right }).await;
+            ask(pool, peer, RaftRequest::Differs { index, sum: right }).await;
         }
         if own != right {
             self.stop_differing(machine, index);
@@ -71,7 +71,7 @@ impl Raft {
     }
 
     /// This replica is another one than the others': nobody is told of what is in it, and it stops.
-    pub(super) fn stop_differing(&self, machine: &Machine, index: u64) {
+    pub(super) fn stop_differing(&self, machine: &StateMachine, index: u64) {
         tracing::error!(
             target: "divider::raft", index,
             "this replica differs from the others', although it applied the same entries. It stops: move its data directory \
@@ -103,8 +103,8 @@ fn most(said: &[u64], of: usize) -> Option<u64> {
 }
 
 /// The outer `None` where nobody answers.
-async fn ask(links: &Links, peer: &Peer, request: RaftRequest) -> Option<Option<u64>> {
-    match links.call(&Target::member(peer), Class::Raft, &Request::Raft(request), LIMIT).await {
+async fn ask(pool: &ConnectionPool, peer: &Peer, request: RaftRequest) -> Option<Option<u64>> {
+    match pool.call(&Target::member(peer), TrafficClass::Raft, &Request::Raft(request), LIMIT).await {
         Ok(Answer::Raft(RaftAnswer::Compared(sum))) => Some(sum),
         _ => None,
     }

@@ -24,10 +24,10 @@ const TRIES: usize = 3;
 
 /// To the task that confirms. Clones feed the same task; it ends with the last of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Confirmer(mpsc::Sender<Asking>);
+pub(crate) struct Confirmer(mpsc::Sender<Waiter>);
 
 #[derive(Debug)]
-struct Asking {
+struct Waiter {
     asked: Instant,
     /// When its round is to begin at the latest.
     by: Instant,
@@ -59,21 +59,21 @@ impl Confirmer {
         let (reply, answer) = oneshot::channel();
         let stopped = || Fault::Busy("this member is stopping".into());
         let asked = Instant::now();
-        self.0.send(Asking { asked, by: asked + patience, term, reply }).await.map_err(|_| stopped())?;
+        self.0.send(Waiter { asked, by: asked + patience, term, reply }).await.map_err(|_| stopped())?;
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 }
 
 /// Answers those who have waited for no more than what is known by now.
-fn answer_known(raft: &Raft, waiting: &mut Vec<Asking>) {
-    let known = |asking: &mut Asking| asking.term.is_some_and(|term| raft.led(term, asking.asked));
+fn answer_known(raft: &Raft, waiting: &mut Vec<Waiter>) {
+    let known = |asking: &mut Waiter| asking.term.is_some_and(|term| raft.led(term, asking.asked));
     for asking in waiting.extract_if(.., known) {
         // Whoever asked may have gone. All that this term has decided so far is applied before it is told.
         let _ = asking.reply.send(Ok(0));
     }
 }
 
-async fn run(raft: Raft, mut asking: mpsc::Receiver<Asking>) {
+async fn run(raft: Raft, mut asking: mpsc::Receiver<Waiter>) {
     let mut waiting = Vec::new();
     while asking.recv_many(&mut waiting, 4096).await > 0 {
         // The first to be impatient takes all along.

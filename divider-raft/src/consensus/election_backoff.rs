@@ -9,10 +9,10 @@ use std::{sync::Arc, time::Duration};
 
 use openraft::ServerState;
 
-use crate::{environment::Ground, protocol::types::Types};
+use crate::{environment::Environment, protocol::types::Types};
 
 /// Draws until Raft ends. `timeout` is the longest election timeout.
-pub(super) async fn take(raft: openraft::Raft<Types>, timeout: Duration, ground: Arc<dyn Ground>) {
+pub(super) async fn run(raft: openraft::Raft<Types>, timeout: Duration, environment: Arc<dyn Environment>) {
     let mut metrics = raft.server_metrics();
     let mut stood = None;
     loop {
@@ -21,7 +21,7 @@ pub(super) async fn take(raft: openraft::Raft<Types>, timeout: Duration, ground:
         let Ok(vote) = stands.map(|seen| seen.vote) else { return };
         stood = Some(vote);
         raft.runtime_config().elect(false);
-        let drawn = f64::from(ground.draw().to_le_bytes()[1]) / 256.0;
+        let drawn = f64::from(environment.draw().to_le_bytes()[1]) / 256.0;
         tokio::time::sleep(timeout.mul_f64(2.0 * drawn)).await;
         raft.runtime_config().elect(true);
     }

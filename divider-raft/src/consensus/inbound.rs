@@ -9,7 +9,7 @@ use openraft::{
 use parking_lot::Mutex;
 
 use crate::{
-    consensus::{raft::Raft, snapshots, state_machine::Machine},
+    consensus::{raft::Raft, snapshots, state_machine::StateMachine},
     protocol::{
         raft_messages::{RaftAnswer, RaftRequest},
         snapshot::{SnapshotData, SnapshotMeta},
@@ -71,7 +71,12 @@ pub(super) fn gap(request: &AppendEntriesRequest<Types>) -> Option<String> {
 
 impl Raft {
     /// Answers a call of another member.
-    pub(crate) async fn answer(&self, request: RaftRequest, machine: &Machine, receiving: &Receiving) -> RaftAnswer {
+    pub(crate) async fn answer(
+        &self,
+        request: RaftRequest,
+        machine: &StateMachine,
+        receiving: &Receiving,
+    ) -> RaftAnswer {
         let failed = |error: &dyn std::fmt::Display| RaftAnswer::Failed(error.to_string());
         match request {
             RaftRequest::Append(request) => {
@@ -95,8 +100,8 @@ impl Raft {
                     Err(error) => failed(&error),
                 }
             }
-            RaftRequest::TakeOver if self.stand().await => RaftAnswer::Taken,
-            RaftRequest::TakeOver => failed(&"Raft has stopped"),
+            RaftRequest::TimeoutNow if self.stand().await => RaftAnswer::Taken,
+            RaftRequest::TimeoutNow => failed(&"Raft has stopped"),
             RaftRequest::Vote(request) => {
                 self.silence.asked(request.vote.leader_id().term);
                 match self.raft.vote(request).await {
@@ -143,11 +148,11 @@ impl Raft {
 
     /// Installs a snapshot that is whole. What is damaged, is not what was announced, or cannot be put on the disk is refused
     /// before Raft hears of it, and costs no more than another try.
-    async fn take_in(&self, machine: &Machine, stream: Stream) -> Result<RaftAnswer, String> {
+    async fn take_in(&self, machine: &StateMachine, stream: Stream) -> Result<RaftAnswer, String> {
         let Stream { vote, meta, spool, .. } = stream;
         let announced = meta.clone();
         let check = move || spool.finish().map_err(|error| error.to_string())?.check(&announced);
-        let checked = machine.place().blocking(check).await;
+        let checked = machine.data_dir().blocking(check).await;
         let received = checked.map_err(|error| error.to_string()).flatten().inspect_err(|problem| {
             tracing::warn!(target: "divider::raft", problem, "a snapshot that came in is refused");
         })?;

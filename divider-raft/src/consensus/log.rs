@@ -56,7 +56,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    environment::{LogWriter, Place, Rewritable},
+    environment::{DataDir, LogWriter, Rewritable},
     error::{DataError, Unreadable},
     format::{NEWEST, OLDEST},
     protocol::{
@@ -125,7 +125,7 @@ struct Shared {
 #[derive(Default)]
 struct Cache {
     /// The newest entries, without gaps up to the last one: at least all that are not on disk yet.
-    entries: BTreeMap<u64, Held>,
+    entries: BTreeMap<u64, CachedEntry>,
     /// Bytes of memory that they take, about.
     memory: usize,
     last: Option<LogId>,
@@ -191,7 +191,7 @@ impl Sizes {
     }
 }
 
-struct Held {
+struct CachedEntry {
     entry: Entry,
     /// In the log.
     bytes: usize,
@@ -305,8 +305,8 @@ fn unusable(path: &Path, error: io::Error) -> DataError {
 
 impl Log {
     /// Opens the log in `directory`, or one in memory, and says whose it is. `fresh` makes the identity of a new one.
-    pub(crate) fn open(place: &Place, fresh: impl FnOnce() -> Identity) -> Result<(Self, Identity), DataError> {
-        let (directory, disk) = (place.directory.as_deref(), place.ground.disk());
+    pub(crate) fn open(data_dir: &DataDir, fresh: impl FnOnce() -> Identity) -> Result<(Self, Identity), DataError> {
+        let (directory, disk) = (data_dir.directory.as_deref(), data_dir.environment.disk());
         let path = directory.map(|directory| directory.join(FILE)).unwrap_or_default();
         let corrupt = |problem: String| DataError::Corrupt { path: path.clone(), problem };
         let mut database = match (directory, &disk) {
@@ -343,7 +343,7 @@ impl Log {
         });
         let identity = identity.map_err(|error| unusable(&path, error))?;
         let mut cache = Cache::default();
-        let found = guarded(|| Ok(load(&database, &mut cache, place.reads)));
+        let found = guarded(|| Ok(load(&database, &mut cache, data_dir.reads)));
         found.map_err(|error| unusable(&path, error))?.map_err(|unreadable| unreadable.at(&path))?;
         let mark = match (directory, &disk) {
             (Some(directory), _) => Mark::file(&directory.join(MARK)).map(Some),
@@ -391,7 +391,7 @@ impl Log {
             Some(identity) => identity,
             None => {
                 // Nothing that is in a file counts before its name is on the disk.
-                place.files().map_or(Ok(()), |files| files.sync()).map_err(|error| DataError::io(&path, error))?;
+                data_dir.files().map_or(Ok(()), |files| files.sync()).map_err(|error| DataError::io(&path, error))?;
                 let identity = fresh();
                 let value = seal(b"identity", &identity).map_err(|error| DataError::io(&path, error))?;
                 let (done, mut written) = oneshot::channel();
@@ -401,7 +401,7 @@ impl Log {
                 identity
             }
         };
-        let thread = place.ground.write_log(Box::new(writer)).map_err(|error| DataError::io(&path, error))?;
+        let thread = data_dir.environment.write_log(Box::new(writer)).map_err(|error| DataError::io(&path, error))?;
         let shared = Shared {
             database,
             path: path.clone(),
@@ -515,7 +515,7 @@ impl Log {
         let written = *self.0.written.borrow().as_ref().unwrap_or(&0);
         match cache.entries.get(&last.index) {
             Some(held) if held.append > written => {
-                let on_disk = |held: &&Held| held.append <= written;
+                let on_disk = |held: &&CachedEntry| held.append <= written;
                 cache
                     .entries
                     .range(..last.index)
@@ -586,7 +586,7 @@ impl Log {
             let cache = self.0.cache.read();
             let mut size = 0;
             let mut found = Vec::new();
-            for (_, Held { entry, bytes: len, .. }) in cache.entries.range(from..to.max(from)) {
+            for (_, CachedEntry { entry, bytes: len, .. }) in cache.entries.range(from..to.max(from)) {
                 size += len;
                 if size > bytes && !found.is_empty() {
                     break;
@@ -761,7 +761,7 @@ impl Cache {
             EntryPayload::Blank | EntryPayload::Membership(_) => bytes,
         };
         self.memory += memory;
-        if let Some(old) = self.entries.insert(entry.log_id.index, Held { entry, bytes, memory, append }) {
+        if let Some(old) = self.entries.insert(entry.log_id.index, CachedEntry { entry, bytes, memory, append }) {
             self.memory -= old.memory;
         }
     }
@@ -900,7 +900,7 @@ impl Writer {
         }
         let purges = group.iter().any(|write| matches!(write, Write::Purge { .. }));
         for write in group {
-            write.settle(result.as_ref().map(|&()| ()).map_err(|problem| io::Error::other(problem.clone())));
+            write.answer(result.as_ref().map(|&()| ()).map_err(|problem| io::Error::other(problem.clone())));
         }
         if purges && result.is_ok() {
             self.compact();
@@ -957,7 +957,7 @@ impl Writer {
 
 impl Write {
     /// Tells whoever waits for it.
-    fn settle(self, result: io::Result<()>) {
+    fn answer(self, result: io::Result<()>) {
         match self {
             Self::Append { done, .. } => {
                 if let Some(done) = done {

@@ -1,6 +1,6 @@
-//! Raft's calls between members, over the [`Links`].
+//! Raft's calls between members, over the [`ConnectionPool`].
 //!
-//! openraft gives each call a time limit and drops the future; a link outlives that, and a dial goes on, so that a slow
+//! openraft gives each call a time limit and drops the future; a connection outlives that, and a dial goes on, so that a slow
 //! handshake is not begun again for ever. A peer that accepts and never answers costs its own calls only.
 //!
 //! The limit of a call with entries is one heartbeat, and openraft sends the same entries again after it. Where they take
@@ -19,8 +19,11 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     consensus::{log::Log, quorum::Quorum, silence::Silence},
-    environment::Ground,
-    net::pool::{Class, LinkError, Links, Target},
+    environment::Environment,
+    net::{
+        client::CallError,
+        pool::{ConnectionPool, Target, TrafficClass},
+    },
     protocol::{
         messages::{Answer, Request},
         peer::Peer,
@@ -36,27 +39,27 @@ const APPEND: Duration = Duration::from_secs(2);
 /// Bytes of a snapshot in one call.
 const CHUNK: usize = 256 << 10;
 
-/// Makes a [`Line`] to each member.
+/// Makes a [`PeerNetwork`] to each member.
 #[derive(Clone, Debug)]
 pub(super) struct Network {
-    pub(super) links: Arc<Links>,
+    pub(super) pool: Arc<ConnectionPool>,
     pub(super) log: Log,
     pub(super) quorum: Quorum,
     pub(super) silence: Silence,
-    pub(super) ground: Arc<dyn Ground>,
+    pub(super) environment: Arc<dyn Environment>,
 }
 
 impl RaftNetworkFactory<Types> for Network {
-    type Network = Line;
+    type Network = PeerNetwork;
 
-    async fn new_client(&mut self, _: u64, peer: &Peer) -> Line {
-        Line { network: self.clone(), target: Target::member(peer), sent: None, acknowledged: None }
+    async fn new_client(&mut self, _: u64, peer: &Peer) -> PeerNetwork {
+        PeerNetwork { network: self.clone(), target: Target::member(peer), sent: None, acknowledged: None }
     }
 }
 
 /// Raft's calls to one member.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct PeerNetwork {
     network: Network,
     target: Target,
     /// Entries that are on their way, perhaps for longer than openraft waits.
@@ -70,21 +73,21 @@ struct Sent {
     vote: Vote,
     before: Option<LogId>,
     last: Option<LogId>,
-    answer: JoinHandle<Result<RaftAnswer, LinkError>>,
+    answer: JoinHandle<Result<RaftAnswer, CallError>>,
 }
 
-impl Line {
-    async fn call(&self, class: Class, request: RaftRequest, limit: Duration) -> Result<RaftAnswer, LinkError> {
-        raft_answer(self.network.links.call(&self.target, class, &Request::Raft(request), limit).await?)
+impl PeerNetwork {
+    async fn call(&self, class: TrafficClass, request: RaftRequest, limit: Duration) -> Result<RaftAnswer, CallError> {
+        raft_answer(self.network.pool.call(&self.target, class, &Request::Raft(request), limit).await?)
     }
 
     /// Sends entries or a heartbeat, and goes on to wait for the answer when the caller does not any more.
-    fn append(&self, request: AppendEntriesRequest<Types>) -> JoinHandle<Result<RaftAnswer, LinkError>> {
-        let (links, quorum, target) = (self.network.links.clone(), self.network.quorum.clone(), self.target.clone());
+    fn append(&self, request: AppendEntriesRequest<Types>) -> JoinHandle<Result<RaftAnswer, CallError>> {
+        let (pool, quorum, target) = (self.network.pool.clone(), self.network.quorum.clone(), self.target.clone());
         let sent = (request.vote.leader_id().term, Instant::now());
         tokio::spawn(async move {
             let request = Request::Raft(RaftRequest::Append(request));
-            let answer = raft_answer(links.call(&target, Class::Raft, &request, APPEND).await?)?;
+            let answer = raft_answer(pool.call(&target, TrafficClass::Raft, &request, APPEND).await?)?;
             let follows = !matches!(answer, RaftAnswer::Append(AppendEntriesResponse::HigherVote(_)));
             target.id.inspect(|id| quorum.heard(*id, follows.then_some(sent)));
             Ok(answer)
@@ -112,7 +115,7 @@ impl Line {
 
     /// Sends entries, or waits for the answer to the call with which they were sent before. Cancel safe: what is on its
     /// way stays there.
-    async fn send(&mut self, request: AppendEntriesRequest<Types>) -> Result<RaftAnswer, LinkError> {
+    async fn send(&mut self, request: AppendEntriesRequest<Types>) -> Result<RaftAnswer, CallError> {
         let (vote, before) = (request.vote, request.prev_log_id);
         let last = request.entries.last().map(|entry| entry.log_id);
         // More entries may have come since; then the ones on their way are the first of them.
@@ -121,7 +124,7 @@ impl Line {
             let answer = self.append(request);
             self.sent = Some(Sent { vote, before, last, answer });
         }
-        let Some(sent) = self.sent.as_mut() else { return Err(LinkError::Lost("nothing was sent".into())) };
+        let Some(sent) = self.sent.as_mut() else { return Err(CallError::Lost("nothing was sent".into())) };
         let answer = ended((&mut sent.answer).await);
         let reached = sent.last;
         self.sent = None;
@@ -134,42 +137,42 @@ impl Line {
     }
 }
 
-fn raft_answer(answer: Answer) -> Result<RaftAnswer, LinkError> {
+fn raft_answer(answer: Answer) -> Result<RaftAnswer, CallError> {
     match answer {
-        Answer::Raft(RaftAnswer::Failed(problem)) => Err(LinkError::Lost(problem)),
+        Answer::Raft(RaftAnswer::Failed(problem)) => Err(CallError::Lost(problem)),
         Answer::Raft(answer) => Ok(answer),
-        Answer::Fault(fault) => Err(LinkError::Lost(format!("{fault:?}"))),
-        _ => Err(LinkError::Lost("an answer to another question".into())),
+        Answer::Fault(fault) => Err(CallError::Lost(format!("{fault:?}"))),
+        _ => Err(CallError::Lost("an answer to another question".into())),
     }
 }
 
 /// What came of a task.
-fn ended(task: Result<Result<RaftAnswer, LinkError>, tokio::task::JoinError>) -> Result<RaftAnswer, LinkError> {
-    task.unwrap_or_else(|error| Err(LinkError::Lost(error.to_string())))
+fn ended(task: Result<Result<RaftAnswer, CallError>, tokio::task::JoinError>) -> Result<RaftAnswer, CallError> {
+    task.unwrap_or_else(|error| Err(CallError::Lost(error.to_string())))
 }
 
-type CallError = RPCError<u64, Peer, RaftError<u64>>;
+type RpcError = RPCError<u64, Peer, RaftError<u64>>;
 
-fn rpc(error: LinkError) -> CallError {
+fn rpc(error: CallError) -> RpcError {
     match error {
         // There is nobody: openraft waits a little before it tries again.
-        LinkError::NotSent(_) | LinkError::TooOld(..) => Unreachable::new(&error).into(),
+        CallError::NotSent(_) | CallError::TooOld(..) => Unreachable::new(&error).into(),
         _ => NetworkError::new(&error).into(),
     }
 }
 
-fn unexpected() -> CallError {
-    NetworkError::new(&LinkError::Lost("an answer to another question".into())).into()
+fn unexpected() -> RpcError {
+    NetworkError::new(&CallError::Lost("an answer to another question".into())).into()
 }
 
-impl RaftNetwork<Types> for Line {
+impl RaftNetwork<Types> for PeerNetwork {
     async fn append_entries(
         &mut self,
         mut request: AppendEntriesRequest<Types>,
         _: RPCOption,
-    ) -> Result<AppendEntriesResponse<u64>, CallError> {
+    ) -> Result<AppendEntriesResponse<u64>, RpcError> {
         if self.network.quorum.is_silent() {
-            return Err(rpc(LinkError::NotSent("no quorum answers, so this leader is silent".into())));
+            return Err(rpc(CallError::NotSent("no quorum answers, so this leader is silent".into())));
         }
         if let Some(commit) = request.leader_commit {
             if request.entries.is_empty() {
@@ -191,10 +194,10 @@ impl RaftNetwork<Types> for Line {
         }
     }
 
-    async fn vote(&mut self, request: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, CallError> {
+    async fn vote(&mut self, request: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, RpcError> {
         let term = request.vote.leader_id().term;
         self.network.silence.stands(term);
-        match self.call(Class::Raft, RaftRequest::Vote(request), option.hard_ttl()).await.map_err(rpc)? {
+        match self.call(TrafficClass::Raft, RaftRequest::Vote(request), option.hard_ttl()).await.map_err(rpc)? {
             RaftAnswer::Vote(answer, ago) => {
                 if answer.vote_granted {
                     self.network.silence.voted(term, Duration::from_millis(ago));
@@ -217,13 +220,13 @@ impl RaftNetwork<Types> for Line {
             let io = |error: std::io::Error| StreamingError::Network(NetworkError::new(&error));
             // openraft begins again at once, unless it is told that nobody is there: a receiver whose disk is full would be sent
             // the same as fast as the network is.
-            let lost = |error: LinkError| StreamingError::Unreachable(Unreachable::new(&error));
-            let stream = (self.network.ground.draw() >> 64) as u64;
+            let lost = |error: CallError| StreamingError::Unreachable(Unreachable::new(&error));
+            let stream = (self.network.environment.draw() >> 64) as u64;
             let begin = RaftRequest::SnapshotBegin { stream, vote, meta: snapshot.meta };
-            match self.call(Class::Bulk, begin, limit).await.map_err(lost)? {
+            match self.call(TrafficClass::Bulk, begin, limit).await.map_err(lost)? {
                 RaftAnswer::Installed(newer) if newer > vote => return Ok(SnapshotResponse::new(newer)),
                 RaftAnswer::Taken => {}
-                _ => return Err(lost(LinkError::Lost("an answer to another question".into()))),
+                _ => return Err(lost(CallError::Lost("an answer to another question".into()))),
             }
             let mut offset = 0;
             loop {
@@ -232,15 +235,15 @@ impl RaftNetwork<Types> for Line {
                     break;
                 }
                 let next = offset + bytes.len() as u64;
-                self.call(Class::Bulk, RaftRequest::SnapshotChunk { stream, offset, bytes }, limit)
+                self.call(TrafficClass::Bulk, RaftRequest::SnapshotChunk { stream, offset, bytes }, limit)
                     .await
                     .map_err(lost)?;
                 offset = next;
             }
             // The receiver decodes and writes it all before it answers.
-            match self.call(Class::Bulk, RaftRequest::SnapshotEnd { stream }, limit).await.map_err(lost)? {
+            match self.call(TrafficClass::Bulk, RaftRequest::SnapshotEnd { stream }, limit).await.map_err(lost)? {
                 RaftAnswer::Installed(vote) => Ok(SnapshotResponse::new(vote)),
-                _ => Err(lost(LinkError::Lost("an answer to another question".into()))),
+                _ => Err(lost(CallError::Lost("an answer to another question".into()))),
             }
         };
         tokio::select! {

@@ -12,7 +12,7 @@ use crate::{
     consensus::{
         confirm::Confirmer,
         raft::{Raft, Refused},
-        state_machine::Machine,
+        state_machine::StateMachine,
     },
     format::NEWEST,
     protocol::{
@@ -28,17 +28,17 @@ const MOST: usize = 4096;
 
 /// To the task that makes entries. Clones feed the same task; it ends with the last of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Proposer(mpsc::Sender<Request>);
+pub(crate) struct Proposer(mpsc::Sender<Proposal>);
 
 #[derive(Debug)]
-struct Request {
+struct Proposal {
     step: Step,
     reply: oneshot::Sender<Result<Done, Fault>>,
 }
 
 impl Proposer {
     /// `holds` says whether there may have been a cluster before this one, in which a group that is new here had nodes.
-    pub(crate) fn spawn(raft: Raft, machine: Arc<Machine>, confirmer: Confirmer, holds: bool) -> Self {
+    pub(crate) fn spawn(raft: Raft, machine: Arc<StateMachine>, confirmer: Confirmer, holds: bool) -> Self {
         let (sender, requests) = mpsc::channel(MOST);
         tokio::spawn(run(raft, machine, confirmer, holds, requests));
         Self(sender)
@@ -48,17 +48,17 @@ impl Proposer {
     pub(crate) async fn propose(&self, step: Step) -> Result<Done, Fault> {
         let (reply, answer) = oneshot::channel();
         let stopped = || Fault::Busy("this member is stopping".into());
-        self.0.send(Request { step, reply }).await.map_err(|_| stopped())?;
+        self.0.send(Proposal { step, reply }).await.map_err(|_| stopped())?;
         answer.await.unwrap_or_else(|_| Err(Fault::Unknown("this member stopped".into())))
     }
 }
 
 async fn run(
     raft: Raft,
-    machine: Arc<Machine>,
+    machine: Arc<StateMachine>,
     confirmer: Confirmer,
     holds: bool,
-    mut requests: mpsc::Receiver<Request>,
+    mut requests: mpsc::Receiver<Proposal>,
 ) {
     let at_once = Arc::new(Semaphore::new(AT_ONCE));
     let mut next = None;
@@ -97,7 +97,7 @@ async fn run(
 }
 
 /// Has one entry decided, and hands out what came of it.
-async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, holds: bool, mut batch: Vec<Request>) {
+async fn carry(raft: &Raft, machine: &StateMachine, confirmer: &Confirmer, holds: bool, mut batch: Vec<Proposal>) {
     let is_expiry = |op: &Op| matches!(op, Op::Expire { .. });
     let expires = |step: &Step| matches!(step, Step::Apply { ops, .. } if ops.iter().any(is_expiry));
     // An earlier leader may have let the cluster step up.
@@ -113,18 +113,18 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, holds: boo
     if !view.leads {
         return answer(batch, &Fault::NotLeader(None));
     }
-    let reign = machine.reign.enter(view.term);
+    let term = machine.beats.enter(view.term);
     let mut refused = Vec::with_capacity(batch.len());
-    let mut doomed = Vec::new();
+    let mut expiring = Vec::new();
     for request in &mut batch {
         refused.push(match &mut request.step {
             Step::Apply { group, ops } if ops.iter().any(is_expiry) => {
                 let known = machine.with(group, |ledger| {
                     ledger.sessions().filter(|view| view.ended.is_none()).map(|view| view.session).collect()
                 });
-                let Some(refusals) = machine.reign.doom(reign, group, ops, &known) else {
+                let Some(refusals) = machine.beats.begin_expiries(term, group, ops, &known) else {
                     // The term has just changed; in the new one its beats say something else.
-                    spare(machine, reign, doomed);
+                    end_expiries(machine, term, expiring);
                     return answer(batch, &Fault::Busy("the leader has just changed".into()));
                 };
                 let mut refusals = refusals.into_iter();
@@ -132,18 +132,18 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, holds: boo
                 let refusals: Vec<_> = all.iter().map(|_| refusals.next().flatten()).collect();
                 *ops = all.into_iter().zip(&refusals).filter(|(_, no)| no.is_none()).map(|(op, _)| op).collect();
                 let expiries = ops.iter().filter(|op| is_expiry(op)).cloned().collect::<Vec<_>>();
-                doomed.push((group.clone(), expiries));
+                expiring.push((group.clone(), expiries));
                 refusals
             }
             _ => Vec::new(),
         });
     }
     let steps: Vec<Step> = batch.iter().map(|request| request.step.clone()).collect();
-    let clock = machine.place().ground.clock();
+    let clock = machine.data_dir().environment.clock();
     let format = machine.writes(view.reads());
     let holds = holds && machine.begins(&steps);
-    let command = Command(Arc::new(Body::new(format, reign, clock, holds, steps)));
-    // The entry may still be decided long after its callers have given up; until then the doomed stay doomed. Not beyond the
+    let command = Command(Arc::new(Body::new(format, term, clock, holds, steps)));
+    // The entry may still be decided long after its callers have given up; until then those sessions stay marked. Not beyond the
     // term: where a snapshot takes the place of a log that was never decided, Raft forgets who waits, and the places here
     // would be taken for good. In a later term nobody counts a renewal before this entry is applied or lost.
     let decided = tokio::select! {
@@ -151,7 +151,7 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, holds: boo
         decided = raft.propose(command) => Some(decided),
         () = raft.outlived(view.term) => None,
     };
-    spare(machine, reign, doomed);
+    end_expiries(machine, term, expiring);
     match decided {
         Some(Ok(reply)) => {
             let answers = reply.0.into_iter().zip(refused);
@@ -175,13 +175,13 @@ async fn carry(raft: &Raft, machine: &Machine, confirmer: &Confirmer, holds: boo
     }
 }
 
-fn spare(machine: &Machine, reign: u64, doomed: Vec<(divider_core::Group, Vec<Op>)>) {
-    for (group, ops) in doomed {
-        machine.reign.spare(reign, &group, &ops);
+fn end_expiries(machine: &StateMachine, term: u64, expiring: Vec<(divider_core::Group, Vec<Op>)>) {
+    for (group, ops) in expiring {
+        machine.beats.end_expiries(term, &group, &ops);
     }
 }
 
-fn answer(batch: Vec<Request>, fault: &Fault) {
+fn answer(batch: Vec<Proposal>, fault: &Fault) {
     for request in batch {
         // Whoever asked may have gone.
         let _ = request.reply.send(Err(fault.clone()));

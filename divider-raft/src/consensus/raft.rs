@@ -19,10 +19,10 @@ use crate::{
         election_backoff,
         log::Log,
         network, quorum, silence,
-        state_machine::{Machine, MachineHandle},
+        state_machine::{StateMachine, StateMachineHandle},
     },
     format::OLDEST,
-    net::pool::Links,
+    net::pool::ConnectionPool,
     protocol::{
         command::{Command, Reply},
         peer::Peer,
@@ -95,12 +95,12 @@ impl Raft {
         id: u64,
         config: &RaftConfig,
         log: Log,
-        machine: Arc<Machine>,
-        links: Arc<Links>,
+        machine: Arc<StateMachine>,
+        pool: Arc<ConnectionPool>,
     ) -> Result<Self, Refused> {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         // Most members do not tick alike, so that few stand for election at the same moment. See `election_backoff` for those who do.
-        let drawn = config.ground.draw().to_le_bytes()[0];
+        let drawn = config.environment.draw().to_le_bytes()[0];
         let heartbeat = config.heartbeat - config.heartbeat.mul_f64(f64::from(drawn) / 2048.0);
         let settings = Config {
             cluster_name: config.cluster.clone(),
@@ -117,18 +117,18 @@ impl Raft {
         let quorum = quorum::Quorum::default();
         let silence = silence::Silence::default();
         let network = network::Network {
-            links: links.clone(),
+            pool: pool.clone(),
             log: log.clone(),
             quorum: quorum.clone(),
             silence: silence.clone(),
-            ground: config.ground.clone(),
+            environment: config.environment.clone(),
         };
-        let handle = MachineHandle { machine: machine.clone(), log: log.clone() };
+        let handle = StateMachineHandle { machine: machine.clone(), log: log.clone() };
         let raft = openraft::Raft::new(id, Arc::new(settings), network, log.clone(), handle).await;
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.server_metrics(), config.election.1.mul_f64(1.5)));
         let raft = Self { raft, id, log, quorum, silence, ending: Arc::default() };
-        tokio::spawn(election_backoff::take(raft.raft.clone(), config.election.1, config.ground.clone()));
+        tokio::spawn(election_backoff::run(raft.raft.clone(), config.election.1, config.environment.clone()));
         tokio::spawn(raft.clone().bound_log());
         tokio::spawn(raft.clone().stop_with_log());
         Ok(raft)

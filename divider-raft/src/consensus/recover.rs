@@ -24,13 +24,13 @@ use crate::{
     consensus::{
         log::{FORMER, Identity, Log, NEW, beside, objection},
         snapshots::Snapshots,
-        state_machine::{Machine, MachineHandle},
+        state_machine::{StateMachine, StateMachineHandle},
     },
-    environment::Place,
+    environment::DataDir,
     error::DataError,
     protocol::{
         peer::Peer,
-        snapshot::{Content, SnapshotMeta, decode},
+        snapshot::{SnapshotContent, SnapshotMeta, decode},
         types::{LogId, Membership, StorageError, Vote},
     },
 };
@@ -60,7 +60,7 @@ struct Survivor {
 }
 
 /// Puts a new directory in the place of the survivor's, which is kept beside it. Blocks on the disk.
-pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Result<Recovered, DataError> {
+pub(crate) fn recover(directory: &Path, data_dir: impl Fn(PathBuf) -> DataDir) -> Result<Recovered, DataError> {
     let failed = |error: io::Error| DataError::io(directory, error);
     let (new, former) = (beside(directory, NEW), beside(directory, FORMER));
     if objection(directory).is_err() {
@@ -76,13 +76,13 @@ pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Res
         return Err(DataError::Corrupt { path: directory.to_owned(), problem });
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(failed)?;
-    let survivor = runtime.block_on(read(place(directory.to_owned())))?;
+    let survivor = runtime.block_on(read(data_dir(directory.to_owned())))?;
     if new.exists() {
         // Of a recovery that was cut short before anything was changed.
         std::fs::remove_dir_all(&new).map_err(failed)?;
     }
     std::fs::create_dir_all(&new).map_err(failed)?;
-    let recovered = runtime.block_on(write(survivor, place(new.clone()), former.clone()))?;
+    let recovered = runtime.block_on(write(survivor, data_dir(new.clone()), former.clone()))?;
     std::fs::rename(directory, &former).map_err(failed)?;
     std::fs::rename(&new, directory).map_err(failed)?;
     if let Some(above) = directory.canonicalize().map_err(failed)?.parent() {
@@ -91,21 +91,21 @@ pub(crate) fn recover(directory: &Path, place: impl Fn(PathBuf) -> Place) -> Res
     Ok(recovered)
 }
 
-async fn read(place: Place) -> Result<Survivor, DataError> {
-    let path = place.directory.clone().unwrap_or_default();
+async fn read(data_dir: DataDir) -> Result<Survivor, DataError> {
+    let path = data_dir.directory.clone().unwrap_or_default();
     let corrupt = |problem: String| DataError::Corrupt { path: path.clone(), problem };
     let mut stranger = false;
     let fresh = || {
         stranger = true;
         Identity { id: 1, name: String::new(), cluster: String::new(), cluster_id: None }
     };
-    let (mut log, identity) = Log::open(&place, fresh)?;
-    let (snapshots, loaded) = Snapshots::open(place)?;
-    let machine = Machine::new(snapshots, loaded);
+    let (mut log, identity) = Log::open(&data_dir, fresh)?;
+    let (snapshots, loaded) = Snapshots::open(data_dir)?;
+    let machine = StateMachine::new(snapshots, loaded);
     let text = |error: StorageError| corrupt(error.to_string());
     let after = machine.snapshot_index().map_or(0, |index| index + 1);
     let entries = log.try_get_log_entries(after..).await.map_err(text)?;
-    let mut handle = MachineHandle { machine: machine.clone(), log: log.clone() };
+    let mut handle = StateMachineHandle { machine: machine.clone(), log: log.clone() };
     handle.apply(entries).await.map_err(text)?;
     let (last, membership) = handle.applied_state().await.map_err(text)?;
     let vote = log.read_vote().await.map_err(text)?;
@@ -114,7 +114,7 @@ async fn read(place: Place) -> Result<Survivor, DataError> {
     let last = last.filter(|_| !stranger && identity.cluster_id.is_some()).ok_or_else(nothing)?;
     let me = membership.membership().get_node(&identity.id).cloned();
     let (_, bytes) = machine.encoded().ok_or_else(nothing)?;
-    let Content { groups, format, .. } = decode(&bytes).map_err(|unreadable| unreadable.at(&path))?;
+    let SnapshotContent { groups, format, .. } = decode(&bytes).map_err(|unreadable| unreadable.at(&path))?;
     Ok(Survivor { identity, last, vote, me, groups, format })
 }
 
@@ -124,13 +124,13 @@ fn start(last: u64) -> u64 {
     u64::try_from(now).unwrap_or(u64::MAX / 2).max(last + 1)
 }
 
-async fn write(survivor: Survivor, place: Place, former: PathBuf) -> Result<Recovered, DataError> {
+async fn write(survivor: Survivor, data_dir: DataDir, former: PathBuf) -> Result<Recovered, DataError> {
     let Survivor { identity, last, vote, me, mut groups, format } = survivor;
-    let path = place.directory.clone().unwrap_or_default();
+    let path = data_dir.directory.clone().unwrap_or_default();
     let failed = |error: io::Error| DataError::io(&path, error);
     let index = start(last.index);
     groups.values_mut().for_each(|ledger| _ = ledger.new_lineage());
-    let id = Uuid::from_u128(place.ground.draw()).as_u64_pair().0.max(1);
+    let id = Uuid::from_u128(data_dir.environment.draw()).as_u64_pair().0.max(1);
     let member = Peer { id, name: identity.name.clone(), wants_vote: true, ..me.unwrap_or_default() };
     let term = vote.map_or(0, |vote| vote.leader_id().term).max(last.leader_id.term) + 1;
     let log_id = LogId::new(CommittedLeaderId::new(term, id), index);
@@ -140,12 +140,12 @@ async fn write(survivor: Survivor, place: Place, former: PathBuf) -> Result<Reco
         last_membership: Membership::new(Some(log_id), membership),
         snapshot_id: log_id.to_string(),
     };
-    let cluster_id = Some(Uuid::from_u128(place.ground.draw()));
+    let cluster_id = Some(Uuid::from_u128(data_dir.environment.draw()));
     let count = groups.len();
     // A new life begins its own count of what its entries did.
-    let content = Content { format, meta, sum: Some(0), groups };
-    let (mut log, _) = Log::open(&place, || Identity { id, cluster_id, ..identity })?;
-    let (snapshots, _) = Snapshots::open(place.clone())?;
+    let content = SnapshotContent { format, meta, sum: Some(0), groups };
+    let (mut log, _) = Log::open(&data_dir, || Identity { id, cluster_id, ..identity })?;
+    let (snapshots, _) = Snapshots::open(data_dir.clone())?;
     let kept = snapshots.write(&content).map_err(failed)?;
     snapshots.adopt(content.meta, kept).map_err(failed)?;
     log.snapshot_is_kept(Ok(index));

@@ -23,9 +23,9 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::{
-    environment::{Files, Place, StoredFile},
+    environment::{DataDir, Files, StoredFile},
     error::{DataError, Unreadable},
-    protocol::snapshot::{CURRENT, Content, Kept, Part, SnapshotData, SnapshotMeta, decode},
+    protocol::snapshot::{CURRENT, PartialFile, SnapshotContent, SnapshotData, SnapshotMeta, StoredSnapshot, decode},
 };
 
 /// How the names of files end that are not whole yet.
@@ -33,7 +33,7 @@ const PART: &str = ".part";
 /// Where a member keeps its newest snapshot.
 #[derive(Debug)]
 pub(crate) struct Snapshots {
-    place: Place,
+    data_dir: DataDir,
     /// `None` where nothing outlives the process.
     files: Option<Arc<dyn Files>>,
     /// What it is of, and its bytes: changed together with the name of the file.
@@ -43,18 +43,18 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// Opens the place, and reads the newest snapshot if there is one.
-    pub(crate) fn open(place: Place) -> Result<(Self, Option<Content>), DataError> {
-        let path = place.directory.clone().unwrap_or_default().join(CURRENT);
-        let files = place.files();
-        let found = files.as_deref().map_or(Ok(None), |files| open(files, &path, place.reads))?;
+    /// Opens the directory, and reads the newest snapshot if there is one.
+    pub(crate) fn open(data_dir: DataDir) -> Result<(Self, Option<SnapshotContent>), DataError> {
+        let path = data_dir.directory.clone().unwrap_or_default().join(CURRENT);
+        let files = data_dir.files();
+        let found = files.as_deref().map_or(Ok(None), |files| open(files, &path, data_dir.reads))?;
         let (content, data) = found.unzip();
         let current = content.as_ref().map(|content| content.meta.clone()).zip(data);
-        Ok((Self { place, files, current: Mutex::new(current), parts: AtomicU64::new(0) }, content))
+        Ok((Self { data_dir, files, current: Mutex::new(current), parts: AtomicU64::new(0) }, content))
     }
 
-    pub(crate) fn place(&self) -> &Place {
-        &self.place
+    pub(crate) fn data_dir(&self) -> &DataDir {
+        &self.data_dir
     }
 
     pub(crate) fn current(&self) -> Option<(SnapshotMeta, SnapshotData)> {
@@ -62,7 +62,7 @@ impl Snapshots {
     }
 
     /// Writes a snapshot, synced, and not in its place yet. Blocks on the disk.
-    pub(crate) fn write<L: Serialize>(&self, content: &Content<L>) -> io::Result<Kept> {
+    pub(crate) fn write<L: Serialize>(&self, content: &SnapshotContent<L>) -> io::Result<StoredSnapshot> {
         let mut spool = self.spool()?;
         match &mut spool.part {
             Some((file, _)) => content.write(file)?,
@@ -73,7 +73,7 @@ impl Snapshots {
 
     /// Puts a whole, checked snapshot in the place of the one before, and says which one is there now: a newer one stays,
     /// since the log may have been purged up to it. Blocks on the disk.
-    pub(crate) fn adopt(&self, meta: SnapshotMeta, kept: Kept) -> io::Result<(SnapshotMeta, SnapshotData)> {
+    pub(crate) fn adopt(&self, meta: SnapshotMeta, kept: StoredSnapshot) -> io::Result<(SnapshotMeta, SnapshotData)> {
         let current = {
             let mut current = self.current.lock();
             match current.clone().filter(|(known, _)| known.last_log_id > meta.last_log_id) {
@@ -96,7 +96,7 @@ impl Snapshots {
             Some(files) => {
                 let name = format!("{CURRENT}.{}{PART}", self.parts.fetch_add(1, Ordering::Relaxed));
                 let file = files.create(&name)?;
-                Some((file, Part { files: files.clone(), name }))
+                Some((file, PartialFile { files: files.clone(), name }))
             }
         };
         Ok(Spool { part, bytes: Vec::new(), received: 0 })
@@ -104,7 +104,7 @@ impl Snapshots {
 }
 
 /// The snapshot that is there, for a program that reads no newer format than `known`.
-fn open(files: &dyn Files, path: &Path, known: u8) -> Result<Option<(Content, SnapshotData)>, DataError> {
+fn open(files: &dyn Files, path: &Path, known: u8) -> Result<Option<(SnapshotContent, SnapshotData)>, DataError> {
     let io = |error| DataError::io(path, error);
     // What an earlier life did not finish, whatever it was called then.
     let left = |name: &String| name.ends_with(PART) || name == "snapshot.new" || name == "snapshot.receiving";
@@ -127,7 +127,7 @@ fn open(files: &dyn Files, path: &Path, known: u8) -> Result<Option<(Content, Sn
 
 /// A snapshot that is being gathered, chunk by chunk.
 pub(crate) struct Spool {
-    part: Option<(Box<dyn StoredFile>, Part)>,
+    part: Option<(Box<dyn StoredFile>, PartialFile)>,
     bytes: Vec<u8>,
     received: u64,
 }
@@ -154,11 +154,11 @@ impl Spool {
     }
 
     /// All of it is there. Blocks on the disk.
-    pub(crate) fn finish(self) -> io::Result<Kept> {
+    pub(crate) fn finish(self) -> io::Result<StoredSnapshot> {
         let Some((mut file, part)) = self.part else {
-            return Ok(Kept { data: SnapshotData::Memory(Arc::new(self.bytes)), part: None });
+            return Ok(StoredSnapshot { data: SnapshotData::Memory(Arc::new(self.bytes)), part: None });
         };
         file.sync()?;
-        Ok(Kept { data: SnapshotData::File(Arc::new(Mutex::new(file))), part: Some(part) })
+        Ok(StoredSnapshot { data: SnapshotData::File(Arc::new(Mutex::new(file))), part: Some(part) })
     }
 }

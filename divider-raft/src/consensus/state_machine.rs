@@ -1,7 +1,7 @@
 //! The replicated state: the ledgers of all groups, at one entry of the log.
 //!
 //! Nothing here is on disk but the snapshot: after a restart the log is applied again from there. What applying an entry
-//! means for those who listen (the hints) and for the beats that a leader keeps (the reign) happens in the same place, so
+//! means for those who listen (the hints) and for the beats that a leader keeps happens in the same place, so
 //! that the three never disagree about the order of things.
 
 use std::{
@@ -21,17 +21,17 @@ use tokio::sync::watch;
 
 use crate::{
     consensus::{
-        beats::Reign,
-        checksum::{Deeds, Sums},
+        beats::SessionBeats,
+        checksum::{Checksums, EntryDigest},
         log::Log,
         snapshots::{self, Snapshots},
         subscribers::Subscribers,
     },
-    environment::Place,
+    environment::DataDir,
     protocol::{
         command::{Done, Reply, Step},
         messages::Owner,
-        snapshot::{Content, Received, SnapshotData, SnapshotMeta},
+        snapshot::{ReceivedSnapshot, SnapshotContent, SnapshotData, SnapshotMeta},
         types::{Entry, LogId, Membership, StorageError, Types},
     },
 };
@@ -44,12 +44,12 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// The ledgers, and what goes with them on this member.
 #[derive(Debug)]
-pub(crate) struct Machine {
+pub(crate) struct StateMachine {
     state: RwLock<State>,
     /// Index of the last entry that was applied; readers wait on it.
     applied: watch::Sender<u64>,
     snapshots: Snapshots,
-    sums: Sums,
+    checksums: Checksums,
     /// The format that the cluster is written in, as far as this member has come; 0 before the first entry that has one.
     written: Arc<AtomicU8>,
     /// What this member lets a cluster begin in, once it has; 0 before.
@@ -58,7 +58,7 @@ pub(crate) struct Machine {
     differs: AtomicBool,
     #[cfg(test)]
     trips: AtomicBool,
-    pub(crate) reign: Reign,
+    pub(crate) beats: SessionBeats,
     pub(crate) subscribers: Subscribers,
 }
 
@@ -67,23 +67,23 @@ pub(super) struct State {
     applied: Option<LogId>,
     membership: Membership,
     groups: BTreeMap<Group, Ledger>,
-    /// See [`Machine::written`].
+    /// See [`StateMachine::written`].
     written: u8,
-    /// Over all that was applied; see [`Sums`]. `None` where that is not known.
+    /// Over all that was applied; see [`Checksums`]. `None` where that is not known.
     sum: Option<u64>,
-    deeds: Deeds,
+    digest: EntryDigest,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Content { sum: Some(0), ..Content::default() }.into()
+        SnapshotContent { sum: Some(0), ..SnapshotContent::default() }.into()
     }
 }
 
-impl From<Content> for State {
-    fn from(Content { format, meta, sum, groups }: Content) -> Self {
+impl From<SnapshotContent> for State {
+    fn from(SnapshotContent { format, meta, sum, groups }: SnapshotContent) -> Self {
         let membership = meta.last_membership;
-        Self { applied: meta.last_log_id, membership, groups, written: format, sum, deeds: Deeds::default() }
+        Self { applied: meta.last_log_id, membership, groups, written: format, sum, digest: EntryDigest::default() }
     }
 }
 
@@ -98,7 +98,7 @@ impl State {
         mut applied: impl FnMut(u64, &Step, &Done, &Ledger),
         heard: &mut Vec<Heard>,
     ) -> Reply {
-        let Self { groups, deeds, .. } = self;
+        let Self { groups, digest, .. } = self;
         let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
         let reply = match entry.payload {
             EntryPayload::Blank => Reply::default(),
@@ -125,9 +125,9 @@ impl State {
                     let led = ledger.group().leader;
                     let begun = begun(ledger, clock);
                     let token = Token(index.max(begun).max(clock));
-                    let (done, effects) = one(ledger, step, token, begun, body.reign() == term);
+                    let (done, effects) = one(ledger, step, token, begun, body.raft_term() == term);
                     applied(term, step, &done, ledger);
-                    deeds.step(&done, ledger);
+                    digest.step(&done, ledger);
                     heard.push((group.clone(), effects, led.is_some() && ledger.group().leader.is_none()));
                     done
                 });
@@ -135,7 +135,7 @@ impl State {
             }
         };
         self.applied = Some(entry.log_id);
-        self.sum = self.sum.map(|sum| self.deeds.end(sum, entry.log_id));
+        self.sum = self.sum.map(|sum| self.digest.end(sum, entry.log_id));
         reply
     }
 }
@@ -150,9 +150,9 @@ impl State {
     }
 
     /// As it is at the moment, to be written while entries are applied.
-    fn freeze(&mut self) -> Content<Frozen> {
+    fn freeze(&mut self) -> SnapshotContent<Frozen> {
         let groups = self.groups.iter_mut().map(|(group, ledger)| (group.clone(), ledger.freeze())).collect();
-        Content { format: self.written, meta: self.meta(), sum: self.sum, groups }
+        SnapshotContent { format: self.written, meta: self.meta(), sum: self.sum, groups }
     }
 }
 
@@ -167,8 +167,8 @@ fn begun(ledger: &Ledger, clock: u64) -> u64 {
     }
 }
 
-impl Machine {
-    pub(crate) fn new(snapshots: Snapshots, loaded: Option<Content>) -> Arc<Self> {
+impl StateMachine {
+    pub(crate) fn new(snapshots: Snapshots, loaded: Option<SnapshotContent>) -> Arc<Self> {
         let state = loaded.map_or_else(State::default, State::from);
         let index = state.applied.map_or(0, |log| log.index);
         Arc::new(Self {
@@ -177,11 +177,11 @@ impl Machine {
             state: RwLock::new(state),
             applied: watch::Sender::new(index),
             snapshots,
-            sums: Sums::default(),
+            checksums: Checksums::default(),
             differs: AtomicBool::new(false),
             #[cfg(test)]
             trips: AtomicBool::new(false),
-            reign: Reign::default(),
+            beats: SessionBeats::default(),
             subscribers: Subscribers::default(),
         })
     }
@@ -278,18 +278,18 @@ impl Machine {
     }
 
     /// Nobody waits for longer than this takes, a few milliseconds for a million keys, however long it is kept and written.
-    fn freeze(&self) -> Content<Frozen> {
+    fn freeze(&self) -> SnapshotContent<Frozen> {
         self.state.write().freeze()
     }
 
-    /// The newest index at which all members note their numbers, and this one's; see [`Sums`].
+    /// The newest index at which all members note their numbers, and this one's; see [`Checksums`].
     pub(crate) fn sum(&self) -> Option<(u64, u64)> {
-        self.sums.newest()
+        self.checksums.newest()
     }
 
     /// This member's number at an index, if it is known.
     pub(crate) fn sum_at(&self, index: u64) -> Option<u64> {
-        self.sums.at(index)
+        self.checksums.at(index)
     }
 
     /// Whether this replica is known to be another one than the others'.
@@ -315,8 +315,8 @@ impl Machine {
         self.trips.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn place(&self) -> &Place {
-        self.snapshots.place()
+    pub(crate) fn data_dir(&self) -> &DataDir {
+        self.snapshots.data_dir()
     }
 
     /// Somewhere to gather a snapshot that comes in.
@@ -343,10 +343,10 @@ impl Machine {
         let replies = entries.map(|entry| {
             index = entry.log_id.index;
             let told = |term, step: &Step, done: &Done, ledger: &Ledger| {
-                self.reign.applied(term, step.group(), step, done, ledger);
+                self.beats.applied(term, step.group(), step, done, ledger);
             };
             let reply = state.apply(entry, told, &mut heard);
-            state.sum.inspect(|sum| self.sums.note(index, *sum));
+            state.sum.inspect(|sum| self.checksums.note(index, *sum));
             reply
         });
         let replies = replies.collect();
@@ -362,16 +362,16 @@ impl Machine {
 
     /// Puts a snapshot in the place of all that there was, and gives that back: to drop a million keys takes a while. Blocks on
     /// the disk.
-    fn install(&self, Received { content, kept }: Received) -> std::io::Result<State> {
+    fn install(&self, ReceivedSnapshot { content, kept }: ReceivedSnapshot) -> std::io::Result<State> {
         self.snapshots.adopt(content.meta.clone(), kept)?;
         let index = content.meta.last_log_id.map_or(0, |log| log.index);
         let old = {
             let mut state = self.state.write();
-            self.sums.clear();
+            self.checksums.clear();
             self.written.store(content.format, Ordering::Relaxed);
             std::mem::replace(&mut *state, content.into())
         };
-        self.reign.jumped();
+        self.beats.snapshot_installed();
         // Nobody knows what happened in between.
         self.subscribers.gap();
         self.applied.send_replace(index);
@@ -393,12 +393,12 @@ pub(crate) fn owner(ledger: &Ledger, key: &Key) -> Option<Owner> {
     Some(Owner { node: view.node.clone(), session: view.session, token })
 }
 
-/// Applies one step, of the entry at `index`. `same_reign` says that beats could not move between their comparison and this
+/// Applies one step, of the entry at `index`. `same_term` says that beats could not move between their comparison and this
 /// entry; tokens are above `floor`, and terms above what has [`begun`].
-fn one(ledger: &mut Ledger, step: &Step, floor: Token, begun: u64, same_reign: bool) -> (Done, divider_core::Effects) {
+fn one(ledger: &mut Ledger, step: &Step, floor: Token, begun: u64, same_term: bool) -> (Done, divider_core::Effects) {
     match step {
         Step::Apply { ops, .. } => {
-            let stale = |op: &Op| !same_reign && matches!(op, Op::Expire { .. });
+            let stale = |op: &Op| !same_term && matches!(op, Op::Expire { .. });
             let effects = if ops.iter().any(stale) {
                 let fresh: Vec<Op> = ops.iter().filter(|op| !stale(op)).cloned().collect();
                 let mut effects = ledger.apply(&fresh, floor);
@@ -424,8 +424,8 @@ fn one(ledger: &mut Ledger, step: &Step, floor: Token, begun: u64, same_reign: b
 
 /// The machine, as openraft drives it.
 #[derive(Clone, Debug)]
-pub(crate) struct MachineHandle {
-    pub(crate) machine: Arc<Machine>,
+pub(crate) struct StateMachineHandle {
+    pub(crate) machine: Arc<StateMachine>,
     pub(crate) log: Log,
 }
 
@@ -433,7 +433,7 @@ fn storage(error: &(impl std::error::Error + 'static)) -> StorageError {
     StorageIOError::write_snapshot(None, openraft::AnyError::new(error)).into()
 }
 
-impl RaftStateMachine<Types> for MachineHandle {
+impl RaftStateMachine<Types> for StateMachineHandle {
     type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), StorageError> {
@@ -481,7 +481,7 @@ impl RaftStateMachine<Types> for MachineHandle {
             };
             machine.install(received.map_err(std::io::Error::other)?)
         };
-        let done = self.machine.place().blocking(install).await;
+        let done = self.machine.data_dir().blocking(install).await;
         let done = done.map_err(std::io::Error::other).flatten();
         // Whoever purges waits for it.
         self.log.snapshot_is_kept(match &done {
@@ -489,7 +489,7 @@ impl RaftStateMachine<Types> for MachineHandle {
             Err(error) => Err(error.to_string()),
         });
         let old = done.map_err(|error| storage(&error))?;
-        self.machine.place().ground.blocking(Box::new(move || drop(old)));
+        self.machine.data_dir().environment.blocking(Box::new(move || drop(old)));
         Ok(())
     }
 
@@ -499,7 +499,7 @@ impl RaftStateMachine<Types> for MachineHandle {
     }
 }
 
-impl RaftSnapshotBuilder<Types> for MachineHandle {
+impl RaftSnapshotBuilder<Types> for StateMachineHandle {
     /// A disk that is full for a while costs nothing but the place of the log, so this goes on until it can be written.
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError> {
         let mut pause = PAUSE.0;
@@ -513,7 +513,7 @@ impl RaftSnapshotBuilder<Types> for MachineHandle {
                 let _in_use = log;
                 machine.build()
             };
-            let built = self.machine.place().blocking(build).await;
+            let built = self.machine.data_dir().blocking(build).await;
             let error = match built.map_err(std::io::Error::other).flatten() {
                 Ok((meta, data)) => {
                     self.log.snapshot_is_kept(Ok(meta.last_log_id.map_or(0, |log| log.index)));

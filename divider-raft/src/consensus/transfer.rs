@@ -4,7 +4,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use crate::{
     consensus::raft::Raft,
-    net::pool::{Class, Links, Target},
+    net::pool::{ConnectionPool, Target, TrafficClass},
     protocol::{messages::Request, raft_messages::RaftRequest},
 };
 
@@ -16,11 +16,11 @@ const LOOK: Duration = Duration::from_millis(10);
 impl Raft {
     /// If this member leads: has the voter lead that has all entries, which wins with its own vote and this member's where
     /// there are three. A leader that ends without it costs the others an election.
-    pub(crate) async fn hand_over(&self, links: &Links) {
-        // An entry that came after the heir has been chosen would cost it this member's vote.
+    pub(crate) async fn transfer_leadership(&self, pool: &ConnectionPool) {
+        // An entry that came after the successor has been chosen would cost it this member's vote.
         self.ending.store(true, Ordering::Relaxed);
-        let hand_over = async {
-            let heir = loop {
+        let transfer_leadership = async {
+            let successor = loop {
                 tokio::time::sleep(LOOK).await;
                 let view = self.view();
                 if !view.leads {
@@ -37,21 +37,21 @@ impl Raft {
                     break peer;
                 }
             };
-            // Each heartbeat would keep the others from voting for the heir.
+            // Each heartbeat would keep the others from voting for the successor.
             self.quorum.hush();
-            let take_over = Request::Raft(RaftRequest::TakeOver);
+            let timeout_now = Request::Raft(RaftRequest::TimeoutNow);
             // One that does not know of this refuses, and an election follows as if nobody had asked.
-            if links.call(&Target::member(&heir), Class::Raft, &take_over, HAND_OVER).await.is_ok() {
+            if pool.call(&Target::member(&successor), TrafficClass::Raft, &timeout_now, HAND_OVER).await.is_ok() {
                 // It needs this member's vote, so it must be heard of before this one goes.
                 loop {
                     let changed = self.changes();
-                    if self.view().leader == Some(heir.id) {
+                    if self.view().leader == Some(successor.id) {
                         return;
                     }
                     changed.await;
                 }
             }
         };
-        let _ = tokio::time::timeout(HAND_OVER, hand_over).await;
+        let _ = tokio::time::timeout(HAND_OVER, transfer_leadership).await;
     }
 }

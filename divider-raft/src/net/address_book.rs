@@ -16,7 +16,7 @@ const MOST: usize = 1024;
 
 /// What a process knows. Clones are the same book.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Book(Arc<Mutex<Notes>>);
+pub(crate) struct AddressBook(Arc<Mutex<Notes>>);
 
 #[derive(Debug, Default)]
 struct Notes {
@@ -34,7 +34,7 @@ struct Entry {
     own: bool,
 }
 
-impl Book {
+impl AddressBook {
     /// A member has said where it is, over a connection of its own or when it was asked.
     pub(crate) fn met(&self, peer: &Peer) {
         self.note(peer, true);
@@ -91,29 +91,29 @@ mod tests {
     /// Members without a name are replaced by others, for years.
     #[test]
     fn however_many_members_there_have_been_the_newest_are_noted() {
-        let book = Book::default();
+        let address_book = AddressBook::default();
         let all = 2 * MOST as u64;
         for id in 0..all {
-            book.met(&Peer { id, ..at("met") });
+            address_book.met(&Peer { id, ..at("met") });
         }
-        assert_eq!(book.addresses(Some(all - 1), "old"), ["met", "old"]);
-        assert_eq!(book.addresses(Some(0), "old"), ["old"]);
-        assert_eq!(book.0.lock().entries.len(), MOST);
+        assert_eq!(address_book.addresses(Some(all - 1), "old"), ["met", "old"]);
+        assert_eq!(address_book.addresses(Some(0), "old"), ["old"]);
+        assert_eq!(address_book.0.lock().entries.len(), MOST);
     }
 
     #[test]
     fn its_own_word_counts_more_than_that_of_others_and_where_it_was_is_not_forgotten() {
-        let book = Book::default();
-        assert_eq!(book.addresses(Some(1), "old"), ["old"]);
-        book.heard_of(&at("heard"));
-        assert_eq!(book.addresses(Some(1), "old"), ["heard", "old"]);
-        book.met(&at("met"));
-        book.heard_of(&at("heard"));
-        assert_eq!(book.addresses(Some(1), "old"), ["met", "old"]);
-        assert_eq!(book.placed(&at("old")), at("met"));
-        book.met(&at("old"));
-        book.met(&at(""));
-        assert_eq!(book.addresses(Some(1), "old"), ["old"]);
-        assert_eq!(book.addresses(None, "seed"), ["seed"]);
+        let address_book = AddressBook::default();
+        assert_eq!(address_book.addresses(Some(1), "old"), ["old"]);
+        address_book.heard_of(&at("heard"));
+        assert_eq!(address_book.addresses(Some(1), "old"), ["heard", "old"]);
+        address_book.met(&at("met"));
+        address_book.heard_of(&at("heard"));
+        assert_eq!(address_book.addresses(Some(1), "old"), ["met", "old"]);
+        assert_eq!(address_book.placed(&at("old")), at("met"));
+        address_book.met(&at("old"));
+        address_book.met(&at(""));
+        assert_eq!(address_book.addresses(Some(1), "old"), ["old"]);
+        assert_eq!(address_book.addresses(None, "seed"), ["seed"]);
     }
 }

@@ -20,7 +20,7 @@ const FAREWELL: Duration = if cfg!(test) { Duration::from_millis(500) } else { D
 
 /// What a client knows of it. Clones are the same.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Bond(Arc<Mutex<Known>>);
+pub(crate) struct ClusterBinding(Arc<Mutex<Known>>);
 
 #[derive(Debug)]
 struct Known {
@@ -39,9 +39,9 @@ impl Default for Known {
 
 /// An open connection to a member of its cluster.
 #[derive(Debug)]
-pub(crate) struct Tie(Bond);
+pub(crate) struct BoundConnection(ClusterBinding);
 
-impl Drop for Tie {
+impl Drop for BoundConnection {
     fn drop(&mut self) {
         let mut known = self.0.0.lock();
         known.open -= 1;
@@ -49,16 +49,16 @@ impl Drop for Tie {
     }
 }
 
-impl Bond {
+impl ClusterBinding {
     /// A member has said to which cluster it belongs: `None` where that is not the client's, which may have none yet.
-    pub(crate) fn tie(&self, mine: &RwLock<Option<Uuid>>, theirs: Uuid) -> Option<Tie> {
+    pub(crate) fn bind(&self, mine: &RwLock<Option<Uuid>>, theirs: Uuid) -> Option<BoundConnection> {
         let mut known = self.0.lock();
         if mine.read().is_some_and(|mine| mine != theirs) {
             known.others.insert(theirs, Instant::now());
             return None;
         }
         known.open += 1;
-        Some(Tie(self.clone()))
+        Some(BoundConnection(self.clone()))
     }
 
     /// All have been asked, and those that answered `said` to which cluster they belong. `new` says that the client

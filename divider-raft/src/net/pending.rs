@@ -19,7 +19,7 @@ const MOST: usize = 512;
 
 /// All of a member.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Newcomers(Arc<Shared>);
+pub(crate) struct PendingHandshakes(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -29,15 +29,15 @@ struct Shared {
 }
 
 /// The place of one. Free again when it is dropped.
-pub(crate) struct Place {
-    all: Newcomers,
+pub(crate) struct PendingHandshake {
+    all: PendingHandshakes,
     id: u64,
     gone: Arc<Notify>,
 }
 
-impl Newcomers {
+impl PendingHandshakes {
     /// Takes a place, from the oldest where there is none.
-    pub(crate) fn enter(&self) -> Place {
+    pub(crate) fn enter(&self) -> PendingHandshake {
         let (id, gone) = (self.0.next.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
         let mut waiting = self.0.waiting.lock();
         if waiting.len() >= MOST
@@ -46,18 +46,18 @@ impl Newcomers {
             oldest.notify_one();
         }
         waiting.push_back((id, gone.clone()));
-        Place { all: self.clone(), id, gone }
+        PendingHandshake { all: self.clone(), id, gone }
     }
 }
 
-impl Place {
+impl PendingHandshake {
     /// Returns when another one has taken it. Cancel safe.
     pub(crate) async fn taken(&self) {
         self.gone.notified().await;
     }
 }
 
-impl Drop for Place {
+impl Drop for PendingHandshake {
     fn drop(&mut self) {
         let mut waiting = self.all.0.waiting.lock();
         if let Ok(at) = waiting.binary_search_by_key(&self.id, |(id, _)| *id) {
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn the_oldest_makes_room_and_a_place_that_was_left_is_free() {
-        let all = Newcomers::default();
+        let all = PendingHandshakes::default();
         let mut places: Vec<_> = (0..MOST).map(|_| all.enter()).collect();
         places.remove(1);
         let last = all.enter();

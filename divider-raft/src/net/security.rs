@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::environment::{Connection, Ground, Stream};
+use crate::environment::{Connection, Environment, Stream};
 
 /// How connections between members and clients are protected.
 #[derive(Clone, Default)]
@@ -41,7 +41,7 @@ pub(crate) type Secured = (Box<dyn Connection>, Option<Proof>);
 pub(crate) enum Proof {
     /// That it owns this certificate.
     #[cfg(feature = "tls")]
-    Certificate(crate::net::tls::Shown),
+    Certificate(crate::net::tls::PeerCertificate),
     /// That it knows the secret, of members or of clients.
     #[cfg(feature = "secret")]
     Secret {
@@ -122,7 +122,7 @@ impl Security {
         &self,
         stream: Stream,
         name: &str,
-        ground: &dyn Ground,
+        environment: &dyn Environment,
     ) -> io::Result<Box<dyn Connection>> {
         stream.prepare()?;
         match self {
@@ -136,7 +136,7 @@ impl Security {
             #[cfg(feature = "secret")]
             Self::Secret(secret) => {
                 let mut stream = stream.boxed();
-                secret.dialled(&mut stream, drawn(ground)).await?;
+                secret.dialled(&mut stream, drawn(environment)).await?;
                 Ok(stream)
             }
         }
@@ -144,7 +144,7 @@ impl Security {
 
     /// Protects a connection that was accepted.
     #[allow(clippy::unused_async, unused_variables, reason = "only what protects waits and draws")]
-    pub(crate) async fn accepted(&self, stream: Stream, ground: &dyn Ground) -> io::Result<Secured> {
+    pub(crate) async fn accepted(&self, stream: Stream, environment: &dyn Environment) -> io::Result<Secured> {
         stream.prepare()?;
         match self {
             Self::Unset => Err(io::Error::other("neither TLS nor plaintext was chosen")),
@@ -160,7 +160,7 @@ impl Security {
             #[cfg(feature = "secret")]
             Self::Secret(secret) => {
                 let mut stream = stream.boxed();
-                let member = secret.accepted(&mut stream, drawn(ground)).await?;
+                let member = secret.accepted(&mut stream, drawn(environment)).await?;
                 Ok((stream, Some(Proof::Secret { member })))
             }
         }
@@ -169,9 +169,9 @@ impl Security {
 
 /// What nobody else has drawn.
 #[cfg(feature = "secret")]
-fn drawn(ground: &dyn Ground) -> [u8; 32] {
+fn drawn(environment: &dyn Environment) -> [u8; 32] {
     let mut bytes = [0; 32];
-    bytes[..16].copy_from_slice(&ground.draw().to_le_bytes());
-    bytes[16..].copy_from_slice(&ground.draw().to_le_bytes());
+    bytes[..16].copy_from_slice(&environment.draw().to_le_bytes());
+    bytes[16..].copy_from_slice(&environment.draw().to_le_bytes());
     bytes
 }

@@ -3,7 +3,7 @@
 //! Both sides show a certificate of the same authorities. Whoever dials checks that the certificate carries the name of
 //! the member it means (or, for a seed, the host of its address); a member that dials must carry its own name, so that no
 //! holder of some certificate can pass for another member. A client may have any name. What a name allows is said by the
-//! configuration (see [`rights`](crate::cluster::authorization)).
+//! configuration (see [`authorization`](crate::cluster::authorization)).
 
 use std::{
     fmt, io,
@@ -201,9 +201,9 @@ impl Tls {
     pub(crate) async fn accepted(
         &self,
         stream: impl Connection + 'static,
-    ) -> io::Result<(Box<dyn Connection>, Option<Shown>)> {
+    ) -> io::Result<(Box<dyn Connection>, Option<PeerCertificate>)> {
         let stream = self.ends().acceptor.accept(stream).await?;
-        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(Shown::new);
+        let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(PeerCertificate::new);
         Ok((Box::new(stream), shown))
     }
 }
@@ -250,9 +250,9 @@ impl Ends {
 }
 
 /// The certificate that the other side has shown and proved to own.
-pub(crate) struct Shown(CertificateDer<'static>);
+pub(crate) struct PeerCertificate(CertificateDer<'static>);
 
-impl Shown {
+impl PeerCertificate {
     fn new(certificate: &CertificateDer<'_>) -> Self {
         Self(certificate.clone().into_owned())
     }

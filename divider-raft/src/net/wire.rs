@@ -14,7 +14,7 @@ use divider_core::{Hint, Op, limits};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::format::Speaks;
+use crate::format::SupportedFormats;
 
 /// The first bytes of a connection, both ways.
 const MAGIC: [u8; 4] = *b"DVDR";
@@ -138,7 +138,7 @@ pub(crate) async fn read_frame(from: &mut (impl AsyncRead + Unpin), buffer: &mut
 /// Says hello or welcome.
 pub(crate) async fn greet<T: Serialize>(
     to: &mut (impl AsyncWrite + Unpin),
-    mine: Speaks,
+    mine: SupportedFormats,
     greeting: &T,
 ) -> io::Result<()> {
     let body = encode(greeting)?;
@@ -154,7 +154,10 @@ pub(crate) async fn greet<T: Serialize>(
 
 /// Hears hello or welcome. Nothing is decoded before magic, formats and length fit; where the formats do not, the error is
 /// a [`TooOld`] inside.
-pub(crate) async fn greeted<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), mine: Speaks) -> io::Result<T> {
+pub(crate) async fn greeted<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+    mine: SupportedFormats,
+) -> io::Result<T> {
     let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
     let mut magic = [0; 4];
     from.read_exact(&mut magic).await?;
@@ -162,7 +165,7 @@ pub(crate) async fn greeted<T: DeserializeOwned>(from: &mut (impl AsyncRead + Un
         return Err(invalid("the other side does not speak Divider's protocol (or speaks it through TLS)".into()));
     }
     let (lowest, highest, writes) = (from.read_u16_le().await?, from.read_u16_le().await?, from.read_u16_le().await?);
-    mine.settle(Speaks { lowest, highest, writes }).map_err(io::Error::other)?;
+    mine.negotiate(SupportedFormats { lowest, highest, writes }).map_err(io::Error::other)?;
     let len = from.read_u32_le().await?;
     if len > MAX_HELLO {
         return Err(invalid(format!("a handshake of {len} bytes is over the limit")));
@@ -177,16 +180,16 @@ mod tests {
     use super::*;
     use crate::protocol::messages::Hello;
 
-    fn speaks(lowest: u16, highest: u16, writes: u16) -> Speaks {
-        Speaks { lowest, highest, writes }
+    fn supported(lowest: u16, highest: u16, writes: u16) -> SupportedFormats {
+        SupportedFormats { lowest, highest, writes }
     }
 
     #[tokio::test]
     async fn what_announces_too_much_is_refused_before_memory_is_taken() {
         let mut said = MAGIC.to_vec();
-        said.extend(speaks(1, 1, 1).to_bytes());
+        said.extend(supported(1, 1, 1).to_bytes());
         said.extend(u32::MAX.to_le_bytes());
-        let error = greeted::<Hello>(&mut &said[..], speaks(1, 1, 1)).await.unwrap_err();
+        let error = greeted::<Hello>(&mut &said[..], supported(1, 1, 1)).await.unwrap_err();
         assert!(error.to_string().contains("over the limit"), "{error}");
     }
 }

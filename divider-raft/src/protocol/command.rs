@@ -22,14 +22,14 @@ pub(crate) enum Body {
     V1 {
         /// The Raft term in which beats were compared for the expiries in here. In another term they may have moved, so
         /// that an expiry is then refused when it is applied.
-        reign: u64,
+        raft_term: u64,
         /// The requests, each atomic by itself, in order.
         steps: Vec<Step>,
     },
     /// The second version.
     V2 {
         /// As in the first.
-        reign: u64,
+        raft_term: u64,
         /// The proposer's clock, in microseconds since 1970. A group's first term and all its tokens are above it, and so above
         /// those of an earlier life that all members have lost.
         clock: u64,
@@ -40,7 +40,7 @@ pub(crate) enum Body {
     /// members have lost their disks. So grants are held back in it, as in a new lineage.
     V3 {
         /// As in the first.
-        reign: u64,
+        raft_term: u64,
         /// As in the second.
         clock: u64,
         /// As in the first.
@@ -50,11 +50,11 @@ pub(crate) enum Body {
 
 impl Body {
     /// In this format, with grants held back in groups that begin with it where it has a form for that.
-    pub(crate) fn new(format: u8, reign: u64, clock: u64, holds: bool, steps: Vec<Step>) -> Self {
+    pub(crate) fn new(format: u8, raft_term: u64, clock: u64, holds: bool, steps: Vec<Step>) -> Self {
         match format >= KEEPS_CLOCK {
-            false => Self::V1 { reign, steps },
-            true if holds => Self::V3 { reign, clock, steps },
-            true => Self::V2 { reign, clock, steps },
+            false => Self::V1 { raft_term, steps },
+            true if holds => Self::V3 { raft_term, clock, steps },
+            true => Self::V2 { raft_term, clock, steps },
         }
     }
 
@@ -67,9 +67,9 @@ impl Body {
     }
 
     /// The Raft term in which beats were compared.
-    pub(crate) fn reign(&self) -> u64 {
+    pub(crate) fn raft_term(&self) -> u64 {
         match self {
-            Self::V1 { reign, .. } | Self::V2 { reign, .. } | Self::V3 { reign, .. } => *reign,
+            Self::V1 { raft_term, .. } | Self::V2 { raft_term, .. } | Self::V3 { raft_term, .. } => *raft_term,
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) enum RaftRequest {
         stream: u64,
     },
     /// The leader ends, and whoever is asked should stand for election at once.
-    TakeOver,
+    TimeoutNow,
     /// What the number over all that was applied was at an index; see [`sum`](super::sum).
     Compare {
         /// At which index.
@@ -112,7 +112,7 @@ impl RaftRequest {
             Self::SnapshotBegin { vote, .. } => vote,
             Self::SnapshotChunk { .. }
             | Self::SnapshotEnd { .. }
-            | Self::TakeOver
+            | Self::TimeoutNow
             | Self::Compare { .. }
             | Self::Differs { .. } => return None,
         };
@@ -127,7 +127,7 @@ impl RaftRequest {
             Self::SnapshotBegin { vote, .. } => names_nobody(vote),
             Self::SnapshotChunk { .. }
             | Self::SnapshotEnd { .. }
-            | Self::TakeOver
+            | Self::TimeoutNow
             | Self::Compare { .. }
             | Self::Differs { .. } => None,
         }
@@ -198,6 +198,6 @@ mod tests {
     #[test]
     fn a_call_says_in_whose_name_it_speaks() {
         assert_eq!(append(None, &[]).speaker(), Some(1));
-        assert_eq!(RaftRequest::TakeOver.speaker(), None);
+        assert_eq!(RaftRequest::TimeoutNow.speaker(), None);
     }
 }

@@ -34,7 +34,7 @@ const PIECE: usize = 256 << 10;
 
 /// What a snapshot says: with whole ledgers where it is read, and with pictures of them where it is written.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Content<L = Ledger> {
+pub(crate) struct SnapshotContent<L = Ledger> {
     /// The format that the cluster was written in. It stands before the rest.
     #[serde(skip)]
     pub(crate) format: u8,
@@ -44,7 +44,7 @@ pub(crate) struct Content<L = Ledger> {
     pub(crate) groups: BTreeMap<Group, L>,
 }
 
-impl<L: Serialize> Content<L> {
+impl<L: Serialize> SnapshotContent<L> {
     pub(crate) fn encode(&self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.write(&mut bytes)?;
@@ -88,7 +88,7 @@ impl Write for Sealing<'_> {
     }
 }
 
-pub(crate) fn decode(bytes: &[u8]) -> Result<Content, Unreadable> {
+pub(crate) fn decode(bytes: &[u8]) -> Result<SnapshotContent, Unreadable> {
     let (content, sum) = bytes.split_last_chunk::<CHECKSUM>().ok_or("it is cut short")?;
     let (format, body) = content.strip_prefix(&MAGIC).and_then(<[u8]>::split_first).ok_or("it is no snapshot")?;
     if xxh3_64(content).to_le_bytes() != *sum {
@@ -96,7 +96,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Content, Unreadable> {
     }
     let text = |error: postcard::Error| Unreadable::from(error.to_string());
     match *format {
-        format @ OLDEST..=NEWEST => Ok(Content { format, ..postcard::from_bytes(body).map_err(text)? }),
+        format @ OLDEST..=NEWEST => Ok(SnapshotContent { format, ..postcard::from_bytes(body).map_err(text)? }),
         newer => Err(Unreadable::Newer { found: newer, known: NEWEST }),
     }
 }
@@ -109,14 +109,14 @@ pub(crate) enum SnapshotData {
     /// For members without a disk.
     Memory(Arc<Vec<u8>>),
     /// One that was received and is what was announced. It is taken once.
-    Received(Arc<Mutex<Option<Received>>>),
+    Received(Arc<Mutex<Option<ReceivedSnapshot>>>),
 }
 
 /// A snapshot that is whole and checked, and not in its place yet.
 #[derive(Debug)]
-pub(crate) struct Received {
-    pub(crate) content: Content,
-    pub(crate) kept: Kept,
+pub(crate) struct ReceivedSnapshot {
+    pub(crate) content: SnapshotContent,
+    pub(crate) kept: StoredSnapshot,
 }
 
 impl fmt::Debug for SnapshotData {
@@ -155,19 +155,19 @@ impl SnapshotData {
 }
 
 /// The name of a file that is not whole yet, or not in its place. It is removed with this.
-pub(crate) struct Part {
+pub(crate) struct PartialFile {
     pub(crate) files: Arc<dyn Files>,
     pub(crate) name: String,
 }
 
-impl Drop for Part {
+impl Drop for PartialFile {
     fn drop(&mut self) {
         // It has its place by now, or is removed at the next start.
         let _ = self.files.remove(&self.name);
     }
 }
 
-impl fmt::Debug for Part {
+impl fmt::Debug for PartialFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)
     }
@@ -175,21 +175,21 @@ impl fmt::Debug for Part {
 
 /// A snapshot that is whole and synced, but not in its place.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct StoredSnapshot {
     pub(crate) data: SnapshotData,
-    pub(crate) part: Option<Part>,
+    pub(crate) part: Option<PartialFile>,
 }
 
-impl Kept {
+impl StoredSnapshot {
     /// Reads it, and compares what is inside with what was announced.
-    pub(crate) fn check(self, meta: &SnapshotMeta) -> Result<Received, String> {
+    pub(crate) fn check(self, meta: &SnapshotMeta) -> Result<ReceivedSnapshot, String> {
         let bytes = self.data.read().map_err(|error| error.to_string())?;
         let content = decode(&bytes).map_err(|unreadable| unreadable.to_string())?;
         if content.meta != *meta {
             let (inside, said) = (content.meta.last_log_id, meta.last_log_id);
             return Err(format!("a snapshot of {said:?} was announced, and what came is one of {inside:?}"));
         }
-        Ok(Received { content, kept: self })
+        Ok(ReceivedSnapshot { content, kept: self })
     }
 
     pub(crate) fn place(self) -> io::Result<SnapshotData> {

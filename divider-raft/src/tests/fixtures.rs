@@ -25,7 +25,7 @@ use crate::{
         messages::{Answer, Call, Fault, Hello, Owner, Query, Request, Status, Welcome},
         peer::Peer,
         raft_messages::{RaftAnswer, RaftRequest},
-        snapshot::{Content, SnapshotMeta, decode},
+        snapshot::{SnapshotContent, SnapshotMeta, decode},
         types::{Entry, LogId, Vote},
     },
 };
@@ -301,14 +301,14 @@ fn entries() -> Vec<Entry> {
     );
     let payloads = [
         EntryPayload::Blank,
-        EntryPayload::Normal(Command(Arc::new(Body::V1 { reign: 4, steps: steps.clone() }))),
+        EntryPayload::Normal(Command(Arc::new(Body::V1 { raft_term: 4, steps: steps.clone() }))),
         EntryPayload::Membership(membership),
         EntryPayload::Normal(Command(Arc::new(Body::V2 {
-            reign: 4,
+            raft_term: 4,
             clock: 1_700_000_000_000_000,
             steps: steps.clone(),
         }))),
-        EntryPayload::Normal(Command(Arc::new(Body::V3 { reign: 4, clock: 1_700_000_000_000_000, steps }))),
+        EntryPayload::Normal(Command(Arc::new(Body::V3 { raft_term: 4, clock: 1_700_000_000_000_000, steps }))),
     ];
     payloads.into_iter().map(|payload| Entry { log_id: log_id(), payload }).collect()
 }
@@ -372,12 +372,12 @@ fn disk(book: &mut Book) {
     assert_eq!(unseal::<Entry>(&600_u64.to_be_bytes(), &sealed).unwrap(), entries()[1]);
     let groups = BTreeMap::from([(group(), ledger())]);
     // Nothing writes the first format any more.
-    let mut content = Content { format: 2, meta: meta(), sum: Some(700), groups };
+    let mut content = SnapshotContent { format: 2, meta: meta(), sum: Some(700), groups };
     let snapshot = content.encode().unwrap();
     book.bytes("snapshot", &snapshot);
     assert_eq!(decode(&snapshot).unwrap(), content);
     let groups = content.groups.iter_mut().map(|(group, ledger)| (group.clone(), ledger.freeze())).collect();
-    assert_eq!(Content { format: 2, meta: meta(), sum: Some(700), groups }.encode().unwrap(), snapshot);
+    assert_eq!(SnapshotContent { format: 2, meta: meta(), sum: Some(700), groups }.encode().unwrap(), snapshot);
 }
 
 fn calls(book: &mut Book) {
@@ -504,7 +504,7 @@ fn raft_calls(book: &mut Book) {
         RaftRequest::SnapshotBegin { stream: 1, vote, meta: meta() },
         RaftRequest::SnapshotChunk { stream: 1, offset: 2, bytes: vec![3] },
         RaftRequest::SnapshotEnd { stream: 1 },
-        RaftRequest::TakeOver,
+        RaftRequest::TimeoutNow,
         RaftRequest::Compare { index: 600 },
         RaftRequest::Differs { index: 600, sum: 700 },
         RaftRequest::Append(append(second)),

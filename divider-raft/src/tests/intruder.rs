@@ -14,7 +14,8 @@ use crate::{
     cluster::running::{Running, Threads},
     environment::ThisMachine,
     net::{
-        pool::{Class, Dialer, LinkError, Links, Target},
+        client::CallError,
+        pool::{ConnectionPool, Dialer, Target, TrafficClass},
         security::Security,
     },
     protocol::{
@@ -77,7 +78,7 @@ impl Bed {
 
     /// What somebody has who holds a certificate in this name, and says to be that member. It knows the cluster's id: every
     /// client is told.
-    async fn links(&self, certificate: &str, me: Option<Peer>) -> Links {
+    async fn pool(&self, certificate: &str, me: Option<Peer>) -> ConnectionPool {
         let cluster_id = Arc::default();
         let dialer = |me| Dialer {
             cluster: "divider".into(),
@@ -85,17 +86,19 @@ impl Bed {
             me,
             formats: crate::format::Formats::of_client(2),
             security: Security::Tls(self.authority.issue(certificate)),
-            ground: Arc::new(ThisMachine),
-            bond: Default::default(),
-            book: Default::default(),
+            environment: Arc::new(ThisMachine),
+            binding: Default::default(),
+            address_book: Default::default(),
             too_old: Default::default(),
         };
         let status = Request::Call(Call::Status);
-        let answer = Links::new(dialer(None)).call(&Target::seed(&self.seeds[0]), Class::Calls, &status, LIMIT).await;
+        let answer = ConnectionPool::new(dialer(None))
+            .call(&Target::seed(&self.seeds[0]), TrafficClass::Calls, &status, LIMIT)
+            .await;
         let Ok(Answer::Status(status)) = answer else { panic!("{answer:?}") };
         assert!(status.cluster_id.is_some());
         *cluster_id.write() = status.cluster_id;
-        Links::new(dialer(me))
+        ConnectionPool::new(dialer(me))
     }
 
     /// Which terms the members are in, and who votes.
@@ -120,7 +123,7 @@ fn forged(members: &[(Peer, bool)]) -> Vec<Request> {
         RaftRequest::SnapshotBegin { stream: 1, vote, meta: SnapshotMeta::default() },
         RaftRequest::SnapshotChunk { stream: 1, offset: 0, bytes: vec![0] },
         RaftRequest::SnapshotEnd { stream: 1 },
-        RaftRequest::TakeOver,
+        RaftRequest::TimeoutNow,
     ];
     let stranger = Peer { id: 7, name: "web.example".into(), address: "h:1".into(), wants_vote: true, reads: 2 };
     let calls = [
@@ -136,20 +139,20 @@ fn forged(members: &[(Peer, bool)]) -> Vec<Request> {
 async fn a_certificate_of_the_authority_is_neither_a_member_nor_an_administrator() {
     let bed = Bed::new().await;
     let before = bed.state().await;
-    let client = bed.links("web.example", None).await;
+    let client = bed.pool("web.example", None).await;
     for seed in &bed.seeds {
         for request in forged(&before.1) {
-            let answer = client.call(&Target::seed(seed), Class::Calls, &request, LIMIT).await;
+            let answer = client.call(&Target::seed(seed), TrafficClass::Calls, &request, LIMIT).await;
             assert!(matches!(answer, Ok(Answer::Fault(Fault::Denied(_)))), "{request:?}: {answer:?}");
         }
     }
     // As a member of its own, or as one that there is.
     let own = Peer { id: 7, name: "web.example".into(), address: "localhost:1".into(), wants_vote: true, reads: 2 };
     for me in [own, before.1[0].0.clone()] {
-        let links = bed.links("web.example", Some(me.clone())).await;
+        let pool = bed.pool("web.example", Some(me.clone())).await;
         let status = Request::Call(Call::Status);
-        let answer = links.call(&Target::seed(&bed.seeds[1]), Class::Calls, &status, LIMIT).await;
-        assert!(matches!(answer, Err(LinkError::NotSent(_))), "{me}: {answer:?}");
+        let answer = pool.call(&Target::seed(&bed.seeds[1]), TrafficClass::Calls, &status, LIMIT).await;
+        assert!(matches!(answer, Err(CallError::NotSent(_))), "{me}: {answer:?}");
     }
     assert_eq!(bed.state().await, before, "nothing has changed");
 }
@@ -160,13 +163,13 @@ async fn a_member_cannot_speak_for_another_one() {
     let before = bed.state().await;
     let leader = bed.stores.iter().position(RaftStore::leads_raft).unwrap();
     let (me, other) = (bed.stores[(leader + 1) % 3].me().unwrap(), (leader + 2) % 3);
-    let links = bed.links(&me.name.clone(), Some(me)).await;
+    let pool = bed.pool(&me.name.clone(), Some(me)).await;
     let leader = bed.stores[leader].me().unwrap();
     let vote = Vote::new_committed(1000, leader.id);
     let append = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
-    for request in [RaftRequest::Append(append), RaftRequest::TakeOver] {
+    for request in [RaftRequest::Append(append), RaftRequest::TimeoutNow] {
         let request = Request::Raft(request);
-        let answer = links.call(&Target::seed(&bed.seeds[other]), Class::Raft, &request, LIMIT).await;
+        let answer = pool.call(&Target::seed(&bed.seeds[other]), TrafficClass::Raft, &request, LIMIT).await;
         assert!(matches!(answer, Ok(Answer::Fault(Fault::Denied(_)))), "{answer:?}");
     }
     assert_eq!(bed.state().await.0, before.0);
@@ -180,11 +183,11 @@ async fn a_member_cannot_take_the_id_of_another_one() {
     let before = bed.state().await;
     let (victim, thief) = (before.1[0].0.clone(), before.1[1].0.clone());
     let me = Peer { id: victim.id, address: "localhost:1".into(), ..thief.clone() };
-    let links = bed.links(&thief.name, Some(me.clone())).await;
+    let pool = bed.pool(&thief.name, Some(me.clone())).await;
     for seed in &bed.seeds {
         for call in [Call::Status, Call::Join { peer: me.clone(), votes: true }] {
-            let answer = links.call(&Target::seed(seed), Class::Calls, &Request::Call(call), LIMIT).await;
-            assert!(matches!(answer, Err(LinkError::NotSent(_))), "{answer:?}");
+            let answer = pool.call(&Target::seed(seed), TrafficClass::Calls, &Request::Call(call), LIMIT).await;
+            assert!(matches!(answer, Err(CallError::NotSent(_))), "{answer:?}");
         }
     }
     assert_eq!(bed.state().await, before);
@@ -214,7 +217,7 @@ async fn a_process_whose_member_has_ended_finds_the_others_by_their_names() {
     let client = Running::instead_of(&member, "it has ended".into(), threads);
     let began = std::time::Instant::now();
     loop {
-        match client.router.call(Call::Confirm, Class::Calls, true).await {
+        match client.router.call(Call::Confirm, TrafficClass::Calls, true).await {
             Ok(_) => break,
             Err(error) => assert!(began.elapsed() < LIMIT, "{error}"),
         }

@@ -24,10 +24,11 @@ use tokio::runtime;
 use crate::{
     RaftStore,
     cluster::server,
-    environment::{Disk, Ground, Listener, LogWriter, Stream, ThisMachine},
+    environment::{Disk, Environment, Listener, LogWriter, Stream, ThisMachine},
     format::{Formats, NEWEST},
     net::{
-        pool::{Class, Dialer, LinkError, Links, Target},
+        client::CallError,
+        pool::{ConnectionPool, Dialer, Target, TrafficClass},
         security::Security,
     },
     protocol::messages::{Answer, Call, Fault, Query, Request, Status},
@@ -53,22 +54,22 @@ async fn opened(seeds: &[String]) -> Vec<RaftStore> {
 }
 
 /// What anybody has who reaches the port.
-fn links() -> Links {
-    Links::new(Dialer {
+fn pool() -> ConnectionPool {
+    ConnectionPool::new(Dialer {
         cluster: "divider".into(),
         cluster_id: Arc::default(),
         me: None,
         formats: Formats::of_client(NEWEST),
         security: Security::Plaintext,
-        ground: Arc::new(ThisMachine),
-        bond: Default::default(),
-        book: Default::default(),
+        environment: Arc::new(ThisMachine),
+        binding: Default::default(),
+        address_book: Default::default(),
         too_old: Default::default(),
     })
 }
 
 async fn ask(address: &str, call: Call) -> Answer {
-    links().call(&Target::seed(address), Class::Calls, &Request::Call(call), LIMIT).await.unwrap()
+    pool().call(&Target::seed(address), TrafficClass::Calls, &Request::Call(call), LIMIT).await.unwrap()
 }
 
 async fn status(address: &str) -> Status {
@@ -114,14 +115,14 @@ async fn nobody_is_answered_more_records_at_once_than_a_batch_has_ops() {
 async fn one_connection_has_only_so_many_subscriptions() {
     let seeds = addresses(1);
     let _stores = opened(&seeds).await;
-    let (links, target) = (links(), Target::seed(&seeds[0]));
+    let (pool, target) = (pool(), Target::seed(&seeds[0]));
     let mut heard = Vec::new();
-    let subscribe = || links.subscribe(&target, group(), Topic::Group, LIMIT);
+    let subscribe = || pool.subscribe(&target, group(), Topic::Group, LIMIT);
     for _ in 0..server::SUBSCRIPTIONS {
         heard.push(subscribe().await.unwrap());
     }
     let refused = subscribe().await.err().unwrap();
-    assert!(matches!(&refused, LinkError::Lost(why) if why.contains("refused")), "{refused}");
+    assert!(matches!(&refused, CallError::Lost(why) if why.contains("refused")), "{refused}");
     // One that nobody reads any more makes room, though nothing happens.
     heard.pop();
     wait("there is room again", async || subscribe().await.is_ok()).await;
@@ -282,7 +283,7 @@ struct PartOfTheDns {
 }
 
 #[async_trait]
-impl Ground for PartOfTheDns {
+impl Environment for PartOfTheDns {
     fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
         ThisMachine.runtime(threads)
     }
@@ -318,14 +319,14 @@ async fn founders_that_see_different_parts_of_the_dns_found_one_cluster() {
     let seeds = addresses(4);
     let all: Vec<SocketAddr> = seeds.iter().map(|seed| seed.parse().unwrap()).collect();
     let parts = [0..3, 1..4, 0..3, 1..4].map(|part| all[part].to_vec());
-    let grounds: Vec<_> =
+    let environments: Vec<_> =
         (1..).zip(parts).map(|(id, knows)| Arc::new(PartOfTheDns { id, knows: Mutex::new(knows) })).collect();
     let build = |at: usize| {
         let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
         let builder = builder.listen(&seeds[at]).plaintext().configure(|config| {
             config.seed_names = vec!["voters:1".into()];
             config.voters_to_found = Some(3);
-            config.ground = grounds[at].clone();
+            config.environment = environments[at].clone();
         });
         builder.build().unwrap()
     };

@@ -22,7 +22,7 @@ use tokio::{runtime, sync::watch};
 use crate::{
     Condition, RaftStore,
     environment::{
-        Directory, Disk, Files, Ground, Listener, LogWriter, Place, Rewritable, StoredFile, Stream, ThisMachine,
+        DataDir, Directory, Disk, Environment, Files, Listener, LogWriter, Rewritable, StoredFile, Stream, ThisMachine,
     },
 };
 
@@ -62,8 +62,8 @@ impl SmallDisk {
         self.0.full.store(full, Ordering::Relaxed);
     }
 
-    pub(crate) fn place(&self) -> Place {
-        Place { ground: Arc::new(WithDisk(Arc::new(self.clone()))), ..Place::from(None) }
+    pub(crate) fn data_dir(&self) -> DataDir {
+        DataDir { environment: Arc::new(WithDisk(Arc::new(self.clone()))), ..DataDir::from(None) }
     }
 
     pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
@@ -168,7 +168,7 @@ impl StorageBackend for SmallDisk {
 pub(crate) struct WithDisk(pub(crate) Arc<dyn Disk>);
 
 #[async_trait]
-impl Ground for WithDisk {
+impl Environment for WithDisk {
     fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
         ThisMachine.runtime(threads)
     }
@@ -211,7 +211,7 @@ impl Ground for WithDisk {
 struct FullFromBind(WithDisk, SmallDisk);
 
 #[async_trait]
-impl Ground for FullFromBind {
+impl Environment for FullFromBind {
     fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
         self.0.runtime(threads)
     }
@@ -273,9 +273,9 @@ async fn a_member_whose_disk_was_full_for_a_moment_is_a_client_meanwhile_and_ope
     let build = |at: usize| {
         let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
         let builder = builder.listen(&seeds[at]).seeds(&seeds).plaintext();
-        let small: Arc<dyn Ground> = Arc::new(WithDisk(Arc::new(disk.clone())));
-        let ground = if at == 2 { small } else { Arc::new(ThisMachine) };
-        builder.configure(|config| config.ground = ground).build().unwrap()
+        let small: Arc<dyn Environment> = Arc::new(WithDisk(Arc::new(disk.clone())));
+        let environment = if at == 2 { small } else { Arc::new(ThisMachine) };
+        builder.configure(|config| config.environment = environment).build().unwrap()
     };
     let stores: Vec<_> = (0..3).map(build).collect();
     futures_util::future::join_all(stores.iter().map(|store| store.open())).await.into_iter().for_each(Result::unwrap);
@@ -317,10 +317,10 @@ async fn a_newcomer_whose_disk_was_full_as_it_came_is_taken_in_once_there_is_spa
     let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     drop(bound);
     let disk = SmallDisk::default();
-    let build = |at: usize, ground: Arc<dyn Ground>| {
+    let build = |at: usize, environment: Arc<dyn Environment>| {
         let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
         let builder = builder.listen(&seeds[at]).seeds([&seeds[0]]).plaintext();
-        builder.configure(|config| config.ground = ground).build().unwrap()
+        builder.configure(|config| config.environment = environment).build().unwrap()
     };
     let first = build(0, Arc::new(ThisMachine));
     first.open().await.unwrap();

@@ -23,13 +23,13 @@ use crate::{
     consensus::{
         log::{Identity, Log},
         snapshots::Snapshots,
-        state_machine::{Machine, MachineHandle},
+        state_machine::{StateMachine, StateMachineHandle},
         tests::storage,
     },
-    environment::{Disk, Files, Ground, Place, Rewritable, StoredFile},
+    environment::{DataDir, Disk, Environment, Files, Rewritable, StoredFile},
     error::DataError,
     protocol::{
-        snapshot::{Content, SnapshotData, SnapshotMeta},
+        snapshot::{SnapshotContent, SnapshotData, SnapshotMeta},
         types::{Entry, LogId, Vote},
     },
     tests::small_disk::WithDisk,
@@ -73,9 +73,9 @@ impl Change {
 }
 
 impl Frail {
-    fn place(&self) -> Place {
-        let ground: Arc<dyn Ground> = Arc::new(WithDisk(Arc::new(self.clone())));
-        Place { ground, ..Place::from(None) }
+    fn data_dir(&self) -> DataDir {
+        let environment: Arc<dyn Environment> = Arc::new(WithDisk(Arc::new(self.clone())));
+        DataDir { environment, ..DataDir::from(None) }
     }
 
     fn step(&self) -> io::Result<parking_lot::MutexGuard<'_, Inner>> {
@@ -278,13 +278,13 @@ fn a_member_that_lost_its_power_while_its_log_was_made_begins_anew() {
         for fuse in 0.. {
             let disk = Frail::default();
             disk.0.lock().fuse = Some(fuse);
-            let opened = Log::open(&disk.place(), identity).map(|(log, _)| log.close());
+            let opened = Log::open(&disk.data_dir(), identity).map(|(log, _)| log.close());
             if !disk.crash(kept) {
                 opened.unwrap();
                 assert!(fuse > 5);
                 break;
             }
-            let again = Log::open(&disk.place(), identity);
+            let again = Log::open(&disk.data_dir(), identity);
             let (log, _) = again.unwrap_or_else(|error| panic!("after {fuse} changes: {error}"));
             log.close();
         }
@@ -298,7 +298,7 @@ fn what_was_acknowledged_is_there_wherever_the_power_fails() {
     for kept in KEPT {
         for fuse in (0..).step_by(3) {
             let disk = Frail::default();
-            let (mut log, _) = Log::open(&disk.place(), identity).unwrap();
+            let (mut log, _) = Log::open(&disk.data_dir(), identity).unwrap();
             disk.0.lock().fuse = Some(fuse);
             let (mut vote, mut last, mut purged) = (None, None, None);
             // Whatever fails ends it, as it ends a member.
@@ -325,7 +325,7 @@ fn what_was_acknowledged_is_there_wherever_the_power_fails() {
             log.close();
             drop(log);
             let failed = disk.crash(kept);
-            let opened = Log::open(&disk.place(), || unreachable!("it is not a new one"));
+            let opened = Log::open(&disk.data_dir(), || unreachable!("it is not a new one"));
             let (mut log, _) = opened.unwrap_or_else(|error| panic!("after {fuse} changes: {error}"));
             let (found, state) =
                 runtime.block_on(async { (log.read_vote().await.unwrap(), log.get_log_state().await.unwrap()) });
@@ -350,20 +350,20 @@ fn what_was_acknowledged_is_there_wherever_the_power_fails() {
 #[test]
 fn the_name_of_a_new_log_is_on_the_disk_before_anything_in_it_counts() {
     let disk = Frail::default();
-    let (log, _) = Log::open(&disk.place(), identity).unwrap();
+    let (log, _) = Log::open(&disk.data_dir(), identity).unwrap();
     assert!(disk.0.lock().names > 0, "a crash may take the file away");
     log.close();
 }
 
-fn empty(meta: &SnapshotMeta) -> Content {
-    Content { meta: meta.clone(), ..Default::default() }
+fn empty(meta: &SnapshotMeta) -> SnapshotContent {
+    SnapshotContent { meta: meta.clone(), ..Default::default() }
 }
 
 /// Whoever is told that a newer snapshot is there purges the log up to it.
 #[test]
 fn an_older_snapshot_does_not_say_that_a_newer_one_is_there_before_its_name_is_on_the_disk() {
     let disk = Frail::default();
-    let (snapshots, _) = Snapshots::open(disk.place()).unwrap();
+    let (snapshots, _) = Snapshots::open(disk.data_dir()).unwrap();
     let adopt = |index| {
         let meta = meta(id(1, index));
         let kept = snapshots.write(&empty(&meta)).unwrap();
@@ -414,7 +414,7 @@ impl std::fmt::Debug for Waiting {
 }
 
 #[async_trait::async_trait]
-impl Ground for Idle {
+impl Environment for Idle {
     fn runtime(&self, threads: usize) -> io::Result<(tokio::runtime::Handle, Option<tokio::runtime::Runtime>)> {
         crate::environment::ThisMachine.runtime(threads)
     }
@@ -460,22 +460,22 @@ impl Ground for Idle {
 async fn nobody_opens_a_directory_into_which_an_earlier_life_still_puts_a_snapshot() {
     let directory = TempDir::new().unwrap();
     let idle = Arc::new(Idle::default());
-    let place = Place { ground: idle.clone(), ..directory.path().into() };
-    let (log, _) = Log::open(&place, identity).unwrap();
-    let (snapshots, loaded) = Snapshots::open(place.clone()).unwrap();
-    let machine = Machine::new(snapshots, loaded);
-    let mut handle = MachineHandle { machine: machine.clone(), log: log.clone() };
+    let data_dir = DataDir { environment: idle.clone(), ..directory.path().into() };
+    let (log, _) = Log::open(&data_dir, identity).unwrap();
+    let (snapshots, loaded) = Snapshots::open(data_dir.clone()).unwrap();
+    let machine = StateMachine::new(snapshots, loaded);
+    let mut handle = StateMachineHandle { machine: machine.clone(), log: log.clone() };
     let meta = meta(id(1, 5));
     let bytes = empty(&meta).encode().unwrap();
     let data = SnapshotData::Memory(Arc::new(bytes));
     assert!(handle.install_snapshot(&meta, Box::new(data)).now_or_never().is_none());
     log.close();
     drop((log, handle, machine));
-    let refused = Log::open(&place, identity).map(|_| ()).unwrap_err();
+    let refused = Log::open(&data_dir, identity).map(|_| ()).unwrap_err();
     assert!(matches!(refused, DataError::InUse { .. }), "{refused}");
     let waiting = std::mem::take(&mut *idle.0.lock());
     waiting.into_iter().for_each(|work| (work.0)());
-    Log::open(&place, || unreachable!("it is there")).unwrap().0.close();
+    Log::open(&data_dir, || unreachable!("it is there")).unwrap().0.close();
 }
 
 fn add(key: u64) -> [divider_core::Op; 1] {
@@ -579,10 +579,10 @@ async fn an_opening_that_is_given_up_leaves_nobody_behind_who_keeps_the_director
 async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_closed() {
     let directory = TempDir::new().unwrap();
     let idle = Arc::new(Idle::default());
-    let place = Place { ground: idle.clone(), ..directory.path().into() };
-    let (log, _) = Log::open(&place, identity).unwrap();
-    let (snapshots, loaded) = Snapshots::open(place).unwrap();
-    let mut handle = MachineHandle { machine: Machine::new(snapshots, loaded), log: log.clone() };
+    let data_dir = DataDir { environment: idle.clone(), ..directory.path().into() };
+    let (log, _) = Log::open(&data_dir, identity).unwrap();
+    let (snapshots, loaded) = Snapshots::open(data_dir).unwrap();
+    let mut handle = StateMachineHandle { machine: StateMachine::new(snapshots, loaded), log: log.clone() };
     // Nothing can take the place of this.
     std::fs::create_dir(directory.path().join("snapshot")).unwrap();
     let mut building = pin!(handle.build_snapshot());
@@ -599,9 +599,9 @@ async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_closed() 
 #[tokio::test]
 async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_broken() {
     let disk = Frail::default();
-    let (mut log, _) = Log::open(&disk.place(), identity).unwrap();
-    let (snapshots, loaded) = Snapshots::open(disk.place()).unwrap();
-    let mut handle = MachineHandle { machine: Machine::new(snapshots, loaded), log: log.clone() };
+    let (mut log, _) = Log::open(&disk.data_dir(), identity).unwrap();
+    let (snapshots, loaded) = Snapshots::open(disk.data_dir()).unwrap();
+    let mut handle = StateMachineHandle { machine: StateMachine::new(snapshots, loaded), log: log.clone() };
     disk.0.lock().fuse = Some(0);
     let _ = log.blocking_append([blank(1, 0)]).await;
     log.broken().await;

@@ -15,14 +15,14 @@ use crate::{
         inbound::gap,
         log::{Log, Stored, seal, unseal},
         snapshots::Snapshots,
-        state_machine::{Machine, MachineHandle},
+        state_machine::{StateMachine, StateMachineHandle},
         tests::storage,
     },
-    environment::Place,
+    environment::DataDir,
     error::{DataError, Unreadable},
     protocol::{
         command::{Body, Command, Step},
-        snapshot::{Content, SnapshotData, decode},
+        snapshot::{SnapshotContent, SnapshotData, decode},
         types::{Entry, LogId, StorageError, Types, Vote},
     },
     tests::small_disk::SmallDisk,
@@ -35,7 +35,7 @@ fn group() -> Group {
 fn at(index: u64, steps: Vec<Step>) -> Entry {
     Entry {
         log_id: LogId::new(openraft::CommittedLeaderId::new(1, 1), index),
-        payload: openraft::EntryPayload::Normal(Command(Arc::new(Body::V2 { reign: 1, clock: 5_000_000, steps }))),
+        payload: openraft::EntryPayload::Normal(Command(Arc::new(Body::V2 { raft_term: 1, clock: 5_000_000, steps }))),
     }
 }
 
@@ -61,7 +61,7 @@ fn add(index: u64) -> Entry {
 }
 
 /// A member that has a snapshot of its first entries.
-async fn member(directory: &TempDir, entries: u64) -> (Log, MachineHandle) {
+async fn member(directory: &TempDir, entries: u64) -> (Log, StateMachineHandle) {
     let (log, mut handle) = storage::build(Some(directory.path().to_owned())).await;
     handle.apply((1..=entries).map(add).collect::<Vec<_>>()).await.unwrap();
     if entries > 0 {
@@ -71,7 +71,10 @@ async fn member(directory: &TempDir, entries: u64) -> (Log, MachineHandle) {
 }
 
 /// As it goes over the wire, into a member that has nothing.
-async fn send(from: &openraft::Snapshot<Types>, to: &mut MachineHandle) -> Result<Result<(), StorageError>, String> {
+async fn send(
+    from: &openraft::Snapshot<Types>,
+    to: &mut StateMachineHandle,
+) -> Result<Result<(), StorageError>, String> {
     let mut spool = to.machine.receive().unwrap();
     spool.write(0, from.snapshot.read().unwrap()).unwrap();
     let received = spool.finish().unwrap().check(&from.meta)?;
@@ -83,9 +86,9 @@ async fn send(from: &openraft::Snapshot<Types>, to: &mut MachineHandle) -> Resul
 async fn a_snapshot_that_is_sent_while_newer_ones_are_made_stays_the_one_that_was_announced() {
     for in_memory in [false, true] {
         let directories = [TempDir::new().unwrap(), TempDir::new().unwrap()];
-        let place = |at: usize| (!in_memory).then(|| directories[at].path().to_owned());
-        let (_logs, mut leader) = storage::build(place(0)).await;
-        let (_log, mut follower) = storage::build(place(1)).await;
+        let data_dir = |at: usize| (!in_memory).then(|| directories[at].path().to_owned());
+        let (_logs, mut leader) = storage::build(data_dir(0)).await;
+        let (_log, mut follower) = storage::build(data_dir(1)).await;
         leader.apply((1..=3).map(add).collect::<Vec<_>>()).await.unwrap();
         leader.build_snapshot().await.unwrap();
         // What a sender holds while it greets the follower.
@@ -184,7 +187,7 @@ fn what_a_newer_version_wrote_is_refused_and_not_called_damaged() {
     assert_eq!(unseal::<Vote>(b"vote", &sealed).unwrap_err(), Unreadable::Newer { found: 200, known: 2 });
 
     let directory = TempDir::new().unwrap();
-    let mut bytes = Content::<Ledger>::default().encode().unwrap();
+    let mut bytes = SnapshotContent::<Ledger>::default().encode().unwrap();
     bytes.truncate(bytes.len() - 8);
     bytes[7] = 9;
     bytes.extend(xxhash_rust::xxh3::xxh3_64(&bytes).to_le_bytes());
@@ -196,14 +199,14 @@ fn what_a_newer_version_wrote_is_refused_and_not_called_damaged() {
 
 #[tokio::test]
 async fn what_was_written_after_a_step_is_newer_to_an_old_program_and_not_damaged() {
-    let old = |directory: &TempDir| Place { reads: 1, ..directory.path().into() };
-    let open = |place: &Place| Log::open(place, || unreachable!("it is not a new one"));
+    let old = |directory: &TempDir| DataDir { reads: 1, ..directory.path().into() };
+    let open = |data_dir: &DataDir| Log::open(data_dir, || unreachable!("it is not a new one"));
     let directory = TempDir::new().unwrap();
     let append = async |log: &mut Log, entry: Entry| {
         log.blocking_append([entry]).await.unwrap();
         log.close();
     };
-    let before = Body::V1 { reign: 1, steps: Vec::new() };
+    let before = Body::V1 { raft_term: 1, steps: Vec::new() };
     let before = Entry { payload: openraft::EntryPayload::Normal(Command(Arc::new(before))), ..add(0) };
     append(&mut member(&directory, 0).await.0, before).await;
     append(&mut open(&old(&directory)).unwrap().0, add(1)).await;
@@ -215,7 +218,7 @@ async fn what_was_written_after_a_step_is_newer_to_an_old_program_and_not_damage
 
     let directory = TempDir::new().unwrap();
     for (format, is_read) in [(1, true), (2, false)] {
-        let bytes = Content::<Ledger> { format, ..Content::default() }.encode().unwrap();
+        let bytes = SnapshotContent::<Ledger> { format, ..SnapshotContent::default() }.encode().unwrap();
         std::fs::write(directory.path().join("snapshot"), &bytes).unwrap();
         assert_eq!(Snapshots::open(old(&directory)).is_ok(), is_read);
     }
@@ -227,7 +230,7 @@ async fn what_was_written_after_a_step_is_newer_to_an_old_program_and_not_damage
 
 #[test]
 fn an_entry_is_in_the_oldest_format_that_can_say_it() {
-    let first = Body::V1 { reign: 1, steps: Vec::new() };
+    let first = Body::V1 { raft_term: 1, steps: Vec::new() };
     let payload = openraft::EntryPayload::Normal(Command(Arc::new(first)));
     let first = Entry { payload, ..add(1) };
     assert_eq!((first.format(), add(1).format()), (1, 2));
@@ -255,7 +258,7 @@ fn the_numbers_of_members_are_one_as_long_as_their_histories_are() {
         }
         other.apply([ops(32, vec![join(session, "n"), join(session, "n")])]).await.unwrap();
     });
-    let sum = |handle: &MachineHandle| handle.machine.sum_at(32).unwrap();
+    let sum = |handle: &StateMachineHandle| handle.machine.sum_at(32).unwrap();
     assert_eq!(sum(&one), sum(&two));
     assert_ne!(sum(&one), sum(&other));
     assert_eq!(one.machine.sum_at(31), None, "not noted");
@@ -266,7 +269,7 @@ fn the_numbers_of_members_are_one_as_long_as_their_histories_are() {
 async fn tokens_and_terms_of_a_new_life_are_above_those_of_the_one_before() {
     let mut last = (Token(0), Term(0));
     for _ in 0..2 {
-        let before = crate::environment::Ground::clock(&crate::environment::ThisMachine);
+        let before = crate::environment::Environment::clock(&crate::environment::ThisMachine);
         let store = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
         store.open().await.unwrap();
         let session = SessionId::fresh();
@@ -337,7 +340,7 @@ async fn a_clock_that_shows_the_end_of_time_leaves_room_for_tokens_and_terms() {
     let at = |index, step: Step| Entry {
         log_id: LogId::new(openraft::CommittedLeaderId::new(1, 1), index),
         payload: openraft::EntryPayload::Normal(Command(Arc::new(Body::V2 {
-            reign: 1,
+            raft_term: 1,
             clock: u64::MAX,
             steps: vec![step],
         }))),
@@ -470,7 +473,7 @@ async fn a_replica_that_was_found_to_differ_is_not_opened_again() {
 )]
 async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_what_was_before_them() {
     let disk = SmallDisk::default();
-    let machine = Machine::new(Snapshots::open(disk.place()).unwrap().0, None);
+    let machine = StateMachine::new(Snapshots::open(disk.data_dir()).unwrap().0, None);
     machine.apply((1..=20).map(add));
     let before = machine.encoded().unwrap();
     let mut asked = disk.asked();
@@ -486,7 +489,7 @@ async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_wha
     applied.expect("they waited for the snapshot").unwrap();
     let content = decode(&data.read().unwrap()).unwrap();
     assert_eq!((meta.last_log_id, &content.meta), (Some(add(20).log_id), &meta));
-    let content = Content { meta: Default::default(), ..content };
+    let content = SnapshotContent { meta: Default::default(), ..content };
     assert!(content.encode().unwrap() == before.1);
     assert_eq!(machine.encoded().unwrap().0, 40);
 }
@@ -495,7 +498,7 @@ async fn entries_are_applied_while_a_snapshot_waits_for_its_disk_and_it_says_wha
 fn a_snapshot_that_cannot_be_written_says_what_the_disk_said() {
     for room in [0, 3, 9, 14] {
         let mut disk = vec![0; room];
-        let error = Content::<Ledger>::default().write(&mut &mut disk[..]).unwrap_err();
+        let error = SnapshotContent::<Ledger>::default().write(&mut &mut disk[..]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WriteZero, "room for {room} bytes: {error}");
     }
 }
@@ -534,6 +537,6 @@ async fn the_log_is_bounded_by_bytes_and_its_file_becomes_smaller() {
 /// A content that is read is the one that was written, its number included.
 #[test]
 fn a_snapshot_carries_the_number_of_its_history() {
-    let content = Content { format: 1, sum: Some(7), ..Content::default() };
+    let content = SnapshotContent { format: 1, sum: Some(7), ..SnapshotContent::default() };
     assert_eq!(decode(&content.encode().unwrap()).unwrap(), content);
 }

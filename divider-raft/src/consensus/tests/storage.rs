@@ -21,12 +21,12 @@ use crate::{
     consensus::{
         log::{Identity, Log, STALL},
         snapshots::Snapshots,
-        state_machine::{Machine, MachineHandle},
+        state_machine::{StateMachine, StateMachineHandle},
     },
     error::DataError,
     protocol::{
         command::{Body, Command, Step},
-        snapshot::{Content, SnapshotMeta},
+        snapshot::{SnapshotContent, SnapshotMeta},
         types::{Entry, LogId, StorageError, Types, Vote},
     },
 };
@@ -57,30 +57,30 @@ fn identity() -> Identity {
     Identity { id: 1, name: "a".into(), cluster: "test".into(), cluster_id: None }
 }
 
-pub(super) async fn build(directory: Option<std::path::PathBuf>) -> (Log, MachineHandle) {
+pub(super) async fn build(directory: Option<std::path::PathBuf>) -> (Log, StateMachineHandle) {
     tokio::task::spawn_blocking(move || {
         let (log, _) = Log::open(&directory.clone().into(), identity).unwrap();
         let (snapshots, loaded) = Snapshots::open(directory.into()).unwrap();
-        let machine = Machine::new(snapshots, loaded);
+        let machine = StateMachine::new(snapshots, loaded);
         machine.snapshot_end().into_iter().for_each(|last| log.goes_on_from(last).unwrap());
         // The suite purges where there is no snapshot.
         log.snapshot_is_kept(Ok(u64::MAX));
-        (log.clone(), MachineHandle { machine, log })
+        (log.clone(), StateMachineHandle { machine, log })
     })
     .await
     .unwrap()
 }
 
-impl StoreBuilder<Types, Log, MachineHandle, TempDir> for OnDisk {
-    async fn build(&self) -> Result<(TempDir, Log, MachineHandle), StorageError> {
+impl StoreBuilder<Types, Log, StateMachineHandle, TempDir> for OnDisk {
+    async fn build(&self) -> Result<(TempDir, Log, StateMachineHandle), StorageError> {
         let directory = TempDir::new().unwrap();
         let (log, machine) = build(Some(directory.path().to_owned())).await;
         Ok((directory, log, machine))
     }
 }
 
-impl StoreBuilder<Types, Log, MachineHandle, ()> for InMemory {
-    async fn build(&self) -> Result<((), Log, MachineHandle), StorageError> {
+impl StoreBuilder<Types, Log, StateMachineHandle, ()> for InMemory {
+    async fn build(&self) -> Result<((), Log, StateMachineHandle), StorageError> {
         let (log, machine) = build(None).await;
         Ok(((), log, machine))
     }
@@ -113,7 +113,7 @@ fn entry(index: u64) -> Entry {
     let work = divider_core::Work::new(format!("key-{index}")).unwrap().payload(vec![7; index as usize % 300]);
     let group = divider_core::Group::new("/g/").unwrap();
     let step = Step::Apply { group, ops: vec![divider_core::Op::Add(work)] };
-    let body = Body::V1 { reign: 1, steps: vec![step] };
+    let body = Body::V1 { raft_term: 1, steps: vec![step] };
     Entry {
         log_id: LogId::new(openraft::CommittedLeaderId::new(1, 1), index),
         payload: openraft::EntryPayload::Normal(Command(Arc::new(body))),
@@ -144,7 +144,7 @@ fn an_older_snapshot_does_not_take_the_place_of_a_newer_one() {
     let directory = tempfile::tempdir().unwrap();
     let snapshot = |index| {
         let meta = SnapshotMeta { last_log_id: Some(entry(index).log_id), ..Default::default() };
-        Content::<divider_core::Ledger> { meta, ..Default::default() }
+        SnapshotContent::<divider_core::Ledger> { meta, ..Default::default() }
     };
     let (snapshots, _) = Snapshots::open(directory.path().into()).unwrap();
     for (index, kept) in [(20, 20), (15, 20), (21, 21)] {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use divider_raft::ground::{self, Listener, LogWriter, Stream};
+use divider_raft::environment::{self, Listener, LogWriter, Stream};
 use divider_sim::dice::Dice;
 use parking_lot::Mutex;
 use tokio::runtime;
@@ -22,7 +22,7 @@ use crate::disk::Disk;
 
 /// See the [module](self). One for each host, whatever it goes through.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Environment {
     /// Its disk.
     pub disk: Disk,
     dice: Mutex<Dice>,
@@ -34,7 +34,7 @@ pub struct Ground {
     pub now: AtomicU64,
 }
 
-impl Ground {
+impl Environment {
     /// A new machine.
     pub fn new(mut dice: Dice) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Listener for Accepts {
 }
 
 #[async_trait]
-impl ground::Ground for Ground {
+impl environment::Environment for Environment {
     fn runtime(&self, _: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
         Ok((runtime::Handle::current(), None))
     }
@@ -112,7 +112,7 @@ impl ground::Ground for Ground {
         1_000_000_000_000_000 + self.now.load(Ordering::Relaxed) * 1000
     }
 
-    fn disk(&self) -> Option<Arc<dyn ground::Disk>> {
+    fn disk(&self) -> Option<Arc<dyn environment::Disk>> {
         Some(Arc::new(self.disk.clone()))
     }
 }
