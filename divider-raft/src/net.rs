@@ -1,5 +1,5 @@
-//! How processes reach one another: protected connections, pooled on the side that calls, and the frames on them. Knows
-//! neither Raft nor the cluster.
+//! How processes reach one another: protected connections, pooled on the side that calls, and the frames on them. What they
+//! carry is decided elsewhere.
 
 pub(crate) mod address_book;
 pub(crate) mod client;
