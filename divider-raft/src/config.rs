@@ -133,6 +133,12 @@ pub enum Data {
     Memory,
 }
 
+impl<P: Into<PathBuf>> From<P> for Data {
+    fn from(directory: P) -> Self {
+        Self::Directory(directory.into())
+    }
+}
+
 impl Default for RaftConfig {
     fn default() -> Self {
         Self {
@@ -181,7 +187,7 @@ impl RaftConfig {
             Role::Client if !has_seeds => return fail("seeds", "are empty; a client needs the address of a member"),
             Role::Client => {}
             _ if self.data == Data::Unset => {
-                return fail("data", "is not set; give a directory of its own with data_dir(..)");
+                return fail("data", "is not set; give it a directory of its own");
             }
             _ if has_seeds && self.listen.is_none() => {
                 return fail("listen", "is not set; a member of a cluster must be reachable, such as at 0.0.0.0:7400");

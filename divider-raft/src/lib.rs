@@ -38,7 +38,7 @@ pub use net::security::Security;
 #[cfg(feature = "tls")]
 pub use net::tls::{Tls, TlsError};
 pub use protocol::{messages::Owner, peer::Peer};
-pub use store::{Condition, RaftStore, RaftStoreBuilder};
+pub use store::{Condition, RaftBuilder, RaftStore};
 pub use url::UrlError;
 
 /// The examples of the README are tested like all others.

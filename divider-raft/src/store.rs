@@ -52,10 +52,10 @@ const REPLACED: Duration = Duration::from_millis(20);
 /// For one machine, three lines are enough:
 ///
 /// ```no_run
-/// use divider_core::{Divider, Node};
+/// use divider_core::{Divider, Group, Node};
 /// use divider_raft::RaftStore;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let store = RaftStore::builder("/process/me/")?.data_dir("/var/lib/me").build()?;
+/// let store = RaftStore::builder("/var/lib/me", Group::new("/process/me/")?).build()?;
 /// let node = Node::builder(store).build()?;
 /// node.start().await?;
 /// # Ok(()) }
@@ -64,13 +64,13 @@ const REPLACED: Duration = Duration::from_millis(20);
 /// That is one voter: what it acknowledges is on its disk, and lost with that disk. In production, run three or five
 /// voters on machines of their own, each with
 ///
-/// - a [`name`](RaftStoreBuilder::name), and a [directory](RaftStoreBuilder::data_dir) on a disk of its own, which must keep
+/// - a [`name`](RaftBuilder::name), and a [directory](RaftStore::builder) on a disk of its own, which must keep
 ///   what it says it has written;
-/// - [`listen`](RaftStoreBuilder::listen), and [`advertise`](RaftConfig::advertise) where the others reach it elsewhere;
-/// - the same list of [`seeds`](RaftStoreBuilder::seeds), so that exactly one of them founds the cluster;
+/// - [`listen`](RaftBuilder::listen), and [`advertise`](RaftConfig::advertise) where the others reach it elsewhere;
+/// - the same list of [`seeds`](RaftBuilder::seeds), so that exactly one of them founds the cluster;
 /// - TLS (`tls`, with the Cargo feature of that name), or a network that is closed to others;
 ///
-/// and let all other processes be [clients](RaftStoreBuilder::client) of those.
+/// and let all other processes be [clients](RaftStore::client) of those.
 pub struct RaftStore {
     cluster: Arc<Cluster>,
     group: Group,
@@ -102,11 +102,11 @@ pub enum Condition {
 /// Builds a [`RaftStore`].
 ///
 /// ```no_run
+/// use divider_core::Group;
 /// use divider_raft::RaftStore;
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let store = RaftStore::builder("/process/me/")?
+/// let store = RaftStore::builder("/var/lib/me", Group::new("/process/me/")?)
 ///     .name("a")?
-///     .data_dir("/var/lib/me")
 ///     .listen("10.0.0.1:7400")
 ///     .seeds(["10.0.0.1:7400", "10.0.0.2:7400", "10.0.0.3:7400"])
 ///     .plaintext()
@@ -114,24 +114,13 @@ pub enum Condition {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug)]
-pub struct RaftStoreBuilder {
+pub struct RaftBuilder {
     group: Group,
     config: RaftConfig,
 }
 
-impl RaftStoreBuilder {
-    pub(crate) fn new(group: Group) -> Self {
-        Self { group, config: RaftConfig::default() }
-    }
-
-    /// Sets the whole configuration.
-    #[must_use]
-    pub fn config(mut self, config: RaftConfig) -> Self {
-        self.config = config;
-        self
-    }
-
-    /// Changes fields of the configuration.
+impl RaftBuilder {
+    /// Changes any field of the configuration.
     #[must_use]
     pub fn configure(mut self, change: impl FnOnce(&mut RaftConfig)) -> Self {
         change(&mut self.config);
@@ -147,20 +136,6 @@ impl RaftStoreBuilder {
         Ok(self)
     }
 
-    /// Keeps log and snapshots in a directory that belongs to this member alone.
-    #[must_use]
-    pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.config.data = Data::Directory(directory.into());
-        self
-    }
-
-    /// Keeps everything in memory, for tests.
-    #[must_use]
-    pub fn in_memory(mut self) -> Self {
-        self.config.data = Data::Memory;
-        self
-    }
-
     /// Sets where the member listens, see [`RaftConfig::listen`].
     #[must_use]
     pub fn listen(mut self, address: impl Into<String>) -> Self {
@@ -173,12 +148,6 @@ impl RaftStoreBuilder {
     pub fn seeds<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
         self.config.seeds = seeds.into_iter().map(Into::into).collect();
         self
-    }
-
-    /// Makes this process a client of the members at `seeds`.
-    #[must_use]
-    pub fn client<S: Into<String>>(self, seeds: impl IntoIterator<Item = S>) -> Self {
-        self.configure(|config| config.role = Role::Client).seeds(seeds)
     }
 
     /// Makes this process a member that does not vote.
@@ -227,12 +196,15 @@ impl RaftStoreBuilder {
 }
 
 impl RaftStore {
-    /// Begins to build a store for a group.
-    ///
-    /// # Errors
-    /// [`InvalidInput`] where the group's name is empty or too long.
-    pub fn builder(group: impl AsRef<str>) -> Result<RaftStoreBuilder, InvalidInput> {
-        Ok(RaftStoreBuilder::new(Group::new(group)?))
+    /// Begins to build a store for a member, by the directory that belongs to it alone: log and snapshots are kept there, or
+    /// for tests in memory ([`Data::Memory`]).
+    pub fn builder(data: impl Into<Data>, group: Group) -> RaftBuilder {
+        RaftBuilder { group, config: RaftConfig { data: data.into(), ..RaftConfig::default() } }
+    }
+
+    /// Begins to build a store for a client of the members at `seeds`.
+    pub fn client<S: Into<String>>(seeds: impl IntoIterator<Item = S>, group: Group) -> RaftBuilder {
+        Self::builder(Data::Unset, group).configure(|config| config.role = Role::Client).seeds(seeds)
     }
 
     /// A handle to another group, through the same member.

@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::Store;
-use divider_raft::RaftStore;
+use divider_core::{Group, Store};
+use divider_raft::{Data, RaftStore};
 use tokio::{io::AsyncReadExt, net::TcpStream, task::JoinSet};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -18,7 +18,8 @@ async fn silent_connections_hold_up_no_newcomer() {
     let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     drop(bound);
     let build = |at: usize| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder =
+            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
     };
     let stores: Vec<_> = (0..3).map(build).collect();
@@ -41,7 +42,7 @@ async fn silent_connections_hold_up_no_newcomer() {
     let mut slowest = Duration::ZERO;
     for _ in 0..3 {
         let began = Instant::now();
-        let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext().build().unwrap();
+        let client = RaftStore::client(&seeds, Group::new("/test/").unwrap()).plaintext().build().unwrap();
         client.open().await.unwrap();
         slowest = slowest.max(began.elapsed());
     }

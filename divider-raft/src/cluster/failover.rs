@@ -74,9 +74,9 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use divider_core::{Op, Store, Work};
+    use divider_core::{Group, Op, Store, Work};
 
-    use crate::RaftStore;
+    use crate::{Data, RaftStore};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_leader_of_five_voters_hands_over_within_one_term() {
@@ -84,7 +84,8 @@ mod tests {
         let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
         drop(bound);
         let build = |at: usize| {
-            let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+            let builder =
+                RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
             builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
         };
         let mut stores: Vec<_> = (0..5).map(build).collect();

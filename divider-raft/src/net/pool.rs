@@ -319,7 +319,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_program_that_is_too_old_is_told_what_is_needed() {
         let address = later_program().await;
-        let client = RaftStore::builder("/test/").unwrap().client([&address]).plaintext();
+        let client = RaftStore::client([&address], Group::new("/test/").unwrap()).plaintext();
         let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
         let error = client.open().await.unwrap_err();
         // A client reads nothing of what is written, so it need not read more than the other side does.
@@ -336,7 +336,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn an_error_says_which_host_and_port() {
         let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let client = RaftStore::builder("/test/").unwrap().client([&gone]).plaintext();
+        let client = RaftStore::client([&gone], Group::new("/test/").unwrap()).plaintext();
         let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
         let error = client.open().await.unwrap_err().to_string();
         assert!(error.contains(&gone) && error.contains("refused"), "{error}");

@@ -5,12 +5,12 @@
 
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
-use divider_core::Store;
+use divider_core::{Group, Store};
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
 use crate::{
-    RaftStore, Tls,
+    Data, RaftStore, Tls,
     cluster::running::{Running, Threads},
     environment::ThisMachine,
     net::{
@@ -61,7 +61,9 @@ impl Bed {
         let seeds: Vec<String> = bound.iter().map(port).collect();
         drop(bound);
         let build = |at: usize| {
-            let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}.example")).unwrap().in_memory();
+            let builder = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap())
+                .name(format!("node-{at}.example"))
+                .unwrap();
             let builder = builder.listen(&seeds[at]).seeds(&seeds).tls(authority.issue(&format!("node-{at}.example")));
             let configured = builder.configure(|config| {
                 config.advertise = Some(seeds[at].clone());
@@ -203,7 +205,8 @@ async fn a_process_whose_member_has_ended_finds_the_others_by_their_names() {
     };
     let build = |at: usize| {
         let (name, address) = (format!("node-{at}.example"), format!("127.0.0.1:{}", ports[at]));
-        let builder = RaftStore::builder("/test/").unwrap().name(&name).unwrap().in_memory().listen(address);
+        let builder =
+            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(&name).unwrap().listen(address);
         let builder = builder.seeds([format!("localhost:{}", ports[0])]).tls(authority.issue(&name));
         builder.configure(|config| config.members = vec!["*.example".into()]).build().unwrap()
     };
@@ -228,7 +231,7 @@ async fn a_process_whose_member_has_ended_finds_the_others_by_their_names() {
 async fn whom_the_configuration_names_administers_as_a_client() {
     let bed = Bed::new().await;
     let client = |name: &str| {
-        RaftStore::builder("/test/").unwrap().client(&bed.seeds).tls(bed.authority.issue(name)).build().unwrap()
+        RaftStore::client(&bed.seeds, Group::new("/test/").unwrap()).tls(bed.authority.issue(name)).build().unwrap()
     };
     let (operator, web) = (client("operator.example"), client("web.example"));
     operator.open().await.unwrap();

@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::runtime;
 
 use crate::{
-    RaftStore,
+    Data, RaftStore,
     cluster::server,
     environment::{Disk, Environment, Listener, LogWriter, Stream, ThisMachine},
     format::{Formats, NEWEST},
@@ -43,7 +43,7 @@ fn addresses(count: usize) -> Vec<String> {
 }
 
 fn voter(name: &str, address: &str, seeds: &[String]) -> RaftStore {
-    let builder = RaftStore::builder("/test/").unwrap().name(name).unwrap().in_memory();
+    let builder = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(name).unwrap();
     builder.listen(address).seeds(seeds).plaintext().build().unwrap()
 }
 
@@ -105,7 +105,7 @@ async fn nobody_is_answered_more_records_at_once_than_a_batch_has_ops() {
         assert!(!matches!(ask(&seeds[0], many(limits::MAX_BATCH_OPS)).await, Answer::Fault(_)));
     }
     // A program may ask for as many as it likes.
-    let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext().build().unwrap();
+    let client = RaftStore::client(&seeds, Group::new("/test/").unwrap()).plaintext().build().unwrap();
     client.open().await.unwrap();
     let records = client.records(&vec![key; 3 * limits::MAX_BATCH_OPS]).await.unwrap();
     assert_eq!(records.iter().flatten().count(), 3 * limits::MAX_BATCH_OPS);
@@ -139,7 +139,7 @@ fn megabytes(count: usize) -> Vec<Op> {
 async fn a_batch_that_is_too_large_is_refused_with_the_limit_and_nothing_is_lost() {
     let seeds = addresses(3);
     let stores = opened(&seeds).await;
-    let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext().build().unwrap();
+    let client = RaftStore::client(&seeds, Group::new("/test/").unwrap()).plaintext().build().unwrap();
     client.open().await.unwrap();
     for store in stores.iter().chain([&client]) {
         let many = vec![Op::Remove { key: Key::new("k").unwrap() }; limits::MAX_BATCH_OPS + 1];
@@ -165,7 +165,7 @@ async fn a_batch_that_is_too_large_is_refused_with_the_limit_and_nothing_is_lost
 /// However large the work is that a source knows: what is declared fits into batches.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_of_large_work_is_declared_in_batches_that_the_store_takes() {
-    let store = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
+    let store = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).build().unwrap();
     let source = FnSource(|| async {
         let payload: Blob = vec![7; limits::MAX_PAYLOAD_BYTES].into();
         let work = |at: usize| Work::new(format!("{at}")).unwrap().payload(payload.clone());
@@ -215,7 +215,7 @@ async fn a_member_that_cannot_be_heard_is_not_given_a_vote_that_would_end_all_de
     let seeds = addresses(2);
     let founder = voter("node-0", &seeds[0], &seeds[..1]);
     founder.open().await.unwrap();
-    let builder = RaftStore::builder("/test/").unwrap().name("node-1").unwrap().in_memory().learner();
+    let builder = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name("node-1").unwrap().learner();
     let learner = builder.listen(&seeds[1]).seeds(&seeds[..1]).plaintext().build().unwrap();
     learner.open().await.unwrap();
     let id = learner.me().unwrap().id;
@@ -247,7 +247,8 @@ async fn a_cluster_that_may_have_had_a_life_before_grants_nothing_for_a_lease() 
     let seeds = addresses(3);
     for first_life in [true, false] {
         let build = |at: usize| {
-            let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+            let builder =
+                RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
             let builder = builder.listen(&seeds[at]).seeds(&seeds).plaintext();
             builder.configure(|config| config.first_life = first_life).build().unwrap()
         };
@@ -269,7 +270,7 @@ async fn a_cluster_that_may_have_had_a_life_before_grants_nothing_for_a_lease() 
         join_all(stores.iter().map(|store| store.die())).await;
     }
     // Nobody else can have been in a cluster that is one process.
-    let alone = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
+    let alone = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).build().unwrap();
     alone.open().await.unwrap();
     lead(&alone).await;
     assert!(!alone.scan(None).await.unwrap().group.hold);
@@ -322,7 +323,8 @@ async fn founders_that_see_different_parts_of_the_dns_found_one_cluster() {
     let environments: Vec<_> =
         (1..).zip(parts).map(|(id, knows)| Arc::new(PartOfTheDns { id, knows: Mutex::new(knows) })).collect();
     let build = |at: usize| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder =
+            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         let builder = builder.listen(&seeds[at]).plaintext().configure(|config| {
             config.seed_names = vec!["voters:1".into()];
             config.voters_to_found = Some(3);
@@ -344,7 +346,8 @@ async fn founders_that_see_different_parts_of_the_dns_found_one_cluster() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_founder_need_not_reach_itself_at_its_own_address() {
     let outside = "node.invalid:7400";
-    let builder = RaftStore::builder("/test/").unwrap().name("node-0").unwrap().in_memory().listen("127.0.0.1:0");
+    let builder =
+        RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name("node-0").unwrap().listen("127.0.0.1:0");
     let store = builder.seeds([outside]).plaintext().configure(|config| config.advertise = Some(outside.into()));
     store.build().unwrap().open().await.unwrap();
 }
@@ -353,7 +356,7 @@ async fn a_founder_need_not_reach_itself_at_its_own_address() {
 async fn a_client_goes_on_with_the_cluster_that_is_founded_after_all_was_lost() {
     let seeds = addresses(1);
     let first = opened(&seeds).await;
-    let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext().build().unwrap();
+    let client = RaftStore::client(&seeds, Group::new("/test/").unwrap()).plaintext().build().unwrap();
     client.open().await.unwrap();
     first[0].die().await;
     let _second = opened(&seeds).await;
@@ -367,7 +370,7 @@ async fn a_client_goes_on_with_the_cluster_that_is_founded_after_all_was_lost() 
 async fn a_client_whose_seeds_belong_to_two_clusters_is_a_client_of_none() {
     let seeds = addresses(2);
     let _stores = (opened(&seeds[..1]).await, opened(&seeds[1..]).await);
-    let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext();
+    let client = RaftStore::client(&seeds, Group::new("/test/").unwrap()).plaintext();
     let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
     wait("it is told so", async || client.open().await.unwrap_err().to_string().contains("2 clusters")).await;
     assert!(client.stats().await.is_err());
@@ -378,7 +381,7 @@ async fn a_client_whose_seeds_belong_to_two_clusters_is_a_client_of_none() {
 async fn a_client_follows_the_members_that_replace_the_ones_it_knew() {
     let seeds = addresses(6);
     let mut stores = opened(&seeds[..3]).await;
-    let client = RaftStore::builder("/test/").unwrap().client(&seeds[..3]).plaintext().build().unwrap();
+    let client = RaftStore::client(&seeds[..3], Group::new("/test/").unwrap()).plaintext().build().unwrap();
     client.open().await.unwrap();
     for at in 3..6 {
         let next = voter(&format!("node-{at}"), &seeds[at], &seeds[..at]);

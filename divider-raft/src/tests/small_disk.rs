@@ -12,7 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use divider_core::{Op, Store, StoreError, Topic, Work};
+use divider_core::{Group, Op, Store, StoreError, Topic, Work};
 use futures_util::StreamExt;
 use parking_lot::{Mutex, MutexGuard};
 use redb::StorageBackend;
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio::{runtime, sync::watch};
 
 use crate::{
-    Condition, RaftStore,
+    Condition, Data, RaftStore,
     environment::{
         DataDir, Directory, Disk, Environment, Files, Listener, LogWriter, Rewritable, StoredFile, Stream, ThisMachine,
     },
@@ -271,7 +271,8 @@ async fn a_member_whose_disk_was_full_for_a_moment_is_a_client_meanwhile_and_ope
     drop(bound);
     let disk = SmallDisk::default();
     let build = |at: usize| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder =
+            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         let builder = builder.listen(&seeds[at]).seeds(&seeds).plaintext();
         let small: Arc<dyn Environment> = Arc::new(WithDisk(Arc::new(disk.clone())));
         let environment = if at == 2 { small } else { Arc::new(ThisMachine) };
@@ -318,7 +319,8 @@ async fn a_newcomer_whose_disk_was_full_as_it_came_is_taken_in_once_there_is_spa
     drop(bound);
     let disk = SmallDisk::default();
     let build = |at: usize, environment: Arc<dyn Environment>| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder =
+            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         let builder = builder.listen(&seeds[at]).seeds([&seeds[0]]).plaintext();
         builder.configure(|config| config.environment = environment).build().unwrap()
     };

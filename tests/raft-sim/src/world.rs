@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Beat, SessionId, Store, StoreError, Term, Token};
-use divider_raft::RaftStore;
+use divider_core::{Beat, Group, SessionId, Store, StoreError, Term, Token};
+use divider_raft::{Data, RaftStore};
 use divider_sim::{dice::Dice, trace::Trace};
 use parking_lot::Mutex;
 use turmoil::Sim;
@@ -272,15 +272,17 @@ async fn process(name: &'static str, shared: Arc<Shared>, environment: Arc<Envir
 
 fn store(name: &'static str, environment: &Arc<Environment>, plan: &Plan) -> RaftStore {
     let seeds: Vec<String> = VOTERS.iter().map(|voter| format!("{voter}:{PORT}")).collect();
-    let builder = RaftStore::builder("/group/0/").expect("a short name").plaintext().seeds(&seeds);
+    let group = Group::new("/group/0/").expect("a short name");
     let builder = if name == CLIENT {
-        builder.client(&seeds)
+        RaftStore::client(&seeds, group)
     } else {
+        let builder = RaftStore::builder(Data::Memory, group).seeds(&seeds);
         // The learner comes back under another name where it has lost its disk.
         let builder = if name == LATE { builder.learner() } else { builder.name(name).expect("a short name") };
         let builder = builder.listen(format!("0.0.0.0:{PORT}"));
-        builder.in_memory().configure(|config| config.advertise = Some(format!("{name}:{PORT}")))
+        builder.configure(|config| config.advertise = Some(format!("{name}:{PORT}")))
     };
+    let builder = builder.plaintext();
     let patience = VOTERS.iter().position(|voter| *voter == name).map_or(300, |at| plan.elections[at]);
     let builder = builder.configure(|config| {
         config.environment = environment.clone();

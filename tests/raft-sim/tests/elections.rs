@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use divider_core::Store;
-use divider_raft::RaftStore;
+use divider_core::{Group, Store};
+use divider_raft::{Data, RaftStore};
 use divider_raft_sim::environment::Environment;
 use divider_sim::dice::Dice;
 
@@ -19,8 +19,9 @@ type Stores = Arc<Mutex<BTreeMap<&'static str, RaftStore>>>;
 
 fn build(name: &'static str, environment: &Arc<Environment>) -> RaftStore {
     let seeds = VOTERS.map(|voter| format!("{voter}:7400"));
-    let builder = RaftStore::builder("/group/").unwrap().plaintext().seeds(&seeds).name(name).unwrap();
-    let builder = builder.listen("0.0.0.0:7400").in_memory().configure(|config| {
+    let builder =
+        RaftStore::builder(Data::Memory, Group::new("/group/").unwrap()).plaintext().seeds(&seeds).name(name).unwrap();
+    let builder = builder.listen("0.0.0.0:7400").configure(|config| {
         config.advertise = Some(format!("{name}:7400"));
         config.environment = environment.clone();
         config.voters = 3;

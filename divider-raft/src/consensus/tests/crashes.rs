@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use divider_core::Store;
+use divider_core::{Group, Store};
 use futures_util::FutureExt;
 use openraft::{
     CommittedLeaderId, EntryPayload, RaftLogReader, RaftSnapshotBuilder,
@@ -19,7 +19,7 @@ use redb::StorageBackend;
 use tempfile::TempDir;
 
 use crate::{
-    RaftStore,
+    Data, RaftStore,
     consensus::{
         log::{Identity, Log},
         snapshots::Snapshots,
@@ -488,8 +488,10 @@ fn three(parent: &Path) -> impl Fn(usize) -> RaftStore {
     let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     let parent = parent.to_owned();
     move |at| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap();
-        let builder = builder.data_dir(parent.join(at.to_string())).listen(&seeds[at]).seeds(&seeds);
+        let builder = RaftStore::builder(parent.join(at.to_string()), Group::new("/test/").unwrap())
+            .name(format!("node-{at}"))
+            .unwrap();
+        let builder = builder.listen(&seeds[at]).seeds(&seeds);
         builder.plaintext().build().unwrap()
     }
 }
@@ -543,7 +545,7 @@ async fn a_follower_that_comes_back_with_an_older_directory_stops_nobody_and_cat
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_whose_core_has_panicked_is_no_member_until_it_is_opened_again() {
     for applying in [false, true] {
-        let store = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
+        let store = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).build().unwrap();
         store.open().await.unwrap();
         store.apply(&add(1)).await.unwrap();
         store.trip(applying);
@@ -624,7 +626,7 @@ fn what_somebody_has_open_is_locked_for_all_others() {
 fn a_recovery_that_was_cut_short_is_no_empty_directory_and_can_be_done_again() {
     let parent = TempDir::new().unwrap();
     let directory = parent.path().join("member");
-    let open = || RaftStore::builder("/test/").unwrap().name("alone").unwrap().data_dir(&directory).build().unwrap();
+    let open = || RaftStore::builder(&directory, Group::new("/test/").unwrap()).name("alone").unwrap().build().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let add = [divider_core::Op::Add(divider_core::Work::new("kept").unwrap())];
     runtime.block_on(async {

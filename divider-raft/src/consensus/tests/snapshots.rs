@@ -10,7 +10,7 @@ use openraft::{
 use tempfile::TempDir;
 
 use crate::{
-    RaftStore,
+    Data, RaftStore,
     consensus::{
         inbound::gap,
         log::{Log, Stored, seal, unseal},
@@ -270,7 +270,7 @@ async fn tokens_and_terms_of_a_new_life_are_above_those_of_the_one_before() {
     let mut last = (Token(0), Term(0));
     for _ in 0..2 {
         let before = crate::environment::Environment::clock(&crate::environment::ThisMachine);
-        let store = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
+        let store = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).build().unwrap();
         store.open().await.unwrap();
         let session = SessionId::fresh();
         store.apply(&[join(session, "node"), Op::Add(Work::new("k").unwrap())]).await.unwrap();
@@ -313,8 +313,8 @@ async fn tokens_after_an_older_directory_was_put_back_are_above_all_that_were_gi
     let directory = TempDir::new().unwrap();
     let backup = TempDir::new().unwrap();
     let open = async || {
-        let builder = RaftStore::builder("/test/").unwrap().name("alone").unwrap();
-        let store = builder.data_dir(directory.path()).build().unwrap();
+        let builder = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name("alone").unwrap();
+        let store = builder.build().unwrap();
         store.open().await.unwrap();
         store
     };
@@ -364,7 +364,8 @@ async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_wha
     let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     drop(bound);
     let build = |at: usize| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder =
+            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
     };
     let stores: Vec<_> = (0..3).map(build).collect();
@@ -394,7 +395,8 @@ async fn a_process_goes_on_as_a_client_until_its_member_is_taken_in_again() {
     let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     drop(bound);
     let build = |at: usize| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder =
+            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
     };
     let stores: Vec<_> = (0..3).map(build).collect();
@@ -433,8 +435,8 @@ async fn a_replica_that_was_found_to_differ_is_not_opened_again() {
     drop(bound);
     let directory = TempDir::new().unwrap();
     let build = |at: usize| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap();
-        let builder = if at == 2 { builder.data_dir(directory.path()) } else { builder.in_memory() };
+        let data = if at == 2 { directory.path().into() } else { Data::Memory };
+        let builder = RaftStore::builder(data, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
     };
     let stores: Vec<_> = (0..3).map(build).collect();
@@ -508,7 +510,7 @@ fn a_snapshot_that_cannot_be_written_says_what_the_disk_said() {
 async fn the_log_is_bounded_by_bytes_and_its_file_becomes_smaller() {
     let directory = TempDir::new().unwrap();
     let open =
-        || RaftStore::builder("/test/").unwrap().name("alone").unwrap().data_dir(directory.path()).build().unwrap();
+        || RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name("alone").unwrap().build().unwrap();
     let store = open();
     store.open().await.unwrap();
     let work = |key: u64| Op::Add(Work::new(format!("k{}", key % 20)).unwrap().payload(vec![key as u8; 60_000]));

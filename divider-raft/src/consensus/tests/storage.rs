@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{NodeId, Op, SessionId, Store, Work};
+use divider_core::{Group, NodeId, Op, SessionId, Store, Work};
 use futures_util::FutureExt;
 use openraft::{
     RaftLogReader,
@@ -17,7 +17,7 @@ use openraft::{
 use tempfile::TempDir;
 
 use crate::{
-    RaftStore,
+    Data, RaftStore,
     consensus::{
         log::{Identity, Log, STALL},
         snapshots::Snapshots,
@@ -298,7 +298,8 @@ async fn disks_that_stall_for_longer_than_an_election_cost_no_election_and_no_re
     let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     drop(bound);
     let build = |at: usize| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().in_memory();
+        let builder =
+            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
     };
     let stores: Vec<_> = (0..3).map(build).collect();
