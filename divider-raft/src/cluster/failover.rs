@@ -69,28 +69,15 @@ pub(crate) async fn watch(member: Arc<Member>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        net::TcpListener,
-        time::{Duration, Instant},
-    };
+    use std::time::{Duration, Instant};
 
-    use divider_core::{Group, Op, Store, Work};
+    use divider_core::{Op, Store, Work};
 
-    use crate::{Data, RaftStore};
+    use crate::{RaftStore, tests::voters::voters};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_leader_of_five_voters_hands_over_within_one_term() {
-        let bound: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-        drop(bound);
-        let build = |at: usize| {
-            let builder =
-                RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
-            builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
-        };
-        let mut stores: Vec<_> = (0..5).map(build).collect();
-        let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
-        opened.into_iter().for_each(Result::unwrap);
+        let (mut stores, _) = voters(5).await;
         // Twice: three voters are left then, and one after the other is a majority of five.
         for round in 0..2 {
             let leader = stores.iter().position(RaftStore::leads_raft).unwrap();

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     io,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -32,26 +32,11 @@ use crate::{
         security::Security,
     },
     protocol::messages::{Answer, Call, Fault, Query, Request, Status},
+    tests::voters::{addresses, opened, voter, voters},
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
 const SOON: Duration = Duration::from_secs(20);
-
-fn addresses(count: usize) -> Vec<String> {
-    let bound: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
-}
-
-fn voter(name: &str, address: &str, seeds: &[String]) -> RaftStore {
-    let builder = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(name).unwrap();
-    builder.listen(address).seeds(seeds).plaintext().build().unwrap()
-}
-
-async fn opened(seeds: &[String]) -> Vec<RaftStore> {
-    let stores: Vec<_> = seeds.iter().enumerate().map(|(at, seed)| voter(&format!("node-{at}"), seed, seeds)).collect();
-    join_all(stores.iter().map(|store| store.open())).await.into_iter().for_each(Result::unwrap);
-    stores
-}
 
 /// What anybody has who reaches the port.
 fn pool() -> ConnectionPool {
@@ -94,8 +79,7 @@ fn group() -> Group {
 /// A request of some bytes could ask for any number of copies of what is large.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_answered_more_records_at_once_than_a_batch_has_ops() {
-    let seeds = addresses(1);
-    let stores = opened(&seeds).await;
+    let (stores, seeds) = voters(1).await;
     let key = Key::new("k").unwrap();
     stores[0].apply(&[Op::Add(Work::new("k").unwrap())]).await.unwrap();
     for query in [Query::Records, Query::Owners] {
@@ -137,8 +121,7 @@ fn megabytes(count: usize) -> Vec<Op> {
 /// An entry that no follower can be sent would be the last one of its cluster.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_is_too_large_is_refused_with_the_limit_and_nothing_is_lost() {
-    let seeds = addresses(3);
-    let stores = opened(&seeds).await;
+    let (stores, seeds) = voters(3).await;
     let client = RaftStore::client(&seeds, Group::new("/test/").unwrap()).plaintext().build().unwrap();
     client.open().await.unwrap();
     for store in stores.iter().chain([&client]) {
@@ -180,8 +163,7 @@ async fn a_source_of_large_work_is_declared_in_batches_that_the_store_takes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_has_lost_its_quorum_does_not_say_that_it_leads() {
-    let seeds = addresses(3);
-    let stores = opened(&seeds).await;
+    let (stores, seeds) = voters(3).await;
     let at = stores.iter().position(RaftStore::leads_raft).unwrap();
     assert_eq!(status(&seeds[at]).await.leader, stores[at].me());
     for (other, store) in stores.iter().enumerate() {
@@ -195,8 +177,7 @@ async fn a_leader_that_has_lost_its_quorum_does_not_say_that_it_leads() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_are_removed_at_the_same_moment_are_all_removed() {
-    let seeds = addresses(5);
-    let stores = opened(&seeds).await;
+    let (stores, _) = voters(5).await;
     wait("all vote", async || stores[0].members().await.unwrap().iter().all(|(_, votes)| *votes)).await;
     let leader = stores.iter().find(|store| store.leads_raft()).unwrap();
     let others: Vec<_> = stores.iter().filter(|store| !store.leads_raft()).collect();
@@ -213,7 +194,7 @@ async fn members_that_are_removed_at_the_same_moment_are_all_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_cannot_be_heard_is_not_given_a_vote_that_would_end_all_decisions() {
     let seeds = addresses(2);
-    let founder = voter("node-0", &seeds[0], &seeds[..1]);
+    let founder = voter(0, &seeds).seeds(&seeds[..1]).build().unwrap();
     founder.open().await.unwrap();
     let builder = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name("node-1").unwrap().learner();
     let learner = builder.listen(&seeds[1]).seeds(&seeds[..1]).plaintext().build().unwrap();
@@ -247,9 +228,7 @@ async fn a_cluster_that_may_have_had_a_life_before_grants_nothing_for_a_lease() 
     let seeds = addresses(3);
     for first_life in [true, false] {
         let build = |at: usize| {
-            let builder =
-                RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
-            let builder = builder.listen(&seeds[at]).seeds(&seeds).plaintext();
+            let builder = voter(at, &seeds);
             builder.configure(|config| config.first_life = first_life).build().unwrap()
         };
         let stores: Vec<_> = (0..3).map(build).collect();
@@ -384,7 +363,7 @@ async fn a_client_follows_the_members_that_replace_the_ones_it_knew() {
     let client = RaftStore::client(&seeds[..3], Group::new("/test/").unwrap()).plaintext().build().unwrap();
     client.open().await.unwrap();
     for at in 3..6 {
-        let next = voter(&format!("node-{at}"), &seeds[at], &seeds[..at]);
+        let next = voter(at, &seeds).seeds(&seeds[..at]).build().unwrap();
         next.open().await.unwrap();
         stores.push(next);
     }

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Cursor},
-    net::TcpListener,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use divider_core::{Group, Op, Store, StoreError, Topic, Work};
+use divider_core::{Op, Store, StoreError, Topic, Work};
 use futures_util::StreamExt;
 use parking_lot::{Mutex, MutexGuard};
 use redb::StorageBackend;
@@ -20,10 +19,11 @@ use tempfile::TempDir;
 use tokio::{runtime, sync::watch};
 
 use crate::{
-    Condition, Data, RaftStore,
+    Condition,
     environment::{
         DataDir, Directory, Disk, Environment, Files, Listener, LogWriter, Rewritable, StoredFile, Stream, ThisMachine,
     },
+    tests::voters::{addresses, voter},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -266,14 +266,10 @@ fn add(key: &str) -> [Op; 1] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_whose_disk_was_full_for_a_moment_is_a_client_meanwhile_and_opened_again() {
-    let bound: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(bound);
+    let seeds = addresses(3);
     let disk = SmallDisk::default();
     let build = |at: usize| {
-        let builder =
-            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
-        let builder = builder.listen(&seeds[at]).seeds(&seeds).plaintext();
+        let builder = voter(at, &seeds);
         let small: Arc<dyn Environment> = Arc::new(WithDisk(Arc::new(disk.clone())));
         let environment = if at == 2 { small } else { Arc::new(ThisMachine) };
         builder.configure(|config| config.environment = environment).build().unwrap()
@@ -314,14 +310,10 @@ async fn a_member_whose_disk_was_full_for_a_moment_is_a_client_meanwhile_and_ope
 /// A newcomer writes down whose cluster it joins: until then it takes in nothing that Raft says, so it writes nothing else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newcomer_whose_disk_was_full_as_it_came_is_taken_in_once_there_is_space() {
-    let bound: Vec<_> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(bound);
+    let seeds = addresses(2);
     let disk = SmallDisk::default();
     let build = |at: usize, environment: Arc<dyn Environment>| {
-        let builder =
-            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
-        let builder = builder.listen(&seeds[at]).seeds([&seeds[0]]).plaintext();
+        let builder = voter(at, &seeds).seeds([&seeds[0]]);
         builder.configure(|config| config.environment = environment).build().unwrap()
     };
     let first = build(0, Arc::new(ThisMachine));

@@ -32,7 +32,7 @@ use crate::{
         snapshot::{SnapshotContent, SnapshotData, SnapshotMeta},
         types::{Entry, LogId, Vote},
     },
-    tests::small_disk::WithDisk,
+    tests::{small_disk::WithDisk, voters::addresses},
 };
 
 /// A disk that loses in a crash what was not synced, or a part of it, and whose power fails after so many changes.
@@ -484,8 +484,7 @@ fn add(key: u64) -> [divider_core::Op; 1] {
 
 /// Three members, each with a directory of its own.
 fn three(parent: &Path) -> impl Fn(usize) -> RaftStore {
-    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    let seeds = addresses(3);
     let parent = parent.to_owned();
     move |at| {
         let builder = RaftStore::builder(parent.join(at.to_string()), Group::new("/test/").unwrap())

@@ -25,7 +25,10 @@ use crate::{
         snapshot::{SnapshotContent, SnapshotData, decode},
         types::{Entry, LogId, StorageError, Types, Vote},
     },
-    tests::small_disk::SmallDisk,
+    tests::{
+        small_disk::SmallDisk,
+        voters::{addresses, voters},
+    },
 };
 
 fn group() -> Group {
@@ -360,17 +363,7 @@ async fn a_clock_that_shows_the_end_of_time_leaves_room_for_tokens_and_terms() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_what() {
-    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(bound);
-    let build = |at: usize| {
-        let builder =
-            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
-        builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
-    };
-    let stores: Vec<_> = (0..3).map(build).collect();
-    let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
-    opened.into_iter().for_each(Result::unwrap);
+    let (stores, _) = voters(3).await;
     let follower = stores.iter().position(|store| !store.leads_raft()).unwrap();
     let well = stores.iter().position(RaftStore::leads_raft).unwrap();
     stores[follower].distort();
@@ -391,17 +384,7 @@ async fn a_replica_that_differs_is_found_and_stops_and_tells_nobody_who_owns_wha
 /// Its name is another member's until that is removed: it is not taken in meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_goes_on_as_a_client_until_its_member_is_taken_in_again() {
-    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(bound);
-    let build = |at: usize| {
-        let builder =
-            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
-        builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
-    };
-    let stores: Vec<_> = (0..3).map(build).collect();
-    let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
-    opened.into_iter().for_each(Result::unwrap);
+    let (stores, _) = voters(3).await;
     let at = stores.iter().position(|store| !store.leads_raft()).unwrap();
     let (store, id) = (&stores[at], stores[at].me().unwrap().id);
     store.trip(false);
@@ -430,9 +413,7 @@ async fn a_process_goes_on_as_a_client_until_its_member_is_taken_in_again() {
 /// What is wrong may be in its snapshot by then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_found_to_differ_is_not_opened_again() {
-    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(bound);
+    let seeds = addresses(3);
     let directory = TempDir::new().unwrap();
     let build = |at: usize| {
         let data = if at == 2 { directory.path().into() } else { Data::Memory };

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{Group, NodeId, Op, SessionId, Store, Work};
+use divider_core::{NodeId, Op, SessionId, Store, Work};
 use futures_util::FutureExt;
 use openraft::{
     RaftLogReader,
@@ -17,7 +17,7 @@ use openraft::{
 use tempfile::TempDir;
 
 use crate::{
-    Data, RaftStore,
+    RaftStore,
     consensus::{
         log::{Identity, Log, STALL},
         snapshots::Snapshots,
@@ -29,6 +29,7 @@ use crate::{
         snapshot::{SnapshotContent, SnapshotMeta},
         types::{Entry, LogId, StorageError, Types, Vote},
     },
+    tests::voters::voters,
 };
 
 /// Copies the files of a store that was closed, once what ran on its threads has let go of them.
@@ -294,17 +295,7 @@ fn an_entry_is_durable_once_it_is_on_disk_and_not_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn disks_that_stall_for_longer_than_an_election_cost_no_election_and_no_renewal() {
-    let bound: Vec<_> = (0..3).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(bound);
-    let build = |at: usize| {
-        let builder =
-            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
-        builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
-    };
-    let stores: Vec<_> = (0..3).map(build).collect();
-    let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
-    opened.into_iter().for_each(Result::unwrap);
+    let (stores, _) = voters(3).await;
     let session = SessionId::fresh();
     let node = NodeId::new("node").unwrap();
     let seen = stores[0].apply(&[]).await.unwrap().revision;

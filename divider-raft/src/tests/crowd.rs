@@ -1,29 +1,15 @@
 //! A newcomer beside very many connections that say nothing.
 
-// The helpers of a test may fail as it does.
-#![allow(clippy::unwrap_used)]
-
-use std::{
-    net::TcpListener,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use divider_core::{Group, Store};
-use divider_raft::{Data, RaftStore};
 use tokio::{io::AsyncReadExt, net::TcpStream, task::JoinSet};
+
+use crate::{RaftStore, tests::voters::voters};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_hold_up_no_newcomer() {
-    let bound: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let seeds: Vec<_> = bound.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
-    drop(bound);
-    let build = |at: usize| {
-        let builder =
-            RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
-        builder.listen(&seeds[at]).seeds(&seeds).plaintext().build().unwrap()
-    };
-    let stores: Vec<_> = (0..3).map(build).collect();
-    futures_util::future::join_all(stores.iter().map(|store| store.open())).await.into_iter().for_each(Result::unwrap);
+    let (_stores, seeds) = voters(3).await;
     // Each is opened again when it is closed.
     let mut silent = JoinSet::new();
     for seed in seeds.iter().flat_map(|seed| std::iter::repeat_n(seed, 400)) {
