@@ -12,6 +12,7 @@
 //!
 //! Begin at [`RaftStore`].
 
+mod builder;
 mod cluster;
 mod config;
 mod consensus;
@@ -29,6 +30,7 @@ mod store;
 mod tests;
 mod url;
 
+pub use builder::RaftBuilder;
 pub use config::{Data, RaftConfig, Role};
 pub use consensus::recover::Recovered;
 pub use error::{DataError, TooOld};
@@ -38,7 +40,7 @@ pub use net::security::Security;
 #[cfg(feature = "tls")]
 pub use net::tls::{Tls, TlsError};
 pub use protocol::{messages::Owner, peer::Peer};
-pub use store::{Condition, RaftBuilder, RaftStore};
+pub use store::{Condition, RaftStore};
 pub use url::UrlError;
 
 /// The examples of the README are tested like all others.

@@ -12,8 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, InvalidInput, Key, NodeId, Op, Page,
-    Record, Revision, SessionId, Standing, Stats, Store, StoreError, Term, Topic, limits,
+    Applied, Batch, Beat, Claim, Cursor, Group, HintStream, Holdings, InvalidInput, Key, Op, Page, Record, Revision,
+    SessionId, Standing, Stats, Store, StoreError, Term, Topic, limits,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,7 +25,7 @@ use crate::{
         running::{Running, Threads},
         supervisor::{self, Cluster},
     },
-    config::{Data, RaftConfig, Role},
+    config::RaftConfig,
     consensus::{
         recover::{self, Recovered},
         state_machine::StateMachine,
@@ -33,7 +33,7 @@ use crate::{
     environment::{DataDir, ThisMachine},
     error::DataError,
     format::NEWEST,
-    net::{pool::TrafficClass, security::Security, wire},
+    net::{pool::TrafficClass, wire},
     protocol::{
         messages::{Answer, Call, Owner, Query, Status},
         peer::Peer,
@@ -45,7 +45,7 @@ const REPLACED: Duration = Duration::from_millis(20);
 
 /// A handle to one group in a Raft cluster that lives in the programs themselves.
 ///
-/// Each process is a *voter*, a *learner* or a *client* of the cluster (see [`Role`]); the store behaves the same on all
+/// Each process is a *voter*, a *learner* or a *client* of the cluster (see [`Role`](crate::Role)); the store behaves the same on all
 /// of them. Clones, and the handles that [`group`](Self::group) makes, share one member: it ends when the last of them is
 /// closed or dropped.
 ///
@@ -64,10 +64,10 @@ const REPLACED: Duration = Duration::from_millis(20);
 /// That is one voter: what it acknowledges is on its disk, and lost with that disk. In production, run three or five
 /// voters on machines of their own, each with
 ///
-/// - a [`name`](RaftBuilder::name), and a [directory](RaftStore::builder) on a disk of its own, which must keep
+/// - a [`name`](crate::RaftBuilder::name), and a [directory](RaftStore::builder) on a disk of its own, which must keep
 ///   what it says it has written;
-/// - [`listen`](RaftBuilder::listen), and [`advertise`](RaftConfig::advertise) where the others reach it elsewhere;
-/// - the same list of [`seeds`](RaftBuilder::seeds), so that exactly one of them founds the cluster;
+/// - [`listen`](crate::RaftBuilder::listen), and [`advertise`](RaftConfig::advertise) where the others reach it elsewhere;
+/// - the same list of [`seeds`](crate::RaftBuilder::seeds), so that exactly one of them founds the cluster;
 /// - TLS (`tls`, with the Cargo feature of that name), or a network that is closed to others;
 ///
 /// and let all other processes be [clients](RaftStore::client) of those.
@@ -99,112 +99,17 @@ pub enum Condition {
     Removed,
 }
 
-/// Builds a [`RaftStore`].
-///
-/// ```no_run
-/// use divider_core::Group;
-/// use divider_raft::RaftStore;
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let store = RaftStore::builder("/var/lib/me", Group::new("/process/me/")?)
-///     .name("a")?
-///     .listen("10.0.0.1:7400")
-///     .seeds(["10.0.0.1:7400", "10.0.0.2:7400", "10.0.0.3:7400"])
-///     .plaintext()
-///     .build()?;
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Debug)]
-pub struct RaftBuilder {
-    group: Group,
-    config: RaftConfig,
-}
-
-impl RaftBuilder {
-    /// Changes any field of the configuration.
-    #[must_use]
-    pub fn configure(mut self, change: impl FnOnce(&mut RaftConfig)) -> Self {
-        change(&mut self.config);
-        self
-    }
-
-    /// Sets the name of this process, see [`RaftConfig::name`].
-    ///
-    /// # Errors
-    /// [`InvalidInput`] where it is empty or too long.
-    pub fn name(mut self, name: impl AsRef<str>) -> Result<Self, InvalidInput> {
-        self.config.name = Some(NodeId::new(name)?);
-        Ok(self)
-    }
-
-    /// Sets where the member listens, see [`RaftConfig::listen`].
-    #[must_use]
-    pub fn listen(mut self, address: impl Into<String>) -> Self {
-        self.config.listen = Some(address.into());
-        self
-    }
-
-    /// Sets the addresses of members, see [`RaftConfig::seeds`].
-    #[must_use]
-    pub fn seeds<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
-        self.config.seeds = seeds.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// Makes this process a member that does not vote.
-    #[must_use]
-    pub fn learner(self) -> Self {
-        self.configure(|config| config.role = Role::Learner)
-    }
-
-    /// Protects nothing: whoever reaches the port may do everything.
-    #[must_use]
-    pub fn plaintext(self) -> Self {
-        self.configure(|config| config.security = Security::Plaintext)
-    }
-
-    /// Protects connections by mutual TLS.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn tls(self, tls: crate::net::tls::Tls) -> Self {
-        self.configure(|config| config.security = Security::Tls(tls))
-    }
-
-    /// Lets in whoever knows a secret; what is sent is not hidden.
-    #[cfg(feature = "secret")]
-    #[must_use]
-    pub fn secret(self, secret: crate::net::secret::Secret) -> Self {
-        self.configure(|config| config.security = Security::Secret(secret))
-    }
-
-    /// Checks the configuration. Nothing is opened before [`Store::open`], which [`start`](divider_core::Divider::start)
-    /// calls.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for the first contradiction.
-    pub fn build(self) -> Result<RaftStore, ConfigError> {
-        self.config.validate()?;
+impl RaftStore {
+    pub(crate) fn new(config: RaftConfig, group: Group) -> Self {
         let cluster = Cluster {
-            config: Arc::new(self.config),
+            config: Arc::new(config),
             starting: tokio::sync::Mutex::default(),
             running: RwLock::default(),
             ended: Mutex::default(),
             open: AtomicUsize::new(1),
         };
         let closed = AtomicBool::new(false);
-        Ok(RaftStore { cluster: Arc::new(cluster), group: self.group, closed, holds: true, copy: OnceLock::new() })
-    }
-}
-
-impl RaftStore {
-    /// Begins to build a store for a member, by the directory that belongs to it alone: log and snapshots are kept there, or
-    /// for tests in memory ([`Data::Memory`]).
-    pub fn builder(data: impl Into<Data>, group: Group) -> RaftBuilder {
-        RaftBuilder { group, config: RaftConfig { data: data.into(), ..RaftConfig::default() } }
-    }
-
-    /// Begins to build a store for a client of the members at `seeds`.
-    pub fn client<S: Into<String>>(seeds: impl IntoIterator<Item = S>, group: Group) -> RaftBuilder {
-        Self::builder(Data::Unset, group).configure(|config| config.role = Role::Client).seeds(seeds)
+        Self { cluster: Arc::new(cluster), group, closed, holds: true, copy: OnceLock::new() }
     }
 
     /// A handle to another group, through the same member.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use divider_core::{Group, InvalidInput};
 
 use crate::{
+    builder::RaftBuilder,
     config::{Data, Role},
-    store::{RaftBuilder, RaftStore},
+    store::RaftStore,
 };
 
 /// Why a URL does not name a store.
