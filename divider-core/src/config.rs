@@ -131,7 +131,7 @@ impl NodeConfig {
         (self.lease / 12).min(self.resync / 2).min(Duration::from_millis(300))
     }
 
-    /// How often a node looks at the store when nothing happens, while the store itself [watches](crate::Sighting::watched)
+    /// How often a node looks at the store when nothing happens, while the store itself [watches](crate::LeaderView::watched)
     /// the leader: often enough that a lost hint is noticed within the resync interval.
     pub fn watched_poll_interval(&self) -> Duration {
         (self.lease / 4).min(self.resync / 2).min(Duration::from_secs(1))

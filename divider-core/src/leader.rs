@@ -11,9 +11,9 @@
 //! like everybody else's changes. Between proposal and feed the planner remembers what was proposed. A refusal says that
 //! the picture was old; the key is looked at again once the picture has caught up.
 
-mod board;
-mod marks;
-mod ward;
+mod index;
+mod suspects;
+mod token_ages;
 mod watch;
 
 use std::{
@@ -21,15 +21,15 @@ use std::{
     time::Duration,
 };
 
-pub use marks::Marks;
+pub use token_ages::TokenAges;
 
 use crate::{
     Batch, Beat, Blame, Change, Deaths, GroupView, Instant, Key, KeyView, NodeConfig, NodeId, Op, Outcome, Page,
     Quarantine, Refusal, Revision, SessionId, SessionView, Term, Token, Verdict, limits, pace,
     planner::{KeyIx, NodeIx, Planner},
 };
-use board::{Board, Standing};
-use ward::Ward;
+use index::{GroupIndex, Placement};
+use suspects::SuspectTracker;
 use watch::Watches;
 
 /// How far ledger time may lag behind while a key rests.
@@ -46,7 +46,7 @@ pub struct Now {
 
 /// What to do with a batch from the feed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fed {
+pub enum FeedOutcome {
     /// It was the next one.
     Applied,
     /// It is known already.
@@ -76,17 +76,17 @@ pub struct Leader {
     revision: Revision,
     loaded: bool,
     group: GroupView,
-    hold_since: Option<Instant>,
+    grants_held_since: Option<Instant>,
     /// The end of the hold has been proposed.
-    hold_asked: bool,
-    board: Board,
+    resume_asked: bool,
+    index: GroupIndex,
     watches: Watches,
     planner: Planner,
     /// Newcomers under the name of a node that may just have died: until when they are given nothing. A program that
     /// crashes on its start and is started again would otherwise be the emptiest node every time, get its own orphans
     /// back, and have them set aside for its own deaths.
     waiting: BTreeMap<SessionId, (SessionView, Instant)>,
-    ward: Ward,
+    tracker: SuspectTracker,
     /// Keys that were found free while the group was read, to be given out in the order in which they were declared.
     found: Vec<(u64, KeyIx)>,
     /// Up to when ledger time has been told of; `None` while no key rests.
@@ -179,13 +179,13 @@ impl Leader {
             revision: Revision(0),
             loaded: false,
             group: GroupView::default(),
-            hold_since: None,
-            hold_asked: false,
-            board: Board::default(),
+            grants_held_since: None,
+            resume_asked: false,
+            index: GroupIndex::default(),
             watches: Watches::new(deposed, config.lock_delay),
             planner,
             waiting: BTreeMap::new(),
-            ward: Ward::new(&config),
+            tracker: SuspectTracker::new(&config),
             found: Vec::new(),
             told_until: None,
             newer: None,
@@ -249,29 +249,29 @@ impl Leader {
     }
 
     /// Takes in a batch of the feed.
-    pub fn feed(&mut self, batch: Batch, now: Now) -> Fed {
+    pub fn feed(&mut self, batch: Batch, now: Now) -> FeedOutcome {
         if batch.revision <= self.revision {
-            return Fed::Known;
+            return FeedOutcome::Known;
         }
         if batch.revision.0 != self.revision.0 + 1 {
             self.seen(batch.revision);
-            return Fed::Gap;
+            return FeedOutcome::Gap;
         }
         self.revision = batch.revision;
         for change in batch.changes {
             self.change(change, now);
         }
         self.look_again_at_refused(now);
-        Fed::Applied
+        FeedOutcome::Applied
     }
 
     fn change(&mut self, change: Change, now: Now) {
         match change {
             Change::Key(view) => self.key(view, now),
             Change::KeyGone(key) => {
-                if let Some(k) = self.board.remove_key(&key) {
+                if let Some(k) = self.index.remove_key(&key) {
                     self.stubborn.remove(&k);
-                    self.ward.forget(k);
+                    self.tracker.forget(k);
                     self.planner.remove_key(k);
                 }
             }
@@ -279,7 +279,7 @@ impl Leader {
             Change::SessionGone(session) => {
                 self.watches.forget(session);
                 self.waiting.remove(&session);
-                self.board.remove_session(session, &mut self.planner);
+                self.index.remove_session(session, &mut self.planner);
                 self.review_waiting(now);
             }
             Change::Group(group) => self.set_group(group, now),
@@ -292,22 +292,22 @@ impl Leader {
             self.watches.watch(session, Duration::from_millis(view.lease_ms.into()), now.mono);
         }
         // Only a session that this leader has seen join is sure to hold nothing yet.
-        let joins = self.loaded && !ended && !self.board.knows(session);
+        let joins = self.loaded && !ended && !self.index.knows(session);
         if let Some((waiting, _)) = self.waiting.get_mut(&session).filter(|_| !ended) {
             *waiting = view;
-        } else if joins && (self.board.has_node(&view.node) || self.waiting.values().any(|(w, _)| w.node == view.node))
+        } else if joins && (self.index.has_node(&view.node) || self.waiting.values().any(|(w, _)| w.node == view.node))
         {
             let until = now.mono + Duration::from_millis(view.lease_ms.into()) * 2;
             self.waiting.insert(session, (view, until));
         } else {
             self.waiting.remove(&session);
             let silent_since = self.watches.since(session).unwrap_or(now.mono);
-            self.board.set_session(view, silent_since, &mut self.planner);
+            self.index.set_session(view, silent_since, &mut self.planner);
         }
         if ended {
             self.watches.forget(session);
-            self.ward.ended(session, now.mono);
-            for k in self.board.unwanted() {
+            self.tracker.ended(session, now.mono);
+            for k in self.index.unwanted() {
                 self.place(k, now);
             }
         }
@@ -316,22 +316,22 @@ impl Leader {
 
     /// Lets newcomers in whose time has come, or all of them where nobody else takes work.
     fn review_waiting(&mut self, now: Now) {
-        let needed = !self.waiting.is_empty() && !self.board.takes_work();
+        let needed = !self.waiting.is_empty() && !self.index.takes_work();
         let ready = |(_, until): &(SessionView, Instant)| needed || *until <= now.mono;
         let over: Vec<SessionId> = self.waiting.iter().filter(|(_, w)| ready(w)).map(|(session, _)| *session).collect();
         for session in over {
             if let Some((view, _)) = self.waiting.remove(&session) {
-                self.board.set_session(view, now.mono, &mut self.planner);
+                self.index.set_session(view, now.mono, &mut self.planner);
             }
         }
     }
 
     fn key(&mut self, view: KeyView, now: Now) {
         let since = view.since;
-        let k = self.board.set_key(view, &mut self.planner, now.mono, self.group.time_ms);
+        let k = self.index.set_key(view, &mut self.planner, now.mono, self.group.time_ms);
         self.stubborn.remove(&k);
-        self.ward.note(k, self.board.deaths(k).count, now.mono);
-        if self.loaded || !matches!(self.board.standing(k), Standing::Free { .. }) {
+        self.tracker.note(k, self.index.deaths(k).count, now.mono);
+        if self.loaded || !matches!(self.index.placement(k), Placement::Free { .. }) {
             self.place(k, now);
         } else {
             self.found.push((since, k));
@@ -340,52 +340,52 @@ impl Leader {
 
     fn set_group(&mut self, group: GroupView, now: Now) {
         self.group = group;
-        self.hold_since = group.hold.then(|| self.hold_since.unwrap_or(now.mono));
-        self.hold_asked = false;
+        self.grants_held_since = group.grants_held.then(|| self.grants_held_since.unwrap_or(now.mono));
+        self.resume_asked = false;
     }
 
     /// Tells the planner how a key stands.
     fn place(&mut self, k: KeyIx, now: Now) {
         // It waits for one thing at a time.
-        self.ward.waits_no_more(k);
-        match self.board.standing(k) {
-            Standing::Owned { node, stopping } => {
+        self.tracker.waits_no_more(k);
+        match self.index.placement(k) {
+            Placement::Owned { node, stopping } => {
                 // To be owned again by the same node would mean that the move was refused.
                 if !stopping || self.planner.owner(k) != Some(node) {
                     self.planner.own(k, node);
                 }
                 if stopping {
                     self.planner.stopping(k);
-                    self.board.stopping_since(k, now.mono);
+                    self.index.stopping_since(k, now.mono);
                 }
-                if let Some((session, _)) = self.board.owner(k) {
-                    self.ward.runs(k, session, self.board.deaths(k).count, now.mono);
+                if let Some((session, _)) = self.index.owner(k) {
+                    self.tracker.runs(k, session, self.index.deaths(k).count, now.mono);
                 }
             }
-            Standing::Free { .. } if self.board.is_unwanted(k) => {
+            Placement::Free { .. } if self.index.is_unwanted(k) => {
                 self.planner.park(k);
                 // Nobody will confirm.
                 self.chores.push(Chore::Force(k));
             }
-            Standing::Free { due_ms, .. } if due_ms > now.unix_ms => {
+            Placement::Free { due_ms, .. } if due_ms > now.unix_ms => {
                 self.planner.park(k);
-                self.board.schedule(k, due_ms);
+                self.index.schedule(k, due_ms);
             }
-            Standing::Free { rests_until: Some(until), .. } if until > now.mono => {
+            Placement::Free { rests_until: Some(until), .. } if until > now.mono => {
                 self.planner.park(k);
-                self.board.rest(k, until);
+                self.index.rest(k, until);
                 self.told_until.get_or_insert(now.mono);
             }
-            Standing::Free { .. } if is_held_back(&self.ward, &self.board, k, now.mono) => {
+            Placement::Free { .. } if is_held_back(&self.tracker, &self.index, k, now.mono) => {
                 self.planner.park(k);
-                self.ward.wait(k);
+                self.tracker.wait(k);
             }
-            Standing::Free { avoid, .. } => self.planner.ready(k, avoid),
-            Standing::Quarantined => {
+            Placement::Free { avoid, .. } => self.planner.ready(k, avoid),
+            Placement::Quarantined => {
                 self.planner.park(k);
-                self.ward.forget(k);
+                self.tracker.forget(k);
             }
-            Standing::Gone => {}
+            Placement::Gone => {}
         }
     }
 
@@ -413,14 +413,14 @@ impl Leader {
         self.chores.extend(self.unsettled.drain(..).map(Chore::Settle));
         self.refused.extend(std::mem::take(&mut self.stubborn));
         self.look_again_at_refused(now);
-        while let Some(k) = self.board.next_due(now.unix_ms, now.mono) {
+        while let Some(k) = self.index.next_due(now.unix_ms, now.mono) {
             self.place(k, now);
         }
-        let survivors = self.ward.survivors(now.mono).into_iter();
+        let survivors = self.tracker.survivors(now.mono).into_iter();
         self.chores.extend(survivors.map(|k| Chore::Clear { k, blames_only: false }));
         self.look_for_newer_format(now.mono);
         if let Some(limit) = self.config.stop_timeout {
-            let overdue = self.board.stopping_longer_than(limit, now.mono);
+            let overdue = self.index.stopping_longer_than(limit, now.mono);
             self.chores.extend(overdue.into_iter().map(Chore::Force));
         }
     }
@@ -437,36 +437,43 @@ impl Leader {
     /// When something is due that no event announces. `None` where nothing is.
     pub fn next_wake(&self, now: Now) -> Option<Duration> {
         let waiting = self.waiting.values().map(|(_, until)| *until).min();
-        let rested = self.board.rested_at();
-        let ward = self.ward.next(now.mono);
-        let mono = [self.watches.next_deadline(), self.hold_until(), waiting, self.next_part(now.mono), rested, ward];
-        let due = self.board.due_ms().map(|ms| Duration::from_millis(ms.saturating_sub(now.unix_ms)));
+        let rested = self.index.rested_at();
+        let tracker = self.tracker.next(now.mono);
+        let mono = [
+            self.watches.next_deadline(),
+            self.grants_held_until(),
+            waiting,
+            self.next_part(now.mono),
+            rested,
+            tracker,
+        ];
+        let due = self.index.due_ms().map(|ms| Duration::from_millis(ms.saturating_sub(now.unix_ms)));
         mono.into_iter().flatten().map(|at| at.since(now.mono)).chain(due).min()
     }
 
     /// A lease after the hold began, everybody who held something before has either joined again or fenced itself.
-    fn hold_until(&self) -> Option<Instant> {
-        let lease = self.board.longest_lease().max(self.config.lease);
-        self.hold_since.filter(|_| !self.hold_asked).map(|since| since + lease)
+    fn grants_held_until(&self) -> Option<Instant> {
+        let lease = self.index.longest_lease().max(self.config.lease);
+        self.grants_held_since.filter(|_| !self.resume_asked).map(|since| since + lease)
     }
 
     /// What is to be done now, at most `max` ops. Empty where there is nothing. Each proposal must come back through
     /// [`answered`](Self::answered) or [`unanswered`](Self::unanswered) before the next is asked for.
-    pub fn propose(&mut self, now: Now, max: usize, marks: &Marks) -> Proposal {
+    pub fn propose(&mut self, now: Now, max: usize, token_ages: &TokenAges) -> Proposal {
         let mut proposal = Proposal::default();
         if !self.loaded {
             return proposal;
         }
-        if self.hold_until().is_some_and(|until| until <= now.mono) {
-            self.hold_asked = true;
-            proposal.push(Op::EndHold { term: self.term }, Subject::Group);
+        if self.grants_held_until().is_some_and(|until| until <= now.mono) {
+            self.resume_asked = true;
+            proposal.push(Op::ResumeGrants { term: self.term }, Subject::Group);
         }
         self.keep_time(&mut proposal, now.mono);
         self.step(&mut proposal, now.mono);
         let left = max.saturating_sub(proposal.ops.len());
-        self.expire(&mut proposal, now, left, marks);
+        self.expire(&mut proposal, now, left, token_ages);
         // Keys without an owner come first; what they do not fill is left for balance.
-        if !self.group.hold {
+        if !self.group.grants_held {
             self.assign(&mut proposal, max, now);
             self.try_suspects(&mut proposal, max, now);
         }
@@ -476,37 +483,37 @@ impl Leader {
         proposal
     }
 
-    fn expire(&mut self, proposal: &mut Proposal, now: Now, max: usize, marks: &Marks) {
+    fn expire(&mut self, proposal: &mut Proposal, now: Now, max: usize, token_ages: &TokenAges) {
         for (session, beat, since) in self.watches.silent(now.mono, max) {
-            let verdict = self.verdict(session, since, now.mono, marks);
+            let verdict = self.verdict(session, since, now.mono, token_ages);
             let op = Op::Expire { term: self.term, session, beat, verdict };
             proposal.push(op, Subject::Session(session));
         }
     }
 
     /// What the death of a session says about the keys that it had.
-    fn verdict(&mut self, session: SessionId, since: Instant, now: Instant, marks: &Marks) -> Verdict {
+    fn verdict(&mut self, session: SessionId, since: Instant, now: Instant, token_ages: &TokenAges) -> Verdict {
         let Some(quarantine) = self.config.quarantine else { return Verdict::NONE };
-        let healthy_below = marks.issued_by(since - quarantine.within);
+        let healthy_below = token_ages.issued_by(since - quarantine.within);
         let nothing = self.watches.was_deaf(session, now) || self.is_shared(session, since, now);
-        if let Some(name) = self.board.name(session).cloned().filter(|_| !nothing) {
-            self.ward.note_death(name, now);
+        if let Some(name) = self.index.name(session).cloned().filter(|_| !nothing) {
+            self.tracker.note_death(name, now);
         }
-        let young = |k: KeyIx| Some((k, self.board.owner(k)?.1)).filter(|(_, token)| *token >= healthy_below);
-        let aboard: Vec<(KeyIx, Token)> = self.ward.aboard(session).filter_map(young).collect();
-        let isolates = self.ward.isolates(now);
-        if isolates && !nothing && self.ward.is_unexplained(session, since, now) {
+        let young = |k: KeyIx| Some((k, self.index.owner(k)?.1)).filter(|(_, token)| *token >= healthy_below);
+        let aboard: Vec<(KeyIx, Token)> = self.tracker.aboard(session).filter_map(young).collect();
+        let isolates = self.tracker.isolates(now);
+        if isolates && !nothing && self.tracker.is_unexplained(session, since, now) {
             // Processes die without the suspects, too.
-            let blamed = self.ward.suspects().filter(|k| self.board.deaths(*k).alone > 0);
+            let blamed = self.tracker.suspects().filter(|k| self.index.deaths(*k).alone > 0);
             self.chores.extend(blamed.map(|k| Chore::Clear { k, blames_only: true }));
         }
         let blame = match aboard[..] {
             _ if nothing => Blame::Nobody,
             _ if !isolates => Blame::Young,
             // Whether processes die without the suspect is known only where one was there before the grant, and lives.
-            [(k, only)] if self.board.has_witness(session, only) => {
-                let given = self.ward.given(k).unwrap_or(now);
-                let deaths = self.board.deaths(k);
+            [(k, only)] if self.index.has_witness(session, only) => {
+                let given = self.tracker.given(k).unwrap_or(now);
+                let deaths = self.index.deaths(k);
                 let tells = !needs_lived(deaths) || self.has_lived(session, deaths, given);
                 if tells { Blame::Only(only) } else { Blame::Suspects(quarantine.suspect) }
             }
@@ -520,7 +527,7 @@ impl Leader {
     /// Whether most of the group fell silent at the same time. Whoever came back under a name of those counts once.
     fn is_shared(&mut self, session: SessionId, since: Instant, now: Instant) -> bool {
         let silent = self.watches.silent_with(session, since, now);
-        let views = || self.board.sessions().chain(self.waiting.values().map(|(view, _)| view));
+        let views = || self.index.sessions().chain(self.waiting.values().map(|(view, _)| view));
         let names: BTreeSet<&NodeId> = views().filter(|v| silent.contains(&v.session)).map(|v| &v.node).collect();
         let alive = |v: &&SessionView| v.ended.is_none() && !silent.contains(&v.session) && !names.contains(&v.node);
         let others = views().filter(alive).count();
@@ -530,7 +537,7 @@ impl Leader {
 
     /// Lets ledger time follow this leader's clock while a key rests.
     fn keep_time(&mut self, proposal: &mut Proposal, now: Instant) {
-        if self.board.rested_at().is_none() {
+        if self.index.rested_at().is_none() {
             self.told_until = None;
         }
         let Some(told) = self.told_until else { return };
@@ -544,13 +551,13 @@ impl Leader {
 
     /// How many keys have had a death alone that is still held against them.
     fn blamed(&self) -> u32 {
-        let blamed = self.ward.suspects().filter(|k| self.board.deaths(*k).alone > 0);
+        let blamed = self.tracker.suspects().filter(|k| self.index.deaths(*k).alone > 0);
         u32::try_from(blamed.count()).unwrap_or(u32::MAX)
     }
 
     fn look_for_newer_format(&mut self, now: Instant) {
         let waiting = self.waiting.values().map(|(view, _)| view.reads);
-        let newer = self.board.lowest_reads().into_iter().chain(waiting).min();
+        let newer = self.index.lowest_reads().into_iter().chain(waiting).min();
         let newer = newer.filter(|format| *format > self.group.format);
         if self.newer.map(|(format, _)| format) != newer {
             self.newer = newer.map(|format| (format, now));
@@ -570,34 +577,34 @@ impl Leader {
 
     /// Gives out suspects, on at most half of the nodes, a batch to a node.
     fn try_suspects(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
-        for k in self.ward.release(now.mono) {
+        for k in self.tracker.release(now.mono) {
             self.place(k, now);
         }
         let hosts = self.hosts(now.mono);
-        if hosts.is_empty() || !self.ward.is_open(now.mono) {
+        if hosts.is_empty() || !self.tracker.is_open(now.mono) {
             return;
         }
-        let mut ready: Vec<(Deaths, KeyIx)> = self.ward.waiting().map(|k| (self.board.deaths(k), k)).collect();
+        let mut ready: Vec<(Deaths, KeyIx)> = self.tracker.waiting().map(|k| (self.index.deaths(k), k)).collect();
         let blamed = self.blamed();
         let convicted = ready.extract_if(.., |(deaths, _)| is_convicted(self.config.quarantine, *deaths, blamed));
         for (_, k) in convicted.collect::<Vec<_>>() {
-            if let Some(key) = self.board.key(k).filter(|_| proposal.ops.len() < max) {
-                self.ward.forget(k);
+            if let Some(key) = self.index.key(k).filter(|_| proposal.ops.len() < max) {
+                self.tracker.forget(k);
                 proposal.push(Op::Quarantine { term: self.term, key: key.clone() }, Subject::Key(k, key));
             }
         }
         // The least likely first.
         ready.sort_by_key(|(deaths, _)| deaths.count);
         // At most half of the group's, so that the others show what happens without.
-        let mut most = (self.board.taking().count() / 2).max(1).saturating_sub(self.ward.busy(now.mono).len());
+        let mut most = (self.index.taking().count() / 2).max(1).saturating_sub(self.tracker.busy(now.mono).len());
         for (session, room) in hosts {
             let left = max.saturating_sub(proposal.ops.len());
-            let batch = if most > 0 { self.ward.batch().min(room).min(left) } else { 0 };
+            let batch = if most > 0 { self.tracker.batch().min(room).min(left) } else { 0 };
             let mine: Vec<_> = ready.extract_if(.., |(_, k)| self.may_try(*k, session, now.mono)).take(batch).collect();
             most -= usize::from(!mine.is_empty());
             for (deaths, k) in mine {
-                let Some(key) = self.board.key(k) else { continue };
-                self.ward.runs(k, session, deaths.count, now.mono);
+                let Some(key) = self.index.key(k) else { continue };
+                self.tracker.runs(k, session, deaths.count, now.mono);
                 proposal.push(Op::Assign { term: self.term, key: key.clone(), session }, Subject::Key(k, key));
             }
         }
@@ -605,9 +612,9 @@ impl Leader {
 
     /// Sessions that may be given suspects now, and for how many they have room.
     fn hosts(&self, now: Instant) -> Vec<(SessionId, usize)> {
-        let busy = self.ward.busy(now);
-        let aboard = |session| self.ward.aboard(session).count();
-        let hosts = self.board.taking().filter(|(_, view)| !busy.contains(&view.session));
+        let busy = self.tracker.busy(now);
+        let aboard = |session| self.tracker.aboard(session).count();
+        let hosts = self.index.taking().filter(|(_, view)| !busy.contains(&view.session));
         let mut hosts: Vec<_> = hosts
             .map(|(n, view)| (aboard(view.session), self.planner.held(n), view.session, self.room(n, view)))
             .filter(|(.., room)| *room > 0)
@@ -624,26 +631,26 @@ impl Leader {
     /// Whether a session had shown that it can live when it was given a suspect: it was there at the suspect's death before,
     /// or had run keys for a while.
     fn has_lived(&self, session: SessionId, deaths: Deaths, given: Instant) -> bool {
-        self.board.was_there(session, deaths.token, given - self.ward.long_enough())
+        self.index.was_there(session, deaths.token, given - self.tracker.long_enough())
     }
 
     /// Whether a suspect may be tried there: where that tells the most, of the nodes that have room.
     fn may_try(&self, k: KeyIx, session: SessionId, now: Instant) -> bool {
-        let deaths = self.board.deaths(k);
-        if self.ward.batch() > 1 || !needs_lived(deaths) {
+        let deaths = self.index.deaths(k);
+        if self.tracker.batch() > 1 || !needs_lived(deaths) {
             return true;
         }
         let tells = |view: &SessionView| {
             let lived = self.has_lived(view.session, deaths, now);
-            (lived, lived && !self.ward.has_died(&view.node, now))
+            (lived, lived && !self.tracker.has_died(&view.node, now))
         };
-        let taking = || self.board.taking().filter(|(n, view)| self.room(*n, view) > 0).map(|(_, view)| view);
+        let taking = || self.index.taking().filter(|(n, view)| self.room(*n, view) > 0).map(|(_, view)| view);
         let here = taking().find(|view| view.session == session).map(tells);
         here >= taking().map(tells).max()
     }
 
     fn do_chores(&mut self, proposal: &mut Proposal, max: usize, now: Instant) {
-        if !self.group.hold {
+        if !self.group.grants_held {
             let before = self.moves.len();
             self.planner.moves(&mut self.moves);
             if self.moves.len() > before {
@@ -655,7 +662,7 @@ impl Leader {
         self.settled.clear();
         self.planner.take_settled(&mut self.settled);
         for n in &self.settled {
-            if let Some(session) = self.board.session_at(*n) {
+            if let Some(session) = self.index.session_at(*n) {
                 self.chores.push(Chore::Settle(session));
             }
         }
@@ -665,11 +672,11 @@ impl Leader {
             match chore {
                 Chore::Settle(session) => proposal.push(Op::Settle { term, session }, Subject::Session(session)),
                 Chore::Force(k) => {
-                    let Some((key, token)) = self.board.ownership(k) else { continue };
+                    let Some((key, token)) = self.index.ownership(k) else { continue };
                     proposal.push(Op::Force { term, key: key.clone(), token }, Subject::Key(k, key));
                 }
                 Chore::Clear { k, blames_only } => {
-                    let Some(key) = self.board.key(k) else { continue };
+                    let Some(key) = self.index.key(k) else { continue };
                     proposal.push(Op::Clear { term, key, blames_only }, Subject::Group);
                 }
             }
@@ -681,7 +688,7 @@ impl Leader {
     /// together, the shorter is each without an owner.
     fn revoke(&mut self, proposal: &mut Proposal, max: usize, now: Instant) {
         let take = self.part.min(max.saturating_sub(proposal.ops.len())).min(self.moves.len());
-        if take == 0 || self.group.hold || self.next_part(now).is_some() {
+        if take == 0 || self.group.grants_held || self.next_part(now).is_some() {
             return;
         }
         self.part_until = Some(now + pace::PATIENCE);
@@ -692,7 +699,7 @@ impl Leader {
         {
             seen += 1;
             // It may have changed hands, or its number have gone to another key, while it waited for its turn.
-            if let Some((key, token)) = self.board.ownership(k).filter(|_| self.planner.is_to_move(k)) {
+            if let Some((key, token)) = self.index.ownership(k).filter(|_| self.planner.is_to_move(k)) {
                 proposal.push(Op::Revoke { term, key: key.clone(), token }, Subject::Key(k, key));
                 asked += 1;
             }
@@ -718,15 +725,15 @@ impl Leader {
                 return;
             }
             for (k, n) in self.assignments.drain(..) {
-                let (Some(key), Some(session)) = (self.board.key(k), self.board.session_at(n)) else { continue };
+                let (Some(key), Some(session)) = (self.index.key(k), self.index.session_at(n)) else { continue };
                 let subject = Subject::Key(k, key.clone());
                 // The keys of an ended owner come here as they stood: whether they may run again is looked at now.
-                let deaths = self.board.deaths(k);
-                self.ward.note(k, deaths.count, now.mono);
+                let deaths = self.index.deaths(k);
+                self.tracker.note(k, deaths.count, now.mono);
                 if is_convicted(self.config.quarantine, deaths, blamed) {
                     self.planner.park(k);
                     proposal.push(Op::Quarantine { term, key }, subject);
-                } else if self.board.waits(k, now) || is_held_back(&self.ward, &self.board, k, now.mono) {
+                } else if self.index.waits(k, now) || is_held_back(&self.tracker, &self.index, k, now.mono) {
                     later.push(k);
                 } else {
                     proposal.push(Op::Assign { term, key, session }, subject);
@@ -764,7 +771,7 @@ impl Leader {
                 Subject::Session(session) if matches!(op, Op::Settle { .. }) => self.unsettled.push(*session),
                 Subject::Session(session) => self.watches.ask_again(*session),
                 // What else is about the group is proposed again by itself.
-                Subject::Group => self.hold_asked = false,
+                Subject::Group => self.resume_asked = false,
             }
         }
         // These are not tried again before the next tick: the store is not well.
@@ -774,13 +781,13 @@ impl Leader {
 
     fn look_again(&mut self, k: KeyIx, key: &Key) {
         // The index may have been given to another key meanwhile.
-        if self.board.key(k).as_ref() != Some(key) {
+        if self.index.key(k).as_ref() != Some(key) {
             return;
         }
         if self.stubborn.contains(&k) {
             return;
         }
-        if self.board.note_refusal(k) {
+        if self.index.note_refusal(k) {
             self.stubborn.insert(k);
         } else {
             self.refused.push(k);
@@ -789,22 +796,22 @@ impl Leader {
 
     /// The keys' states, for people.
     pub fn counts(&self) -> Counts {
-        self.board.counts(&self.planner)
+        self.index.counts(&self.planner)
     }
 
     /// How long it took keys to get from one owner to the next, since the last call.
     pub fn take_timings(&mut self) -> Vec<Timing> {
-        self.board.take_timings()
+        self.index.take_timings()
     }
 
     /// All keys that the group knows, for comparison with a source.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.board.keys()
+        self.index.keys()
     }
 
     /// Whether the group knows the key and wants it.
     pub fn wants(&self, key: &Key) -> bool {
-        self.board.wants(key)
+        self.index.wants(key)
     }
 }
 
@@ -824,8 +831,8 @@ fn needs_lived(deaths: Deaths) -> bool {
 
 /// Whether the key is suspect and its last owner has died. One that a living owner has let go, to move it or because it never
 /// began, goes where it was to go: that says nothing about it.
-fn is_held_back(ward: &Ward, board: &Board, k: KeyIx, now: Instant) -> bool {
-    ward.holds(k, now) && board.is_orphan(k)
+fn is_held_back(tracker: &SuspectTracker, index: &GroupIndex, k: KeyIx, now: Instant) -> bool {
+    tracker.holds(k, now) && index.is_orphan(k)
 }
 
 impl Proposal {

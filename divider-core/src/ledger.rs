@@ -121,7 +121,7 @@ impl Ledger {
             // Said in any case: the revision rises, so that a join of before is told from one of after.
             // What the leader of before says late, the end of a hold above all, is not of this lineage's term.
             let term = Term(tx.ledger.group.term.0 + u64::from(tx.ledger.group.term > Term(0)));
-            tx.ledger.group = GroupView { term, leader: None, hold: true, ..tx.ledger.group };
+            tx.ledger.group = GroupView { term, leader: None, grants_held: true, ..tx.ledger.group };
             tx.changes.push(Change::Group(tx.ledger.group));
             Vec::new()
         })

@@ -52,9 +52,9 @@ pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, IntoDiv
 pub use error::{ConfigError, Error, InvalidInput, StoreError};
 pub use ids::{Beat, Group, Key, NodeId, Revision, SessionId, Term, Token};
 pub use ledger::{Effects, Frozen, Ledger};
-pub use memory::{Beats, MemoryStore};
+pub use memory::{MemoryStore, SessionBeats};
 #[doc(hidden)]
-pub use node::{Machine, Task};
+pub use node::{Environment, Task};
 pub use node::{Node, NodeBuilder};
 pub use op::{
     Applied, Batch, Blame, Change, Finding, GroupView, Holding, Message, Notice, Op, Outcome, Refusal, SessionView,
@@ -63,5 +63,5 @@ pub use op::{
 pub use planner::{Balance, MaxInFlight};
 pub use record::{Aside, Blob, Deaths, Declaration, KeyView, Record, State, StopReason, Text, Work};
 pub use source::{FnSource, RemovalLimit, SourceConfig, SourceError, SourceMode, WorkSource};
-pub use store::{Claim, Cursor, Hint, HintStream, Holdings, Page, Sighting, Standing, Stats, Store, Topic};
+pub use store::{Claim, Cursor, Hint, HintStream, Holdings, LeaderView, Page, PollReply, Stats, Store, Topic};
 pub use worker::{Hold, Job, Next, Retry, SecondSignal, StopSignal, TaskError, Worker, shutdown_signal};

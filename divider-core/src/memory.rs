@@ -17,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    Applied, Batch, Beat, Claim, Cursor, Effects, Hint, HintStream, Holdings, Key, Ledger, Op, Outcome, Page, Record,
-    Refusal, Revision, SessionId, Sighting, Standing, Stats, Store, StoreError, Term, Token, Topic,
+    Applied, Batch, Beat, Claim, Cursor, Effects, Hint, HintStream, Holdings, Key, LeaderView, Ledger, Op, Outcome,
+    Page, PollReply, Record, Refusal, Revision, SessionId, Stats, Store, StoreError, Term, Token, Topic,
 };
 
 /// How many hints wait for a subscriber before it is cut off, which it takes for a gap.
@@ -41,7 +41,7 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct Inner {
     ledger: Ledger,
-    beats: Beats,
+    beats: SessionBeats,
     leader_beat: Beat,
     sessions: HashMap<SessionId, Vec<mpsc::Sender<Hint>>>,
     followers: Vec<mpsc::Sender<Hint>>,
@@ -49,9 +49,9 @@ struct Inner {
 
 /// The beats of living sessions, for backends that keep them in memory.
 #[derive(Clone, Debug, Default)]
-pub struct Beats(BTreeMap<SessionId, Beat>);
+pub struct SessionBeats(BTreeMap<SessionId, Beat>);
 
-impl Beats {
+impl SessionBeats {
     /// Raises a beat. The caller has checked that the session lives.
     pub fn renew(&mut self, session: SessionId) -> Beat {
         let beat = self.0.entry(session).or_default();
@@ -123,11 +123,11 @@ impl Inner {
         }
     }
 
-    fn sighting(&self) -> Option<Sighting> {
+    fn leader_view(&self) -> Option<LeaderView> {
         let group = self.ledger.group();
         let session = group.leader?;
         let session_beat = self.ledger.is_alive(session).then(|| self.beats.get(session));
-        Some(Sighting { term: group.term, session, beat: self.leader_beat, session_beat, watched: false })
+        Some(LeaderView { term: group.term, session, beat: self.leader_beat, session_beat, watched: false })
     }
 }
 
@@ -178,10 +178,10 @@ impl Store for MemoryStore {
         Ok(inner.beats.renew(session))
     }
 
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         let mut inner = self.inner()?;
         let seq = inner.ledger.seq(session).ok_or(StoreError::SessionEnded)?;
-        let seen = inner.sighting();
+        let seen = inner.leader_view();
         match claim {
             Claim::Take { stale } if seen.is_none_or(|seen| stale == Some((seen.term, seen.beat))) => {
                 let (_, effects) = inner.ledger.lead(session, Term(0));
@@ -193,7 +193,12 @@ impl Store for MemoryStore {
             }
             _ => {}
         }
-        Ok(Standing { leader: inner.sighting(), revision: inner.ledger.revision(), token: inner.ledger.token(), seq })
+        Ok(PollReply {
+            leader: inner.leader_view(),
+            revision: inner.ledger.revision(),
+            token: inner.ledger.token(),
+            seq,
+        })
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {

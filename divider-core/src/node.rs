@@ -12,19 +12,19 @@ mod batcher;
 mod beat;
 mod drain;
 mod duty;
-mod ears;
+mod environment;
 mod feed;
+mod gap_tracker;
 mod lead;
-mod machine;
+mod leader_watch;
 mod observe;
 mod part;
 mod removals;
-mod seen;
 mod session;
 mod settle;
 mod shared;
+mod source_reader;
 mod stream;
-mod supply;
 
 use std::{
     collections::HashSet,
@@ -38,7 +38,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tracing::Instrument;
 
 #[doc(hidden)]
-pub use machine::{Machine, Task};
+pub use environment::{Environment, Task};
 pub(crate) use observe::target;
 
 use crate::{
@@ -48,8 +48,8 @@ use crate::{
     member::{Confirmation, Declared, Member, Queue},
     op::affinity_in_range,
 };
-use batcher::{HandedIn, Request, batches};
-use machine::ThisMachine;
+use batcher::{HandedIn, OpRequest, batches};
+use environment::SystemEnvironment;
 use session::Opening;
 use settle::Then;
 use shared::Shared;
@@ -89,7 +89,7 @@ struct Handle {
 }
 
 struct Starting {
-    requests: Option<mpsc::UnboundedReceiver<Request>>,
+    requests: Option<mpsc::UnboundedReceiver<OpRequest>>,
     opened: bool,
     /// Whether there is a thread that renews the lease.
     beats: bool,
@@ -122,7 +122,7 @@ pub struct NodeBuilder<S> {
     config: NodeConfig,
     source: Option<SourceConfig>,
     clock: Arc<dyn Clock>,
-    machine: Arc<dyn Machine>,
+    environment: Arc<dyn Environment>,
 }
 
 impl<S: Store> NodeBuilder<S> {
@@ -157,8 +157,8 @@ impl<S: Store> NodeBuilder<S> {
     /// Replaces what the node runs on, for simulations.
     #[doc(hidden)]
     #[must_use]
-    pub fn machine(mut self, machine: Arc<dyn Machine>) -> Self {
-        self.machine = machine;
+    pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
+        self.environment = environment;
         self
     }
 
@@ -171,7 +171,8 @@ impl<S: Store> NodeBuilder<S> {
         self.source.as_ref().map_or(Ok(()), SourceConfig::validate)?;
         observe::describe();
         let (requests, receiver) = mpsc::unbounded_channel();
-        let shared = Shared::new(Arc::new(self.store), self.config, self.source, self.clock, self.machine, requests);
+        let shared =
+            Shared::new(Arc::new(self.store), self.config, self.source, self.clock, self.environment, requests);
         let starting = Starting { requests: Some(receiver), opened: false, beats: false, opening: None, closed: false };
         let readers = stream::Readers::default();
         let handle = Handle { shared: Arc::new(shared), starting: Mutex::new(starting), readers };
@@ -187,7 +188,7 @@ impl Node {
             config: NodeConfig::default(),
             source: None,
             clock: Arc::new(SystemClock),
-            machine: Arc::new(ThisMachine),
+            environment: Arc::new(SystemEnvironment),
         }
     }
 

@@ -183,7 +183,7 @@ pub enum Op {
         session: SessionId,
     },
     /// The leader has waited a lease in a new lineage; grants may go on.
-    EndHold {
+    ResumeGrants {
         /// The leader's term.
         term: Term,
     },
@@ -394,7 +394,7 @@ pub enum Refusal {
     StillBeating,
     /// A new lineage has begun, and grants are held back.
     #[error("grants are held back after a new lineage of the store")]
-    Holding,
+    GrantsHeld,
     /// The affinity would leave its range; this is what it would have become.
     #[error("the affinity would be {0}")]
     AffinityOutOfRange(i64),
@@ -459,7 +459,7 @@ pub struct GroupView {
     /// Who leads, if anybody.
     pub leader: Option<SessionId>,
     /// A new lineage has begun; nothing is granted until the leader has waited a lease.
-    pub hold: bool,
+    pub grants_held: bool,
     /// Ledger time, in milliseconds: it goes on while somebody leads and a key rests, and never back.
     pub time_ms: u64,
     /// The format that the group is written in; 0 before the first session.

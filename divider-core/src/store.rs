@@ -16,7 +16,7 @@
 //! - Every call has a time limit of the backend's own, well below the lease.
 //! - No clock of the backend decides anything.
 //! - A new *lineage* (a store that may have forgotten something) ends every session and sets
-//!   [`GroupView::hold`] before anything else is applied.
+//!   [`GroupView::grants_held`] before anything else is applied.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -70,7 +70,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::SessionEnded`] where the session is unknown or over.
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError>;
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError>;
 
     /// Gives leadership up, so that another node can take it at once. Nothing happens where the term is over already.
     ///
@@ -199,9 +199,9 @@ pub enum Claim {
 
 /// The answer to a [`poll`](Store::poll). The caller leads if, and only if, [`leader`](Self::leader) names its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct PollReply {
     /// Who leads.
-    pub leader: Option<Sighting>,
+    pub leader: Option<LeaderView>,
     /// The group's revision.
     pub revision: Revision,
     /// The last token that was issued: whoever remembers when it first saw which, can tell how old a grant is.
@@ -212,7 +212,7 @@ pub struct Standing {
 
 /// A leadership as it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Sighting {
+pub struct LeaderView {
     /// Its term.
     pub term: Term,
     /// Whose it is.
@@ -288,7 +288,7 @@ macro_rules! behind {
             async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
                 (**self).renew(session).await
             }
-            async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+            async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
                 (**self).poll(session, claim).await
             }
             async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {

@@ -109,7 +109,7 @@ BEGIN
             d := say(d, session_json(s));
         END LOOP;
         RETURN;
-    ELSIF kind = 20 THEN -- EndHold
+    ELSIF kind = 20 THEN -- ResumeGrants
         IF NOT g.hold THEN
             code := 1;
             RETURN;

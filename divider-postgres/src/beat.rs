@@ -13,12 +13,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{codec::unsigned, door::Door, error::store_error, sql::Sql};
+use crate::{codec::unsigned, connector::Connector, error::store_error, sql::Sql};
 
 /// Renews over a connection of its own, which is opened by the call that needs it, on that call's runtime. It also holds
 /// the session's lock, whose end tells the others that the connection has ended.
 pub(crate) struct Beater {
-    door: Door,
+    connector: Connector,
     sql: Arc<Sql>,
     group: Arc<str>,
     /// Taken out for a call and put back after it, so that a call that is given up cuts it.
@@ -34,13 +34,13 @@ struct Kept {
 }
 
 impl Beater {
-    pub(crate) fn new(door: Door, sql: Arc<Sql>, group: Arc<str>) -> Self {
+    pub(crate) fn new(connector: Connector, sql: Arc<Sql>, group: Arc<str>) -> Self {
         // It is used on a runtime of its own.
-        Self { door: door.apart(), sql, group, kept: Mutex::new(None) }
+        Self { connector: connector.apart(), sql, group, kept: Mutex::new(None) }
     }
 
     pub(crate) async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
-        let limit = self.door.limit;
+        let limit = self.connector.limit;
         let until = Instant::now() + limit;
         let renewal = async {
             let mut kept = self.kept.lock().await;
@@ -57,7 +57,7 @@ impl Beater {
                 }
             }
             let again = async {
-                let mut connection = self.door.connect(until).await?;
+                let mut connection = self.connector.connect(until).await?;
                 let raised = self.raise(&mut connection, session, true).await;
                 Ok((raised.map_err(|error| store_error(error, limit))?, connection))
             };

@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection, Row, postgres::PgPoolOptions};
 use tokio::time::timeout;
 
 use crate::{
-    door::{Door, writable},
+    connector::{Connector, writable},
     error::{POOLER, store_error},
     migrate::fits,
     pool::{Lane, Lanes},
@@ -21,12 +21,12 @@ const OLDEST: u32 = 140_000;
 /// Checks the way to the server, before anything else is sent over it; and that it takes as many connections as a node
 /// cannot do without: to lead and listen, to renew, and one for the rest, unless the program has a pool for that. A node
 /// that can join but not renew would be given keys again and again, and lose them.
-pub(crate) async fn way(door: &Door, pooled: bool) -> Result<(), StoreError> {
-    let limit = door.limit;
+pub(crate) async fn way(connector: &Connector, pooled: bool) -> Result<(), StoreError> {
+    let limit = connector.limit;
     let until = Instant::now() + limit * 2;
-    let mut a = door.connect(until).await?;
-    let mut b = door.connect(until).await?;
-    let rest = if pooled { None } else { Some(door.connect(until).await?) };
+    let mut a = connector.connect(until).await?;
+    let mut b = connector.connect(until).await?;
+    let rest = if pooled { None } else { Some(connector.connect(until).await?) };
     let checked = timeout(limit, async {
         let shared = shared(&mut a, &mut b).await?;
         let version = a.server_version_num().unwrap_or(OLDEST);

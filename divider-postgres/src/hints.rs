@@ -13,7 +13,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use divider_core::{Hint, HintStream, Revision, SessionId, StoreError, Topic};
 use tokio::{sync::watch, time::sleep};
 
-use crate::{codec::corrupt, link::Signal, read::Inner};
+use crate::{codec::corrupt, leader_connection::Signal, read::Inner};
 
 /// Pause between two attempts to read.
 const AGAIN: Duration = Duration::from_millis(20);

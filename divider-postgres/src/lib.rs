@@ -11,15 +11,15 @@ mod beat;
 mod check;
 mod codec;
 mod config;
-mod door;
+mod connector;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 mod hints;
 mod holdings;
+mod leader_connection;
 mod line;
-mod link;
 mod migrate;
 mod pace;
 mod pool;

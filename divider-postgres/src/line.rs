@@ -1,6 +1,6 @@
 //! The connection that leads and listens, and what is asked of it.
 
-use divider_core::{Beat, Revision, SessionId, Sighting, Standing, StoreError, Term, Token};
+use divider_core::{Beat, LeaderView, PollReply, Revision, SessionId, StoreError, Term, Token};
 use sqlx::{
     Row,
     postgres::{PgListener, PgPool},
@@ -47,7 +47,7 @@ pub(crate) async fn poll(
     wants: bool,
     stale: Option<Term>,
     seen: i64,
-) -> Result<Result<Standing, StoreError>, sqlx::Error> {
+) -> Result<Result<PollReply, StoreError>, sqlx::Error> {
     let row = sqlx::query(sql.poll.safe())
         .bind(group)
         .bind(who.0)
@@ -72,9 +72,9 @@ pub(crate) async fn poll(
     let term: i64 = row.try_get(4)?;
     let leader: Option<Uuid> = row.try_get(5)?;
     let leader_beat: Option<i64> = row.try_get(6)?;
-    let standing = || {
+    let reply = || {
         let leader = leader.map(|leader| {
-            Ok::<_, StoreError>(Sighting {
+            Ok::<_, StoreError>(LeaderView {
                 term: Term(unsigned(term)?),
                 session: SessionId(leader),
                 // The lock says by itself when a leader is gone, so a leadership is never renewed.
@@ -84,14 +84,14 @@ pub(crate) async fn poll(
                 watched: false,
             })
         });
-        Ok(Standing {
+        Ok(PollReply {
             leader: leader.transpose()?,
             revision: Revision(unsigned(revision)?),
             token: Token(unsigned(token)?),
             seq: unsigned(seq)?,
         })
     };
-    Ok(standing())
+    Ok(reply())
 }
 
 pub(crate) async fn resign(

@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     PostgresConfig,
-    door::Door,
+    connector::Connector,
     error::{keeps_connection, store_error},
 };
 
@@ -47,7 +47,7 @@ enum Source {
 /// in use, the fewer calls wait for a plan. And nothing is asked of a connection that is given back, which a pool of the
 /// driver's does after every call.
 struct Own {
-    door: Door,
+    connector: Connector,
     /// How long one of them may be of no use.
     rest: Duration,
     /// One for each connection that is in use. Closed with the store.
@@ -65,7 +65,7 @@ struct Idle {
 impl Own {
     async fn open(&self, until: Instant) -> Result<Held, StoreError> {
         let opened = Instant::now();
-        Ok(Held::Own { connection: self.door.connect(until).await?, opened })
+        Ok(Held::Own { connection: self.connector.connect(until).await?, opened })
     }
 
     /// The newest that is still trusted.
@@ -89,7 +89,7 @@ impl Own {
             sleep(rest / 2).await;
             let Some(own) = this.upgrade() else { return };
             let old: Vec<Idle> = own.idle.lock().extract_if(.., |idle| idle.since.elapsed() >= own.rest).collect();
-            let limit = own.door.limit;
+            let limit = own.connector.limit;
             drop(own);
             close(old, limit).await;
         }
@@ -103,12 +103,12 @@ async fn close(idle: Vec<Idle>, limit: Duration) {
 }
 
 impl Lanes {
-    pub(crate) fn new(config: &PostgresConfig, door: &Door) -> Self {
+    pub(crate) fn new(config: &PostgresConfig, connector: &Connector) -> Self {
         let source = match &config.pool {
             Some(pool) => Source::Program(pool.clone()),
             None => {
                 let own = Arc::new(Own {
-                    door: door.clone(),
+                    connector: connector.clone(),
                     rest: config.idle_timeout,
                     permits: Arc::new(Semaphore::new(config.max_connections as usize)),
                     idle: Mutex::default(),

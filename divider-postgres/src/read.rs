@@ -17,7 +17,7 @@ use crate::{
     beat::Beater,
     codec::{self, Encoded, Unread, corrupt, number, unsigned, used},
     error::store_error,
-    link::Link,
+    leader_connection::LeaderConnection,
     pool::Lanes,
     seen::Seen,
     sql::{Sql, Text},
@@ -34,7 +34,7 @@ pub(crate) struct Inner {
     pub(crate) sql: Arc<Sql>,
     pub(crate) group: Arc<str>,
     pub(crate) lanes: Lanes,
-    pub(crate) link: Link,
+    pub(crate) leader_connection: LeaderConnection,
     pub(crate) beater: Beater,
     pub(crate) seen: Seen,
 }
@@ -231,7 +231,7 @@ impl Inner {
             group: GroupView {
                 term: Term(self.count(head, 1)?),
                 leader: self.get::<Option<Uuid>>(head, 2)?.map(SessionId),
-                hold: self.get(head, 3)?,
+                grants_held: self.get(head, 3)?,
                 time_ms: self.count(head, 4)?,
                 format: u16::try_from(self.get::<i32>(head, 5)?).map_err(|_| corrupt("a format"))?,
             },

@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, Key, Op, Outcome, Page, Record,
-    Revision, SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+    Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, Key, Op, Outcome, Page, PollReply,
+    Record, Revision, SessionId, Stats, Store, StoreError, Term, Topic,
 };
 use parking_lot::Mutex;
 use sqlx::Connection;
@@ -16,9 +16,9 @@ use crate::{
     beat::Beater,
     check,
     codec::{self, unsigned},
-    door::Door,
+    connector::Connector,
     hints,
-    link::{Command, Link},
+    leader_connection::{Command, LeaderConnection},
     pool::Lanes,
     read::{Inner, apply, call},
     seen::Seen,
@@ -92,17 +92,23 @@ impl Store for PostgresStore {
         }
         let sql = Arc::new(Sql::new(&self.config.schema, self.config.call_time_limit));
         let group: Arc<str> = self.config.group.as_str().into();
-        let door = Door::new(&self.config);
-        let lanes = Lanes::new(&self.config, &door);
-        check::way(&door, self.config.pool.is_some()).await?;
+        let connector = Connector::new(&self.config);
+        let lanes = Lanes::new(&self.config, &connector);
+        check::way(&connector, self.config.pool.is_some()).await?;
         if let Some(pool) = &self.config.pool {
             check::pool(&lanes, pool.options()).await?;
         }
         check::schema(&lanes, &sql, &self.config.schema).await?;
         let seen = Seen::default();
-        let link = Link::spawn(door.clone(), lanes.clone(), Arc::clone(&sql), Arc::clone(&group), seen.clone());
-        let beater = Beater::new(door, Arc::clone(&sql), Arc::clone(&group));
-        let inner = Arc::new(Inner { sql, group, lanes, link, beater, seen });
+        let leader_connection = LeaderConnection::spawn(
+            connector.clone(),
+            lanes.clone(),
+            Arc::clone(&sql),
+            Arc::clone(&group),
+            seen.clone(),
+        );
+        let beater = Beater::new(connector, Arc::clone(&sql), Arc::clone(&group));
+        let inner = Arc::new(Inner { sql, group, lanes, leader_connection, beater, seen });
         check::attach(&inner).await?;
         tokio::spawn(warm::up(Arc::downgrade(&inner)));
         let mut phase = self.phase.lock();
@@ -118,7 +124,7 @@ impl Store for PostgresStore {
         for op in ops {
             // A leader that ends its session lets go of the lock first, so that whoever hears of it finds it free.
             if let Op::End { session: who } = *op {
-                inner.link.ask(|reply| Command::Release { who, reply }).await?;
+                inner.leader_connection.ask(|reply| Command::Release { who, reply }).await?;
             }
         }
         let query = apply(&inner.sql, &inner.group, ops, inner.seen.last());
@@ -138,17 +144,17 @@ impl Store for PostgresStore {
         self.inner()?.beater.renew(session).await
     }
 
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         let (wants, stale) = match claim {
             Claim::Follow | Claim::Lead { .. } => (false, None),
             // A leadership here is never renewed: its beat is always 0.
             Claim::Take { stale } => (true, stale.filter(|(_, beat)| *beat == Beat(0)).map(|(term, _)| term)),
         };
-        self.inner()?.link.ask(|reply| Command::Poll { who: session, wants, stale, reply }).await
+        self.inner()?.leader_connection.ask(|reply| Command::Poll { who: session, wants, stale, reply }).await
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
-        self.inner()?.link.ask(|reply| Command::Resign { who: session, term, reply }).await
+        self.inner()?.leader_connection.ask(|reply| Command::Resign { who: session, term, reply }).await
     }
 
     async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
@@ -189,7 +195,7 @@ impl Store for PostgresStore {
             Topic::Session(session) => Some(session),
             Topic::Group => None,
         };
-        let signal = inner.link.ask(|reply| Command::Listen { who, reply }).await?;
+        let signal = inner.leader_connection.ask(|reply| Command::Listen { who, reply }).await?;
         hints::subscribe(inner, topic, signal).await
     }
 
@@ -197,7 +203,7 @@ impl Store for PostgresStore {
         let phase = std::mem::replace(&mut *self.phase.lock(), Phase::Closed);
         if let Phase::Open(inner) = phase {
             // Whether it answers or not, it ends with the last handle to it.
-            _ = timeout(inner.lanes.limit(), inner.link.ask(|reply| Command::Close { reply })).await;
+            _ = timeout(inner.lanes.limit(), inner.leader_connection.ask(|reply| Command::Close { reply })).await;
             inner.beater.close().await;
             inner.lanes.close().await;
         }

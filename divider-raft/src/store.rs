@@ -12,8 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, Cursor, Group, HintStream, Holdings, InvalidInput, Key, Op, Page, Record, Revision,
-    SessionId, Standing, Stats, Store, StoreError, Term, Topic, limits,
+    Applied, Batch, Beat, Claim, Cursor, Group, HintStream, Holdings, InvalidInput, Key, Op, Page, PollReply, Record,
+    Revision, SessionId, Stats, Store, StoreError, Term, Topic, limits,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio_stream::wrappers::ReceiverStream;
@@ -525,9 +525,9 @@ impl Store for RaftStore {
         }
     }
 
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         match self.call(Call::Poll { group: self.group.clone(), session, claim }, TrafficClass::Beats, true).await? {
-            Answer::Standing(standing) => Ok(standing),
+            Answer::PollReply(reply) => Ok(reply),
             _ => Err(unexpected()),
         }
     }

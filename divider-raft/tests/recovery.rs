@@ -61,7 +61,7 @@ async fn one_survivor_of_a_lost_majority_begins_a_new_life() {
     let leader = stores.iter().find(|store| store.leads_raft()).unwrap();
     let (old_session, term) = lead(leader).await;
     // A cluster that was founded may have had a life before, too.
-    stores[0].apply(&[Op::EndHold { term }]).await.unwrap();
+    stores[0].apply(&[Op::ResumeGrants { term }]).await.unwrap();
     let Outcome::Granted(old) = assign(leader, term, &key, old_session).await else { panic!() };
     let refused = RaftStore::recover(directory(0)).unwrap_err();
     assert!(matches!(refused, DataError::InUse { .. }), "{refused}");
@@ -85,8 +85,8 @@ async fn one_survivor_of_a_lost_majority_begins_a_new_life() {
     assert!(matches!(survivor.renew(old_session).await, Err(StoreError::SessionEnded)), "all sessions are over");
     let (session, term) = lead(&survivor).await;
     // Whoever owned it may believe so for a lease, which whoever leads waits for.
-    assert_eq!(assign(&survivor, term, &key, session).await, Outcome::Refused(Refusal::Holding));
-    survivor.apply(&[Op::EndHold { term }]).await.unwrap();
+    assert_eq!(assign(&survivor, term, &key, session).await, Outcome::Refused(Refusal::GrantsHeld));
+    survivor.apply(&[Op::ResumeGrants { term }]).await.unwrap();
     let Outcome::Granted(new) = assign(&survivor, term, &key, session).await else { panic!("the key was free again") };
     assert!(new > old && new.0 > 1_600_000_000_000_000, "{old:?} {new:?}");
 

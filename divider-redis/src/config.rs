@@ -8,7 +8,7 @@ use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, aio::ConnectionL
 
 use crate::{
     RedisStore,
-    link::{Conn, Limits},
+    connection::{Conn, Limits},
     target::{Cluster, Target},
 };
 

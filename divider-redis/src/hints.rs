@@ -32,9 +32,9 @@ use tokio::{
 
 use crate::{
     RedisConfig, codec,
+    connection::{Closed, within},
     error::unavailable,
     keys::Names,
-    link::{Closed, within},
     pace::Pace,
     server::Seen,
     target::Target,

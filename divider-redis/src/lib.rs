@@ -3,6 +3,7 @@
 
 mod codec;
 mod config;
+mod connection;
 mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -10,7 +11,6 @@ pub mod fuzzing;
 mod hints;
 mod holdings;
 mod keys;
-mod link;
 mod pace;
 mod reply;
 mod script;

@@ -5,9 +5,9 @@ use divider_core::StoreError;
 use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
 use crate::{
+    connection::Conn,
     error::{NO_LINEAGE, elsewhere, unavailable},
     keys::Names,
-    link::Conn,
     reply::Reply,
     script::CHECK,
     target::Target,

@@ -8,7 +8,7 @@ use redis::Value;
 
 use crate::{
     RedisStore,
-    link::{Commands, Repeat},
+    connection::{Commands, Repeat},
     reply::Reply,
     target::Target,
 };
@@ -31,7 +31,7 @@ use crate::{
 #[derive(Clone)]
 pub struct PubSubChannels {
     /// A connection of its own: the answer may be long, and nothing of the store should wait for it.
-    link: Arc<Commands>,
+    connection: Arc<Commands>,
     target: Target,
     group: Group,
 }
@@ -40,7 +40,7 @@ impl PubSubChannels {
     /// Looks for channels on the server of a store, with the store's URL and time limits, by the name of its group.
     pub fn new(store: &RedisStore) -> Self {
         let (target, limits, group) = store.place();
-        Self { link: Arc::new(Commands::own(target.clone(), limits)), target, group }
+        Self { connection: Arc::new(Commands::own(target.clone(), limits)), target, group }
     }
 
     fn key(&self, name: &Reply) -> Option<Work> {
@@ -56,7 +56,7 @@ impl WorkSource for PubSubChannels {
     async fn fetch(&self) -> Result<Vec<Work>, SourceError> {
         let mut cmd = redis::cmd("PUBSUB");
         cmd.arg("CHANNELS").arg(pattern(self.group.as_str()));
-        let answer = self.link.ask(cmd, Repeat::Idempotent).await?.map_err(|error| self.target.error(error))?;
+        let answer = self.connection.ask(cmd, Repeat::Idempotent).await?.map_err(|error| self.target.error(error))?;
         let names = Reply(answer).array()?;
         let mut work: Vec<Work> = names.iter().filter_map(|name| self.key(name)).collect();
         // Several nodes of a cluster may each have listeners to one channel.

@@ -10,17 +10,17 @@ use std::{
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, Cursor, Group, GroupView, HintStream, Holdings, Key, Op, Outcome, Page, Record,
-    Revision, SessionId, Sighting, Standing, Stats, Store, StoreError, Term, Token, Topic,
+    Applied, Batch, Beat, Claim, Cursor, Group, GroupView, HintStream, Holdings, Key, LeaderView, Op, Outcome, Page,
+    PollReply, Record, Revision, SessionId, Stats, Store, StoreError, Term, Token, Topic,
 };
 use redis::{Cmd, RedisError, RedisResult, Value};
 
 use crate::{
     RedisBuilder, RedisConfig, codec,
+    connection::{Closed, Commands, Conn, Limits, Repeat},
     error::{elsewhere, unknown_script},
     hints, holdings,
     keys::Names,
-    link::{Closed, Commands, Conn, Limits, Repeat},
     pace::Pace,
     reply::{Reply, records},
     script::{APPLY, APPLY_FREEING, POLL, READ, RENEW, Script},
@@ -241,7 +241,7 @@ impl Store for RedisStore {
         if reply.0 == Value::Int(-1) { Err(StoreError::SessionEnded) } else { reply.number().map(Beat) }
     }
 
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         // No leadership has the term 0, so that stands for none.
         let (what, (term, beat)) = match claim {
             Claim::Follow => ("follow", Default::default()),
@@ -254,7 +254,7 @@ impl Store for RedisStore {
         }
         let [revision, token, seq, term, leader, leader_beat, session_beat] = reply.fields()?;
         let leader = match codec::maybe_session(&leader.bytes()?)? {
-            Some(session) => Some(Sighting {
+            Some(session) => Some(LeaderView {
                 term: Term(term.number()?),
                 session,
                 beat: Beat(leader_beat.number()?),
@@ -264,10 +264,10 @@ impl Store for RedisStore {
             None => None,
         };
         let token = Token(token.number()?);
-        let term = leader.map_or(0, |leader: Sighting| leader.term.0);
+        let term = leader.map_or(0, |leader: LeaderView| leader.term.0);
         let revision = Revision(revision.number()?);
         self.note(revision.0.max(token.0).max(term));
-        Ok(Standing { leader, revision, token, seq: seq.number()? })
+        Ok(PollReply { leader, revision, token, seq: seq.number()? })
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
@@ -303,11 +303,11 @@ impl Store for RedisStore {
                 (self.read(&[b"group"]).await?, Vec::new(), Reply(page))
             }
         };
-        let ([revision, term, leader, hold, time, format], [next, keys]) = (head.fields()?, page.fields()?);
+        let ([revision, term, leader, grants_held, time, format], [next, keys]) = (head.fields()?, page.fields()?);
         let group = GroupView {
             term: Term(term.number()?),
             leader: codec::maybe_session(leader.slice()?)?,
-            hold: hold.number()? == 1,
+            grants_held: grants_held.number()? == 1,
             time_ms: time.number()?,
             format: u16::try_from(format.number()?).map_err(|_| codec::corrupt("a format"))?,
         };

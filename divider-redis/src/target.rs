@@ -19,9 +19,9 @@ use tokio::{
 use crate::{
     RedisConfig,
     config::Credentials,
+    connection::Conn,
     error::{store_error, unavailable},
     keys::Names,
-    link::Conn,
     server::{self, Seen},
 };
 

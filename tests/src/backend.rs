@@ -10,7 +10,7 @@ use divider_redis::RedisStore;
 use crate::{postgres::PostgresServer, raft::Voters, redis::RedisServer};
 
 /// A place where a group can be kept, with all that a node needs to get there.
-pub trait Backend: Send + Sized + 'static {
+pub trait TestBackend: Send + Sized + 'static {
     /// How it is called in figures.
     const NAME: &'static str;
     /// How long it may take until somebody leads again, where a leader's machine or network has failed.
@@ -43,7 +43,7 @@ fn format(store: &impl Store) -> u16 {
 }
 
 /// A store with a server of its own, which can fail by itself.
-pub trait Server: Backend {
+pub trait Server: TestBackend {
     /// One that comes back with everything that it has acknowledged.
     fn start_durable() -> Self;
 
@@ -53,7 +53,7 @@ pub trait Server: Backend {
     /// The port that it listens at.
     fn port(&self) -> u16;
 
-    /// As [`url`](Backend::url), by way of another address.
+    /// As [`url`](TestBackend::url), by way of another address.
     fn url_by(&self, host: &str, port: u16) -> String;
 
     /// Ends it at once.
@@ -84,7 +84,7 @@ pub trait Server: Backend {
     fn cut_one(&self, which: u64) -> bool;
 }
 
-impl Backend for RedisServer {
+impl TestBackend for RedisServer {
     const NAME: &'static str = "redis";
     const LATENCY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(25));
 
@@ -168,7 +168,7 @@ impl Server for RedisServer {
     }
 }
 
-impl Backend for PostgresServer {
+impl TestBackend for PostgresServer {
     const NAME: &'static str = "postgres";
     const LATENCY: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(100));
 
@@ -258,7 +258,7 @@ impl Server for PostgresServer {
 }
 
 /// The first three nodes are voters, each with its disk; the others are clients of them.
-impl Backend for Voters {
+impl TestBackend for Voters {
     const NAME: &'static str = "raft";
     const ELECTION: Duration = Duration::from_millis(1300);
     const LATENCY: (Duration, Duration) = (Duration::from_millis(15), Duration::from_millis(100));

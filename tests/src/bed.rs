@@ -3,7 +3,7 @@
 use std::{sync::MutexGuard, time::Duration};
 
 use crate::{
-    backend::Backend,
+    backend::TestBackend,
     history::ProcessId,
     process::{Fleet, alone},
 };
@@ -20,7 +20,7 @@ pub struct Bed<B> {
     _alone: MutexGuard<'static, ()>,
 }
 
-impl<B: Backend> Bed<B> {
+impl<B: TestBackend> Bed<B> {
     /// A new store, and a fleet without processes yet. All get the arguments given.
     pub fn new(args: &[&str]) -> Self {
         Self::on(B::start, args)

@@ -19,7 +19,7 @@ pub type ProcessId = usize;
 
 /// All that is known of all keys.
 #[derive(Debug, Default)]
-pub struct History {
+pub struct FleetHistory {
     /// Each key's ownerships by token.
     keys: HashMap<String, BTreeMap<u64, Claim>>,
     /// Which key a token was given for; tokens are unique in a group.
@@ -67,7 +67,7 @@ impl Claim {
     }
 }
 
-impl History {
+impl FleetHistory {
     /// Takes in a line of a process. Lines of one process come in its own order, those of several in any.
     pub fn take_in(&mut self, process: ProcessId, line: &Line<'_>) {
         let (Some(key), Some(token)) = (line.key.as_deref(), line.token) else { return };

@@ -16,7 +16,7 @@ use divider_core::{Clock, SystemClock};
 use divider_examples::line::{Kind, Line};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::history::{History, ProcessId};
+use crate::history::{FleetHistory, ProcessId};
 pub use binary::example;
 use one::Process;
 pub use proxy::{Network, Proxy};
@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub struct Said {
     /// What became of the keys.
-    pub history: History,
+    pub history: FleetHistory,
     /// The other lines of each process, in order.
     pub notes: Vec<Vec<Line<'static>>>,
     /// The last lines that each process has written to its standard error.
@@ -341,7 +341,7 @@ impl Fleet {
         self.processes[id].is_gone()
     }
 
-    /// Forgets the details of what is over, so that a long run stays small; see [`History::fold`].
+    /// Forgets the details of what is over, so that a long run stays small; see [`FleetHistory::fold`].
     pub fn fold(&self, ended_before: u64) {
         let mut said = self.said.lock();
         said.history.fold(|id| !self.lives(id), ended_before);

@@ -74,17 +74,17 @@ async fn joined(store: &PostgresStore) -> SessionId {
 /// Joins and leads, and ends a hold if there is one.
 async fn leading(store: &PostgresStore) -> (SessionId, Term) {
     let session = joined(store).await;
-    let standing = store.poll(session, Claim::Take { stale: None }).await.unwrap();
-    let term = standing.leader.unwrap().term;
-    store.apply(&[Op::EndHold { term }]).await.unwrap();
+    let reply = store.poll(session, Claim::Take { stale: None }).await.unwrap();
+    let term = reply.leader.unwrap().term;
+    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
     (session, term)
 }
 
 /// Leads again, once the server is back.
 async fn leading_again(store: &PostgresStore, session: SessionId) -> Term {
     let lead = || async {
-        let standing = store.poll(session, Claim::Take { stale: None }).await?;
-        Ok::<_, StoreError>(standing.leader.filter(|leader| leader.session == session).unwrap().term)
+        let reply = store.poll(session, Claim::Take { stale: None }).await?;
+        Ok::<_, StoreError>(reply.leader.filter(|leader| leader.session == session).unwrap().term)
     };
     until(lead).await.0
 }
@@ -311,7 +311,7 @@ async fn tokens_rise_past_a_restored_disk_and_what_was_lost_is_a_new_lineage() {
     };
     until(|| async { ended(store.poll(session, Claim::Follow).await.map(drop)) }).await;
     assert!(matches!(store.renew(session).await, Err(StoreError::SessionEnded)));
-    assert!(store.scan(None).await.unwrap().group.hold);
+    assert!(store.scan(None).await.unwrap().group.grants_held);
     let (heir, term) = leading(&store).await;
     let token = granted(&store, term, heir, "k1").await;
     assert!(token > last, "{token} after {last}");

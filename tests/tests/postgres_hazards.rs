@@ -67,9 +67,9 @@ async fn joined(store: &PostgresStore) -> SessionId {
 /// Joins and leads, and ends a hold if there is one.
 async fn leading(store: &PostgresStore) -> (SessionId, Term) {
     let session = joined(store).await;
-    let standing = store.poll(session, Claim::Take { stale: None }).await.unwrap();
-    let term = standing.leader.unwrap().term;
-    store.apply(&[Op::EndHold { term }]).await.unwrap();
+    let reply = store.poll(session, Claim::Take { stale: None }).await.unwrap();
+    let term = reply.leader.unwrap().term;
+    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
     (session, term)
 }
 

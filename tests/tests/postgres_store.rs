@@ -78,8 +78,8 @@ async fn joined(store: &PostgresStore) -> SessionId {
 }
 
 async fn take(store: &PostgresStore, session: SessionId) -> Result<Option<Term>, StoreError> {
-    let standing = store.poll(session, Claim::Take { stale: None }).await?;
-    Ok(standing.leader.filter(|leader| leader.session == session).map(|leader| leader.term))
+    let reply = store.poll(session, Claim::Take { stale: None }).await?;
+    Ok(reply.leader.filter(|leader| leader.session == session).map(|leader| leader.term))
 }
 
 /// Joins and leads.
@@ -175,10 +175,10 @@ async fn a_restart_keeps_sessions_and_grants() {
         let (holdings, _) = until(|| store.holdings(session)).await;
         assert_eq!(holdings.holdings[0].token, token);
         until(|| store.apply(&[])).await;
-        assert!(!store.scan(None).await.unwrap().group.hold);
+        assert!(!store.scan(None).await.unwrap().group.grants_held);
         // The lock went with the connection, and with it the leadership, though nobody else has it.
-        let (standing, _) = until(|| store.poll(session, Claim::Follow)).await;
-        assert_eq!(standing.leader, None);
+        let (reply, _) = until(|| store.poll(session, Claim::Follow)).await;
+        assert_eq!(reply.leader, None);
         assert!(take(&store, session).await.unwrap().unwrap() > term);
     }
     // Numbers jump ahead where a server begins, which makes no grant of before younger than a session of after.
@@ -211,7 +211,7 @@ async fn assert_new_lineage(store: &PostgresStore, old: SessionId, last: Token, 
     ));
     assert!(matches!(store.holdings(old).await, Err(StoreError::SessionEnded)));
     let page = store.scan(None).await.unwrap();
-    assert!(page.group.hold && page.group.leader.is_none());
+    assert!(page.group.grants_held && page.group.leader.is_none());
     assert!(page.sessions.iter().all(|session| session.ended.is_some()));
     assert!(page.revision > revision, "{:?} after {revision:?}", page.revision);
     assert_eq!(store.changes(revision).await.unwrap(), None);
@@ -223,8 +223,8 @@ async fn assert_new_lineage(store: &PostgresStore, old: SessionId, last: Token, 
     let term = take(store, session).await.unwrap().unwrap();
     assert!(term > page.group.term);
     let assign = Op::Assign { term, key: key("k"), session };
-    let outcomes = store.apply(&[assign.clone(), Op::EndHold { term }, assign]).await.unwrap().outcomes;
-    let [Outcome::Refused(Refusal::Holding), Outcome::Done, Outcome::Granted(token)] = outcomes[..] else {
+    let outcomes = store.apply(&[assign.clone(), Op::ResumeGrants { term }, assign]).await.unwrap().outcomes;
+    let [Outcome::Refused(Refusal::GrantsHeld), Outcome::Done, Outcome::Granted(token)] = outcomes[..] else {
         panic!("{outcomes:?}")
     };
     assert!(token > last, "{token} after {last}");
@@ -287,8 +287,8 @@ async fn any_connection_may_be_terminated_at_any_time() {
     a.renew(session).await.unwrap();
     assert_eq!(hint(&mut hints).await, Hint::Gap);
     assert_eq!(hint(&mut changes).await, Hint::Gap);
-    let (standing, _) = until(|| a.poll(session, Claim::Lead { term })).await;
-    assert_eq!(standing.leader, None, "a leader whose lock is gone leads no more");
+    let (reply, _) = until(|| a.poll(session, Claim::Lead { term })).await;
+    assert_eq!(reply.leader, None, "a leader whose lock is gone leads no more");
     let (next, took) = until(|| async { take(&b, other).await.and_then(|term| term.ok_or(StoreError::Closed)) }).await;
     assert!(next > term && took < Duration::from_millis(500), "{took:?}");
     assert_eq!(a.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().session, other);
@@ -349,13 +349,13 @@ async fn a_leadership_of_an_earlier_session_does_not_stay_for_ever() {
     let store = store(&server, "again");
     let (first, term) = leading(&store).await;
     let second = joined(&store).await;
-    let standing = store.poll(second, Claim::Take { stale: None }).await.unwrap();
-    let seen = standing.leader.unwrap();
+    let reply = store.poll(second, Claim::Take { stale: None }).await.unwrap();
+    let seen = reply.leader.unwrap();
     assert_eq!((seen.session, seen.term), (first, term));
-    let standing = store.poll(second, Claim::Take { stale: Some((seen.term, seen.beat)) }).await.unwrap();
-    assert_eq!(standing.leader.unwrap().session, second);
+    let reply = store.poll(second, Claim::Take { stale: Some((seen.term, seen.beat)) }).await.unwrap();
+    assert_eq!(reply.leader.unwrap().session, second);
     let ended = Op::Expire {
-        term: standing.leader.unwrap().term,
+        term: reply.leader.unwrap().term,
         session: first,
         beat: Beat(0),
         verdict: divider_core::Verdict::young(Token(0)),

@@ -67,7 +67,7 @@ async fn figures() {
     let leader = sessions[0];
     let Term(term) = store.poll(leader, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     let term = Term(term);
-    store.apply(&[Op::EndHold { term }]).await.unwrap();
+    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
     let _listener = store.hints(Topic::Group).await.unwrap();
 
     let keys: Vec<Key> = (0..KEYS).map(|i| Key::new(format!("tenant-{i:08}")).unwrap()).collect();

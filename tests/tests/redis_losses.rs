@@ -55,7 +55,7 @@ async fn leading(store: &RedisStore) -> (SessionId, Term) {
     let session = SessionId::fresh();
     store.apply(&[join(store, session).await]).await.unwrap();
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
-    store.apply(&[Op::EndHold { term }]).await.unwrap();
+    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
     (session, term)
 }
 
@@ -232,8 +232,8 @@ async fn granted_anew(store: &RedisStore) -> Token {
     assert_eq!(store.apply(&[join(store, session).await, add("k")]).await.unwrap().outcomes[0], Outcome::Done);
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     let outcomes =
-        store.apply(&[Op::Assign { term, key: key("k"), session }, Op::EndHold { term }]).await.unwrap().outcomes;
-    assert_eq!(outcomes, [Outcome::Refused(Refusal::Holding), Outcome::Done]);
+        store.apply(&[Op::Assign { term, key: key("k"), session }, Op::ResumeGrants { term }]).await.unwrap().outcomes;
+    assert_eq!(outcomes, [Outcome::Refused(Refusal::GrantsHeld), Outcome::Done]);
     grant(store, term, session, "k").await
 }
 
@@ -271,8 +271,8 @@ async fn older_data_under_a_running_server_is_a_new_lineage() {
     // This writes all and reads it again.
     server.cli(&["DEBUG", "RELOAD"]);
     store.renew(session).await.unwrap();
-    let standing = store.poll(session, Claim::Lead { term }).await.unwrap();
-    assert_eq!((standing.token, standing.leader.map(|leader| leader.term)), (token, Some(term)));
+    let reply = store.poll(session, Claim::Lead { term }).await.unwrap();
+    assert_eq!((reply.token, reply.leader.map(|leader| leader.term)), (token, Some(term)));
 
     let confirm = Op::Confirm { session, key: key("k"), token, started: true };
     store.apply(&[confirm]).await.unwrap();
@@ -366,9 +366,9 @@ async fn a_late_word_of_a_leader_does_not_end_the_hold_of_the_next_lineage() {
     let store = store(server.url(), "/late/");
     // Whether it is the first word that the server hears or not.
     for _ in 0..2 {
-        let outcomes = store.apply(&[Op::EndHold { term }]).await.unwrap().outcomes;
+        let outcomes = store.apply(&[Op::ResumeGrants { term }]).await.unwrap().outcomes;
         assert_eq!(outcomes, [Outcome::Refused(Refusal::OldTerm)]);
-        assert!(store.scan(None).await.unwrap().group.hold);
+        assert!(store.scan(None).await.unwrap().group.grants_held);
     }
     assert!(granted_anew(&store).await > token);
 }
@@ -412,7 +412,7 @@ async fn bytes_that_are_gone_are_an_error_and_never_none_until_the_work_is_added
     store.apply(&[join(&store, session).await]).await.unwrap();
     let mut hints = store.hints(Topic::Session(session)).await.unwrap();
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
-    store.apply(&[Op::EndHold { term }]).await.unwrap();
+    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
     grant(&store, term, session, "k").await;
     assert_eq!(timeout(PATIENCE, hints.next()).await.unwrap(), Some(Hint::Gap));
     for error in [records().await.unwrap_err(), store.holdings(session).await.unwrap_err()] {

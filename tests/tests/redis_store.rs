@@ -58,9 +58,9 @@ async fn leading(store: &RedisStore) -> (SessionId, Term) {
     store.open().await.unwrap();
     let session = SessionId::fresh();
     store.apply(&[join(store, session).await]).await.unwrap();
-    let standing = store.poll(session, Claim::Take { stale: None }).await.unwrap();
-    let term = standing.leader.unwrap().term;
-    store.apply(&[Op::EndHold { term }]).await.unwrap();
+    let reply = store.poll(session, Claim::Take { stale: None }).await.unwrap();
+    let term = reply.leader.unwrap().term;
+    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
     (session, term)
 }
 
@@ -78,7 +78,7 @@ async fn assert_new_lineage(store: &RedisStore, old: SessionId, last: Token, rev
     assert!(matches!(store.poll(old, Claim::Follow).await, Err(StoreError::SessionEnded)));
     assert!(matches!(store.holdings(old).await, Err(StoreError::SessionEnded)));
     let page = store.scan(None).await.unwrap();
-    assert!(page.group.hold && page.group.leader.is_none());
+    assert!(page.group.grants_held && page.group.leader.is_none());
     assert!(page.sessions.iter().all(|session| session.ended.is_some()));
     assert!(page.revision > revision, "{:?} after {revision:?}", page.revision);
     assert_eq!(store.changes(revision).await.unwrap(), None);
@@ -92,8 +92,8 @@ async fn assert_new_lineage(store: &RedisStore, old: SessionId, last: Token, rev
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     assert!(term > old_term);
     let assign = Op::Assign { term, key: key("k"), session };
-    let outcomes = store.apply(&[assign.clone(), Op::EndHold { term }, assign]).await.unwrap().outcomes;
-    let [Outcome::Refused(divider_core::Refusal::Holding), Outcome::Done, Outcome::Granted(token)] = outcomes[..]
+    let outcomes = store.apply(&[assign.clone(), Op::ResumeGrants { term }, assign]).await.unwrap().outcomes;
+    let [Outcome::Refused(divider_core::Refusal::GrantsHeld), Outcome::Done, Outcome::Granted(token)] = outcomes[..]
     else {
         panic!("{outcomes:?}")
     };
@@ -304,8 +304,8 @@ async fn a_backup_a_first_replica_and_the_end_of_the_backlog_end_no_session() {
     let last = std::cell::Cell::new(revision);
     let unharmed = async |what: &str| {
         store.renew(session).await.unwrap_or_else(|error| panic!("{what}: {error}"));
-        let standing = store.poll(session, Claim::Lead { term }).await.unwrap();
-        assert_eq!(standing.leader.map(|leader| (leader.session, leader.term)), Some((session, term)), "{what}");
+        let reply = store.poll(session, Claim::Lead { term }).await.unwrap();
+        assert_eq!(reply.leader.map(|leader| (leader.session, leader.term)), Some((session, term)), "{what}");
         assert_eq!(store.holdings(session).await.unwrap().holdings[0].token, token, "{what}");
         last.set(store.apply(&[add(what)]).await.unwrap().revision);
         assert_eq!(store.changes(revision).await.unwrap().unwrap().len() as u64, last.get().0 - revision.0, "{what}");
@@ -436,8 +436,8 @@ async fn a_leader_that_resigns_or_ends_is_announced() {
     let mut hints = store.hints(Topic::Session(other)).await.unwrap();
     store.resign(leader, term).await.unwrap();
     assert_eq!(timeout(SOON, hints.next()).await.unwrap(), Some(Hint::LeaderGone));
-    let standing = store.poll(leader, Claim::Take { stale: None }).await.unwrap();
-    assert!(standing.leader.unwrap().term > term);
+    let reply = store.poll(leader, Claim::Take { stale: None }).await.unwrap();
+    assert!(reply.leader.unwrap().term > term);
     store.apply(&[Op::End { session: leader }]).await.unwrap();
     assert_eq!(timeout(SOON, hints.next()).await.unwrap(), Some(Hint::LeaderGone));
     assert_eq!(store.poll(other, Claim::Follow).await.unwrap().leader, None);

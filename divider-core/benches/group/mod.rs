@@ -5,7 +5,7 @@ use std::time::Duration;
 use divider_core::{
     Applied, Effects, Instant, Key, Ledger, MaxInFlight, NodeConfig, NodeId, Op, Revision, SessionId, Term, Token,
     Work,
-    leader::{Leader, Marks, Now, Proposal},
+    leader::{Leader, Now, Proposal, TokenAges},
     limits,
 };
 
@@ -15,7 +15,7 @@ pub(crate) struct Group {
     pub(crate) ledger: Ledger,
     pub(crate) leader: Leader,
     pub(crate) sessions: Vec<SessionId>,
-    marks: Marks,
+    token_ages: TokenAges,
 }
 
 /// A key of some length that is usual.
@@ -52,7 +52,7 @@ impl Group {
         let mut leader = Leader::new(config, term, None);
         leader.page(ledger.scan(None).expect("no cursor"), NOW, true);
         leader.loaded(NOW);
-        let mut group = Self { ledger, leader, sessions, marks: Marks::new(Duration::from_secs(10)) };
+        let mut group = Self { ledger, leader, sessions, token_ages: TokenAges::new(Duration::from_secs(10)) };
         group.settle();
         group
     }
@@ -67,7 +67,7 @@ impl Group {
     }
 
     pub(crate) fn propose(&mut self) -> Proposal {
-        self.leader.propose(NOW, limits::MAX_BATCH_OPS, &self.marks)
+        self.leader.propose(NOW, limits::MAX_BATCH_OPS, &self.token_ages)
     }
 
     pub(crate) fn answer(&mut self, proposal: &Proposal, applied: &Applied) {

@@ -130,8 +130,8 @@ pub async fn a_stable_group_does_nothing<B: Backend>(trial: Trial<B>) {
     trial.until_settled().await;
     let sessions = [nodes[0].inner.session(), nodes[1].inner.session()];
     let looks = async || {
-        let standing = store.poll(sessions[0].unwrap(), Claim::Follow).await;
-        standing.map(|standing| (standing.revision, standing.token)).ok()
+        let reply = store.poll(sessions[0].unwrap(), Claim::Follow).await;
+        reply.map(|reply| (reply.revision, reply.token)).ok()
     };
     let before = looks().await;
     let writes = [one, two].map(|faults| faults.always(Fault::Count, |call| matches!(call, Call::Apply(_))));

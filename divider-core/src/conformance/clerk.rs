@@ -2,7 +2,7 @@
 
 use super::{Backend, Trial, trial::soon};
 use crate::{
-    Applied, Claim, Key, KeyView, NodeId, Op, Outcome, Page, Record, SessionId, SessionView, Standing, State, Store,
+    Applied, Claim, Key, KeyView, NodeId, Op, Outcome, Page, PollReply, Record, SessionId, SessionView, State, Store,
     Term, Token, Work,
 };
 
@@ -68,15 +68,15 @@ impl<S: Store> Clerk<S> {
     pub(super) async fn lead(&mut self) {
         let lead = async {
             loop {
-                let standing = self.poll(Claim::Take { stale: None }).await;
-                match standing.leader {
+                let reply = self.poll(Claim::Take { stale: None }).await;
+                match reply.leader {
                     Some(leader) if leader.session == self.session => return leader.term,
                     _ => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
                 }
             }
         };
         self.term = soon("leadership", lead).await;
-        let outcome = self.one(Op::EndHold { term: self.term }).await;
+        let outcome = self.one(Op::ResumeGrants { term: self.term }).await;
         assert!(matches!(outcome, Outcome::Done | Outcome::Unchanged), "{outcome:?}");
     }
 
@@ -87,7 +87,7 @@ impl<S: Store> Clerk<S> {
         self.store.close().await;
     }
 
-    pub(super) async fn poll(&self, claim: Claim) -> Standing {
+    pub(super) async fn poll(&self, claim: Claim) -> PollReply {
         soon("a poll", self.store.poll(self.session, claim)).await.unwrap()
     }
 

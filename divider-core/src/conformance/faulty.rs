@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Page, Record, Revision, SessionId,
-    Standing, Stats, Store, StoreError, Term, Topic,
+    Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Page, PollReply, Record, Revision,
+    SessionId, Stats, Store, StoreError, Term, Topic,
 };
 
 /// A call to a store, as the condition of a fault sees it.
@@ -261,7 +261,7 @@ impl<S: Store> Store for FaultyStore<S> {
         self.call(Call::Renew, self.store.renew(session)).await
     }
 
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         self.call(Call::Poll(claim), self.store.poll(session, claim)).await
     }
 

@@ -235,11 +235,11 @@ pub async fn a_settled_session_is_unsettled_by_a_call_for_balance<B: Backend>(tr
 pub async fn one_session_leads_and_terms_rise<B: Backend>(trial: Trial<B>) {
     let mut first = Clerk::leading(&trial).await;
     let mut second = Clerk::join(&trial).await;
-    let standing = second.poll(Claim::Take { stale: None }).await;
-    let leader = standing.leader.expect("somebody leads");
+    let reply = second.poll(Claim::Take { stale: None }).await;
+    let leader = reply.leader.expect("somebody leads");
     assert_eq!((leader.session, leader.term), (first.session, first.term));
-    let standing = first.poll(Claim::Lead { term: first.term }).await;
-    assert_eq!(standing.leader.map(|leader| leader.session), Some(first.session));
+    let reply = first.poll(Claim::Lead { term: first.term }).await;
+    assert_eq!(reply.leader.map(|leader| leader.session), Some(first.session));
     // To resign a term that is over, or of somebody else, does nothing.
     second.store.resign(second.session, first.term).await.unwrap();
     first.store.resign(first.session, Term(first.term.0 + 1)).await.unwrap();

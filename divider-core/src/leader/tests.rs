@@ -3,7 +3,7 @@ mod evidence;
 use std::collections::HashMap;
 
 use super::*;
-use crate::{Beats, Effects, Ledger, MaxInFlight, NodeId, Quarantine, State, Work};
+use crate::{Effects, Ledger, MaxInFlight, NodeId, Quarantine, SessionBeats, State, Work};
 
 const LEASE_MS: u32 = 1000;
 
@@ -12,9 +12,9 @@ struct Group {
     ledger: Ledger,
     /// Leads at first, and renews at every turn.
     boss: SessionId,
-    beats: Beats,
+    beats: SessionBeats,
     leader: Leader,
-    marks: Marks,
+    token_ages: TokenAges,
     now: Now,
     /// What each key was granted, in order.
     grants: HashMap<Key, Vec<(SessionId, Token)>>,
@@ -43,8 +43,8 @@ impl Group {
             leader: Leader::new(config, term.unwrap(), None),
             ledger,
             boss,
-            beats: Beats::default(),
-            marks: Marks::new(Duration::from_secs(10)),
+            beats: SessionBeats::default(),
+            token_ages: TokenAges::new(Duration::from_secs(10)),
             now: Now { mono: Instant(1 << 40), unix_ms: 1_000_000 },
             grants: HashMap::new(),
             proposed: Vec::new(),
@@ -115,14 +115,14 @@ impl Group {
                     }
                 }
             }
-            assert_eq!(self.leader.feed(batch, self.now), Fed::Applied);
+            assert_eq!(self.leader.feed(batch, self.now), FeedOutcome::Applied);
         }
     }
 
     fn decide(&mut self) {
         for round in 0.. {
             assert!(round < 1000, "the leader never comes to rest: {:?}", self.proposed.last());
-            let proposal = self.leader.propose(self.now, 7, &self.marks);
+            let proposal = self.leader.propose(self.now, 7, &self.token_ages);
             if proposal.is_empty() {
                 return;
             }
@@ -149,7 +149,7 @@ impl Group {
     fn pass(&mut self, ms: u64, renewing: &[SessionId]) {
         self.now.mono = self.now.mono + Duration::from_millis(ms);
         self.now.unix_ms += ms;
-        self.marks.note(self.now.mono, self.ledger.token());
+        self.token_ages.note(self.now.mono, self.ledger.token());
         for session in renewing.iter().chain([&self.boss]) {
             self.beats.renew(*session);
         }
@@ -343,9 +343,9 @@ fn a_late_word_of_a_leader_does_not_end_the_hold_of_the_next_lineage() {
     let term = group.ledger.group().term;
     assert!(term > Term(0));
     group.ledger.new_lineage();
-    let late = group.ledger.apply(&[Op::EndHold { term }], Token(0));
+    let late = group.ledger.apply(&[Op::ResumeGrants { term }], Token(0));
     assert_eq!(late.outcomes, [Outcome::Refused(Refusal::OldTerm)]);
-    assert!(group.ledger.group().hold);
+    assert!(group.ledger.group().grants_held);
 }
 
 #[test]
@@ -492,7 +492,7 @@ fn an_answer_that_never_comes_is_found_out_and_the_keys_are_proposed_again() {
     let work: Vec<Op> = names(5).into_iter().map(|name| Op::Add(Work::new(name).unwrap())).collect();
     let effects = group.ledger.apply(&work, Token(0));
     group.feed(effects);
-    let proposal = group.leader.propose(group.now, 100, &group.marks);
+    let proposal = group.leader.propose(group.now, 100, &group.token_ages);
     assert_eq!(proposal.ops.len(), 5);
     // Two of the five take effect, and nobody hears of it but the feed.
     let effects = group.ledger.apply(&proposal.ops[..2], Token(0));
@@ -512,10 +512,10 @@ fn a_newcomer_whose_settling_got_no_answer_is_settled_all_the_same() {
     let joined = group.ledger.apply(&[join(session, "a", 1000, None, Revision(1))], Token(0));
     group.feed(joined);
     let settles = |proposal: &Proposal| proposal.ops.iter().any(|op| matches!(op, Op::Settle { .. }));
-    let lost = group.leader.propose(group.now, 10, &group.marks);
+    let lost = group.leader.propose(group.now, 10, &group.token_ages);
     assert!(settles(&lost));
     group.leader.unanswered(&lost);
-    let hasty = group.leader.propose(group.now, 10, &group.marks);
+    let hasty = group.leader.propose(group.now, 10, &group.token_ages);
     assert!(hasty.is_empty(), "not before the next tick, since the store is not well");
     group.pass(100, &[session]);
     assert!(group.ledger.session(session).unwrap().settled);
@@ -529,9 +529,9 @@ fn a_leader_of_an_old_term_is_told_so_and_changes_nothing() {
     // It has not heard of the new term when it proposes.
     let work = group.ledger.apply(&[Op::Add(Work::new("k").unwrap())], Token(0));
     let mut old = std::mem::replace(&mut group.leader, Leader::new(config(), Term(0), None));
-    assert_eq!(old.feed(effects.batch.unwrap(), group.now), Fed::Applied);
-    assert_eq!(old.feed(work.batch.unwrap(), group.now), Fed::Applied);
-    let proposal = old.propose(group.now, 10, &group.marks);
+    assert_eq!(old.feed(effects.batch.unwrap(), group.now), FeedOutcome::Applied);
+    assert_eq!(old.feed(work.batch.unwrap(), group.now), FeedOutcome::Applied);
+    let proposal = old.propose(group.now, 10, &group.token_ages);
     assert_eq!(proposal.ops.len(), 1);
     let effects = group.ledger.apply(&proposal.ops, Token(0));
     assert_eq!(effects.outcomes, [Outcome::Refused(Refusal::OldTerm)]);
@@ -580,11 +580,11 @@ fn a_gap_in_the_feed_is_noticed() {
     let mut group = Group::new(config());
     let first = group.ledger.apply(&[Op::Add(Work::new("a").unwrap())], Token(0)).batch.unwrap();
     let second = group.ledger.apply(&[Op::Add(Work::new("b").unwrap())], Token(0)).batch.unwrap();
-    assert_eq!(group.leader.feed(second.clone(), group.now), Fed::Gap);
+    assert_eq!(group.leader.feed(second.clone(), group.now), FeedOutcome::Gap);
     assert!(group.leader.is_behind());
-    assert_eq!(group.leader.feed(first.clone(), group.now), Fed::Applied);
-    assert_eq!(group.leader.feed(second, group.now), Fed::Applied);
-    assert_eq!(group.leader.feed(first, group.now), Fed::Known);
+    assert_eq!(group.leader.feed(first.clone(), group.now), FeedOutcome::Applied);
+    assert_eq!(group.leader.feed(second, group.now), FeedOutcome::Applied);
+    assert_eq!(group.leader.feed(first, group.now), FeedOutcome::Known);
     assert!(!group.leader.is_behind());
 }
 

@@ -14,7 +14,7 @@ use crate::{
 type Decision = Result<Outcome, Refusal>;
 
 /// Where a record stands once ended owners are taken for none.
-enum Standing {
+enum Ownership {
     /// No living owner. The token and the verdict are set where the last one's session has ended.
     Free {
         last: Option<(Token, Verdict)>,
@@ -103,10 +103,10 @@ impl Tx<'_> {
                 self.led(*term)?;
                 self.change_session(*session, |view| view.settled = true)
             }
-            Op::EndHold { term } => {
+            Op::ResumeGrants { term } => {
                 self.led(*term)?;
-                let held = self.ledger.group.hold;
-                self.set_group(GroupView { hold: false, ..self.ledger.group });
+                let held = self.ledger.group.grants_held;
+                self.set_group(GroupView { grants_held: false, ..self.ledger.group });
                 Ok(if held { Outcome::Done } else { Outcome::Unchanged })
             }
             Op::Clear { term, key, blames_only } => {
@@ -187,10 +187,10 @@ impl Tx<'_> {
     }
 
     fn remove(&mut self, key: &Key) -> Decision {
-        match self.standing(key)? {
-            Standing::Free { .. } | Standing::Quarantined => self.delete(key),
-            Standing::Owned { stopping: Some(StopReason::Removed), .. } => return Ok(Outcome::Unchanged),
-            Standing::Owned { session, token, stopping } => {
+        match self.ownership(key)? {
+            Ownership::Free { .. } | Ownership::Quarantined => self.delete(key),
+            Ownership::Owned { stopping: Some(StopReason::Removed), .. } => return Ok(Outcome::Unchanged),
+            Ownership::Owned { session, token, stopping } => {
                 self.set_state(key, State::Stopping { session, token, reason: StopReason::Removed });
                 if stopping.is_none() {
                     self.stop(session, key.clone(), token, StopReason::Removed);
@@ -201,7 +201,7 @@ impl Tx<'_> {
     }
 
     fn retry(&mut self, key: &Key) -> Decision {
-        let Standing::Quarantined = self.standing(key)? else { return Err(Refusal::NotQuarantined) };
+        let Ownership::Quarantined = self.ownership(key)? else { return Err(Refusal::NotQuarantined) };
         self.free(key);
         Ok(Outcome::Done)
     }
@@ -339,10 +339,10 @@ impl Tx<'_> {
     }
 
     fn assign(&mut self, key: &Key, session: SessionId) -> Decision {
-        if self.ledger.group.hold {
-            return Err(Refusal::Holding);
+        if self.ledger.group.grants_held {
+            return Err(Refusal::GrantsHeld);
         }
-        let Standing::Free { last } = self.standing(key)? else { return Err(Refusal::NotFree) };
+        let Ownership::Free { last } = self.ownership(key)? else { return Err(Refusal::NotFree) };
         let s = self.alive(session)?;
         if !s.view.takes_work() {
             return Err(Refusal::NotTaking);
@@ -368,8 +368,8 @@ impl Tx<'_> {
     }
 
     fn revoke(&mut self, key: &Key, token: Token) -> Decision {
-        match self.standing(key)? {
-            Standing::Owned { session, token: current, stopping } if current == token => {
+        match self.ownership(key)? {
+            Ownership::Owned { session, token: current, stopping } if current == token => {
                 if stopping.is_some() {
                     return Ok(Outcome::Unchanged);
                 }
@@ -382,8 +382,8 @@ impl Tx<'_> {
     }
 
     fn force(&mut self, key: &Key, token: Token) -> Decision {
-        match self.standing(key)? {
-            Standing::Owned { session, token: current, stopping: Some(reason) } if current == token => {
+        match self.ownership(key)? {
+            Ownership::Owned { session, token: current, stopping: Some(reason) } if current == token => {
                 if reason == StopReason::Removed {
                     self.delete(key);
                 } else {
@@ -392,10 +392,10 @@ impl Tx<'_> {
                 self.notify(session, Notice::Taken { key: key.clone(), token });
                 Ok(Outcome::Done)
             }
-            Standing::Owned { token: current, .. } if current == token => Err(Refusal::NotStopping),
+            Ownership::Owned { token: current, .. } if current == token => Err(Refusal::NotStopping),
             // Its owner has ended, so nobody is left to confirm the removal. The state is compared, because the work may
             // be wanted again by now.
-            Standing::Free { .. } if self.was_removing(key, token) => {
+            Ownership::Free { .. } if self.was_removing(key, token) => {
                 self.delete(key);
                 Ok(Outcome::Done)
             }
@@ -409,7 +409,7 @@ impl Tx<'_> {
     }
 
     fn quarantine(&mut self, key: &Key) -> Decision {
-        let Standing::Free { last } = self.standing(key)? else { return Err(Refusal::NotFree) };
+        let Ownership::Free { last } = self.ownership(key)? else { return Err(Refusal::NotFree) };
         self.change_key(key, State::Quarantined(Aside::Deaths), |entry| entry.edit_rare(|rare| rare.settle(last)));
         Ok(Outcome::Done)
     }
@@ -428,11 +428,11 @@ impl Tx<'_> {
     }
 
     fn absolve(&mut self, key: &Key, token: Token) -> Decision {
-        let standing = self.standing(key)?;
+        let ownership = self.ownership(key)?;
         let Some(entry) = self.ledger.keys.get_mut(key) else { return Err(Refusal::UnknownKey) };
         let (state, deaths) = (entry.state, entry.rare().deaths);
         // Not counted yet: the key is let go before it can be.
-        let owed = matches!(standing, Standing::Free { .. }) && state.owner().is_some_and(|(_, last)| last == token);
+        let owed = matches!(ownership, Ownership::Free { .. }) && state.owner().is_some_and(|(_, last)| last == token);
         let removing = matches!(state, State::Stopping { reason: StopReason::Removed, .. });
         if owed && !removing {
             self.set_state(key, State::Pending);
@@ -471,27 +471,27 @@ impl Tx<'_> {
     /// Checks that the living session owns the key under the token, and says whether it has been asked to stop it.
     fn owned(&mut self, session: SessionId, key: &Key, token: Token) -> Result<Option<StopReason>, Refusal> {
         self.alive(session)?;
-        match self.standing(key)? {
-            Standing::Owned { session: owner, token: current, stopping } if (owner, current) == (session, token) => {
+        match self.ownership(key)? {
+            Ownership::Owned { session: owner, token: current, stopping } if (owner, current) == (session, token) => {
                 Ok(stopping)
             }
             _ => Err(Refusal::StaleToken),
         }
     }
 
-    fn standing(&self, key: &Key) -> Result<Standing, Refusal> {
+    fn ownership(&self, key: &Key) -> Result<Ownership, Refusal> {
         let entry = self.ledger.keys.get(key).ok_or(Refusal::UnknownKey)?;
         let (session, token, stopping) = match entry.state {
-            State::Pending => return Ok(Standing::Free { last: None }),
-            State::Quarantined(_) => return Ok(Standing::Quarantined),
+            State::Pending => return Ok(Ownership::Free { last: None }),
+            State::Quarantined(_) => return Ok(Ownership::Quarantined),
             State::Assigned { session, token } => (session, token, None),
             State::Stopping { session, token, reason } => (session, token, Some(reason)),
         };
         Ok(match self.ledger.sessions.get(&session).map(|s| s.view.ended) {
-            Some(None) => Standing::Owned { session, token, stopping },
-            Some(Some(verdict)) => Standing::Free { last: Some((token, verdict)) },
+            Some(None) => Ownership::Owned { session, token, stopping },
+            Some(Some(verdict)) => Ownership::Free { last: Some((token, verdict)) },
             // Cannot be: a session is remembered while a key is in its name.
-            None => Standing::Free { last: None },
+            None => Ownership::Free { last: None },
         })
     }
 

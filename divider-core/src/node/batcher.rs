@@ -26,7 +26,7 @@ const MOST_REFUSALS: usize = 8;
 pub(crate) type Reply = oneshot::Sender<Result<Vec<Outcome>, Error>>;
 
 /// Ops that go together, and who waits for them.
-pub(crate) struct Request {
+pub(crate) struct OpRequest {
     ops: Vec<Op>,
     /// The session that the ops speak for; without it they make no sense.
     pub(super) session: Option<SessionId>,
@@ -40,7 +40,7 @@ pub(crate) struct Request {
     pub(super) reply: Option<Reply>,
 }
 
-impl Request {
+impl OpRequest {
     /// Ops that are tried for as long as the session lives.
     pub(crate) fn of(session: SessionId, ops: Vec<Op>, then: Then, reply: Option<Reply>) -> Self {
         Self { ops, session: Some(session), then, limit: None, failed: false, again: false, reply }
@@ -128,7 +128,7 @@ impl Shared {
     ) -> Result<HandedIn, Error> {
         let (reply, answer) = oneshot::channel();
         let limit = limit.map(|limit| (limit, self.clock.now() + limit));
-        let request = Request { ops, session, then, limit, failed: false, again: false, reply: Some(reply) };
+        let request = OpRequest { ops, session, then, limit, failed: false, again: false, reply: Some(reply) };
         self.requests.send(request).map_err(|_| self.over())?;
         Ok(HandedIn(answer))
     }
@@ -164,23 +164,23 @@ impl HandedIn {
 #[derive(Default)]
 struct Apart {
     /// Not tried, because so many of their kind were refused.
-    put_off: Vec<Request>,
+    put_off: Vec<OpRequest>,
     /// Refused, or about the same as something before.
-    kept: Vec<Request>,
+    kept: Vec<OpRequest>,
     about: HashSet<Option<Key>>,
 }
 
 impl Apart {
-    fn concerns(&self, request: &Request) -> bool {
+    fn concerns(&self, request: &OpRequest) -> bool {
         request.subjects().any(|subject| self.about.contains(&subject))
     }
 
-    fn put_off(&mut self, request: Request) {
+    fn put_off(&mut self, request: OpRequest) {
         self.about.extend(request.subjects());
         self.put_off.push(request);
     }
 
-    fn keep(&mut self, request: Request) {
+    fn keep(&mut self, request: OpRequest) {
         self.about.extend(request.subjects());
         self.kept.push(request);
     }
@@ -188,9 +188,9 @@ impl Apart {
 
 struct Batcher {
     shared: Arc<Shared>,
-    requests: mpsc::UnboundedReceiver<Request>,
+    requests: mpsc::UnboundedReceiver<OpRequest>,
     /// What is to go next, in order.
-    waiting: VecDeque<Request>,
+    waiting: VecDeque<OpRequest>,
     /// How long to wait after the next failure.
     pause: Duration,
     /// Why the last round failed; `None` while all is well.
@@ -198,7 +198,7 @@ struct Batcher {
 }
 
 /// Runs until the node ends.
-pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<Request>) {
+pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<OpRequest>) {
     let mut batcher =
         Batcher { shared: shared.clone(), requests, waiting: VecDeque::new(), pause: PAUSES.0, trouble: None };
     tokio::select! {
@@ -229,7 +229,7 @@ impl Batcher {
         if self.trouble.is_some() {
             // Whoever has waited for long enough does not wait for its turn as well.
             for request in std::mem::take(&mut self.waiting) {
-                let request = self.still_wanted(Request { failed: true, ..request }, session);
+                let request = self.still_wanted(OpRequest { failed: true, ..request }, session);
                 self.waiting.extend(request);
             }
         }
@@ -249,7 +249,7 @@ impl Batcher {
     }
 
     /// The first that are waiting, as many as go into one batch.
-    fn batch(&mut self, session: Option<SessionId>) -> Vec<Request> {
+    fn batch(&mut self, session: Option<SessionId>) -> Vec<OpRequest> {
         let (mut batch, mut ops, mut bytes) = (Vec::new(), 0, 0);
         while let Some(request) = self.waiting.pop_front() {
             ops += request.ops.len();
@@ -264,7 +264,7 @@ impl Batcher {
     }
 
     /// Settles what is over or late, and returns the others.
-    fn still_wanted(&self, request: Request, session: Option<SessionId>) -> Option<Request> {
+    fn still_wanted(&self, request: OpRequest, session: Option<SessionId>) -> Option<OpRequest> {
         let late = request.limit.filter(|(_, until)| request.failed && *until <= self.shared.clock.now());
         if request.session.is_some() && request.session != session {
             request.settle(&self.shared, Err(Error::NoSession));
@@ -277,7 +277,7 @@ impl Batcher {
         None
     }
 
-    fn applied(&mut self, batch: Vec<Request>, applied: Applied) {
+    fn applied(&mut self, batch: Vec<OpRequest>, applied: Applied) {
         self.pause = PAUSES.0;
         self.trouble = None;
         self.shared.applied.fetch_max(applied.revision.0, Ordering::Relaxed);
@@ -289,7 +289,7 @@ impl Batcher {
     }
 
     /// Puts back what is to be tried again.
-    async fn failed(&mut self, batch: Vec<Request>, error: StoreError) {
+    async fn failed(&mut self, batch: Vec<OpRequest>, error: StoreError) {
         if !error.is_transient() && self.trouble.as_ref().is_none_or(StoreError::is_transient) {
             let node = &self.shared.config.node;
             tracing::warn!(target: target::STORE, %node, %error, "the store does not take ops; they are tried again");
@@ -327,7 +327,7 @@ impl Batcher {
 
     /// What the store does not take may be a single op, or one kind of ops, which must not hold up all others: each request is
     /// tried alone.
-    async fn one_by_one(&mut self, batch: Vec<Request>) {
+    async fn one_by_one(&mut self, batch: Vec<OpRequest>) {
         let (mut untried, mut apart) = (VecDeque::new(), Apart::default());
         let mut refusals: HashMap<_, usize> = HashMap::new();
         let mut broken_off = false;
@@ -359,7 +359,7 @@ impl Batcher {
     }
 
     /// Puts what the store does not take behind all else but what is about the same.
-    fn set_apart(&mut self, untried: VecDeque<Request>, mut apart: Apart) {
+    fn set_apart(&mut self, untried: VecDeque<OpRequest>, mut apart: Apart) {
         let waiting = std::mem::replace(&mut self.waiting, untried);
         for request in waiting {
             if apart.concerns(&request) { apart.keep(request) } else { self.waiting.push_back(request) }
@@ -369,7 +369,7 @@ impl Batcher {
     }
 
     /// A request alone that has failed: whether it is to be tried again.
-    fn refused(&self, request: Request, error: &StoreError) -> Option<Request> {
+    fn refused(&self, request: OpRequest, error: &StoreError) -> Option<OpRequest> {
         if error.is_transient() || request.limit.is_none() {
             return Some(request);
         }

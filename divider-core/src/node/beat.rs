@@ -10,7 +10,7 @@ use super::{observe::Observer, part::Part, shared::Shared};
 use crate::{Clock, Instant, SessionId, Store, StoreError, lease::Lease};
 
 /// What the thread needs; nothing that would keep the node alive.
-struct Beat {
+struct BeatThread {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     observer: Observer,
@@ -23,7 +23,7 @@ struct Beat {
 
 /// Starts the thread. It ends when the node does.
 pub(crate) fn spawn(shared: &Arc<Shared>) -> io::Result<()> {
-    let beat = Beat {
+    let beat = BeatThread {
         store: shared.store.clone(),
         clock: shared.clock.clone(),
         observer: shared.observer.clone(),
@@ -33,7 +33,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>) -> io::Result<()> {
         died: shared.lease_died.clone(),
     };
     let (begin, begun) = oneshot::channel::<Part>();
-    shared.machine.beat(Box::pin(async move {
+    shared.environment.beat(Box::pin(async move {
         if let Ok(part) = begun.await {
             beat.run().await;
             part.done();
@@ -45,7 +45,7 @@ pub(crate) fn spawn(shared: &Arc<Shared>) -> io::Result<()> {
     Ok(())
 }
 
-impl Beat {
+impl BeatThread {
     async fn run(mut self) {
         loop {
             let lease = self.leases.borrow_and_update().clone();

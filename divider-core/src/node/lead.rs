@@ -13,14 +13,14 @@ use tracing::Instrument;
 use super::{
     duty::{Duties, Duty},
     feed::{self, Feed},
+    leader_watch::LeaderWatch,
     observe::target,
-    seen::Seen,
     shared::{Loss, Shared},
-    supply::Supply,
+    source_reader::SourceReader,
 };
 use crate::{
-    Batch, Claim, Cursor, Hint, Instant, Revision, SessionId, Standing, StoreError, Term,
-    leader::{Deposed, Fed, Leader, Proposal},
+    Batch, Claim, Cursor, Hint, Instant, PollReply, Revision, SessionId, StoreError, Term,
+    leader::{Deposed, FeedOutcome, Leader, Proposal},
     limits,
 };
 
@@ -43,7 +43,7 @@ enum Over {
 
 /// Runs until the session is over.
 pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
-    let mut seen: Option<Seen> = None;
+    let mut seen: Option<LeaderWatch> = None;
     // Until then the leadership is left to others.
     let mut abstains = Instant(0);
     loop {
@@ -56,8 +56,8 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
         let mut pause = shared.config.poll_interval();
         match look(&shared, session, claim).await {
             Err(StoreError::SessionEnded) => return shared.session_ended(session, Loss::Ended("a poll")),
-            Err(_) => seen.iter_mut().for_each(Seen::unanswered),
-            Ok(Standing { leader: Some(leader), .. }) if leader.session == session => {
+            Err(_) => seen.iter_mut().for_each(LeaderWatch::unanswered),
+            Ok(PollReply { leader: Some(leader), .. }) if leader.session == session => {
                 let deposed = seen.take().and_then(|seen| seen.deposed());
                 if now >= abstains {
                     let Some(duty) = lead(&shared, session, leader.term, deposed).await else { continue };
@@ -68,9 +68,9 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
                 // Best effort: it is not renewed either.
                 let _ = shared.observer.call("resign", shared.store.resign(session, leader.term)).await;
             }
-            Ok(Standing { leader: Some(leader), .. }) => {
+            Ok(PollReply { leader: Some(leader), .. }) => {
                 let now = shared.clock.now();
-                let seen = seen.get_or_insert_with(|| Seen::new(leader, now));
+                let seen = seen.get_or_insert_with(|| LeaderWatch::new(leader, now));
                 seen.update(leader, now);
                 if leader.watched {
                     pause = shared.config.watched_poll_interval();
@@ -81,7 +81,7 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
                     pause = pause.min(left).max(Duration::from_millis(1));
                 }
             }
-            Ok(Standing { leader: None, .. }) => seen = None,
+            Ok(PollReply { leader: None, .. }) => seen = None,
         }
         tokio::select! {
             biased;
@@ -92,23 +92,23 @@ pub(crate) async fn run(shared: Arc<Shared>, session: SessionId) {
 }
 
 /// One poll, and what every poll is good for.
-async fn look(shared: &Shared, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+async fn look(shared: &Shared, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
     let asked = shared.clock.now();
     let polled = shared.observer.call("poll", shared.store.poll(session, claim)).await;
-    let standing = polled.inspect_err(|_| {
-        if shared.ears.lock().is_unsure(shared.clock.now(), shared.config.resync) {
+    let reply = polled.inspect_err(|_| {
+        if shared.gaps.lock().is_unsure(shared.clock.now(), shared.config.resync) {
             shared.unsure.notify_one();
         }
     })?;
-    shared.marks.lock().note(shared.clock.now(), standing.token);
+    shared.token_ages.lock().note(shared.clock.now(), reply.token);
     // What the poll before this one knew of must have come by now, or it is lost.
-    let expected = shared.expected.swap(standing.seq, Ordering::Relaxed);
+    let expected = shared.expected.swap(reply.seq, Ordering::Relaxed);
     if shared.with(|member| member.session() == Some(session) && member.seq() < expected) {
         shared.resync.notify_one();
     } else {
-        shared.ears.lock().knows_all(asked);
+        shared.gaps.lock().knows_all(asked);
     }
-    Ok(standing)
+    Ok(reply)
 }
 
 /// Leads until it is over. Returns what this node could not do, where that is the reason.
@@ -121,7 +121,7 @@ async fn lead(shared: &Arc<Shared>, session: SessionId, term: Term, deposed: Opt
     loop {
         let leader = Leader::new(shared.config.clone(), term, deposed);
         let span = tracing::info_span!(target: target::LEADER, "lead", %term);
-        match Reign::new(shared, session, leader).run().instrument(span).await {
+        match LeaderTask::new(shared, session, leader).run().instrument(span).await {
             Over::Behind => {
                 tracing::info!(target: target::LEADER, node = %shared.config.node, %term, "reads the group again");
             }
@@ -145,21 +145,21 @@ impl Drop for Leading<'_> {
     }
 }
 
-struct Reign<'a> {
+struct LeaderTask<'a> {
     shared: &'a Arc<Shared>,
     session: SessionId,
     leader: Leader,
     /// Begins to read when the group is known.
-    supply: Supply,
+    source_reader: SourceReader,
     duties: Duties,
     /// When leadership was renewed last.
     ticked: Instant,
 }
 
-impl<'a> Reign<'a> {
+impl<'a> LeaderTask<'a> {
     fn new(shared: &'a Arc<Shared>, session: SessionId, leader: Leader) -> Self {
-        let (supply, ticked) = (Supply::new(shared), shared.clock.now());
-        Self { shared, session, leader, supply, duties: Duties::default(), ticked }
+        let (source_reader, ticked) = (SourceReader::new(shared), shared.clock.now());
+        Self { shared, session, leader, source_reader, duties: Duties::default(), ticked }
     }
 
     async fn run(mut self) -> Over {
@@ -167,7 +167,7 @@ impl<'a> Reign<'a> {
             return over;
         }
         let mut feed = feed::follow(self.shared);
-        self.supply.begin(self.shared);
+        self.source_reader.begin(self.shared);
         let mut ticks = tokio::time::interval(self.shared.config.poll_interval());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -186,9 +186,9 @@ impl<'a> Reign<'a> {
             // where the store is slow; the feed is read before each decision as well.
             let step = tokio::select! {
                 biased;
-                find = self.supply.next() => {
-                    let ops = self.supply.compare(find, &self.leader, self.shared.clock.now());
-                    self.supply.declare(self.shared, ops);
+                find = self.source_reader.next() => {
+                    let ops = self.source_reader.compare(find, &self.leader, self.shared.clock.now());
+                    self.source_reader.declare(self.shared, ops);
                     Ok(())
                 }
                 () = &mut wake => {
@@ -264,17 +264,17 @@ impl<'a> Reign<'a> {
 
     /// Renews the leadership. A store that cannot be reached says nothing about it: the ledger refuses what a deposed
     /// leader proposes.
-    async fn renew(&mut self) -> Result<Option<Standing>, Over> {
+    async fn renew(&mut self) -> Result<Option<PollReply>, Over> {
         let claim = Claim::Lead { term: self.leader.term() };
         match look(self.shared, self.session, claim).await {
-            Ok(standing) => {
-                let still = standing.leader.map(|leader| (leader.session, leader.term));
+            Ok(reply) => {
+                let still = reply.leader.map(|leader| (leader.session, leader.term));
                 if still != Some((self.session, self.leader.term())) {
                     return Err(Over::Lost);
                 }
                 match self.duties.neglected(self.shared.clock.now(), self.shared.config.lease) {
                     Some(duty) => Err(Over::Unable(duty)),
-                    None => Ok(Some(standing)),
+                    None => Ok(Some(reply)),
                 }
             }
             Err(StoreError::SessionEnded) => {
@@ -290,9 +290,9 @@ impl<'a> Reign<'a> {
 
     async fn tick(&mut self) -> Result<(), Over> {
         self.ticked = self.shared.clock.now();
-        let Some(standing) = self.renew().await? else { return Ok(()) };
+        let Some(reply) = self.renew().await? else { return Ok(()) };
         self.beats().await;
-        self.leader.seen(standing.revision);
+        self.leader.seen(reply.revision);
         if self.leader.is_behind() {
             self.catch_up(NEWEST).await?;
         }
@@ -320,8 +320,8 @@ impl<'a> Reign<'a> {
     async fn hear(&mut self, hint: Option<Hint>) -> Result<(), Over> {
         match hint {
             Some(Hint::Batch(batch)) => match self.take_in(batch) {
-                Fed::Applied | Fed::Known => Ok(()),
-                Fed::Gap => self.catch_up(NEWEST).await,
+                FeedOutcome::Applied | FeedOutcome::Known => Ok(()),
+                FeedOutcome::Gap => self.catch_up(NEWEST).await,
             },
             Some(Hint::Gap) => {
                 self.shared.observer.hint_missed();
@@ -333,8 +333,8 @@ impl<'a> Reign<'a> {
         }
     }
 
-    fn take_in(&mut self, batch: Batch) -> Fed {
-        self.supply.note(&batch);
+    fn take_in(&mut self, batch: Batch) -> FeedOutcome {
+        self.source_reader.note(&batch);
         self.leader.feed(batch, self.shared.now())
     }
 
@@ -348,7 +348,7 @@ impl<'a> Reign<'a> {
                     self.duties.done(Duty::Read);
                     let none = batches.is_empty();
                     for batch in batches.into_iter().filter(|batch| batch.revision <= to) {
-                        if self.take_in(batch) == Fed::Gap {
+                        if self.take_in(batch) == FeedOutcome::Gap {
                             return Err(Over::Behind);
                         }
                     }
@@ -382,8 +382,8 @@ impl<'a> Reign<'a> {
                 self.hear(hint).await?;
             }
             let proposal = {
-                let marks = self.shared.marks.lock();
-                self.leader.propose(self.shared.now(), limits::MAX_BATCH_OPS, &marks)
+                let token_ages = self.shared.token_ages.lock();
+                self.leader.propose(self.shared.now(), limits::MAX_BATCH_OPS, &token_ages)
             };
             // Much work must not keep the leader from renewing its leadership.
             let late = self.shared.clock.now().since(self.ticked) >= self.shared.config.poll_interval();

@@ -50,7 +50,7 @@ impl Opening {
         let seen = Revision(shared.applied.load(Ordering::Relaxed));
         let affinity = shared.with(|member| member.affinity());
         Self {
-            session: shared.machine.session(),
+            session: shared.environment.session(),
             hints: None,
             sent: None,
             affinity,
@@ -194,7 +194,7 @@ async fn until_deaf(shared: &Shared) {
     let lease = shared.config.lease;
     for look in 1_u64.. {
         tokio::time::sleep(lease / 4).await;
-        if shared.ears.lock().deaf_for(shared.clock.now(), lease) {
+        if shared.gaps.lock().deaf_for(shared.clock.now(), lease) {
             return;
         }
         if look.is_multiple_of(4) {
@@ -255,15 +255,15 @@ async fn wound_up(shared: &Shared, until: Instant) {
 /// Follows the messages to the session.
 async fn listen(shared: Arc<Shared>, session: SessionId, mut hints: HintStream) {
     // Whatever the session before could hear.
-    shared.ears.lock().hears();
+    shared.gaps.lock().hears();
     let mut pause = Pause::new(shared.clock.now());
     loop {
-        shared.ears.lock().missed(shared.clock.now());
+        shared.gaps.lock().missed(shared.clock.now());
         resync(&shared, session).await;
-        shared.ears.lock().hears();
+        shared.gaps.lock().hears();
         follow(&shared, session, &mut hints).await;
         shared.observer.hint_missed();
-        shared.ears.lock().missed(shared.clock.now());
+        shared.gaps.lock().missed(shared.clock.now());
         let wait = pause.ended(shared.clock.now());
         hints = read_until_it_hears(&shared, session, wait).await;
         pause.begun(shared.clock.now());
@@ -323,9 +323,9 @@ async fn follow(shared: &Shared, session: SessionId, hints: &mut HintStream) {
         };
         if !follows {
             shared.observer.hint_missed();
-            shared.ears.lock().missed(shared.clock.now());
+            shared.gaps.lock().missed(shared.clock.now());
             resync(shared, session).await;
-            shared.ears.lock().hears();
+            shared.gaps.lock().hears();
         }
     }
 }
@@ -378,6 +378,6 @@ async fn read(shared: &Shared, session: SessionId) -> Result<(), StoreError> {
             member.read(truth);
         }
     });
-    shared.ears.lock().knows_all(asked);
+    shared.gaps.lock().knows_all(asked);
     Ok(())
 }

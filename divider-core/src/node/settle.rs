@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    batcher::Request,
+    batcher::OpRequest,
     drain,
     shared::{Loss, Shared, Wish},
 };
@@ -39,7 +39,7 @@ pub(crate) enum Then {
     },
 }
 
-impl Request {
+impl OpRequest {
     /// Draws the consequences of an answer, and passes it on.
     pub(super) fn settle(self, shared: &Arc<Shared>, answer: Result<Vec<Outcome>, Error>) {
         let refusal = match answer.as_ref().map(|outcomes| outcomes.first()) {

@@ -14,16 +14,16 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{
-    Machine, Task,
-    batcher::{Reply, Request},
-    ears::Ears,
+    Environment, Task,
+    batcher::{OpRequest, Reply},
+    gap_tracker::GapTracker,
     observe::{Observer, target},
     part::Part,
     settle::Then,
 };
 use crate::{
     Clock, Error, Instant, Key, NodeConfig, Op, Outcome, Revision, SessionId, Store, StoreError, Term, Token,
-    leader::{Marks, Now},
+    leader::{Now, TokenAges},
     lease::Lease,
     member::{Member, Queue},
     source::SourceConfig,
@@ -34,11 +34,11 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) source: Option<SourceConfig>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) machine: Arc<dyn Machine>,
+    pub(crate) environment: Arc<dyn Environment>,
     pub(crate) observer: Observer,
     state: Mutex<State>,
     /// Ops on their way to the store, in order. Read by the batcher, which ends when the node does.
-    pub(crate) requests: mpsc::UnboundedSender<Request>,
+    pub(crate) requests: mpsc::UnboundedSender<OpRequest>,
     /// The lease that the beat thread keeps up.
     pub(crate) lease: watch::Sender<Option<Arc<Lease>>>,
     /// Raised when the session is lost, the last loss has been read, or nothing is left to confirm.
@@ -61,11 +61,11 @@ pub(crate) struct Shared {
     pub(crate) rested: watch::Sender<Option<Revision>>,
     /// Revision of the last batch that this node's own ops have come to.
     pub(crate) applied: AtomicU64,
-    pub(crate) marks: Mutex<Marks>,
+    pub(crate) token_ages: Mutex<TokenAges>,
     /// Number of the last message that the store had sent at the last poll.
     pub(crate) expected: AtomicU64,
     /// Whether the node hears what it is told.
-    pub(crate) ears: Mutex<Ears>,
+    pub(crate) gaps: Mutex<GapTracker>,
     started: AtomicBool,
     /// Number of the last change of affinity under the current session. Changes under the lock of `state` alone.
     pub(crate) altered: AtomicU64,
@@ -117,8 +117,8 @@ impl Shared {
         config: NodeConfig,
         source: Option<SourceConfig>,
         clock: Arc<dyn Clock>,
-        machine: Arc<dyn Machine>,
-        requests: mpsc::UnboundedSender<Request>,
+        environment: Arc<dyn Environment>,
+        requests: mpsc::UnboundedSender<OpRequest>,
     ) -> Self {
         let within = config.quarantine.map_or(Duration::from_secs(10), |quarantine| quarantine.within);
         let back = within.saturating_add(config.lease * 2);
@@ -129,7 +129,7 @@ impl Shared {
             config,
             source,
             clock,
-            machine,
+            environment,
             state: Mutex::new(state),
             requests,
             lease: watch::Sender::new(None),
@@ -143,9 +143,9 @@ impl Shared {
             leading: watch::Sender::new(None),
             rested: watch::Sender::new(None),
             applied: AtomicU64::new(0),
-            marks: Mutex::new(Marks::new(back)),
+            token_ages: Mutex::new(TokenAges::new(back)),
             expected: AtomicU64::new(0),
-            ears: Mutex::new(Ears::default()),
+            gaps: Mutex::new(GapTracker::default()),
             started: AtomicBool::new(false),
             altered: AtomicU64::new(0),
             wishes: AtomicU64::new(0),
@@ -163,7 +163,7 @@ impl Shared {
 
     /// What is to be spawned so that `task` runs.
     pub(crate) fn task(&self, task: impl Future<Output = ()> + Send + 'static) -> Task {
-        self.machine.task(Box::pin(task))
+        self.environment.task(Box::pin(task))
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -215,7 +215,7 @@ impl Shared {
         for op in outbox {
             if let Op::Confirm { session, key, token, .. } = op {
                 // The batcher is gone only when the node has ended.
-                let _ = self.requests.send(Request::decline(session, key, token));
+                let _ = self.requests.send(OpRequest::decline(session, key, token));
             }
         }
         readers.into_iter().for_each(|(_, reader)| reader.wake());
@@ -320,7 +320,7 @@ impl Shared {
         let number = self.altered.fetch_add(1, Ordering::SeqCst) + 1;
         let op = Op::SetAffinity { session, number, affinity: wish.affinity };
         // The batcher is gone only when the node has ended.
-        let _ = self.requests.send(Request::of(session, vec![op], Then::Affinity { wish: Some(wish) }, reply));
+        let _ = self.requests.send(OpRequest::of(session, vec![op], Then::Affinity { wish: Some(wish) }, reply));
     }
 
     /// The session has turned out to be over.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::board::{Key, NONE};
 
 #[derive(Clone, Copy, Debug)]
-struct Lane {
+struct PriorityList {
     head: u32,
     tail: u32,
 }
@@ -17,15 +17,15 @@ struct Lane {
 /// The waiting keys.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    lanes: BTreeMap<Reverse<i32>, Lane>,
+    lists: BTreeMap<Reverse<i32>, PriorityList>,
 }
 
 impl Queue {
-    /// Appends a key to the lane of its priority.
+    /// Appends a key to the list of its priority.
     pub(super) fn push(&mut self, keys: &mut [Key], prevs: &mut [u32], k: u32) {
         let priority = keys[k as usize].priority;
-        let lane = self.lanes.entry(Reverse(priority)).or_insert(Lane { head: k, tail: NONE });
-        let last = std::mem::replace(&mut lane.tail, k);
+        let list = self.lists.entry(Reverse(priority)).or_insert(PriorityList { head: k, tail: NONE });
+        let last = std::mem::replace(&mut list.tail, k);
         prevs[k as usize] = last;
         keys[k as usize].next = NONE;
         if last != NONE {
@@ -47,12 +47,12 @@ impl Queue {
             return;
         }
         if prev == NONE && next == NONE {
-            self.lanes.remove(&Reverse(priority));
-        } else if let Some(lane) = self.lanes.get_mut(&Reverse(priority)) {
+            self.lists.remove(&Reverse(priority));
+        } else if let Some(list) = self.lists.get_mut(&Reverse(priority)) {
             if prev == NONE {
-                lane.head = next;
+                list.head = next;
             } else {
-                lane.tail = prev;
+                list.tail = prev;
             }
         }
     }
@@ -66,13 +66,13 @@ impl Queue {
         mut each: impl FnMut(u32, &Key),
     ) -> bool {
         let mut left = count;
-        let mut lanes = 0;
+        let mut lists = 0;
         while left > 0 {
-            let Some(mut lane) = self.lanes.first_entry() else {
+            let Some(mut list) = self.lists.first_entry() else {
                 break;
             };
-            lanes += 1;
-            let mut k = lane.get().head;
+            lists += 1;
+            let mut k = list.get().head;
             while k != NONE && left > 0 {
                 let key = &keys[k as usize];
                 each(k, key);
@@ -80,17 +80,17 @@ impl Queue {
                 left -= 1;
             }
             if k == NONE {
-                lane.remove();
+                list.remove();
             } else {
-                lane.get_mut().head = k;
+                list.get_mut().head = k;
                 prevs[k as usize] = NONE;
             }
         }
-        lanes > 1
+        lists > 1
     }
 
     /// An estimate: the map does not tell what it has allocated.
     pub(super) fn heap_bytes(&self) -> usize {
-        self.lanes.len() * 2 * size_of::<(Reverse<i32>, Lane)>()
+        self.lists.len() * 2 * size_of::<(Reverse<i32>, PriorityList)>()
     }
 }

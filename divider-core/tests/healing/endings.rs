@@ -6,7 +6,7 @@ use std::{
 };
 
 use divider_core::{
-    Error, Machine, Op, SessionId, Task,
+    Environment, Error, Op, SessionId, Task,
     conformance::{Call, Fault},
 };
 
@@ -143,7 +143,7 @@ async fn a_panic_beside_a_stream_that_reads_nothing_ends_nothing() {
 #[derive(Debug, Default)]
 struct Crowded(AtomicUsize);
 
-impl Machine for Crowded {
+impl Environment for Crowded {
     fn session(&self) -> SessionId {
         SessionId::fresh()
     }
@@ -162,7 +162,7 @@ impl Machine for Crowded {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_found_no_thread_leaves_no_session_and_may_be_repeated() {
     let store = MemoryStore::new();
-    let node = Node::builder(store.clone()).machine(Arc::new(Crowded::default())).build().unwrap();
+    let node = Node::builder(store.clone()).environment(Arc::new(Crowded::default())).build().unwrap();
     for _ in 0..2 {
         assert!(matches!(node.start().await, Err(Error::Store(_))));
         assert_eq!(store.stats().await.unwrap().sessions, 0);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, Cursor, HintStream, Holdings, Key, MemoryStore, Op, Page, Record, Revision, SessionId,
-    Standing, Stats, Store, StoreError, Term, Topic,
+    Applied, Batch, Beat, Claim, Cursor, HintStream, Holdings, Key, MemoryStore, Op, Page, PollReply, Record, Revision,
+    SessionId, Stats, Store, StoreError, Term, Topic,
 };
 use parking_lot::Mutex;
 
@@ -50,7 +50,7 @@ impl Store for Moody {
         self.ask(&[])?;
         self.store.renew(session).await
     }
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         self.ask(&[])?;
         self.store.poll(session, claim).await
     }

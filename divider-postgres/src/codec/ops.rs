@@ -17,7 +17,7 @@
 //! | 17 | Expire | term, session, whom alone as the token | beat | healthy below | whom to blame |
 //! | 18 | Quarantine | term, key | | | |
 //! | 19 | Settle | term, session | | | |
-//! | 20 | EndHold | term | | | |
+//! | 20 | ResumeGrants | term | | | |
 //! | 21 | SetAside | session, key, token | generation | | |
 //! | 22 | Clear | term, key | 1 for blames only | | |
 //! | 23 | Absolve | key, token | | | |
@@ -194,7 +194,7 @@ fn row(op: &Op) -> (i16, Row<'_>) {
         }
         Op::Quarantine { term, key } => (18, Row { name: Some(key.as_str()), ..led(term) }),
         Op::Settle { term, session } => (19, Row { session: Some(session.0), ..led(term) }),
-        Op::EndHold { term } => (20, led(term)),
+        Op::ResumeGrants { term } => (20, led(term)),
         Op::SetAside { session, key, token, generation, why } => {
             let row = Row { a: Some((*generation).into()), blob: Some(why.as_bytes()), ..owned(session, token) };
             (21, Row { name: Some(key.as_str()), ..row })

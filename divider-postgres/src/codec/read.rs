@@ -41,7 +41,7 @@ fn outcome(code: i16, value: Option<i64>) -> Option<Outcome> {
         17 => Refusal::NotStopping,
         18 => Refusal::OldTerm,
         19 => Refusal::StillBeating,
-        20 => Refusal::Holding,
+        20 => Refusal::GrantsHeld,
         21 => Refusal::AffinityOutOfRange(value?),
         22 => Refusal::Late,
         23 => Refusal::TooOld { needs: u16::try_from(value?).ok()? },
@@ -316,7 +316,7 @@ impl Kinds for Change {
             "g" => Change::Group(GroupView {
                 term: Term(f.next()?),
                 leader: f.next::<Option<Uuid>>()?.map(SessionId),
-                hold: f.next()?,
+                grants_held: f.next()?,
                 time_ms: f.next()?,
                 format: f.next()?,
             }),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Batch, Claim, Group, Ledger, Op, SessionId, Sighting, Standing, StoreError, Term, Topic};
+use divider_core::{Batch, Claim, Group, LeaderView, Ledger, Op, PollReply, SessionId, StoreError, Term, Topic};
 use parking_lot::{Mutex, RwLock};
 use tokio::{
     sync::{Notify, mpsc},
@@ -353,10 +353,10 @@ impl Member {
         }
         // A leader that no quorum has answered for so long may have been replaced: its groups' leaders step down.
         let leader_beat = beats.leader_beat(view.term, group, false);
-        let standing = machine.with(group, |ledger| {
+        let reply = machine.with(group, |ledger| {
             let seq = ledger.seq(session)?;
             let held = ledger.group();
-            let leader = held.leader.filter(|_| !view.lost).map(|leader| Sighting {
+            let leader = held.leader.filter(|_| !view.lost).map(|leader| LeaderView {
                 term: held.term,
                 session: leader,
                 beat: leader_beat,
@@ -364,9 +364,9 @@ impl Member {
                 // Its process is this one: when that dies, whoever leads Raft next frees the leadership.
                 watched: beats.hears_local(view.term, group, leader),
             });
-            Some(Standing { leader, revision: ledger.revision(), token: ledger.token(), seq })
+            Some(PollReply { leader, revision: ledger.revision(), token: ledger.token(), seq })
         });
-        standing.map(Answer::Standing).ok_or(Fault::SessionEnded)
+        reply.map(Answer::PollReply).ok_or(Fault::SessionEnded)
     }
 
     /// A session of this process has called.

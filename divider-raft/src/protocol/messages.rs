@@ -5,8 +5,8 @@
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use divider_core::{
-    Applied, Batch, Beat, Claim, Cursor, Group, Holdings, Key, NodeId, Op, Page, Record, Revision, SessionId, Standing,
-    Stats, Term, Token, Topic, limits,
+    Applied, Batch, Beat, Claim, Cursor, Group, Holdings, Key, NodeId, Op, Page, PollReply, Record, Revision,
+    SessionId, Stats, Term, Token, Topic, limits,
 };
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -213,7 +213,7 @@ pub(crate) enum Answer {
     /// Of a renewal.
     Beat(Beat),
     /// Of a poll.
-    Standing(Standing),
+    PollReply(PollReply),
     /// All beats.
     Beats(Vec<(SessionId, Beat)>),
     /// An index of the log.
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn no_more_ops_or_keys_are_decoded_than_may_be_asked_for_at_once() {
         let (group, key) = (Group::new("/g/").unwrap(), Key::new("k").unwrap());
-        let ops = |count| Call::Apply { group: group.clone(), ops: vec![Op::EndHold { term: Term(1) }; count] };
+        let ops = |count| Call::Apply { group: group.clone(), ops: vec![Op::ResumeGrants { term: Term(1) }; count] };
         let read = |query| Call::Read { group: group.clone(), query };
         let records = |count| read(Query::Records(vec![key.clone(); count]));
         let owners = |count| read(Query::Owners(vec![key.clone(); count]));

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, fmt::Debug, fmt::Write as _, path::Path, sync::
 
 use divider_core::{
     Applied, Aside, Batch, Beat, Blame, Blob, Change, Claim, Cursor, Deaths, Declaration, Group, GroupView, Hint,
-    Holding, Holdings, Key, KeyView, Ledger, Message, NodeId, Notice, Op, Outcome, Page, Record, Refusal, Revision,
-    SessionId, SessionView, Sighting, Standing, State, Stats, StopReason, Term, Text, Token, Topic, Verdict, Work,
+    Holding, Holdings, Key, KeyView, LeaderView, Ledger, Message, NodeId, Notice, Op, Outcome, Page, PollReply, Record,
+    Refusal, Revision, SessionId, SessionView, State, Stats, StopReason, Term, Text, Token, Topic, Verdict, Work,
 };
 use openraft::{
     CommittedLeaderId, EntryPayload, Membership,
@@ -160,7 +160,7 @@ fn ops() -> Vec<Op> {
         Op::Expire { term, session, beat: Beat(8), verdict: divider_core::Verdict::NONE },
         Op::Quarantine { term, key: key.clone() },
         Op::Settle { term, session },
-        Op::EndHold { term },
+        Op::ResumeGrants { term },
         Op::SetAside { session, key: key.clone(), token, generation: 4, why: Text::new("why") },
         Op::Clear { term, key: key.clone(), blames_only: true },
         Op::Absolve { key, token },
@@ -191,7 +191,7 @@ fn outcomes() -> Vec<Outcome> {
         Refusal::NotStopping,
         Refusal::OldTerm,
         Refusal::StillBeating,
-        Refusal::Holding,
+        Refusal::GrantsHeld,
         Refusal::AffinityOutOfRange(-1),
         Refusal::Late,
         Refusal::TooOld { needs: 2 },
@@ -243,7 +243,7 @@ fn session_view() -> SessionView {
 }
 
 fn group_view() -> GroupView {
-    GroupView { term: TERM, leader: Some(session()), hold: false, time_ms: 70, format: 2 }
+    GroupView { term: TERM, leader: Some(session()), grants_held: false, time_ms: 70, format: 2 }
 }
 
 fn changes() -> Vec<Change> {
@@ -449,8 +449,8 @@ fn answers(book: &mut Book) {
         Fault::Denied("d".into()),
     ];
     book.values("fault", &faults.map(Answer::Fault));
-    let sighting =
-        Sighting { term: TERM, session: session(), beat: Beat(1), session_beat: Some(Beat(2)), watched: true };
+    let leader_view =
+        LeaderView { term: TERM, session: session(), beat: Beat(1), session_beat: Some(Beat(2)), watched: true };
     let page = Page {
         revision: Revision(1),
         group: group_view(),
@@ -472,7 +472,7 @@ fn answers(book: &mut Book) {
         Answer::Done,
         Answer::Applied(Applied { outcomes: outcomes(), revision: Revision(1) }),
         Answer::Beat(Beat(1 << 33)),
-        Answer::Standing(Standing { leader: Some(sighting), revision: Revision(1), token: TOKEN, seq: 3 }),
+        Answer::PollReply(PollReply { leader: Some(leader_view), revision: Revision(1), token: TOKEN, seq: 3 }),
         Answer::Beats(vec![(session(), Beat(1))]),
         Answer::Index(77),
         Answer::Holdings(Holdings { seq: 1, holdings: vec![holding()] }),

@@ -218,8 +218,8 @@ async fn lead(store: &RaftStore) -> (SessionId, Term) {
     let reads = divider_core::format::NEWEST;
     let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads };
     assert_eq!(store.apply(&[join]).await.unwrap().outcomes, [Outcome::Done]);
-    let standing = store.poll(session, Claim::Take { stale: None }).await.unwrap();
-    (session, standing.leader.unwrap().term)
+    let reply = store.poll(session, Claim::Take { stale: None }).await.unwrap();
+    (session, reply.leader.unwrap().term)
 }
 
 /// All disks are lost, and processes that were clients may believe in their keys for a lease.
@@ -239,12 +239,12 @@ async fn a_cluster_that_may_have_had_a_life_before_grants_nothing_for_a_lease() 
         let assign = || [Op::Add(Work::from(key.clone())), Op::Assign { term, key: key.clone(), session }];
         let granted = async || leader.apply(&assign()).await.unwrap().outcomes[1];
         if !first_life {
-            assert_eq!(granted().await, Outcome::Refused(Refusal::Holding));
-            leader.apply(&[Op::EndHold { term }]).await.unwrap();
+            assert_eq!(granted().await, Outcome::Refused(Refusal::GrantsHeld));
+            leader.apply(&[Op::ResumeGrants { term }]).await.unwrap();
         }
         assert!(matches!(granted().await, Outcome::Granted(_)));
         // Not once more, whoever leads.
-        let held = leader.scan(None).await.unwrap().group.hold;
+        let held = leader.scan(None).await.unwrap().group.grants_held;
         assert!(!held);
         join_all(stores.iter().map(|store| store.die())).await;
     }
@@ -252,7 +252,7 @@ async fn a_cluster_that_may_have_had_a_life_before_grants_nothing_for_a_lease() 
     let alone = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).build().unwrap();
     alone.open().await.unwrap();
     lead(&alone).await;
-    assert!(!alone.scan(None).await.unwrap().group.hold);
+    assert!(!alone.scan(None).await.unwrap().group.grants_held);
 }
 
 /// A name in the DNS that stands for some of the members only, and ids in a known order.

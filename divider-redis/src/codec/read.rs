@@ -232,8 +232,8 @@ pub(crate) fn batch(bytes: &[u8]) -> Read<Batch> {
             }
             3 => Change::SessionGone(r.session()?),
             4 => {
-                let (term, leader, hold) = (Term(r.int()?), r.maybe_session()?, r.flag()?);
-                Change::Group(GroupView { term, leader, hold, time_ms: r.int()?, format: r.int()? })
+                let (term, leader, grants_held) = (Term(r.int()?), r.maybe_session()?, r.flag()?);
+                Change::Group(GroupView { term, leader, grants_held, time_ms: r.int()?, format: r.int()? })
             }
             _ => return Err(corrupt("a kind of change")),
         });
@@ -304,7 +304,7 @@ fn outcome(op: &Op, code: u64, value: u64) -> Read<Outcome> {
         17 => Refusal::NotStopping,
         18 => Refusal::OldTerm,
         19 => Refusal::StillBeating,
-        20 => Refusal::Holding,
+        20 => Refusal::GrantsHeld,
         // The script tells the affinity as it is; the sum is made here, since Lua's numbers cannot hold every i64.
         21 => Refusal::AffinityOutOfRange(match op {
             Op::AlterAffinity { delta, .. } => i64::try_from(value).unwrap_or(i64::MAX).saturating_add(*delta),
@@ -340,7 +340,7 @@ mod tests {
     fn a_batch_is_read_as_it_was_packed() {
         let batch = batch(&sample()).unwrap();
         assert_eq!(batch.revision, Revision((6 << 48) + 1));
-        let group = GroupView { term: Term(7), leader: None, hold: true, time_ms: 5, format: 2 };
+        let group = GroupView { term: Term(7), leader: None, grants_held: true, time_ms: 5, format: 2 };
         assert_eq!(batch.changes[0], Change::Group(group));
         assert!(matches!(&batch.changes[1], Change::Key(view) if view.priority == -1 && view.key.as_str().len() == 40));
         let Change::Key(rare) = &batch.changes[2] else { panic!("{batch:?}") };

@@ -119,7 +119,7 @@ impl Writer {
             }
             Op::Quarantine { term, key } => self.op(18, 2).bytes(key.as_str().as_bytes()).number(term.0),
             Op::Settle { term, session } => self.op(19, 2).session(*session).number(term.0),
-            Op::EndHold { term } => self.op(20, 1).number(term.0),
+            Op::ResumeGrants { term } => self.op(20, 1).number(term.0),
             Op::SetAside { session, key, token, generation, why } => self
                 .op(21, 5)
                 .bytes(key.as_str().as_bytes())

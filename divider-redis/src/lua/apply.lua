@@ -637,7 +637,7 @@ local apply = {
     end
     return set_flag(op[2], SETTLED)
   end,
-  -- EndHold
+  -- ResumeGrants
   [20] = function(op)
     if op[2] ~= term then
       return OLD_TERM

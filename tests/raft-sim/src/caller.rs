@@ -235,9 +235,9 @@ impl Caller {
         };
         let number = self.shared.asked(&self.name, self.group, Call::Take(session));
         match self.store.poll(session, claim).await {
-            Ok(standing) => {
-                mind.term = standing.leader.filter(|leader| leader.session == session).map(|leader| leader.term);
-                self.shared.answered(&self.name, number, Answer::Standing);
+            Ok(reply) => {
+                mind.term = reply.leader.filter(|leader| leader.session == session).map(|leader| leader.term);
+                self.shared.answered(&self.name, number, Answer::PollReply);
             }
             Err(error) => self.shared.failed(&self.name, number, &error),
         }

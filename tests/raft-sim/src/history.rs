@@ -45,7 +45,7 @@ pub enum Answer {
     /// To a scan.
     Page(Box<Page>),
     /// To a poll.
-    Standing,
+    PollReply,
     /// The session lives.
     Beat,
     /// It has ended.
@@ -111,7 +111,7 @@ impl Event {
 
 /// All calls of a run.
 #[derive(Debug, Default)]
-pub struct History {
+pub struct CallHistory {
     clock: u64,
     /// In the order in which they were made.
     pub events: Vec<Event>,
@@ -131,7 +131,7 @@ const UNNAMED: u64 = 6;
 /// Most steps of the search in a group.
 const STEPS: usize = 20_000;
 
-impl History {
+impl CallHistory {
     /// A call is made. The number is for [`answered`](Self::answered).
     pub fn asked(&mut self, group: usize, call: Call) -> usize {
         self.clock += 1;
@@ -629,8 +629,8 @@ mod tests {
     }
 
     /// What a true ledger answers to these batches, and to a scan after each.
-    fn truth(batches: &[Vec<Op>]) -> (History, Ledger) {
-        let (mut history, mut ledger) = (History::default(), Ledger::new());
+    fn truth(batches: &[Vec<Op>]) -> (CallHistory, Ledger) {
+        let (mut history, mut ledger) = (CallHistory::default(), Ledger::new());
         for ops in batches {
             apply(&mut history, &mut ledger, ops, 0, true);
             scan(&mut history, &ledger);
@@ -639,7 +639,7 @@ mod tests {
     }
 
     /// A batch is applied as the entry of this index, and its caller is told or is not.
-    fn apply(history: &mut History, ledger: &mut Ledger, ops: &[Op], index: u64, told: bool) -> Vec<Outcome> {
+    fn apply(history: &mut CallHistory, ledger: &mut Ledger, ops: &[Op], index: u64, told: bool) -> Vec<Outcome> {
         let number = history.asked(0, Call::Apply(ops.to_vec()));
         let outcomes = ledger.apply(ops, Token(index)).outcomes;
         let applied = Applied { outcomes: outcomes.clone(), revision: ledger.revision() };
@@ -661,18 +661,18 @@ mod tests {
     }
 
     /// Two keys, and a session that leads.
-    fn led() -> (History, Ledger, impl Fn(&str) -> Op) {
+    fn led() -> (CallHistory, Ledger, impl Fn(&str) -> Op) {
         let session = SessionId(uuid::Uuid::from_u128(1));
         let (mut history, mut ledger) = truth(&[vec![join(session, 0)], vec![add("a"), add("b")]]);
         let number = history.asked(0, Call::Take(session));
         let (term, _) = ledger.lead(session, divider_core::Term(0));
-        history.answered(number, Answer::Standing);
+        history.answered(number, Answer::PollReply);
         scan(&mut history, &ledger);
         let assign = move |key: &str| Op::Assign { term: term.unwrap(), key: Key::new(key).unwrap(), session };
         (history, ledger, assign)
     }
 
-    fn scan(history: &mut History, ledger: &Ledger) {
+    fn scan(history: &mut CallHistory, ledger: &Ledger) {
         let number = history.asked(0, Call::Scan);
         history.answered(number, Answer::Page(Box::new(ledger.scan(None).unwrap())));
     }
@@ -792,12 +792,12 @@ mod tests {
             seen: Revision(0),
             reads: divider_core::format::NEWEST,
         };
-        let (mut history, mut ledger) = (History::default(), Ledger::new());
+        let (mut history, mut ledger) = (CallHistory::default(), Ledger::new());
         apply(&mut history, &mut ledger, &[join(leader)], 1, true);
         apply(&mut history, &mut ledger, &[join(session)], 2, false);
         let number = history.asked(0, Call::Take(leader));
         let (term, _) = ledger.lead(leader, Default::default());
-        history.answered(number, Answer::Standing);
+        history.answered(number, Answer::PollReply);
         let expire = Op::Expire {
             term: term.unwrap(),
             session,
@@ -812,7 +812,7 @@ mod tests {
     #[test]
     fn a_session_that_has_ended_is_not_renewed() {
         let session = SessionId(uuid::Uuid::from_u128(1));
-        let mut history = History::default();
+        let mut history = CallHistory::default();
         let end = history.asked(0, Call::Apply(vec![Op::End { session }]));
         history.answered(end, Answer::Applied(Applied { outcomes: vec![Outcome::Done], revision: Revision(1) }));
         let renew = history.asked(0, Call::Renew(session));

@@ -20,7 +20,7 @@ use crate::{
     caller::Caller,
     disk::Full,
     environment::Environment,
-    history::{Answer, Call, History, Verdict},
+    history::{Answer, Call, CallHistory, Verdict},
     panics,
 };
 
@@ -89,7 +89,7 @@ pub(crate) struct Shared {
     /// Milliseconds since the beginning.
     now: AtomicU64,
     phase: Mutex<Phase>,
-    history: Mutex<History>,
+    history: Mutex<CallHistory>,
     /// Of each host that is open.
     stores: Mutex<BTreeMap<&'static str, RaftStore>>,
     /// Whether the learner is to join.

@@ -114,7 +114,7 @@ impl World {
                 processes.len()
             ));
         }
-        if ledger.group().leader.is_none() || ledger.group().hold {
+        if ledger.group().leader.is_none() || ledger.group().grants_held {
             return Err(format!("{:?}", ledger.group()));
         }
         for key in self.lasting() {
@@ -209,7 +209,7 @@ impl World {
     /// lease. Only a store that forgets knows less than the owner, and one that may have forgotten, until a lease is over.
     fn look_at_belief(&self, pid: Pid, key: &Key, token: Token) {
         let server = self.net.server.lock();
-        let hold = server.ledger().group().hold;
+        let hold = server.ledger().group().grants_held;
         let owner = server.ledger().record(key).and_then(|record| record.view.state.owner());
         drop(server);
         if !hold && owner.is_none_or(|(_, held)| held != token) && !self.state.lock().forgot {

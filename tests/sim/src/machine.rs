@@ -80,7 +80,7 @@ impl Clock for Host {
     }
 }
 
-impl divider_core::Machine for Host {
+impl divider_core::Environment for Host {
     fn session(&self) -> SessionId {
         let mut names = self.names.lock();
         SessionId(Uuid::from_u64_pair(names.roll(), names.roll()))

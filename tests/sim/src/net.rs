@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Outcome, Page, Record, Revision,
-    SessionId, Standing, Stats, Store, StoreError, Term, Topic, Work,
+    Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Outcome, Page, PollReply, Record,
+    Revision, SessionId, Stats, Store, StoreError, Term, Topic, Work,
 };
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -500,12 +500,12 @@ impl Store for Line {
         renewed
     }
 
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
-        let standing = self.net.call(self.pid, "poll", move |server| server.poll(session, claim)).await??;
-        if let Some(leader) = standing.leader.filter(|leader| leader.session == session) {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
+        let reply = self.net.call(self.pid, "poll", move |server| server.poll(session, claim)).await??;
+        if let Some(leader) = reply.leader.filter(|leader| leader.session == session) {
             self.net.leads(self.pid, leader.term);
         }
-        Ok(standing)
+        Ok(reply)
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {

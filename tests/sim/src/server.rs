@@ -7,8 +7,8 @@ use std::{
 };
 
 use divider_core::{
-    Applied, Batch, Beat, Beats, Claim, Cursor, Effects, Hint, Holdings, Key, Ledger, Op, Outcome, Page, Refusal,
-    Revision, SessionId, Sighting, Standing, Stats, StoreError, Term, Token, Topic,
+    Applied, Batch, Beat, Claim, Cursor, Effects, Hint, Holdings, Key, LeaderView, Ledger, Op, Outcome, Page,
+    PollReply, Refusal, Revision, SessionBeats, SessionId, Stats, StoreError, Term, Token, Topic,
 };
 
 /// Every new lineage lifts all numbers by this much.
@@ -30,7 +30,7 @@ pub enum Loss {
 pub struct Server {
     ledger: Ledger,
     backup: Ledger,
-    beats: Beats,
+    beats: SessionBeats,
     leader_beat: Beat,
     /// What this lineage's revisions are higher by than the ledger's own.
     lift: u64,
@@ -110,7 +110,7 @@ impl Book {
         | Op::Expire { term, .. }
         | Op::Quarantine { term, .. }
         | Op::Settle { term, .. }
-        | Op::EndHold { term } = op
+        | Op::ResumeGrants { term } = op
         {
             rule(*term == self.term, "an op of an old term changes nothing")?;
         }
@@ -155,7 +155,7 @@ impl Book {
             // A free key ends at once. Its last owner may come back: a late copy of its `Join` may revive a session that the
             // ledger has forgotten.
             Op::Remove { key } => self.owners.retain(|owned, (owner, _)| owned != key || self.alive.contains(owner)),
-            Op::EndHold { .. } => self.hold = false,
+            Op::ResumeGrants { .. } => self.hold = false,
             _ => {}
         }
         Ok(())
@@ -312,20 +312,20 @@ impl Server {
         Ok(self.beats.renew(session))
     }
 
-    fn sighting(&self) -> Option<Sighting> {
+    fn leader_view(&self) -> Option<LeaderView> {
         let group = self.ledger.group();
         let session = group.leader?;
         let session_beat = self.ledger.is_alive(session).then(|| self.beats.get(session));
-        Some(Sighting { term: group.term, session, beat: self.leader_beat, session_beat, watched: false })
+        Some(LeaderView { term: group.term, session, beat: self.leader_beat, session_beat, watched: false })
     }
 
     /// See [`divider_core::Store::poll`].
     ///
     /// # Errors
     /// Where the session does not live.
-    pub fn poll(&mut self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    pub fn poll(&mut self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         let seq = self.ledger.seq(session).ok_or(StoreError::SessionEnded)?;
-        let seen = self.sighting();
+        let seen = self.leader_view();
         match claim {
             Claim::Take { stale } if seen.is_none_or(|seen| stale == Some((seen.term, seen.beat))) => {
                 let (term, effects) = self.ledger.lead(session, Term(self.floor));
@@ -343,7 +343,7 @@ impl Server {
             }
             _ => {}
         }
-        Ok(Standing { leader: self.sighting(), revision: self.revision(), token: self.ledger.token(), seq })
+        Ok(PollReply { leader: self.leader_view(), revision: self.revision(), token: self.ledger.token(), seq })
     }
 
     /// See [`divider_core::Store::resign`].
@@ -465,7 +465,7 @@ impl Server {
         let effects = self.ledger.new_lineage();
         self.tell(effects);
         self.cut_feeds();
-        self.beats = Beats::default();
+        self.beats = SessionBeats::default();
         self.heard.clear();
         if loss != Loss::Nothing {
             self.orders.clear();

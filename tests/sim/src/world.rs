@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Clock, Divider, Key, Machine, Node, NodeConfig, NodeId, SessionId, Work, conformance::History};
+use divider_core::{Clock, Divider, Environment, Key, Node, NodeConfig, NodeId, SessionId, Work, conformance::History};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -239,7 +239,7 @@ impl World {
         }
         let affinity = config.affinity;
         let builder = Node::builder(Line::new(&self.net, pid)).config(config);
-        let node = builder.clock(host.clone() as Arc<dyn Clock>).machine(host as Arc<dyn Machine>).build();
+        let node = builder.clock(host.clone() as Arc<dyn Clock>).environment(host as Arc<dyn Environment>).build();
         let node = node.expect("a valid configuration");
         let seen: Arc<dyn Divider> = Arc::new(node.clone());
         let player = self.common.history.player(&seen);

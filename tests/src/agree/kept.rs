@@ -8,7 +8,7 @@ pub(super) const SCRIPTS: &[(&str, &str)] = &[
         r#"[
     {"Batch":[{"Join":{"session":0,"node":0,"affinity":1,"capacity":null,"lease_ms":1,"seen":"Now"}}]},
     {"Poll":[0,"Take"]},
-    {"Batch":[{"EndHold":"Now"},{"Add":{"key":5,"weight":1,"priority":0,"not_before_ms":0,"payload":[0,0]}},{"Assign":{"term":"Now","key":5,"session":{"Living":0}}}]},
+    {"Batch":[{"ResumeGrants":"Now"},{"Add":{"key":5,"weight":1,"priority":0,"not_before_ms":0,"payload":[0,0]}},{"Assign":{"term":"Now","key":5,"session":{"Living":0}}}]},
     {"Batch":[{"Confirm":{"grant":{"key":{"Owned":0},"session":{"Right":0},"token":{"Of":"Before"}},"started":false}}]},
     {"Batch":[{"Revoke":{"term":"Now","key":{"Owned":0},"token":{"Of":"Now"}}}]},
     {"Batch":[{"Confirm":{"grant":{"key":{"Owned":0},"session":{"Right":0},"token":{"Of":"Before"}},"started":false}}]}
@@ -19,7 +19,7 @@ pub(super) const SCRIPTS: &[(&str, &str)] = &[
         r#"[
     {"Batch":[{"Join":{"session":0,"node":0,"affinity":1,"capacity":null,"lease_ms":1,"seen":"Now"}}]},
     {"Poll":[0,"Take"]},
-    {"Batch":[{"EndHold":"Now"},{"Add":{"key":0,"weight":1,"priority":0,"not_before_ms":0,"payload":[0,0]}}]},
+    {"Batch":[{"ResumeGrants":"Now"},{"Add":{"key":0,"weight":1,"priority":0,"not_before_ms":0,"payload":[0,0]}}]},
     {"Batch":[{"Assign":{"term":"Before","key":0,"session":{"Living":0}}}]},
     {"Batch":[{"Assign":{"term":"After","key":0,"session":{"Living":0}}}]}
 ]"#,

@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
         let page = good("an empty group is read", store.scan(None).await)?;
         ensure!(page.keys.is_empty() && page.sessions.is_empty(), "the group must be fresh");
         let mut ledger = Ledger::new();
-        if page.group.hold {
+        if page.group.grants_held {
             ledger.new_lineage();
         }
         let mut session_hints = Vec::new();
@@ -296,9 +296,9 @@ impl<'a> Run<'a> {
             ensure!(matches!(polled, Err(StoreError::SessionEnded)), "{polled:?} of an ended session");
             return Ok(());
         };
-        let standing = good("a living session polls", polled)?;
+        let reply = good("a living session polls", polled)?;
         let held = group.leader.map(|leader| (group.term, leader));
-        let leads = standing.leader.map(|leader| (leader.term, leader.session));
+        let leads = reply.leader.map(|leader| (leader.term, leader.session));
         let free = match claim {
             Claim::Take { stale } => group.leader.is_none() || stale == Some((group.term, beat)),
             _ => false,
@@ -311,7 +311,7 @@ impl<'a> Run<'a> {
             self.leader_beat = Beat(0);
             self.heard(effects).await?;
         }
-        if let Some(leader) = standing.leader {
+        if let Some(leader) = reply.leader {
             let renewed = claim == (Claim::Lead { term: leader.term }) && leader.session == session;
             if self.expect.leases {
                 let beat = if renewed { Beat(self.leader_beat.0 + 1) } else { self.leader_beat };
@@ -322,10 +322,10 @@ impl<'a> Run<'a> {
                 same("beat of the leader's session", &Some(&beat), &self.beats.get(&leader.session))?;
             }
         }
-        same("revision", &standing.revision, &self.revision())?;
-        same("seq", &standing.seq, &seq)?;
+        same("revision", &reply.revision, &self.revision())?;
+        same("seq", &reply.seq, &seq)?;
         let issued = self.tokens.last().copied().unwrap_or_default();
-        ensure!(standing.token >= issued, "{} of {issued}", standing.token);
+        ensure!(reply.token >= issued, "{} of {issued}", reply.token);
         Ok(())
     }
 
@@ -656,7 +656,7 @@ impl<'a> Run<'a> {
             }
             Act::Quarantine { term, key } => Op::Quarantine { term: self.term(term), key: self.key(key) },
             Act::Settle { term, session } => Op::Settle { term: self.term(term), session: self.who(session) },
-            Act::EndHold(term) => Op::EndHold { term: self.term(term) },
+            Act::ResumeGrants(term) => Op::ResumeGrants { term: self.term(term) },
         }
     }
 }

@@ -262,13 +262,13 @@ pub enum Act {
         term: When,
         session: Who,
     },
-    EndHold(When),
+    ResumeGrants(When),
 }
 
 /// Sequences of up to 40 steps, most of them shorter. Most find a group that has begun: with nodes, a leader, and work.
 pub(super) fn sequence() -> impl Strategy<Value = Vec<Step>> {
     let begun = (join(Just(0)), join(Just(1)), vec(add(), 1..=4)).prop_map(|(one, other, mut work)| {
-        work.push(Act::EndHold(When::Now));
+        work.push(Act::ResumeGrants(When::Now));
         vec![Step::Batch(vec![one, other]), Step::Poll(0, Asked::Take), Step::Batch(work)]
     });
     let begin = prop_oneof![1 => Just(Vec::new()), 3 => begun];
@@ -436,7 +436,7 @@ fn act() -> impl Strategy<Value = Act> {
         }),
         12 => (term(), KEY).prop_map(|(term, key)| Act::Quarantine { term, key }),
         12 => (term(), who()).prop_map(|(term, session)| Act::Settle { term, session }),
-        12 => term().prop_map(Act::EndHold),
+        12 => term().prop_map(Act::ResumeGrants),
     ]
 }
 

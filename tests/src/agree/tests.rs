@@ -2,8 +2,8 @@
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, Cursor, GroupView, HintStream, Holdings, Key, MemoryStore, Op, Page, Record, Revision,
-    SessionId, Standing, Stats, Store, StoreError, Term, Topic,
+    Applied, Batch, Beat, Claim, Cursor, GroupView, HintStream, Holdings, Key, MemoryStore, Op, Page, PollReply,
+    Record, Revision, SessionId, Stats, Store, StoreError, Term, Topic,
 };
 
 use super::*;
@@ -41,7 +41,7 @@ impl Store for Wrong {
         self.store.renew(session).await
     }
 
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<Standing, StoreError> {
+    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
         self.store.poll(session, claim).await
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 #[derive(Default)]
-struct Told(History);
+struct Told(FleetHistory);
 
 impl Told {
     fn line(mut self, process: ProcessId, event: Kind, token: u64, at: u64) -> Self {
@@ -21,7 +21,7 @@ impl Told {
     }
 
     #[track_caller]
-    fn into_clean(self) -> History {
+    fn into_clean(self) -> FleetHistory {
         assert_eq!(self.0.problems(), Vec::<String>::new());
         self.0
     }

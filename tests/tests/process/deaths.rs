@@ -7,7 +7,7 @@ use divider_examples::line::Kind;
 use divider_tests::process::now;
 
 use super::{Bed, figure, outages::set_aside, pause};
-use crate::backend::Backend;
+use crate::backend::TestBackend;
 
 /// After so long without a death nobody is about to die.
 const QUIET: Duration = Duration::from_secs(6);
@@ -16,7 +16,7 @@ const SUSPECTS_RUN: Duration = Duration::from_secs(40);
 
 /// Kills nodes one after the other, every second time the leader, and starts a new one for each. `DIVIDER_KILLS` says how
 /// many, if not 6.
-pub(crate) fn kill<B: Backend>(lease: Duration, keys: usize, bound: Duration, args: &[&str]) {
+pub(crate) fn kill<B: TestBackend>(lease: Duration, keys: usize, bound: Duration, args: &[&str]) {
     let kills = std::env::var("DIVIDER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
     let lease_ms = lease.as_millis().to_string();
     // The keys' owners keep dying here, which is not the keys' fault.
@@ -59,17 +59,17 @@ pub(crate) fn kill<B: Backend>(lease: Duration, keys: usize, bound: Duration, ar
     }
 }
 
-pub(crate) fn the_keys_of_a_killed_node_run_elsewhere_within_the_lease_and_half_a_second<B: Backend>() {
+pub(crate) fn the_keys_of_a_killed_node_run_elsewhere_within_the_lease_and_half_a_second<B: TestBackend>() {
     let lease = Duration::from_secs(3);
     kill::<B>(lease, 1000, lease + Duration::from_millis(500), &[]);
 }
 
-pub(crate) fn with_a_lease_of_half_a_second_they_do_within_a_second<B: Backend>() {
+pub(crate) fn with_a_lease_of_half_a_second_they_do_within_a_second<B: TestBackend>() {
     kill::<B>(Duration::from_millis(500), 500, Duration::from_secs(1), &[]);
 }
 
 /// Stops a node in its tracks for two leases: it must not act on its word when it wakes up.
-fn freeze<B: Backend>(of_leader: bool) {
+fn freeze<B: TestBackend>(of_leader: bool) {
     let mut bed = Bed::<B>::new(&["--tick-ms", "20", "--lease-ms", "1000"]);
     let ids = bed.nodes(3, &[]);
     bed.add(ids[0], 300, Duration::from_secs(20));
@@ -112,15 +112,15 @@ fn freeze<B: Backend>(of_leader: bool) {
     bed.fleet.wait_all_run(300, Duration::from_secs(5));
 }
 
-pub(crate) fn a_frozen_node_wakes_up_to_the_loss_of_its_keys_before_anything_else<B: Backend>() {
+pub(crate) fn a_frozen_node_wakes_up_to_the_loss_of_its_keys_before_anything_else<B: TestBackend>() {
     freeze::<B>(false);
 }
 
-pub(crate) fn a_frozen_leader_wakes_up_to_the_loss_of_its_keys_before_anything_else<B: Backend>() {
+pub(crate) fn a_frozen_leader_wakes_up_to_the_loss_of_its_keys_before_anything_else<B: TestBackend>() {
     freeze::<B>(true);
 }
 
-pub(crate) fn a_handler_that_blocks_every_thread_for_two_leases_keeps_its_keys<B: Backend>() {
+pub(crate) fn a_handler_that_blocks_every_thread_for_two_leases_keeps_its_keys<B: TestBackend>() {
     let mut bed = Bed::<B>::new(&["--tick-ms", "50", "--lease-ms", "1500"]);
     let ids = bed.nodes(3, &[]);
     bed.add(ids[0], 300, Duration::from_secs(20));
@@ -140,7 +140,7 @@ pub(crate) fn a_handler_that_blocks_every_thread_for_two_leases_keeps_its_keys<B
 
 /// What a supervisor does with a program that crashes soon after its start: the keys are not to blame, and must not be
 /// set aside for it.
-pub(crate) fn a_node_in_a_crash_loop_does_not_get_keys_quarantined<B: Backend>() {
+pub(crate) fn a_node_in_a_crash_loop_does_not_get_keys_quarantined<B: TestBackend>() {
     let mut bed = Bed::<B>::new(&["--lease-ms", "600"]);
     let ids = bed.nodes(3, &[]);
     bed.add(ids[0], 300, Duration::from_secs(20));
@@ -158,7 +158,7 @@ pub(crate) fn a_node_in_a_crash_loop_does_not_get_keys_quarantined<B: Backend>()
 
 /// Every node in turn is killed soon after it was given keys, and started again at once: so every key has many owners that
 /// died young. None of them is to blame. `DIVIDER_ROUNDS` says how many rounds, if not 4.
-pub(crate) fn nodes_that_are_killed_in_turn_again_and_again_get_no_keys_set_aside<B: Backend>() {
+pub(crate) fn nodes_that_are_killed_in_turn_again_and_again_get_no_keys_set_aside<B: TestBackend>() {
     const KEYS: usize = 90;
     let rounds = std::env::var("DIVIDER_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
     let mut bed = Bed::<B>::new(&["--lease-ms", "600"]);
@@ -188,7 +188,7 @@ pub(crate) fn nodes_that_are_killed_in_turn_again_and_again_get_no_keys_set_asid
 
 /// Some of a hundred keys kill their processes, and a supervisor starts these again at once. Those keys, and no others, are
 /// set aside, after so many deaths at most.
-fn kill_by_keys<B: Backend>(killers: &[&str], most: usize) {
+fn kill_by_keys<B: TestBackend>(killers: &[&str], most: usize) {
     const KEYS: usize = 100;
     let flags: Vec<&str> = killers.iter().flat_map(|killer| ["--killer", *killer]).collect();
     let mut bed = Bed::<B>::new(&[&["--lease-ms", "1000"], &flags[..]].concat());
@@ -225,10 +225,10 @@ fn kill_by_keys<B: Backend>(killers: &[&str], most: usize) {
     bed.fleet.wait_all_run(KEYS - killers.len(), Duration::from_secs(20));
 }
 
-pub(crate) fn a_key_that_kills_its_process_is_set_aside_within_8_deaths_and_no_other_is<B: Backend>() {
+pub(crate) fn a_key_that_kills_its_process_is_set_aside_within_8_deaths_and_no_other_is<B: TestBackend>() {
     kill_by_keys::<B>(&["key-7"], 8);
 }
 
-pub(crate) fn two_keys_that_kill_their_processes_are_set_aside_within_16_deaths_and_no_others_are<B: Backend>() {
+pub(crate) fn two_keys_that_kill_their_processes_are_set_aside_within_16_deaths_and_no_others_are<B: TestBackend>() {
     kill_by_keys::<B>(&["key-41", "key-7"], 16);
 }

@@ -17,7 +17,7 @@ use divider_tests::{
 };
 
 use super::{Bed, figure, pause};
-use crate::backend::Backend;
+use crate::backend::TestBackend;
 
 const NODES: usize = 5;
 const KEYS: usize = 200;
@@ -82,7 +82,7 @@ struct Deploy<B> {
     load: Load,
 }
 
-impl<B: Backend> Deploy<B> {
+impl<B: TestBackend> Deploy<B> {
     fn begin() -> Self {
         let step_after = STEP_AFTER.as_millis().to_string();
         let mut bed = Bed::<B>::new(&["--tick-ms", "100", "--step-after-ms", &step_after]);
@@ -138,11 +138,11 @@ impl<B: Backend> Deploy<B> {
 }
 
 /// Under the name of the one before, as a supervisor does it.
-fn spawn<B: Backend>(bed: &mut Bed<B>, place: usize, reads: u16) -> ProcessId {
+fn spawn<B: TestBackend>(bed: &mut Bed<B>, place: usize, reads: u16) -> ProcessId {
     bed.spawn(&["--node", &format!("place-{place}"), "--reads", &reads.to_string()])
 }
 
-pub(crate) fn a_deploy_under_load_rolls_to_a_new_format_and_back_and_forward_again<B: Backend>() {
+pub(crate) fn a_deploy_under_load_rolls_to_a_new_format_and_back_and_forward_again<B: TestBackend>() {
     let mut deploy = Deploy::<B>::begin();
     let group = Group::new("/process/").expect("a valid group");
     let began = now();

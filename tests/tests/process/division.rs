@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{Bed, pause};
-use crate::backend::Backend;
+use crate::backend::TestBackend;
 
 const KEYS: usize = 5000;
 
-pub(crate) fn five_nodes_start_each_of_5000_keys_once_and_share_them_evenly<B: Backend>() {
+pub(crate) fn five_nodes_start_each_of_5000_keys_once_and_share_them_evenly<B: TestBackend>() {
     let mut bed = Bed::<B>::new(&["--tick-ms", "250"]);
     let ids = bed.nodes(5, &[]);
     let began = bed.fleet.call(ids[1], &format!("keys {KEYS}")).at_ns;
@@ -31,7 +31,7 @@ pub(crate) fn five_nodes_start_each_of_5000_keys_once_and_share_them_evenly<B: B
     assert!(fullest <= 1.01, "{loads:?}");
 }
 
-pub(crate) fn keys_are_divided_by_affinity_to_within_one_key<B: Backend>() {
+pub(crate) fn keys_are_divided_by_affinity_to_within_one_key<B: TestBackend>() {
     let mut bed = Bed::<B>::new(&[]);
     let affinities = [1000, 2000, 3000, 0, 1000];
     let ids: Vec<_> = affinities.iter().map(|affinity| bed.spawn(&["--affinity", &affinity.to_string()])).collect();

@@ -5,9 +5,9 @@ use std::time::Duration;
 use divider_tests::{history::quantile, process::now};
 
 use super::{Bed, figure, pause};
-use crate::backend::{Backend, Server};
+use crate::backend::{Server, TestBackend};
 
-fn drain<B: Backend>(of_leader: bool) {
+fn drain<B: TestBackend>(of_leader: bool) {
     let mut bed = Bed::<B>::new(&["--tick-ms", "100"]);
     let ids = bed.nodes(5, &[]);
     bed.add(ids[0], 2500, Duration::from_secs(20));
@@ -36,11 +36,11 @@ fn drain<B: Backend>(of_leader: bool) {
     assert!(quantile(&mut gaps, 0.99) <= Duration::from_millis(250));
 }
 
-pub(crate) fn a_node_that_drains_hands_500_keys_over_without_a_noticeable_gap<B: Backend>() {
+pub(crate) fn a_node_that_drains_hands_500_keys_over_without_a_noticeable_gap<B: TestBackend>() {
     drain::<B>(false);
 }
 
-pub(crate) fn a_leader_that_drains_hands_500_keys_over_without_a_noticeable_gap<B: Backend>() {
+pub(crate) fn a_leader_that_drains_hands_500_keys_over_without_a_noticeable_gap<B: TestBackend>() {
     drain::<B>(true);
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn nodes_that_are_started_before_the_store_wait_for_it<B: Server>() {
     bed.add(ids[0], 100, Duration::from_secs(5));
 }
 
-pub(crate) fn twenty_thousand_keys_of_a_node_are_handed_over_or_taken_over_as_well<B: Backend>() {
+pub(crate) fn twenty_thousand_keys_of_a_node_are_handed_over_or_taken_over_as_well<B: TestBackend>() {
     // A busy machine may need two seconds to elect somebody; if everybody lost the lease, all keys would change hands.
     let mut bed = Bed::<B>::new(&["--lease-ms", "3000"]);
     let ids = bed.nodes(5, &[]);

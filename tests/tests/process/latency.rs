@@ -3,11 +3,11 @@
 use divider_tests::history::quantile;
 
 use super::{Bed, figure};
-use crate::backend::Backend;
+use crate::backend::TestBackend;
 
 const ADDS: usize = 1000;
 
-pub(crate) fn a_key_is_started_within_milliseconds_of_its_add<B: Backend>() {
+pub(crate) fn a_key_is_started_within_milliseconds_of_its_add<B: TestBackend>() {
     let mut bed = Bed::<B>::new(&[]);
     let ids = bed.nodes(5, &[]);
     let mut times = bed.time_adds(&ids, ADDS);

@@ -9,7 +9,7 @@ use divider_tests::{
 };
 
 use super::{Bed, figure, pause};
-use crate::backend::{Backend, Server};
+use crate::backend::{Server, TestBackend};
 
 pub(crate) const KEYS: usize = 500;
 const LEASE: Duration = Duration::from_secs(2);
@@ -163,7 +163,7 @@ pub(crate) fn a_store_that_keeps_stalling_does_not_get_keys_quarantined<B: Serve
 
 /// Waits until every key runs in one place that has started it since the moment given, and returns how long after the
 /// return that was.
-fn all_started_since<B: Backend>(bed: &Bed<B>, keys: usize, gone: u64, back: u64) -> Duration {
+fn all_started_since<B: TestBackend>(bed: &Bed<B>, keys: usize, gone: u64, back: u64) -> Duration {
     let began = |said: &Said, key: &str| said.history.claims(key).last().map_or(0, |claim| claim.started);
     bed.fleet.wait("every key to run again", Duration::from_secs(20), |fleet, said| {
         let running = said.history.running(|id| fleet.lives(id));
@@ -175,14 +175,19 @@ fn all_started_since<B: Backend>(bed: &Bed<B>, keys: usize, gone: u64, back: u64
 }
 
 /// How many keys are set aside, and which.
-pub(crate) fn set_aside<B: Backend>(bed: &mut Bed<B>, by: ProcessId) -> Vec<String> {
+pub(crate) fn set_aside<B: TestBackend>(bed: &mut Bed<B>, by: ProcessId) -> Vec<String> {
     let listed = bed.fleet.call(by, "quarantined").detail.unwrap_or_default();
     listed.as_array().into_iter().flatten().filter_map(|key| Some(key.as_str()?.to_owned())).collect()
 }
 
 /// Seven outages, each of which outlasts every lease, so that all keys are given out anew a moment before the next one. It is
 /// nobody's fault, and whatever was running runs again soon after each.
-pub(crate) fn again_and_again<B: Backend>(what: &str, nodes: usize, gone: impl Fn(&Bed<B>), back: impl Fn(&Bed<B>)) {
+pub(crate) fn again_and_again<B: TestBackend>(
+    what: &str,
+    nodes: usize,
+    gone: impl Fn(&Bed<B>),
+    back: impl Fn(&Bed<B>),
+) {
     const KEYS: usize = 60;
     const SOON: Duration = Duration::from_millis(2500);
     let mut bed = Bed::<B>::new(&["--tick-ms", "50", "--lease-ms", "1000"]);

@@ -46,7 +46,7 @@ fn leadership_moves_within_half_a_second_of_the_leaders_death() {
 /// The administrator ends connections one by one, of whatever kind.
 #[test]
 fn any_connection_is_terminated_and_nothing_is_lost() {
-    let mut bed = outages::bed(<PostgresServer as super::backend::Backend>::start);
+    let mut bed = outages::bed(<PostgresServer as super::backend::TestBackend>::start);
     let starts = bed.fleet.said().history.starts();
     let mut kinds = std::collections::BTreeMap::new();
     for round in 0..60 {
@@ -66,7 +66,7 @@ fn any_connection_is_terminated_and_nothing_is_lost() {
 
 #[test]
 fn the_server_is_stopped_immediately_and_started_after_every_lease_has_run_out() {
-    let mut bed = outages::bed(<PostgresServer as super::backend::Backend>::start);
+    let mut bed = outages::bed(<PostgresServer as super::backend::TestBackend>::start);
     let gone = now();
     bed.store.stop_immediate();
     pause(3000);
@@ -76,7 +76,7 @@ fn the_server_is_stopped_immediately_and_started_after_every_lease_has_run_out()
 
 #[test]
 fn the_server_is_paused_for_half_a_minute() {
-    let bed = outages::bed(<PostgresServer as super::backend::Backend>::start);
+    let bed = outages::bed(<PostgresServer as super::backend::TestBackend>::start);
     let gone = now();
     bed.store.freeze();
     pause(30_000);

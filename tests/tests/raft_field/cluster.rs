@@ -168,8 +168,8 @@ async fn a_minority_renews_nothing_and_grants_nothing() {
     assert!(began.elapsed() < Duration::from_secs(5), "calls have time limits");
     // Its group's leader steps down by itself.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    if let Ok(standing) = store.poll(session, Claim::Lead { term }).await {
-        assert_eq!(standing.leader, None);
+    if let Ok(reply) = store.poll(session, Claim::Lead { term }).await {
+        assert_eq!(reply.leader, None);
     }
 }
 

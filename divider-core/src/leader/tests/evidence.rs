@@ -130,8 +130,8 @@ impl Fleet {
         if self.is_calm_within(keys, 6000) {
             return;
         }
-        let (aside, running, ward) = (self.aside(), self.running(), &self.group.leader.ward);
-        panic!("after {} deaths {aside:?} are set aside, and {running} run: {ward:?}", self.deaths);
+        let (aside, running, tracker) = (self.aside(), self.running(), &self.group.leader.tracker);
+        panic!("after {} deaths {aside:?} are set aside, and {running} run: {tracker:?}", self.deaths);
     }
 }
 

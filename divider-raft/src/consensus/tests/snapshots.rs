@@ -277,8 +277,8 @@ async fn tokens_and_terms_of_a_new_life_are_above_those_of_the_one_before() {
         store.open().await.unwrap();
         let session = SessionId::fresh();
         store.apply(&[join(session, "node"), Op::Add(Work::new("k").unwrap())]).await.unwrap();
-        let standing = store.poll(session, divider_core::Claim::Take { stale: None }).await.unwrap();
-        let term = match standing.leader {
+        let reply = store.poll(session, divider_core::Claim::Take { stale: None }).await.unwrap();
+        let term = match reply.leader {
             Some(leader) => leader.term,
             None => store.poll(session, divider_core::Claim::Follow).await.unwrap().leader.unwrap().term,
         };
@@ -298,9 +298,9 @@ async fn granted(store: &RaftStore, key: &str) -> Token {
     store.apply(&[join(session, key), Op::Add(Work::new(key).unwrap())]).await.unwrap();
     let mut claim = divider_core::Claim::Take { stale: None };
     loop {
-        let standing = store.poll(session, claim).await.unwrap();
+        let reply = store.poll(session, claim).await.unwrap();
         let key = divider_core::Key::new(key).unwrap();
-        match standing.leader {
+        match reply.leader {
             Some(leader) => {
                 let applied = store.apply(&[Op::Assign { term: leader.term, key, session }]).await.unwrap();
                 let [divider_core::Outcome::Granted(token)] = applied.outcomes[..] else { panic!("{applied:?}") };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use divider_tests::{backend::Backend, bed::Bed, history::ProcessId, process::now};
+use divider_tests::{backend::TestBackend, bed::Bed, history::ProcessId, process::now};
 
 use crate::{
     Run,
@@ -13,7 +13,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-pub(crate) fn add_to_start<B: Backend>(run: &mut Run<'_>, store: Store) {
+pub(crate) fn add_to_start<B: TestBackend>(run: &mut Run<'_>, store: Store) {
     let mut bed = Bed::<B>::new(&[]);
     // On Raft the three voters.
     let ids = bed.nodes(3, &[]);
@@ -28,7 +28,7 @@ pub(crate) fn add_to_start<B: Backend>(run: &mut Run<'_>, store: Store) {
 }
 
 /// From the moment before a call that adds keys to the start of the last.
-fn all_started<B: Backend>(bed: &mut Bed<B>, by: ProcessId, keys: usize, prefix: &str) -> Duration {
+fn all_started<B: TestBackend>(bed: &mut Bed<B>, by: ProcessId, keys: usize, prefix: &str) -> Duration {
     let began = bed.fleet.call(by, &format!("keys {keys} {prefix}")).at_ns;
     let started = |bed: &Bed<B>| -> Vec<u64> {
         let said = bed.fleet.said();
@@ -42,7 +42,7 @@ fn all_started<B: Backend>(bed: &mut Bed<B>, by: ProcessId, keys: usize, prefix:
     Duration::from_nanos(started(bed).into_iter().max().unwrap() - began)
 }
 
-pub(crate) fn burst<B: Backend>(run: &mut Run<'_>, store: Store) {
+pub(crate) fn burst<B: TestBackend>(run: &mut Run<'_>, store: Store) {
     let mut bed = Bed::<B>::new(&[]);
     let ids = bed.nodes(10, &[]);
     bed.add(ids[0], 100, ms(20_000));
@@ -54,7 +54,7 @@ pub(crate) fn burst<B: Backend>(run: &mut Run<'_>, store: Store) {
 }
 
 /// Waits until this many keys run in all, in a fleet that is quiet.
-pub(crate) fn wait_running<B: Backend>(bed: &mut Bed<B>, keys: usize, limit: Duration) {
+pub(crate) fn wait_running<B: TestBackend>(bed: &mut Bed<B>, keys: usize, limit: Duration) {
     let deadline = Instant::now() + limit;
     while bed.fleet.running() != keys {
         assert!(Instant::now() < deadline, "{} keys run after {limit:?}, not {keys}", bed.fleet.running());
@@ -63,7 +63,7 @@ pub(crate) fn wait_running<B: Backend>(bed: &mut Bed<B>, keys: usize, limit: Dur
 }
 
 /// A fleet that says nothing of single keys, in a group that has got over its beginning and has one key.
-pub(crate) fn quiet<B: Backend>(nodes: usize, args: &[&str]) -> (Bed<B>, Vec<ProcessId>) {
+pub(crate) fn quiet<B: TestBackend>(nodes: usize, args: &[&str]) -> (Bed<B>, Vec<ProcessId>) {
     let mut bed = Bed::<B>::new(&[&["--quiet", "--no-quarantine"], args].concat());
     let ids = bed.spawn_ready(nodes, &[]);
     bed.fleet.call(ids[0], "add warm-up");
@@ -71,7 +71,7 @@ pub(crate) fn quiet<B: Backend>(nodes: usize, args: &[&str]) -> (Bed<B>, Vec<Pro
     (bed, ids)
 }
 
-pub(crate) fn bulk<B: Backend>(run: &mut Run<'_>, store: Store) {
+pub(crate) fn bulk<B: TestBackend>(run: &mut Run<'_>, store: Store) {
     const KEYS: usize = 100_000;
     let (mut bed, ids) = quiet::<B>(5, &[]);
     let began = bed.fleet.call(ids[0], &format!("keys {KEYS} bulk/")).at_ns;
@@ -89,7 +89,7 @@ pub(crate) fn bulk<B: Backend>(run: &mut Run<'_>, store: Store) {
     );
 }
 
-pub(crate) fn take_over<B: Backend>(run: &mut Run<'_>, store: Store, lease_ms: u64) {
+pub(crate) fn take_over<B: TestBackend>(run: &mut Run<'_>, store: Store, lease_ms: u64) {
     let keys = 1000;
     let mut bed = Bed::<B>::new(&["--no-quarantine", "--lease-ms", &lease_ms.to_string()]);
     let ids = bed.nodes(5, &[]);
@@ -117,7 +117,7 @@ pub(crate) fn take_over<B: Backend>(run: &mut Run<'_>, store: Store, lease_ms: u
 }
 
 /// Waits until every node has about its share, so that any one may be the next to die.
-fn wait_shares<B: Backend>(bed: &Bed<B>, keys: usize) {
+fn wait_shares<B: TestBackend>(bed: &Bed<B>, keys: usize) {
     let deadline = Instant::now() + ms(30_000);
     loop {
         let loads = bed.fleet.loads();
@@ -131,7 +131,7 @@ fn wait_shares<B: Backend>(bed: &Bed<B>, keys: usize) {
 }
 
 /// Every node in turn ends in order, and a new one takes its place, as in a deployment.
-pub(crate) fn rolling_restart<B: Backend>(run: &mut Run<'_>, store: Store) {
+pub(crate) fn rolling_restart<B: TestBackend>(run: &mut Run<'_>, store: Store) {
     let keys = if run.quick { 1000 } else { 10_000 };
     let mut bed = Bed::<B>::new(&[]);
     let ids = bed.nodes(10, &[]);

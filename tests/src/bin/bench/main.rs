@@ -15,7 +15,7 @@ mod report;
 use std::{path::PathBuf, time::Instant};
 
 use clap::Parser;
-use divider_tests::{backend::Backend, postgres::PostgresServer, raft::Voters, redis::RedisServer};
+use divider_tests::{backend::TestBackend, postgres::PostgresServer, raft::Voters, redis::RedisServer};
 use report::{Report, Store};
 
 /// Measures Divider on private servers that it starts itself, and prints a table.
@@ -51,7 +51,7 @@ fn case(cases: &mut Vec<Case>, store: Store, name: &str, run: impl Fn(&mut Run<'
 }
 
 /// What is measured on every store that several processes can share.
-fn on<B: Backend>(cases: &mut Vec<Case>, store: Store, quick: bool) {
+fn on<B: TestBackend>(cases: &mut Vec<Case>, store: Store, quick: bool) {
     case(cases, store, "add → start", move |run| fleets::add_to_start::<B>(run, store));
     case(cases, store, "bulk: 10 nodes, 900 keys more", move |run| fleets::burst::<B>(run, store));
     case(cases, store, "bulk: 100,000 keys", move |run| fleets::bulk::<B>(run, store));

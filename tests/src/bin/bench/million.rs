@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use divider_examples::line::Kind;
 use divider_tests::{
-    backend::Backend,
+    backend::TestBackend,
     bed::Bed,
     history::ProcessId,
     process::{Usage, now},
@@ -33,7 +33,7 @@ struct Idle {
     cpu: Vec<f64>,
 }
 
-fn idle<B: Backend>(bed: &Bed<B>, ids: &[ProcessId]) -> Idle {
+fn idle<B: TestBackend>(bed: &Bed<B>, ids: &[ProcessId]) -> Idle {
     std::thread::sleep(SETTLED);
     let cpu = |id: &ProcessId| bed.fleet.usage(*id).cpu;
     let (asked, before, began) = (bed.store.asked(), ids.iter().map(cpu).collect::<Vec<_>>(), Instant::now());
@@ -46,7 +46,7 @@ fn idle<B: Backend>(bed: &Bed<B>, ids: &[ProcessId]) -> Idle {
     }
 }
 
-pub(crate) fn run<B: Backend>(run: &mut Run<'_>, store: Store) {
+pub(crate) fn run<B: TestBackend>(run: &mut Run<'_>, store: Store) {
     let (mut bed, ids) = quiet::<B>(NODES, &[]);
     bed.fleet.call(ids[0], "keys 10 few/");
     wait_running(&mut bed, 11, Duration::from_secs(10));

@@ -19,7 +19,7 @@ use super::{
     Dice,
     kind::{Kind, Needs},
 };
-use crate::backend::{Backend, Server};
+use crate::backend::{Server, TestBackend};
 
 /// Places for nodes, beside the hub, where everything else is.
 const PLACES: u8 = 5;
@@ -84,7 +84,7 @@ impl From<bool> for Struck {
 }
 
 /// A store that chaos can be done to. Everything is called on a thread in the hub of the network, if there is one.
-pub(crate) trait Ground: Backend {
+pub(crate) trait Ground: TestBackend {
     /// What its kinds of fault may need.
     const HAS: &'static [Needs];
     /// How many of the nodes are the store.

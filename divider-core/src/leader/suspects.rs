@@ -36,7 +36,7 @@ const BATCHES: usize = 12;
 const UNEXPLAINED: usize = 4;
 
 #[derive(Debug)]
-pub(super) struct Ward {
+pub(super) struct SuspectTracker {
     quarantine: Option<Quarantine>,
     lease: Duration,
     suspects: BTreeSet<KeyIx>,
@@ -51,7 +51,7 @@ pub(super) struct Ward {
     /// Deaths of late that no suspect explains.
     unexplained: Vec<Instant>,
     /// Nodes that died of late, and when.
-    died: BTreeMap<NodeId, Instant>,
+    recent_deaths: BTreeMap<NodeId, Instant>,
 }
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ struct Run {
     proven_at: Instant,
 }
 
-impl Ward {
+impl SuspectTracker {
     pub(super) fn new(config: &NodeConfig) -> Self {
         Self {
             quarantine: config.quarantine,
@@ -75,7 +75,7 @@ impl Ward {
             quiet_until: Instant(0),
             batch: 0,
             unexplained: Vec::new(),
-            died: BTreeMap::new(),
+            recent_deaths: BTreeMap::new(),
         }
     }
 
@@ -134,13 +134,13 @@ impl Ward {
     /// A node has died.
     pub(super) fn note_death(&mut self, node: NodeId, now: Instant) {
         let remembered = self.remembered();
-        self.died.retain(|_, at| now.since(*at) < remembered);
-        self.died.insert(node, now);
+        self.recent_deaths.retain(|_, at| now.since(*at) < remembered);
+        self.recent_deaths.insert(node, now);
     }
 
     /// Whether a node died of late: it may be the machine.
     pub(super) fn has_died(&self, node: &NodeId, now: Instant) -> bool {
-        self.died.get(node).is_some_and(|at| now.since(*at) < self.remembered())
+        self.recent_deaths.get(node).is_some_and(|at| now.since(*at) < self.remembered())
     }
 
     /// The key has had `deaths` quick deaths in a row.

@@ -38,7 +38,7 @@ const STAGGER: Duration = Duration::from_millis(200);
 
 /// The way to the server, for all connections of one runtime.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct Connector {
     /// One for each server.
     servers: Arc<[PgConnectOptions]>,
     credentials: Option<Credentials>,
@@ -50,7 +50,7 @@ pub(crate) struct Door {
     proven: Arc<AtomicBool>,
 }
 
-impl Door {
+impl Connector {
     pub(crate) fn new(config: &PostgresConfig) -> Self {
         let options = config
             .connect

@@ -6,14 +6,14 @@ use crate::Instant;
 
 /// A node that can neither hear nor read would keep its keys and never start them.
 #[derive(Debug, Default)]
-pub(crate) struct Ears {
+pub(crate) struct GapTracker {
     /// While it does not hear everything: when it last knew all that it had been told.
     complete: Option<Instant>,
     /// While polls fail: when it last knew, or asked again. A subscription that stands may have gone silent.
     unsure: Option<Instant>,
 }
 
-impl Ears {
+impl GapTracker {
     /// Something was missed, or may be from now on.
     pub(crate) fn missed(&mut self, now: Instant) {
         self.complete.get_or_insert(now);
@@ -51,27 +51,27 @@ mod tests {
 
     #[test]
     fn who_cannot_poll_reads_once_in_each_resync_interval() {
-        let mut ears = Ears::default();
+        let mut gaps = GapTracker::default();
         let resync = Duration::from_nanos(100);
-        let reads = [1000, 1099, 1100, 1199, 1200].map(|at| ears.is_unsure(Instant(at), resync));
+        let reads = [1000, 1099, 1100, 1199, 1200].map(|at| gaps.is_unsure(Instant(at), resync));
         assert_eq!(reads, [false, false, true, false, true]);
-        ears.knows_all(Instant(1250));
-        assert_eq!([1260, 1300, 1360].map(|at| ears.is_unsure(Instant(at), resync)), [false, false, true]);
+        gaps.knows_all(Instant(1250));
+        assert_eq!([1260, 1300, 1360].map(|at| gaps.is_unsure(Instant(at), resync)), [false, false, true]);
     }
 
     #[test]
     fn who_reads_now_and_then_is_not_deaf() {
-        let mut ears = Ears::default();
+        let mut gaps = GapTracker::default();
         let lease = Duration::from_nanos(100);
-        assert!(!ears.deaf_for(Instant(1000), lease), "it hears");
-        ears.missed(Instant(1000));
-        ears.missed(Instant(1090));
-        assert!(ears.deaf_for(Instant(1100), lease));
-        ears.knows_all(Instant(1050));
-        assert!(!ears.deaf_for(Instant(1149), lease));
-        assert!(ears.deaf_for(Instant(1150), lease));
-        ears.hears();
-        ears.knows_all(Instant(1200));
-        assert!(!ears.deaf_for(Instant(9000), lease));
+        assert!(!gaps.deaf_for(Instant(1000), lease), "it hears");
+        gaps.missed(Instant(1000));
+        gaps.missed(Instant(1090));
+        assert!(gaps.deaf_for(Instant(1100), lease));
+        gaps.knows_all(Instant(1050));
+        assert!(!gaps.deaf_for(Instant(1149), lease));
+        assert!(gaps.deaf_for(Instant(1150), lease));
+        gaps.hears();
+        gaps.knows_all(Instant(1200));
+        assert!(!gaps.deaf_for(Instant(9000), lease));
     }
 }

@@ -24,15 +24,15 @@ use crate::{
 };
 
 /// One reading.
-pub(super) struct Find {
+pub(super) struct Reading {
     number: u64,
     work: Vec<Work>,
 }
 
 /// What has been read, and when the next reading may begin.
-pub(super) struct Supply {
+pub(super) struct SourceReader {
     mode: SourceMode,
-    finds: Option<mpsc::Receiver<Find>>,
+    finds: Option<mpsc::Receiver<Reading>>,
     /// Lets one reading begin; given when the one before has been declared.
     turn: Arc<Semaphore>,
     /// Number of the reading that is under way; 0 for none.
@@ -50,7 +50,7 @@ pub(super) struct Supply {
     reader: Option<JoinHandle<()>>,
 }
 
-impl Drop for Supply {
+impl Drop for SourceReader {
     fn drop(&mut self) {
         if let Some(reader) = &self.reader {
             reader.abort();
@@ -59,22 +59,22 @@ impl Drop for Supply {
 }
 
 /// Reads the source, time and again.
-struct Reader {
+struct FetchLoop {
     config: SourceConfig,
     node: NodeId,
-    found: mpsc::Sender<Find>,
+    found: mpsc::Sender<Reading>,
     turn: Arc<Semaphore>,
     under_way: Arc<AtomicU64>,
 }
 
-impl Reader {
+impl FetchLoop {
     async fn run(self) {
         let interval = self.config.interval;
         for number in 1.. {
             let began = Tick::now();
             match self.read(number).await {
                 Ok(work) => {
-                    if self.found.send(Find { number, work }).await.is_err() {
+                    if self.found.send(Reading { number, work }).await.is_err() {
                         return;
                     }
                     tokio::time::sleep(interval.saturating_sub(began.elapsed())).await;
@@ -111,7 +111,7 @@ impl Reader {
     }
 }
 
-impl Supply {
+impl SourceReader {
     /// Nothing is read before [`begin`](Self::begin).
     pub(super) fn new(shared: &Shared) -> Self {
         let source = shared.source.as_ref();
@@ -136,7 +136,7 @@ impl Supply {
         let (found, finds) = mpsc::channel(1);
         self.finds = Some(finds);
         let (turn, under_way) = (self.turn.clone(), self.under_way.clone());
-        let reader = Reader { config, node: self.node.clone(), found, turn, under_way };
+        let reader = FetchLoop { config, node: self.node.clone(), found, turn, under_way };
         self.reader = Some(tokio::spawn(shared.task(reader.run())));
     }
 
@@ -144,7 +144,7 @@ impl Supply {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub(super) async fn next(&mut self) -> Find {
+    pub(super) async fn next(&mut self) -> Reading {
         match &mut self.finds {
             Some(finds) => match finds.recv().await {
                 Some(find) => find,
@@ -171,7 +171,7 @@ impl Supply {
     }
 
     /// What has to be declared so that the group agrees with the source.
-    pub(super) fn compare(&mut self, find: Find, leader: &Leader, now: Instant) -> Vec<Op> {
+    pub(super) fn compare(&mut self, find: Reading, leader: &Leader, now: Instant) -> Vec<Op> {
         let (number, ended) = std::mem::take(&mut self.ended);
         let ended = if number == find.number { ended } else { HashSet::new() };
         self.under_way.store(0, Ordering::SeqCst);
@@ -244,12 +244,12 @@ mod tests {
         let config = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_secs(3600));
         let node = Node::builder(MemoryStore::new()).source(config).build().unwrap();
         let shared = &node.handle.shared;
-        let mut supply = Supply::new(shared);
-        supply.begin(shared);
+        let mut source_reader = SourceReader::new(shared);
+        source_reader.begin(shared);
         // It fails at its first step.
         tokio::task::yield_now().await;
         let changes = vec![Change::KeyGone(Key::new("k").unwrap())];
-        supply.note(&Batch { revision: Revision(1), changes });
-        assert!(supply.ended.1.is_empty());
+        source_reader.note(&Batch { revision: Revision(1), changes });
+        assert!(source_reader.ended.1.is_empty());
     }
 }

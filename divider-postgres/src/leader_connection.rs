@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{SessionId, Standing, StoreError, Term};
+use divider_core::{PollReply, SessionId, StoreError, Term};
 use sqlx::{
     Acquire, Row,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use crate::{
-    door::Door,
+    connector::Connector,
     error::store_error,
     line::{Line, channel, cut, poll, release, resign},
     pool::Lanes,
@@ -57,7 +57,7 @@ pub(crate) enum Command {
         who: SessionId,
         wants: bool,
         stale: Option<Term>,
-        reply: oneshot::Sender<Result<Standing, StoreError>>,
+        reply: oneshot::Sender<Result<PollReply, StoreError>>,
     },
     Resign {
         who: SessionId,
@@ -82,17 +82,17 @@ pub(crate) enum Command {
 
 /// The task's end that the store holds. The task ends when this is dropped.
 #[derive(Clone)]
-pub(crate) struct Link {
+pub(crate) struct LeaderConnection {
     commands: mpsc::Sender<Command>,
     limit: Duration,
 }
 
-impl Link {
+impl LeaderConnection {
     /// Starts the task.
-    pub(crate) fn spawn(door: Door, lanes: Lanes, sql: Arc<Sql>, group: Arc<str>, seen: Seen) -> Self {
+    pub(crate) fn spawn(connector: Connector, lanes: Lanes, sql: Arc<Sql>, group: Arc<str>, seen: Seen) -> Self {
         let (commands, inbox) = mpsc::channel(16);
-        let limit = door.limit;
-        let task = Task { door, lanes, sql, group, seen, inbox, subscriptions: Vec::new(), failing: false };
+        let limit = connector.limit;
+        let task = Task { connector, lanes, sql, group, seen, inbox, subscriptions: Vec::new(), failing: false };
         tokio::spawn(task.run());
         Self { commands, limit }
     }
@@ -124,7 +124,7 @@ struct Subscription {
 }
 
 struct Task {
-    door: Door,
+    connector: Connector,
     /// Told when this connection broke.
     lanes: Lanes,
     sql: Arc<Sql>,
@@ -179,9 +179,9 @@ impl Task {
     }
 
     async fn connect(&mut self) -> Result<Line, StoreError> {
-        let limit = self.door.limit;
+        let limit = self.connector.limit;
         let until = Instant::now() + limit;
-        let mut line = self.door.open(until, |options| self.line(options)).await?;
+        let mut line = self.connector.open(until, |options| self.line(options)).await?;
         self.subscriptions.retain(|subscription| subscription.signal.receiver_count() > 0);
         let listening = timeout(limit, async {
             line.listener.listen(&line.leader_channel).await?;
@@ -201,7 +201,7 @@ impl Task {
 
     /// A connection that knows the group's names.
     async fn line(&self, options: PgConnectOptions) -> Result<Line, StoreError> {
-        let limit = self.door.limit;
+        let limit = self.connector.limit;
         let failed = |error| store_error(error, limit);
         let pool = PgPoolOptions::new()
             .max_connections(1)
@@ -212,7 +212,7 @@ impl Task {
             .connect_lazy_with(options);
         let mut listener = PgListener::connect_with(&pool).await.map_err(failed)?;
         listener.eager_reconnect(false);
-        self.door.settle(listener.acquire().await.map_err(failed)?, true).await?;
+        self.connector.settle(listener.acquire().await.map_err(failed)?, true).await?;
         let attach = sqlx::query(self.sql.attach.safe()).bind(&*self.group).bind(self.seen.last());
         let names = attach.fetch_one(&mut listener).await.map_err(failed)?;
         let text = |at| names.try_get::<String, _>(at).map_err(failed);
@@ -239,7 +239,7 @@ impl Task {
         if !std::mem::replace(&mut self.failing, true) {
             tracing::warn!(target: "divider::postgres", %error, "no connection for locks and notifications");
         }
-        let pause = sleep(self.door.pause().max(AGAIN));
+        let pause = sleep(self.connector.pause().max(AGAIN));
         tokio::pin!(pause);
         loop {
             let command = tokio::select! {
@@ -264,13 +264,13 @@ impl Task {
 
     /// Carries out a command; false where the connection is not to be trusted any more.
     async fn obey(&mut self, line: &mut Line, command: Command) -> bool {
-        let limit = self.door.limit;
+        let limit = self.connector.limit;
         match command {
             Command::Poll { who, wants, stale, reply } => {
                 let polled = poll(line, &self.sql, &self.group, who, wants, stale, self.seen.last());
                 let polled = timeout(limit, polled).await;
-                if let Ok(Ok(Ok(standing))) = &polled {
-                    self.seen.note(standing.token);
+                if let Ok(Ok(Ok(reply))) = &polled {
+                    self.seen.note(reply.token);
                 }
                 answer(reply, limit, polled)
             }

@@ -70,7 +70,7 @@ pub(crate) struct Limits {
 ///
 /// It belongs to the runtime that it was opened on, since a task there reads from it. A call on another runtime opens its
 /// own: whoever renews a session on a thread of its own must not depend on a runtime that may be blocked or gone.
-pub(crate) struct Link(Arc<Inner>);
+pub(crate) struct ManagedConnection(Arc<Inner>);
 
 struct Inner {
     target: Target,
@@ -100,7 +100,7 @@ struct Open {
     of_use: Arc<AtomicBool>,
 }
 
-impl Link {
+impl ManagedConnection {
     fn new(target: Target, limits: Limits) -> Self {
         Self(Arc::new(Inner { target, limits, state: Mutex::default() }))
     }
@@ -228,27 +228,27 @@ fn led_astray(error: &RedisError) -> bool {
 
 /// What carries the commands: a connection of our own, or one that the program brought.
 pub(crate) enum Commands {
-    Own(Link),
+    Own(ManagedConnection),
     Brought { conn: Conn, limits: Limits },
 }
 
 impl Commands {
     /// A connection of our own, not opened yet.
     pub(crate) fn own(target: Target, limits: Limits) -> Self {
-        Self::Own(Link::new(target, limits))
+        Self::Own(ManagedConnection::new(target, limits))
     }
 
     /// Sends a command; an idempotent one is sent again if the connection turned out to have been closed meanwhile.
     pub(crate) async fn ask(&self, cmd: Cmd, repeat: Repeat) -> Result<RedisResult<Value>, StoreError> {
-        let link = match self {
-            Self::Own(link) => link,
+        let connection = match self {
+            Self::Own(connection) => connection,
             Self::Brought { conn, limits } => {
                 // It may have to be opened first, which is the other side's business and part of the call.
                 return within(limits.connect + limits.response, conn.send(cmd)).await;
             }
         };
-        match link.send(cmd.clone()).await {
-            Err((_, true)) if repeat == Repeat::Idempotent => link.send(cmd).await.map_err(|(error, _)| error),
+        match connection.send(cmd.clone()).await {
+            Err((_, true)) if repeat == Repeat::Idempotent => connection.send(cmd).await.map_err(|(error, _)| error),
             other => other.map_err(|(error, _)| error),
         }
     }
@@ -257,17 +257,17 @@ impl Commands {
     /// is opened.
     pub(crate) async fn check(&self, target: &Target) -> Result<(), StoreError> {
         match self {
-            Self::Own(link) => {
-                link.renew();
-                link.open().await.map(drop)
+            Self::Own(connection) => {
+                connection.renew();
+                connection.open().await.map(drop)
             }
             Self::Brought { conn, limits } => within(limits.connect + limits.response, target.check(conn)).await?,
         }
     }
 
     pub(crate) fn close(&self) {
-        if let Self::Own(link) = self {
-            link.close();
+        if let Self::Own(connection) = self {
+            connection.close();
         }
     }
 }

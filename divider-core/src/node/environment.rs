@@ -9,7 +9,7 @@ pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What a node runs on. Replaceable, so that a simulation can choose which task goes on next, suspend or crash the machine
 /// between any two steps, and repeat all of it from a seed.
-pub trait Machine: fmt::Debug + Send + Sync + 'static {
+pub trait Environment: fmt::Debug + Send + Sync + 'static {
     /// A name for a session, which nobody has used before.
     fn session(&self) -> SessionId;
 
@@ -25,9 +25,9 @@ pub trait Machine: fmt::Debug + Send + Sync + 'static {
 
 /// The machine that the program runs on.
 #[derive(Debug)]
-pub(super) struct ThisMachine;
+pub(super) struct SystemEnvironment;
 
-impl Machine for ThisMachine {
+impl Environment for SystemEnvironment {
     fn session(&self) -> SessionId {
         SessionId::fresh()
     }

@@ -18,10 +18,10 @@ use crate::{
 const NOBODY: u32 = u32::MAX;
 
 #[derive(Debug, Default)]
-pub(super) struct Board {
+pub(super) struct GroupIndex {
     /// The numbers of the keys by name. The names stand in `keys` alone, which saves 40 bytes a key.
     names: HashTable<KeyIx>,
-    /// Random for each board, so that nobody can choose keys that meet in one bucket.
+    /// Random for each index, so that nobody can choose keys that meet in one bucket.
     hasher: DefaultHashBuilder,
     keys: Vec<Option<Entry>>,
     /// What few keys have, of those that are marked so.
@@ -53,7 +53,7 @@ struct Entry {
     kind: Kind,
     /// Its last op was refused.
     refused: bool,
-    /// There is more of it in [`Board::rare`].
+    /// There is more of it in [`GroupIndex::rare`].
     rare: bool,
 }
 
@@ -97,14 +97,14 @@ struct Slot {
 
 /// How a key stands, for the planner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Placement {
     Owned { node: NodeIx, stopping: bool },
     Free { avoid: Option<NodeIx>, due_ms: u64, rests_until: Option<Instant> },
     Quarantined,
     Gone,
 }
 
-impl Board {
+impl GroupIndex {
     pub(super) fn set_session(&mut self, view: SessionView, silent_since: Instant, planner: &mut Planner) {
         let slot = self.slot(view.session);
         let spec = NodeSpec { affinity: view.affinity, capacity: view.capacity, accepting: !view.draining };
@@ -290,16 +290,16 @@ impl Board {
         Some((entry.key.clone(), entry.token))
     }
 
-    pub(super) fn standing(&self, k: KeyIx) -> Standing {
-        let Some(entry) = self.entry(k) else { return Standing::Gone };
+    pub(super) fn placement(&self, k: KeyIx) -> Placement {
+        let Some(entry) = self.entry(k) else { return Placement::Gone };
         if entry.kind == Kind::Quarantined {
-            return Standing::Quarantined;
+            return Placement::Quarantined;
         }
         match self.node(entry.owner) {
-            Some(node) => Standing::Owned { node, stopping: entry.kind != Kind::Assigned },
+            Some(node) => Placement::Owned { node, stopping: entry.kind != Kind::Assigned },
             None => {
                 let rare = self.rare(k, entry);
-                Standing::Free {
+                Placement::Free {
                     avoid: self.node(rare.avoid),
                     due_ms: rare.not_before_ms,
                     rests_until: rare.rests_until,

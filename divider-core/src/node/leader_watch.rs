@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::{Beat, Instant, Sighting, Term, leader::Deposed};
+use crate::{Beat, Instant, LeaderView, Term, leader::Deposed};
 
 /// Another node's leadership, as it is watched from here.
-pub(super) struct Seen {
-    leader: Sighting,
+pub(super) struct LeaderWatch {
+    leader: LeaderView,
     /// Since when the leadership's beat has stood still.
     pub(super) since: Instant,
     /// Since when the beat of the leader's session has.
@@ -15,8 +15,8 @@ pub(super) struct Seen {
     unanswered: bool,
 }
 
-impl Seen {
-    pub(super) fn new(leader: Sighting, now: Instant) -> Self {
+impl LeaderWatch {
+    pub(super) fn new(leader: LeaderView, now: Instant) -> Self {
         Self { leader, since: now, session_since: now, unanswered: false }
     }
 
@@ -25,7 +25,7 @@ impl Seen {
         self.unanswered = true;
     }
 
-    pub(super) fn update(&mut self, leader: Sighting, now: Instant) {
+    pub(super) fn update(&mut self, leader: LeaderView, now: Instant) {
         if (self.leader.term, self.leader.beat) != (leader.term, leader.beat) {
             self.since = now;
         }

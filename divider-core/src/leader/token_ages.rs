@@ -10,13 +10,13 @@ const KEPT: usize = 256;
 
 /// When which token was the last one. Kept by every node, so that a new leader knows of the time before it led.
 #[derive(Clone, Debug)]
-pub struct Marks {
+pub struct TokenAges {
     marks: VecDeque<(Instant, Token)>,
     /// Least time between two marks.
     every: Duration,
 }
 
-impl Marks {
+impl TokenAges {
     /// For questions about times up to `back` ago, answered to about a fiftieth of it.
     pub fn new(back: Duration) -> Self {
         Self { marks: VecDeque::new(), every: back / 50 }
@@ -46,13 +46,13 @@ mod tests {
 
     #[test]
     fn only_what_was_certainly_issued_counts() {
-        let mut marks = Marks::new(Duration::from_nanos(500));
-        assert_eq!(marks.issued_by(Instant(1000)), Token(0));
-        marks.note(Instant(100), Token(7));
-        marks.note(Instant(105), Token(8)); // Too close to the one before.
-        marks.note(Instant(200), Token(9));
-        assert_eq!(marks.issued_by(Instant(99)), Token(0));
-        assert_eq!(marks.issued_by(Instant(199)), Token(8));
-        assert_eq!(marks.issued_by(Instant(200)), Token(10));
+        let mut ages = TokenAges::new(Duration::from_nanos(500));
+        assert_eq!(ages.issued_by(Instant(1000)), Token(0));
+        ages.note(Instant(100), Token(7));
+        ages.note(Instant(105), Token(8)); // Too close to the one before.
+        ages.note(Instant(200), Token(9));
+        assert_eq!(ages.issued_by(Instant(99)), Token(0));
+        assert_eq!(ages.issued_by(Instant(199)), Token(8));
+        assert_eq!(ages.issued_by(Instant(200)), Token(10));
     }
 }
