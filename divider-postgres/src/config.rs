@@ -40,7 +40,7 @@ pub struct PostgresConfig {
     pub schema: String,
     /// A pool of yours for batches and reads. It needs a `synchronous_commit` of your choice and no settings else; where its
     /// default isolation is not `read committed`, each call begins a transaction that is, which takes two round trips more. A
-    /// `statement_timeout` shorter than the [`call_timeout`](Self::call_timeout) is good for it. Default none: the node
+    /// `statement_timeout` shorter than the [`call_time_limit`](Self::call_time_limit) is good for it. Default none: the node
     /// opens connections of its own.
     pub pool: Option<PgPool>,
     /// Most connections for batches and reads where there is no [`pool`](Self::pool). Up to two of them are opened soon
@@ -50,7 +50,7 @@ pub struct PostgresConfig {
     pub idle_timeout: Duration,
     /// Time limit of every call, waiting for a connection included. Keep it below half of the lease. Default 1 s; 50 ms to
     /// 60 s.
-    pub call_timeout: Duration,
+    pub call_time_limit: Duration,
     /// How long a leader's connection may be silent before the server closes it and so frees leadership: what ends the
     /// leadership of a process that hangs. 100 ms to 10 min. Default: the node's lease, but at least 500 ms.
     pub leader_timeout: Option<Duration>,
@@ -88,7 +88,7 @@ impl PostgresConfig {
             pool: None,
             max_connections: 4,
             idle_timeout: Duration::from_secs(60),
-            call_timeout: Duration::from_secs(1),
+            call_time_limit: Duration::from_secs(1),
             leader_timeout: None,
             application_name: "divider".to_owned(),
         }
@@ -115,8 +115,8 @@ impl PostgresConfig {
         if !(Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&self.idle_timeout) {
             return wrong("idle_timeout", "must be between 100 ms and 1 h");
         }
-        if !(Duration::from_millis(50)..=Duration::from_secs(60)).contains(&self.call_timeout) {
-            return wrong("call_timeout", "must be between 50 ms and 60 s");
+        if !(Duration::from_millis(50)..=Duration::from_secs(60)).contains(&self.call_time_limit) {
+            return wrong("call_time_limit", "must be between 50 ms and 60 s");
         }
         if self
             .leader_timeout
@@ -143,7 +143,7 @@ impl fmt::Debug for PostgresConfig {
             .field("pool", &self.pool.is_some())
             .field("max_connections", &self.max_connections)
             .field("idle_timeout", &self.idle_timeout)
-            .field("call_timeout", &self.call_timeout)
+            .field("call_time_limit", &self.call_time_limit)
             .field("leader_timeout", &self.leader_timeout)
             .field("application_name", &self.application_name)
             .finish()
@@ -196,7 +196,7 @@ type Answer = BoxFuture<'static, Result<(String, String), StoreError>>;
 
 impl Credentials {
     /// Calls this for each connection. It must return the user and the password well within the
-    /// [`call_timeout`](PostgresConfig::call_timeout), and is dropped where it does not; it may be called on several
+    /// [`call_time_limit`](PostgresConfig::call_time_limit), and is dropped where it does not; it may be called on several
     /// runtimes at the same time. An error of it is reported like one of the server; it must not hold a secret.
     pub fn new<F>(ask: impl Fn() -> F + Send + Sync + 'static) -> Self
     where
@@ -253,9 +253,9 @@ impl PostgresBuilder {
         self.configure(|config| config.pool = Some(pool))
     }
 
-    /// Sets [`PostgresConfig::call_timeout`].
-    pub fn call_timeout(self, limit: Duration) -> Self {
-        self.configure(|config| config.call_timeout = limit)
+    /// Sets [`PostgresConfig::call_time_limit`].
+    pub fn call_time_limit(self, limit: Duration) -> Self {
+        self.configure(|config| config.call_time_limit = limit)
     }
 
     /// Makes the store.

@@ -62,7 +62,7 @@ impl Connector {
         Self {
             servers: std::iter::once(options.clone()).chain(more).collect(),
             credentials: config.credentials.clone(),
-            limit: config.call_timeout,
+            limit: config.call_time_limit,
             leader_timeout: config.leader_timeout,
             pace: Arc::default(),
             proven: Arc::default(),

@@ -117,7 +117,7 @@ impl Lanes {
                 Source::Own(own)
             }
         };
-        Self { source, limit: config.call_timeout, explicit: Arc::default(), broken: Arc::default() }
+        Self { source, limit: config.call_time_limit, explicit: Arc::default(), broken: Arc::default() }
     }
 
     /// A connection, for one call. Whoever has waited for it for most of the call's time would only begin what it has to

@@ -90,7 +90,7 @@ impl Store for PostgresStore {
         if let Some(inner) = known {
             return check::attach(&inner).await;
         }
-        let sql = Arc::new(Sql::new(&self.config.schema, self.config.call_timeout));
+        let sql = Arc::new(Sql::new(&self.config.schema, self.config.call_time_limit));
         let group: Arc<str> = self.config.group.as_str().into();
         let connector = Connector::new(&self.config);
         let lanes = Lanes::new(&self.config, &connector);

@@ -5,14 +5,16 @@
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use divider_core::{Divider, Key, Node, Work};
-use divider_raft::RaftStore;
+use divider_core::{Divider, Group, Key, Node, Work};
+use divider_raft::{Data, RaftStore};
 use tokio::runtime::{Builder, Runtime};
 
 /// A member whose node has started so many keys, in the order in which they came.
 fn member(runtime: &Runtime, keys: usize) -> (RaftStore, Node, Vec<Key>) {
     runtime.block_on(async {
-        let store = RaftStore::builder("/owners/").expect("a name").in_memory().build().expect("the settings agree");
+        let store = RaftStore::builder(Data::Memory, Group::new("/owners/").expect("a name"))
+            .build()
+            .expect("the settings agree");
         let node = Node::builder(store.clone()).build().expect("the defaults agree");
         let mut starts = node.start_processing();
         node.start().await.expect("it starts");

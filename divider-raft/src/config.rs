@@ -5,9 +5,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use divider_core::{ConfigError, NodeId};
 
 use crate::{
+    environment::{Environment, ThisMachine},
     format::{NEWEST, OLDEST},
-    ground::{Ground, ThisMachine},
-    security::Security,
+    net::security::Security,
 };
 
 /// Settings of a [`RaftStore`](crate::RaftStore). The fields are public; [`validate`](Self::validate) is called before
@@ -106,9 +106,9 @@ pub struct RaftConfig {
     pub reads: u8,
     /// What it all stands on. For the simulation of this repository; **outside of semantic versioning**.
     #[cfg(feature = "unstable-sim")]
-    pub ground: Arc<dyn Ground>,
+    pub environment: Arc<dyn Environment>,
     #[cfg(not(feature = "unstable-sim"))]
-    pub(crate) ground: Arc<dyn Ground>,
+    pub(crate) environment: Arc<dyn Environment>,
 }
 
 /// What a process is to its cluster.
@@ -133,6 +133,12 @@ pub enum Data {
     Directory(PathBuf),
     /// In memory, for tests: what is acknowledged does not survive the process.
     Memory,
+}
+
+impl<P: Into<PathBuf>> From<P> for Data {
+    fn from(directory: P) -> Self {
+        Self::Directory(directory.into())
+    }
 }
 
 impl Default for RaftConfig {
@@ -162,7 +168,7 @@ impl Default for RaftConfig {
             leave_on_close: None,
             step_after: Duration::from_secs(24 * 3600),
             reads: NEWEST,
-            ground: Arc::new(ThisMachine),
+            environment: Arc::new(ThisMachine),
         }
     }
 }
@@ -183,7 +189,7 @@ impl RaftConfig {
             Role::Client if !has_seeds => return fail("seeds", "are empty; a client needs the address of a member"),
             Role::Client => {}
             _ if self.data == Data::Unset => {
-                return fail("data", "is not set; give a directory of its own with data_dir(..)");
+                return fail("data", "is not set; give it a directory of its own");
             }
             _ if has_seeds && self.listen.is_none() => {
                 return fail("listen", "is not set; a member of a cluster must be reachable, such as at 0.0.0.0:7400");

@@ -25,7 +25,7 @@ use std::sync::{
     atomic::{AtomicU8, Ordering},
 };
 
-use crate::wire::Speaks;
+use crate::error::TooOld;
 
 /// The oldest format that this program reads.
 pub(crate) const OLDEST: u8 = 1;
@@ -59,12 +59,86 @@ impl Formats {
     }
 
     /// As it is said at a handshake.
-    pub(crate) fn speaks(&self) -> Speaks {
+    pub(crate) fn supported(&self) -> SupportedFormats {
         let written = |written: &Arc<AtomicU8>| written.load(Ordering::Relaxed).max(OLDEST);
-        Speaks {
+        SupportedFormats {
             lowest: OLDEST.into(),
             highest: self.reads.into(),
             writes: self.written.as_ref().map_or(0, written).into(),
+        }
+    }
+}
+
+/// What a program can read and writes, as numbers of the format of everything that crosses a wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SupportedFormats {
+    /// The lowest format that it reads.
+    pub(crate) lowest: u16,
+    /// The highest format that it reads.
+    pub(crate) highest: u16,
+    /// The format of what its cluster writes for all members to read: a member that does not read this one is too old. 0 from
+    /// a client, which reads nothing of that.
+    pub(crate) writes: u16,
+}
+
+impl SupportedFormats {
+    /// The highest format that both sides read.
+    pub(crate) fn negotiate(self, theirs: Self) -> Result<u16, TooOld> {
+        let (mine_needed, theirs_needed) = (theirs.asks_of(self), self.asks_of(theirs));
+        if self.highest < mine_needed {
+            return Err(TooOld { needs: mine_needed, reads: self.highest, here: true });
+        }
+        if theirs.highest < theirs_needed {
+            return Err(TooOld { needs: theirs_needed, reads: theirs.highest, here: false });
+        }
+        Ok(self.highest.min(theirs.highest))
+    }
+
+    /// What the other one must read at least.
+    fn asks_of(self, other: Self) -> u16 {
+        if other.writes == 0 { self.lowest } else { self.lowest.max(self.writes) }
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; 6] {
+        let [l, h, w] = [self.lowest, self.highest, self.writes].map(u16::to_le_bytes);
+        [l[0], l[1], h[0], h[1], w[0], w[1]]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn supported(lowest: u16, highest: u16, writes: u16) -> SupportedFormats {
+        SupportedFormats { lowest, highest, writes }
+    }
+
+    #[test]
+    fn two_programs_settle_on_the_highest_format_that_both_read() {
+        for (mine, theirs, settled) in [
+            (supported(2, 3, 2), supported(2, 2, 2), 2),
+            (supported(2, 3, 3), supported(2, 4, 3), 3),
+            (supported(3, 5, 4), supported(2, 4, 3), 4),
+            (supported(1, 1, 0), supported(1, 2, 2), 1),
+        ] {
+            assert_eq!(mine.negotiate(theirs), Ok(settled), "{mine:?} {theirs:?}");
+            assert_eq!(theirs.negotiate(mine), Ok(settled), "{theirs:?} {mine:?}");
+        }
+    }
+
+    #[test]
+    fn whoever_is_too_old_is_told_what_is_needed() {
+        for (old, new, needs) in [
+            (supported(2, 2, 2), supported(3, 4, 3), 3),
+            // It could still be read, but does not read what is written.
+            (supported(2, 2, 2), supported(2, 4, 4), 4),
+            (supported(1, 1, 1), supported(2, 2, 2), 2),
+            // A client reads nothing of what is written.
+            (supported(1, 1, 0), supported(2, 3, 3), 2),
+        ] {
+            let reads = old.highest;
+            assert_eq!(old.negotiate(new), Err(TooOld { needs, reads, here: true }));
+            assert_eq!(new.negotiate(old), Err(TooOld { needs, reads, here: false }));
         }
     }
 }

@@ -13,10 +13,15 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    command::{Command, Reply},
+    consensus::log::{Identity, Stored, seal, unseal},
     format::{Formats, NEWEST},
-    raft::{Content, Entry, Identity, LogId, Stored, Vote, decode_snapshot, seal, unseal},
-    wire::{self, Answer, Frame, Hello, Request, Welcome},
+    net::wire::{self, Frame},
+    protocol::{
+        command::{Command, Reply},
+        messages::{Answer, Hello, Request, Welcome},
+        snapshot::{SnapshotContent, decode as decode_snapshot},
+        types::{Entry, LogId, Vote},
+    },
 };
 
 const WRITES: &str = "what was decoded can be encoded";
@@ -54,7 +59,7 @@ pub fn frames(mut bytes: &[u8]) -> bool {
 /// Both sides of a handshake.
 pub fn handshakes(bytes: &[u8]) -> bool {
     fn greeted<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(mut bytes: &[u8]) -> bool {
-        let mine = Formats::of_client(NEWEST).speaks();
+        let mine = Formats::of_client(NEWEST).supported();
         let Some(Ok(greeting)) = wire::greeted::<T>(&mut bytes, mine).now_or_never() else { return false };
         let mut said = Vec::new();
         wire::greet(&mut said, mine, &greeting).now_or_never().expect("nothing waits").expect(WRITES);
@@ -96,7 +101,7 @@ pub fn records(bytes: &[u8]) -> bool {
 /// Snapshots.
 pub fn snapshots(bytes: &[u8]) -> bool {
     let as_it_is = decode_snapshot(bytes);
-    let mut inside = Content::<Ledger> { format: NEWEST, ..Content::default() }.encode().expect(WRITES);
+    let mut inside = SnapshotContent::<Ledger> { format: NEWEST, ..SnapshotContent::default() }.encode().expect(WRITES);
     inside.truncate(8);
     inside.extend(bytes);
     inside.extend(xxh3_64(&inside).to_le_bytes());

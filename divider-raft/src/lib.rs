@@ -12,66 +12,39 @@
 //!
 //! Begin at [`RaftStore`].
 
-mod bond;
-mod book;
+mod builder;
 mod cluster;
-mod command;
 mod config;
-mod confirm;
-mod error;
-#[cfg(test)]
-mod excess;
-#[cfg(test)]
-mod fixtures;
-mod format;
-mod founding;
-#[cfg(feature = "unstable-fuzz")]
-pub mod fuzzing;
+mod consensus;
 #[cfg(not(feature = "unstable-sim"))]
 #[allow(dead_code, unreachable_pub)]
-mod ground;
+mod environment;
 #[cfg(feature = "unstable-sim")]
-pub mod ground;
-mod house;
-#[cfg(all(test, feature = "tls"))]
-mod intruder;
-mod link;
-mod lives;
-mod member;
-mod newcomers;
-mod propose;
-mod raft;
-mod reign;
-mod rights;
-mod router;
-#[cfg(feature = "secret")]
-mod secret;
+pub mod environment;
+mod error;
+mod format;
+#[cfg(feature = "unstable-fuzz")]
+pub mod fuzzing;
 #[cfg_attr(not(feature = "unstable-sim"), allow(unreachable_pub))]
-mod security;
-mod seeds;
-mod server;
-mod settle;
-#[cfg(test)]
-mod small_disk;
+mod net;
+mod protocol;
 mod store;
-mod subscribe;
-mod succession;
-#[cfg(feature = "tls")]
-mod tls;
+#[cfg(test)]
+mod tests;
 mod url;
-mod wire;
 
+pub use builder::RaftBuilder;
 pub use config::{Data, RaftConfig, Role};
+pub use consensus::recover::Recovered;
 pub use error::{DataError, TooOld};
-pub use raft::{Peer, Recovered};
 #[cfg(feature = "secret")]
-pub use secret::Secret;
-pub use security::Security;
-pub use store::{Condition, RaftStore, RaftStoreBuilder};
+pub use net::secret::Secret;
+pub use net::security::Security;
 #[cfg(feature = "tls")]
-pub use tls::{Tls, TlsError};
+pub use net::tls::{Tls, TlsError};
+pub use protocol::{messages::Owner, peer::Peer};
+pub use store::{Condition, RaftStore};
 pub use url::UrlError;
-pub use wire::Owner;
 
 /// The examples of the README are tested like all others.
 #[cfg(all(doctest, feature = "tls"))]

@@ -12,24 +12,32 @@ use std::{
 
 use async_trait::async_trait;
 use divider_core::{
-    Applied, Batch, Beat, Claim, ConfigError, Cursor, Group, HintStream, Holdings, InvalidInput, Key, NodeId, Op, Page,
-    PollReply, Record, Revision, SessionId, Stats, Store, StoreError, Term, Topic, limits,
+    Applied, Batch, Beat, Claim, Cursor, Group, HintStream, Holdings, InvalidInput, Key, Op, Page, PollReply, Record,
+    Revision, SessionId, Stats, Store, StoreError, Term, Topic, limits,
 };
 use parking_lot::{Mutex, RwLock};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
-    cluster::{End, Running, Threads},
-    config::{Data, RaftConfig, Role},
+    cluster::{
+        member::EndReason,
+        router::Router,
+        running::{Running, Threads},
+        supervisor::{self, Cluster},
+    },
+    config::RaftConfig,
+    consensus::{
+        recover::{self, Recovered},
+        state_machine::StateMachine,
+    },
+    environment::{DataDir, ThisMachine},
     error::DataError,
     format::NEWEST,
-    ground::{Place, ThisMachine},
-    link::Class,
-    lives,
-    raft::{Machine, Peer, Recovered, recover},
-    router::Router,
-    security::Security,
-    wire::{self, Answer, Call, Owner, Query, Status},
+    net::{pool::TrafficClass, wire},
+    protocol::{
+        messages::{Answer, Call, Owner, Query, Status},
+        peer::Peer,
+    },
 };
 
 /// How often whoever opens a store looks whether a member that has ended was replaced.
@@ -37,17 +45,17 @@ const REPLACED: Duration = Duration::from_millis(20);
 
 /// A handle to one group in a Raft cluster that lives in the programs themselves.
 ///
-/// Each process is a *voter*, a *learner* or a *client* of the cluster (see [`Role`]); the store behaves the same on all
+/// Each process is a *voter*, a *learner* or a *client* of the cluster (see [`Role`](crate::Role)); the store behaves the same on all
 /// of them. Clones, and the handles that [`group`](Self::group) makes, share one member: it ends when the last of them is
 /// closed or dropped.
 ///
 /// For one machine, three lines are enough:
 ///
 /// ```no_run
-/// use divider_core::{Divider, Node};
+/// use divider_core::{Divider, Group, Node};
 /// use divider_raft::RaftStore;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let store = RaftStore::builder("/process/me/")?.data_dir("/var/lib/me").build()?;
+/// let store = RaftStore::builder("/var/lib/me", Group::new("/process/me/")?).build()?;
 /// let node = Node::builder(store).build()?;
 /// node.start().await?;
 /// # Ok(()) }
@@ -56,13 +64,13 @@ const REPLACED: Duration = Duration::from_millis(20);
 /// That is one voter: what it acknowledges is on its disk, and lost with that disk. In production, run three or five
 /// voters on machines of their own, each with
 ///
-/// - a [`name`](RaftStoreBuilder::name), and a [directory](RaftStoreBuilder::data_dir) on a disk of its own, which must keep
+/// - a [`name`](crate::RaftBuilder::name), and a [directory](RaftStore::builder) on a disk of its own, which must keep
 ///   what it says it has written;
-/// - [`listen`](RaftStoreBuilder::listen), and [`advertise`](RaftConfig::advertise) where the others reach it elsewhere;
-/// - the same list of [`seeds`](RaftStoreBuilder::seeds), so that exactly one of them founds the cluster;
+/// - [`listen`](crate::RaftBuilder::listen), and [`advertise`](RaftConfig::advertise) where the others reach it elsewhere;
+/// - the same list of [`seeds`](crate::RaftBuilder::seeds), so that exactly one of them founds the cluster;
 /// - TLS (`tls`, with the Cargo feature of that name), or a network that is closed to others;
 ///
-/// and let all other processes be [clients](RaftStoreBuilder::client) of those.
+/// and let all other processes be [clients](RaftStore::client) of those.
 pub struct RaftStore {
     cluster: Arc<Cluster>,
     group: Group,
@@ -71,7 +79,7 @@ pub struct RaftStore {
     /// Whether a member goes on for this handle.
     holds: bool,
     /// A member's own copy, once this handle has been asked of it: most often what runs stays the same while a handle is open.
-    copy: OnceLock<Arc<Machine>>,
+    copy: OnceLock<Arc<StateMachine>>,
 }
 
 /// How this process takes part in its cluster at the moment.
@@ -91,169 +99,17 @@ pub enum Condition {
     Removed,
 }
 
-/// What all handles share.
-pub(crate) struct Cluster {
-    pub(crate) config: Arc<RaftConfig>,
-    /// Held while starting, so that it happens once.
-    starting: tokio::sync::Mutex<()>,
-    running: RwLock<Option<Arc<Running>>>,
-    /// Why its member is none at the moment, where that is so. Written with `running` locked.
-    ended: Mutex<Option<End>>,
-    /// Handles that have not been closed.
-    open: AtomicUsize,
-}
-
-impl Cluster {
-    pub(crate) fn current(&self) -> Option<Arc<Running>> {
-        self.running.read().clone()
-    }
-
-    /// Puts another one in the place of what runs; false where that was closed meanwhile.
-    pub(crate) fn replace(&self, old: &Arc<Running>, new: Arc<Running>, ended: Option<End>) -> bool {
-        let mut running = self.running.write();
-        let same = running.as_ref().is_some_and(|running| Arc::ptr_eq(running, old));
-        if same {
-            *running = Some(new);
-            *self.ended.lock() = ended;
-        }
-        same
-    }
-}
-
-/// Builds a [`RaftStore`].
-///
-/// ```no_run
-/// use divider_raft::RaftStore;
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let store = RaftStore::builder("/process/me/")?
-///     .name("a")?
-///     .data_dir("/var/lib/me")
-///     .listen("10.0.0.1:7400")
-///     .seeds(["10.0.0.1:7400", "10.0.0.2:7400", "10.0.0.3:7400"])
-///     .plaintext()
-///     .build()?;
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Debug)]
-pub struct RaftStoreBuilder {
-    group: Group,
-    config: RaftConfig,
-}
-
-impl RaftStoreBuilder {
-    pub(crate) fn new(group: Group) -> Self {
-        Self { group, config: RaftConfig::default() }
-    }
-
-    /// Sets the whole configuration.
-    #[must_use]
-    pub fn config(mut self, config: RaftConfig) -> Self {
-        self.config = config;
-        self
-    }
-
-    /// Changes fields of the configuration.
-    #[must_use]
-    pub fn configure(mut self, change: impl FnOnce(&mut RaftConfig)) -> Self {
-        change(&mut self.config);
-        self
-    }
-
-    /// Sets the name of this process, see [`RaftConfig::name`].
-    ///
-    /// # Errors
-    /// [`InvalidInput`] where it is empty or too long.
-    pub fn name(mut self, name: impl AsRef<str>) -> Result<Self, InvalidInput> {
-        self.config.name = Some(NodeId::new(name)?);
-        Ok(self)
-    }
-
-    /// Keeps log and snapshots in a directory that belongs to this member alone.
-    #[must_use]
-    pub fn data_dir(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.config.data = Data::Directory(directory.into());
-        self
-    }
-
-    /// Keeps everything in memory, for tests.
-    #[must_use]
-    pub fn in_memory(mut self) -> Self {
-        self.config.data = Data::Memory;
-        self
-    }
-
-    /// Sets where the member listens, see [`RaftConfig::listen`].
-    #[must_use]
-    pub fn listen(mut self, address: impl Into<String>) -> Self {
-        self.config.listen = Some(address.into());
-        self
-    }
-
-    /// Sets the addresses of members, see [`RaftConfig::seeds`].
-    #[must_use]
-    pub fn seeds<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
-        self.config.seeds = seeds.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// Makes this process a client of the members at `seeds`.
-    #[must_use]
-    pub fn client<S: Into<String>>(self, seeds: impl IntoIterator<Item = S>) -> Self {
-        self.configure(|config| config.role = Role::Client).seeds(seeds)
-    }
-
-    /// Makes this process a member that does not vote.
-    #[must_use]
-    pub fn learner(self) -> Self {
-        self.configure(|config| config.role = Role::Learner)
-    }
-
-    /// Protects nothing: whoever reaches the port may do everything.
-    #[must_use]
-    pub fn plaintext(self) -> Self {
-        self.configure(|config| config.security = Security::Plaintext)
-    }
-
-    /// Protects connections by mutual TLS.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn tls(self, tls: crate::Tls) -> Self {
-        self.configure(|config| config.security = Security::Tls(tls))
-    }
-
-    /// Lets in whoever knows a secret; what is sent is not hidden.
-    #[cfg(feature = "secret")]
-    #[must_use]
-    pub fn secret(self, secret: crate::Secret) -> Self {
-        self.configure(|config| config.security = Security::Secret(secret))
-    }
-
-    /// Checks the configuration. Nothing is opened before [`Store::open`], which [`start`](divider_core::Divider::start)
-    /// calls.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for the first contradiction.
-    pub fn build(self) -> Result<RaftStore, ConfigError> {
-        self.config.validate()?;
+impl RaftStore {
+    pub(crate) fn new(config: RaftConfig, group: Group) -> Self {
         let cluster = Cluster {
-            config: Arc::new(self.config),
+            config: Arc::new(config),
             starting: tokio::sync::Mutex::default(),
             running: RwLock::default(),
             ended: Mutex::default(),
             open: AtomicUsize::new(1),
         };
         let closed = AtomicBool::new(false);
-        Ok(RaftStore { cluster: Arc::new(cluster), group: self.group, closed, holds: true, copy: OnceLock::new() })
-    }
-}
-
-impl RaftStore {
-    /// Begins to build a store for a group.
-    ///
-    /// # Errors
-    /// [`InvalidInput`] where the group's name is empty or too long.
-    pub fn builder(group: impl AsRef<str>) -> Result<RaftStoreBuilder, InvalidInput> {
-        Ok(RaftStoreBuilder::new(Group::new(group)?))
+        Self { cluster: Arc::new(cluster), group, closed, holds: true, copy: OnceLock::new() }
     }
 
     /// A handle to another group, through the same member.
@@ -279,8 +135,8 @@ impl RaftStore {
         let running = self.cluster.running.read();
         match (&*running, self.cluster.ended.lock().clone()) {
             (None, _) => Condition::Closed,
-            (Some(_), Some(End::Stopped(why))) => Condition::Stopped(why),
-            (Some(_), Some(End::Removed)) => Condition::Removed,
+            (Some(_), Some(EndReason::Stopped(why))) => Condition::Stopped(why),
+            (Some(_), Some(EndReason::Removed)) => Condition::Removed,
             (Some(running), None) if running.router.member.is_some() => Condition::Member,
             (Some(_), None) => Condition::Client,
         }
@@ -293,7 +149,7 @@ impl RaftStore {
     }
 
     #[cfg(test)]
-    pub(crate) fn member(&self) -> Option<Arc<crate::member::Member>> {
+    pub(crate) fn member(&self) -> Option<Arc<crate::cluster::member::Member>> {
         self.cluster.running.read().as_ref()?.router.member.clone()
     }
 
@@ -313,7 +169,7 @@ impl RaftStore {
 
     #[cfg(test)]
     pub(crate) fn trip(&self, applying: bool) {
-        let trip = |member: Arc<crate::member::Member>| {
+        let trip = |member: Arc<crate::cluster::member::Member>| {
             if applying { member.machine.trip() } else { member.log.trip() }
         };
         self.member().into_iter().for_each(trip);
@@ -359,7 +215,7 @@ impl RaftStore {
     /// # Errors
     /// [`StoreError`] where the cluster cannot be reached.
     pub async fn members(&self) -> Result<Vec<(Peer, bool)>, StoreError> {
-        match self.call(Call::Status, Class::Calls, true).await? {
+        match self.call(Call::Status, TrafficClass::Calls, true).await? {
             Answer::Status(Status { members, .. }) => Ok(members),
             _ => Err(unexpected()),
         }
@@ -374,7 +230,7 @@ impl RaftStore {
     /// # Cancel safety
     /// A dropped future leaves it unknown whether the member was removed.
     pub async fn remove_member(&self, id: u64) -> Result<(), StoreError> {
-        self.call(Call::Leave { id }, Class::Calls, true).await.map(drop)
+        self.call(Call::Leave { id }, TrafficClass::Calls, true).await.map(drop)
     }
 
     /// Makes a learner a voter, whatever [`RaftConfig::voters`] says. Calling it again is safe.
@@ -385,7 +241,7 @@ impl RaftStore {
     /// # Cancel safety
     /// As [`remove_member`](Self::remove_member).
     pub async fn promote(&self, id: u64) -> Result<(), StoreError> {
-        self.call(Call::Promote { id }, Class::Calls, true).await.map(drop)
+        self.call(Call::Promote { id }, TrafficClass::Calls, true).await.map(drop)
     }
 
     /// Makes the learner `new` a voter in the place of `old`, which leaves for good. Calling it again is safe.
@@ -396,7 +252,7 @@ impl RaftStore {
     /// # Cancel safety
     /// As [`remove_member`](Self::remove_member).
     pub async fn replace_voter(&self, old: u64, new: u64) -> Result<(), StoreError> {
-        self.call(Call::Replace { old, new }, Class::Calls, true).await.map(drop)
+        self.call(Call::Replace { old, new }, TrafficClass::Calls, true).await.map(drop)
     }
 
     /// The format that the cluster is written in, as far as this member has come. `None` on a client, and before anything was
@@ -421,7 +277,7 @@ impl RaftStore {
     /// # Cancel safety
     /// As [`remove_member`](Self::remove_member).
     pub async fn step_up(&self) -> Result<u64, StoreError> {
-        match self.call(Call::StepUp, Class::Calls, true).await? {
+        match self.call(Call::StepUp, TrafficClass::Calls, true).await? {
             Answer::Index(format) => Ok(format),
             _ => Err(unexpected()),
         }
@@ -458,9 +314,10 @@ impl RaftStore {
     /// [`DataError`] where the directory is in use, damaged or not of a member; then nothing has been changed.
     pub fn recover(directory: impl AsRef<std::path::Path>) -> Result<Recovered, DataError> {
         let directory = directory.as_ref().to_owned();
-        let place = |directory| Place { directory: Some(directory), ground: Arc::new(ThisMachine), reads: NEWEST };
+        let data_dir =
+            |directory| DataDir { directory: Some(directory), environment: Arc::new(ThisMachine), reads: NEWEST };
         // On a thread of its own, so that it does not matter whether the caller is on a runtime.
-        let recovering = std::thread::spawn(move || recover(&directory, place));
+        let recovering = std::thread::spawn(move || recover::recover(&directory, data_dir));
         let recovered = recovering.join().unwrap_or_else(|_| {
             Err(DataError::Corrupt { path: PathBuf::new(), problem: "reading it failed unexpectedly".into() })
         })?;
@@ -515,7 +372,7 @@ impl RaftStore {
 
     /// A member's own copy. Asked of every request that is routed, so counts that all threads share are left alone.
     #[inline]
-    fn copy(&self) -> Option<&Machine> {
+    fn copy(&self) -> Option<&StateMachine> {
         if self.closed.load(Ordering::Relaxed) {
             return None;
         }
@@ -526,7 +383,7 @@ impl RaftStore {
         Some(self.copy.get_or_init(|| machine))
     }
 
-    fn machine(&self) -> Option<Arc<Machine>> {
+    fn machine(&self) -> Option<Arc<StateMachine>> {
         if self.closed.load(Ordering::Relaxed) {
             return None;
         }
@@ -547,11 +404,11 @@ impl RaftStore {
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
         let running = self.running()?;
-        let task = running.ground.handle.spawn(work(running.router.clone()));
+        let task = running.threads.handle.spawn(work(running.router.clone()));
         task.await.unwrap_or(Err(StoreError::Closed))
     }
 
-    async fn call(&self, call: Call, class: Class, again: bool) -> Result<Answer, StoreError> {
+    async fn call(&self, call: Call, class: TrafficClass, again: bool) -> Result<Answer, StoreError> {
         self.inside(|router| async move { router.call(call, class, again).await }).await
     }
 
@@ -560,17 +417,19 @@ impl RaftStore {
         let group = self.group.clone();
         self.inside(|router| async move {
             let Some(member) = router.member.clone() else {
-                return router.call(Call::Read { group, query }, Class::Calls, true).await;
+                return router.call(Call::Read { group, query }, TrafficClass::Calls, true).await;
             };
-            let Answer::Index(index) = router.call(Call::Confirm, Class::Calls, true).await? else {
+            let Answer::Index(index) = router.call(Call::Confirm, TrafficClass::Calls, true).await? else {
                 return Err(unexpected());
             };
             let limit = router.config.call_time_limit;
             let reached = tokio::time::timeout(limit, member.machine.reached(index)).await;
             reached.map_err(|_| StoreError::Timeout { limit })?;
             member.read(&group, query).map_err(|fault| match fault {
-                crate::wire::Fault::SessionEnded => StoreError::SessionEnded,
-                crate::wire::Fault::Busy(problem) => StoreError::Unavailable { message: problem, source: None },
+                crate::protocol::messages::Fault::SessionEnded => StoreError::SessionEnded,
+                crate::protocol::messages::Fault::Busy(problem) => {
+                    StoreError::Unavailable { message: problem, source: None }
+                }
                 other => StoreError::Corrupt(format!("{other:?}")),
             })
         })
@@ -633,7 +492,7 @@ impl Store for RaftStore {
                     let config = self.cluster.config.clone();
                     let running = Running::start(config.clone(), Threads::start(&config)?).await?;
                     *self.cluster.running.write() = Some(running.clone());
-                    running.ground.handle.spawn(lives::look_after(Arc::downgrade(&self.cluster)));
+                    running.threads.handle.spawn(supervisor::supervise(Arc::downgrade(&self.cluster)));
                     running
                 }
             }
@@ -653,39 +512,39 @@ impl Store for RaftStore {
             return Err(StoreError::Misconfigured(problem));
         }
         let call = Call::Apply { group: self.group.clone(), ops: ops.to_vec() };
-        match self.call(call, Class::Calls, false).await? {
+        match self.call(call, TrafficClass::Calls, false).await? {
             Answer::Applied(applied) => Ok(applied),
             _ => Err(unexpected()),
         }
     }
 
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
-        match self.call(Call::Renew { group: self.group.clone(), session }, Class::Beats, true).await? {
+        match self.call(Call::Renew { group: self.group.clone(), session }, TrafficClass::Beats, true).await? {
             Answer::Beat(beat) => Ok(beat),
             _ => Err(unexpected()),
         }
     }
 
     async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
-        match self.call(Call::Poll { group: self.group.clone(), session, claim }, Class::Beats, true).await? {
+        match self.call(Call::Poll { group: self.group.clone(), session, claim }, TrafficClass::Beats, true).await? {
             Answer::PollReply(reply) => Ok(reply),
             _ => Err(unexpected()),
         }
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
-        self.call(Call::Resign { group: self.group.clone(), session, term }, Class::Calls, true).await.map(drop)
+        self.call(Call::Resign { group: self.group.clone(), session, term }, TrafficClass::Calls, true).await.map(drop)
     }
 
     async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
-        match self.call(Call::Beats { group: self.group.clone() }, Class::Beats, true).await? {
+        match self.call(Call::Beats { group: self.group.clone() }, TrafficClass::Beats, true).await? {
             Answer::Beats(beats) => Ok(beats),
             _ => Err(unexpected()),
         }
     }
 
     async fn silences(&self) -> Result<Vec<(SessionId, Beat, Duration)>, StoreError> {
-        match self.call(Call::Silences { group: self.group.clone() }, Class::Beats, true).await? {
+        match self.call(Call::Silences { group: self.group.clone() }, TrafficClass::Beats, true).await? {
             Answer::Silences(silences) => Ok(silences),
             _ => Err(unexpected()),
         }
@@ -750,7 +609,7 @@ impl Store for RaftStore {
             let limit = Duration::from_millis(500).min(router.config.call_time_limit);
             let mut last = "no member is known".to_owned();
             for target in router.members(begin).await {
-                match router.links.subscribe(&target, group.clone(), topic, limit).await {
+                match router.pool.subscribe(&target, group.clone(), topic, limit).await {
                     Ok(hints) => return Ok(Box::pin(hints) as HintStream),
                     Err(error) => last = error.to_string(),
                 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use divider_core::{Group, InvalidInput};
 
 use crate::{
-    config::Role,
-    store::{RaftStore, RaftStoreBuilder},
+    builder::RaftBuilder,
+    config::{Data, Role},
+    store::RaftStore,
 };
 
 /// Why a URL does not name a store.
@@ -58,15 +59,15 @@ impl RaftStore {
     ///
     /// # Errors
     /// [`UrlError`], which says what there is.
-    pub fn from_url(url: &str, group: Group) -> Result<RaftStoreBuilder, UrlError> {
+    pub fn from_url(url: &str, group: Group) -> Result<RaftBuilder, UrlError> {
         let rest = url.strip_prefix("raft:").ok_or(UrlError::Scheme)?;
         let (directory, settings) = rest.split_once('?').unwrap_or((rest, ""));
-        let mut builder = RaftStoreBuilder::new(group);
-        builder = match directory {
-            "" => builder,
-            "memory" => builder.in_memory(),
-            directory => builder.data_dir(directory),
+        let data = match directory {
+            "" => Data::Unset,
+            "memory" => Data::Memory,
+            directory => directory.into(),
         };
+        let mut builder = RaftStore::builder(data, group);
         for setting in settings.split('&').filter(|setting| !setting.is_empty()) {
             let (setting, value) = setting.split_once('=').unwrap_or((setting, ""));
             let list = || value.split(',').map(str::to_owned).collect::<Vec<_>>();

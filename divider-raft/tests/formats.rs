@@ -5,8 +5,8 @@
 
 use std::{net::TcpListener, path::Path, time::Duration};
 
-use divider_core::{Op, Store, StoreError, Work};
-use divider_raft::{RaftStore, RaftStoreBuilder};
+use divider_core::{Group, Op, Store, StoreError, Work};
+use divider_raft::{Data, RaftBuilder, RaftStore};
 use tempfile::TempDir;
 
 /// The newest format that programs of before read.
@@ -32,8 +32,8 @@ impl Home {
         Self { name, address, directory: TempDir::new().unwrap(), seed }
     }
 
-    fn builder(&self, reads: u8) -> RaftStoreBuilder {
-        let builder = RaftStore::builder("/test/").unwrap().name(self.name).unwrap().data_dir(self.directory.path());
+    fn builder(&self, reads: u8) -> RaftBuilder {
+        let builder = RaftStore::builder(self.directory.path(), Group::new("/test/").unwrap()).name(self.name).unwrap();
         let builder = builder.listen(&self.address).seeds([&self.seed]).plaintext();
         quick(builder, reads)
     }
@@ -57,7 +57,7 @@ impl Home {
     }
 }
 
-fn quick(builder: RaftStoreBuilder, reads: u8) -> RaftStoreBuilder {
+fn quick(builder: RaftBuilder, reads: u8) -> RaftBuilder {
     builder.configure(|config| {
         config.heartbeat = Duration::from_millis(30);
         config.election = (Duration::from_millis(100), Duration::from_millis(150));
@@ -139,7 +139,7 @@ async fn whoever_is_too_old_for_what_is_written_is_told_so_and_keeps_its_disk() 
         late.close().await;
     }
     // A client reads nothing of what is written.
-    let client = RaftStore::builder("/test/").unwrap().client([&voter.address]).plaintext();
+    let client = RaftStore::client([&voter.address], Group::new("/test/").unwrap()).plaintext();
     let client = quick(client, OLD).build().unwrap();
     client.open().await.unwrap();
     assert_eq!(keys(&client).await, 2);
@@ -159,7 +159,7 @@ async fn a_member_on_its_own_steps_up_by_itself() {
     let directory = TempDir::new().unwrap();
     let start = async |reads| {
         let builder =
-            RaftStore::builder("/test/").unwrap().name("alone").unwrap().data_dir(Path::new(directory.path()));
+            RaftStore::builder(Path::new(directory.path()), Group::new("/test/").unwrap()).name("alone").unwrap();
         let builder = quick(builder, reads).configure(|config| config.step_after = Duration::ZERO);
         let store = builder.build().unwrap();
         store.open().await.unwrap();
@@ -176,7 +176,7 @@ async fn a_member_on_its_own_steps_up_by_itself() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // One that is new begins in what it reads.
-    let other = RaftStore::builder("/test/").unwrap().in_memory().build().unwrap();
+    let other = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).build().unwrap();
     other.open().await.unwrap();
     add(&other, "a").await;
     assert_eq!(other.format(), Some(2));

@@ -5,7 +5,9 @@
 
 use std::{net::TcpListener, path::Path, time::Duration};
 
-use divider_core::{Claim, Key, NodeId, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Work};
+use divider_core::{
+    Claim, Group, Key, NodeId, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Work,
+};
 use divider_raft::{DataError, RaftStore, Recovered};
 use tempfile::TempDir;
 
@@ -15,7 +17,7 @@ fn addresses() -> Vec<String> {
 }
 
 fn voter(at: usize, seeds: &[String], directory: &Path) -> RaftStore {
-    let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap().data_dir(directory);
+    let builder = RaftStore::builder(directory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
     builder.listen(&seeds[at]).seeds(seeds).plaintext().build().unwrap()
 }
 
@@ -115,7 +117,7 @@ fn recover(directory: &Path) -> Recovered {
 
 fn soon(at: usize, seeds: &[String], directory: &Path) -> RaftStore {
     let config = voter(at, seeds, directory).config().clone();
-    let builder = RaftStore::builder("/test/").unwrap().config(config);
+    let builder = RaftStore::builder(directory, Group::new("/test/").unwrap()).configure(|new| *new = config);
     builder.configure(|config| config.open_time_limit = Duration::from_millis(800)).build().unwrap()
 }
 
@@ -134,7 +136,7 @@ async fn a_new_life_does_not_begin_beside_another_one() {
     let error = second.open().await.unwrap_err().to_string();
     assert!(error.contains("another cluster"), "{error}");
     // Nobody is served by it, in its own process or elsewhere.
-    let client = RaftStore::builder("/test/").unwrap().client(&seeds[..1]).plaintext();
+    let client = RaftStore::client(&seeds[..1], Group::new("/test/").unwrap()).plaintext();
     let client = client.configure(|config| config.open_time_limit = Duration::from_millis(300)).build().unwrap();
     assert!(second.apply(&[]).await.is_err());
     assert!(client.open().await.is_err());

@@ -5,14 +5,14 @@
 
 use std::{net::TcpListener, time::Duration};
 
-use divider_core::{Op, Store, StoreError, Work};
-use divider_raft::{RaftStore, RaftStoreBuilder, Secret};
+use divider_core::{Group, Op, Store, StoreError, Work};
+use divider_raft::{Data, RaftBuilder, RaftStore, Secret};
 
 const MEMBERS: [u8; 16] = *b"known to members";
 const CLIENTS: [u8; 16] = *b"known to clients";
 
-fn member(name: &str, address: &str, seeds: &[String], secret: Secret) -> RaftStoreBuilder {
-    let builder = RaftStore::builder("/test/").unwrap().name(name).unwrap().in_memory();
+fn member(name: &str, address: &str, seeds: &[String], secret: Secret) -> RaftBuilder {
+    let builder = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(name).unwrap();
     builder.listen(address).seeds(seeds).secret(secret)
 }
 
@@ -29,10 +29,10 @@ async fn who_knows_the_secret_of_clients_is_one_and_who_knows_none_is_nobody() {
     let stores: Vec<_> = (0..3).map(build).collect();
     futures_util::future::join_all(stores.iter().map(|store| store.open())).await.into_iter().for_each(Result::unwrap);
 
-    let soon = |builder: RaftStoreBuilder| {
+    let soon = |builder: RaftBuilder| {
         builder.configure(|config| config.open_time_limit = Duration::from_millis(900)).build().unwrap()
     };
-    let client = || RaftStore::builder("/test/").unwrap().client(&seeds);
+    let client = || RaftStore::client(&seeds, Group::new("/test/").unwrap());
     let good = soon(client().secret(Secret::client(CLIENTS)));
     good.open().await.unwrap();
     good.apply(&[Op::Add(Work::new("k").unwrap())]).await.unwrap();

@@ -5,8 +5,8 @@
 
 use std::{net::TcpListener, time::Duration};
 
-use divider_core::{Op, Store, Work};
-use divider_raft::{RaftStore, RaftStoreBuilder, Tls};
+use divider_core::{Group, Op, Store, Work};
+use divider_raft::{Data, RaftBuilder, RaftStore, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -32,8 +32,8 @@ fn addresses(count: usize) -> Vec<String> {
     bound.iter().map(|listener| format!("localhost:{}", listener.local_addr().unwrap().port())).collect()
 }
 
-fn member(name: &str, address: &str, seeds: &[String]) -> RaftStoreBuilder {
-    let builder = RaftStore::builder("/test/").unwrap().name(name).unwrap().in_memory();
+fn member(name: &str, address: &str, seeds: &[String]) -> RaftBuilder {
+    let builder = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(name).unwrap();
     builder.listen(address).seeds(seeds).configure(|config| {
         config.advertise = Some(address.to_owned());
         config.open_time_limit = Duration::from_secs(5);
@@ -51,10 +51,10 @@ async fn members_and_clients_with_certificates_come_together_and_others_do_not()
     let opened = futures_util::future::join_all(stores.iter().map(|store| store.open())).await;
     opened.into_iter().for_each(Result::unwrap);
 
-    let soon = |builder: RaftStoreBuilder| {
+    let soon = |builder: RaftBuilder| {
         builder.configure(|config| config.open_time_limit = Duration::from_millis(900)).build().unwrap()
     };
-    let client = || RaftStore::builder("/test/").unwrap().client(&seeds);
+    let client = || RaftStore::client(&seeds, Group::new("/test/").unwrap());
     let good = soon(client().tls(authority.issue("client-1")));
     good.open().await.unwrap();
     good.apply(&[Op::Add(Work::new("k").unwrap())]).await.unwrap();
@@ -89,7 +89,7 @@ async fn members_and_clients_with_certificates_come_together_and_others_do_not()
 fn neither_certificates_nor_keys_are_printed() {
     let tls = Authority::new().issue("node-a");
     assert_eq!(format!("{tls:?}"), "Tls { .. }");
-    let store = RaftStore::builder("/test/").unwrap().in_memory().tls(tls);
+    let store = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).tls(tls);
     assert!(format!("{store:?}").contains("security: Tls,"));
     assert!(Tls::from_pem(b"", b"", b"-----BEGIN SECRET").is_err());
 }

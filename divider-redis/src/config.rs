@@ -27,7 +27,7 @@ pub struct RedisConfig {
     pub connect_timeout: Duration,
     /// The longest time that the server may take to answer. Default 500 ms. Keep it well below a third of the lease: a
     /// renewal that is waited for is one that is not tried again.
-    pub response_timeout: Duration,
+    pub call_time_limit: Duration,
     /// How often a subscription asks whether its server is still there. Default 1 s. An answer that takes longer than
     /// this is the end of the subscription, which the node then opens anew.
     pub ping_interval: Duration,
@@ -47,7 +47,7 @@ impl RedisConfig {
             urls,
             group,
             connect_timeout: Duration::from_secs(1),
-            response_timeout: Duration::from_millis(500),
+            call_time_limit: Duration::from_millis(500),
             ping_interval: Duration::from_secs(1),
             credentials: None,
             root_certificates: None,
@@ -65,7 +65,7 @@ impl RedisConfig {
         }
         for (field, value) in [
             ("connect_timeout", self.connect_timeout),
-            ("response_timeout", self.response_timeout),
+            ("call_time_limit", self.call_time_limit),
             ("ping_interval", self.ping_interval),
         ] {
             if value < Duration::from_millis(1) || value > Duration::from_secs(60) {
@@ -77,7 +77,7 @@ impl RedisConfig {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { connect: self.connect_timeout, response: self.response_timeout }
+        Limits { connect: self.connect_timeout, response: self.call_time_limit }
     }
 
     fn servers(&self) -> Result<Vec<ConnectionInfo>, ConfigError> {
@@ -162,7 +162,7 @@ impl fmt::Debug for RedisConfig {
             .field("urls", &format_args!("{} hidden", self.urls.len()))
             .field("group", &self.group)
             .field("connect_timeout", &self.connect_timeout)
-            .field("response_timeout", &self.response_timeout)
+            .field("call_time_limit", &self.call_time_limit)
             .field("ping_interval", &self.ping_interval)
             .field("credentials", &self.credentials)
             .field("certificates", &self.certificates())
@@ -249,9 +249,9 @@ impl RedisBuilder {
         self.configure(|config| config.connect_timeout = limit)
     }
 
-    /// Sets [`RedisConfig::response_timeout`].
-    pub fn response_timeout(self, limit: Duration) -> Self {
-        self.configure(|config| config.response_timeout = limit)
+    /// Sets [`RedisConfig::call_time_limit`].
+    pub fn call_time_limit(self, limit: Duration) -> Self {
+        self.configure(|config| config.call_time_limit = limit)
     }
 
     /// Sets [`RedisConfig::credentials`].

@@ -62,7 +62,7 @@ impl Target {
             cluster,
             credentials: config.credentials.clone(),
             connect: config.connect_timeout,
-            response: config.response_timeout,
+            response: config.call_time_limit,
             names: Names::new(&config.group),
             seen: watch::Sender::new(None),
             first: AtomicUsize::new(0),

@@ -11,7 +11,7 @@ mod show;
 
 use std::{net::TcpListener, path::Path, time::Duration};
 
-use divider::{Divider, Event, Node, NodeId, Store, Work, raft::RaftStore};
+use divider::{Divider, Event, Group, Node, NodeId, Store, Work, raft::RaftStore};
 use show::Show;
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -30,9 +30,8 @@ struct Process {
 impl Process {
     /// Starts one that listens at its address, finds the others at `seeds`, and has a directory of its own in `disk`.
     async fn start(name: &str, affinity: u32, address: &str, seeds: &[String], disk: &Path) -> Result<Self, AnyError> {
-        let store = RaftStore::builder("/quickstart/")?
+        let store = RaftStore::builder(disk.join(name), Group::new("/quickstart/")?)
             .name(name)?
-            .data_dir(disk.join(name))
             .listen(address)
             .seeds(seeds)
             // Nothing leaves this machine. Elsewhere: TLS, as in the example `raft_tls`.

@@ -4,9 +4,9 @@
 //! authority is made at the start; in production its key lies somewhere safe, and each machine has its own certificate
 //! and key, read with `Tls::from_pem`.
 
-use divider_core::{Divider, Node, Work};
+use divider_core::{Divider, Group, Node, Work};
 use divider_examples::{AnyError, free_addresses, show::Show};
-use divider_raft::{RaftStore, RaftStoreBuilder, Tls};
+use divider_raft::{RaftBuilder, RaftStore, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
 const GROUP: &str = "/raft-tls/";
@@ -33,7 +33,7 @@ impl Authority {
     }
 }
 
-async fn start(store: RaftStoreBuilder) -> Result<Node, AnyError> {
+async fn start(store: RaftBuilder) -> Result<Node, AnyError> {
     let node = Node::builder(store.build()?).build()?;
     node.start().await?;
     Ok(node)
@@ -48,7 +48,7 @@ async fn main() -> Result<(), AnyError> {
 
     show.step("three members, each with a certificate in its own name");
     let member = |at: usize| {
-        let builder = RaftStore::builder(GROUP)?.name(NAMES[at])?.data_dir(disk.path().join(NAMES[at]));
+        let builder = RaftStore::builder(disk.path().join(NAMES[at]), Group::new(GROUP)?).name(NAMES[at])?;
         let builder = builder.listen(&seeds[at]).seeds(&seeds).tls(authority.issue(NAMES[at])?);
         // What is listened at is an address; what the others look for is a host in a certificate.
         Ok::<_, AnyError>(builder.configure(|config| {
@@ -61,7 +61,7 @@ async fn main() -> Result<(), AnyError> {
     anna.add_work(vec![Work::new("tenant-1")?]).await?;
 
     show.step("a client with a certificate of the same authority");
-    let client = |tls| Ok::<_, AnyError>(RaftStore::builder(GROUP)?.client(&seeds).tls(tls));
+    let client = |tls| Ok::<_, AnyError>(RaftStore::client(&seeds, Group::new(GROUP)?).tls(tls));
     let node = start(client(authority.issue("dora")?)?).await?;
     show.note(&format!("it has joined the group: {} key is declared", node.stats().await?.registered));
 

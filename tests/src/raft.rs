@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use divider_core::Store;
-use divider_raft::{RaftConfig, RaftStore, RaftStoreBuilder};
+use divider_core::{Group, Store};
+use divider_raft::{RaftBuilder, RaftConfig, RaftStore};
 use tempfile::TempDir;
 
 /// A cluster of voters.
@@ -119,9 +119,10 @@ impl Cluster {
         cluster
     }
 
-    fn builder(&self, at: usize) -> RaftStoreBuilder {
-        let builder = RaftStore::builder("/test/").expect("a valid group").name(format!("node-{at}"));
-        let builder = builder.expect("a valid name").data_dir(self.directories[at].path());
+    fn builder(&self, at: usize) -> RaftBuilder {
+        let builder = RaftStore::builder(self.directories[at].path(), Group::new("/test/").expect("a valid group"))
+            .name(format!("node-{at}"));
+        let builder = builder.expect("a valid name");
         let builder = builder.listen(&self.addresses[at]).seeds(&self.addresses).plaintext();
         builder.configure(self.configure)
     }
@@ -139,7 +140,7 @@ impl Cluster {
     /// # Panics
     /// Never.
     pub fn client(&self) -> RaftStore {
-        let builder = RaftStore::builder("/test/").expect("a valid group").client(&self.addresses).plaintext();
+        let builder = RaftStore::client(&self.addresses, Group::new("/test/").expect("a valid group")).plaintext();
         builder.build().expect("a valid configuration")
     }
 

@@ -42,7 +42,7 @@ impl Backend for Postgres {
 
     async fn store(&self, group: &Group) -> PostgresStore {
         // Long enough for a machine that runs many checks at once; renewals have a shorter limit of their own.
-        let builder = PostgresStore::builder(&self.url, group.clone()).call_timeout(Duration::from_secs(5));
+        let builder = PostgresStore::builder(&self.url, group.clone()).call_time_limit(Duration::from_secs(5));
         builder.build().expect("a valid configuration")
     }
 

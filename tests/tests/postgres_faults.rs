@@ -360,7 +360,7 @@ async fn holdings_and_grants_of_any_size_are_read_over_a_slow_line() {
         leader.apply(&ops).await.unwrap();
     }
     let way = Way::to(server.port(), Duration::from_millis(20)).await;
-    let slow = builder(way.url()).call_timeout(Duration::from_secs(3)).build().unwrap();
+    let slow = builder(way.url()).call_time_limit(Duration::from_secs(3)).build().unwrap();
     let session = joined(&slow).await;
     let mut hints = slow.hints(Topic::Session(session)).await.unwrap();
     let assign = |i| Op::Assign { term, key: key(format!("k{i}")), session };
@@ -387,7 +387,7 @@ async fn pages_are_as_long_as_the_time_limit_allows_whatever_they_are_full_of() 
     let leader = store(&server);
     let (_, term) = leading(&leader).await;
     let way = Way::to(server.port(), Duration::from_millis(8)).await;
-    let node = builder(way.url()).call_timeout(Duration::from_millis(300)).build().unwrap();
+    let node = builder(way.url()).call_time_limit(Duration::from_millis(300)).build().unwrap();
     let session = joined(&node).await;
     let names: Vec<String> = (0..KEYS).map(|i| format!("{i:0>1000}")).collect();
     for chunk in names.chunks(250) {

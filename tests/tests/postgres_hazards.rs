@@ -359,7 +359,7 @@ async fn a_source_may_be_given_all_the_time_there_is() {
 async fn the_time_limit_of_a_call_counts_from_when_it_is_asked() {
     let limit = Duration::from_millis(600);
     let server = prepared().await;
-    let store = builder(server.url()).call_timeout(limit).configure(|config| config.max_connections = 1);
+    let store = builder(server.url()).call_time_limit(limit).configure(|config| config.max_connections = 1);
     let store = store.build().unwrap();
     store.open().await.unwrap();
     let mut other = PgConnection::connect(&server.url()).await.unwrap();

@@ -149,7 +149,7 @@ fn pooled(pool: &PgPool, name: &str) -> PostgresStore {
     let mut config = PostgresConfig::with_pool(pool.clone(), group(name));
     config.leader_timeout = Some(Duration::from_secs(600));
     // Many wait for few connections.
-    config.call_timeout = SOON;
+    config.call_time_limit = SOON;
     PostgresStore::new(config).unwrap()
 }
 
@@ -698,7 +698,7 @@ async fn a_pool_of_the_program_may_be_brought() {
 async fn a_frozen_server_is_a_time_limit_and_a_thawed_one_is_in_use_at_once() {
     let server = server().await;
     let limit = Duration::from_millis(300);
-    let store = PostgresStore::builder(server.url(), group("frozen")).call_timeout(limit).build().unwrap();
+    let store = PostgresStore::builder(server.url(), group("frozen")).call_time_limit(limit).build().unwrap();
     let (session, term) = leading(&store).await;
     store.renew(session).await.unwrap();
     let mut hints = store.hints(Topic::Group).await.unwrap();

@@ -122,7 +122,7 @@ fn resident() -> usize {
 #[ignore = "measures; tells nothing on a busy machine"]
 async fn a_million_keys() {
     let directory = tempfile::TempDir::new().unwrap();
-    let build = || RaftStore::builder("/figures/").unwrap().data_dir(directory.path()).build().unwrap();
+    let build = || RaftStore::builder(directory.path(), Group::new("/figures/").unwrap()).build().unwrap();
     let store = build();
     store.open().await.unwrap();
     let before = resident();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use divider_core::{Store, StoreError};
+use divider_core::{Group, Store, StoreError};
 use divider_raft::{RaftConfig, RaftStore};
 use divider_tests::{
     agree::{Expect, agree_with, kept, sequences},
@@ -15,7 +15,7 @@ const EXPECT: Expect = Expect { leases: false, hints: true };
 fn alone(directory: &TempDir) -> RaftStore {
     // The machine may be busy.
     let patience = |config: &mut RaftConfig| config.call_time_limit = Duration::from_secs(10);
-    RaftStore::builder("/test/").unwrap().data_dir(directory.path()).configure(patience).build().unwrap()
+    RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).configure(patience).build().unwrap()
 }
 
 /// The files are in memory, where the system has such a place: what is compared here is none of how long a disk takes.

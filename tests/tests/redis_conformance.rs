@@ -40,7 +40,7 @@ impl Backend for Redis {
         // Long enough for a machine that runs many checks at once; renewals have a shorter limit of their own.
         let patience = Duration::from_secs(5);
         let builder = RedisStore::builder(&self.url, group.clone());
-        builder.connect_timeout(patience).response_timeout(patience).build().unwrap()
+        builder.connect_timeout(patience).call_time_limit(patience).build().unwrap()
     }
 }
 

@@ -38,7 +38,7 @@ fn add(name: impl AsRef<str>) -> Op {
 /// A store for a machine that may be busy.
 fn store(url: impl Into<String>, name: &str) -> RedisStore {
     let patience = |config: &mut RedisConfig| {
-        (config.connect_timeout, config.response_timeout) = (Duration::from_secs(5), Duration::from_secs(5));
+        (config.connect_timeout, config.call_time_limit) = (Duration::from_secs(5), Duration::from_secs(5));
     };
     RedisStore::builder(url, Group::new(name).unwrap()).configure(patience).build().unwrap()
 }

@@ -103,7 +103,7 @@ async fn assert_new_lineage(store: &RedisStore, old: SessionId, last: Token, rev
 /// A store for many groups at once, on a machine that may be busy.
 fn patient(server: &RedisServer, name: &str) -> RedisStore {
     let patience = |config: &mut RedisConfig| {
-        (config.connect_timeout, config.response_timeout, config.ping_interval) = (SOON, SOON, SOON);
+        (config.connect_timeout, config.call_time_limit, config.ping_interval) = (SOON, SOON, SOON);
     };
     RedisStore::builder(server.url(), group(name)).configure(patience).build().unwrap()
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use divider_raft::ground;
+use divider_raft::environment;
 use divider_sim::dice::Dice;
 use parking_lot::Mutex;
 use redb::StorageBackend;
@@ -198,23 +198,23 @@ impl Disk {
     }
 }
 
-impl ground::Disk for Disk {
+impl environment::Disk for Disk {
     fn log(&self) -> io::Result<Box<dyn StorageBackend>> {
         Ok(Box::new(self.open()))
     }
 
-    fn mark(&self) -> io::Result<Box<dyn ground::Rewritable>> {
+    fn mark(&self) -> io::Result<Box<dyn environment::Rewritable>> {
         let bytes = self.0.lock().mark.last().cloned().unwrap_or_default();
         Ok(Box::new(Mark { handle: self.open(), bytes: Cursor::new(bytes) }))
     }
 
-    fn files(&self) -> Arc<dyn ground::Files> {
+    fn files(&self) -> Arc<dyn environment::Files> {
         Arc::new(self.open())
     }
 }
 
-impl ground::Files for Handle {
-    fn create(&self, name: &str) -> io::Result<Box<dyn ground::StoredFile>> {
+impl environment::Files for Handle {
+    fn create(&self, name: &str) -> io::Result<Box<dyn environment::StoredFile>> {
         let at = self.touch(true, |inner| {
             inner.space(inner.full != Full::No)?;
             if let Some(at) = inner.names[1].get(name).copied() {
@@ -229,7 +229,7 @@ impl ground::Files for Handle {
         Ok(Box::new(OpenFile { handle: self.again(), at, place: 0 }))
     }
 
-    fn open(&self, name: &str) -> io::Result<Box<dyn ground::StoredFile>> {
+    fn open(&self, name: &str) -> io::Result<Box<dyn environment::StoredFile>> {
         let at = self.touch(false, |inner| inner.names[1].get(name).copied())?;
         let at = at.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         Ok(Box::new(OpenFile { handle: self.again(), at, place: 0 }))
@@ -306,7 +306,7 @@ impl Seek for OpenFile {
     }
 }
 
-impl ground::StoredFile for OpenFile {
+impl environment::StoredFile for OpenFile {
     fn sync(&mut self) -> io::Result<()> {
         let at = self.at;
         self.handle.touch(true, |inner| {

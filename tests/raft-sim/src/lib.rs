@@ -6,14 +6,14 @@
 //! lost and held back, and every answer is compared with what one ledger could have said.
 //!
 //! # How
-//! - [`ground`] and [`disk`] are what a member stands on, in the place of the machine;
+//! - [`environment`] and [`disk`] are what a member stands on, in the place of the machine;
 //! - [`caller`] are the programs that use the store, and write down what they asked and what they were told;
 //! - [`history`] looks whether one ledger could have given all those answers, in an order that agrees with time;
 //! - [`world`] draws the faults, heals, and looks what is left.
 
 pub mod caller;
 pub mod disk;
-pub mod ground;
+pub mod environment;
 pub mod history;
 mod panics;
 pub mod world;

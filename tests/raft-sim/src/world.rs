@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Beat, SessionId, Store, StoreError, Term, Token};
-use divider_raft::RaftStore;
+use divider_core::{Beat, Group, SessionId, Store, StoreError, Term, Token};
+use divider_raft::{Data, RaftStore};
 use divider_sim::{dice::Dice, trace::Trace};
 use parking_lot::Mutex;
 use turmoil::Sim;
@@ -19,7 +19,7 @@ use turmoil::Sim;
 use crate::{
     caller::Caller,
     disk::Full,
-    ground::Ground,
+    environment::Environment,
     history::{Answer, Call, CallHistory, Verdict},
     panics,
 };
@@ -209,16 +209,16 @@ fn text(text: &str) -> u64 {
 }
 
 /// What a process runs, from its start.
-async fn process(name: &'static str, shared: Arc<Shared>, ground: Arc<Ground>, mut dice: Dice, plan: Plan) {
+async fn process(name: &'static str, shared: Arc<Shared>, environment: Arc<Environment>, mut dice: Dice, plan: Plan) {
     let life = dice.roll();
-    let store = store(name, &ground, &plan);
+    let store = store(name, &environment, &plan);
     while name == LATE && !shared.late.load(Ordering::Relaxed) {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     loop {
         match store.open().await {
             Ok(()) => break,
-            Err(error @ StoreError::Misconfigured(_)) if !ground.disk.has_failed() => {
+            Err(error @ StoreError::Misconfigured(_)) if !environment.disk.has_failed() => {
                 shared.trace.broken(format!("{name} does not open what it wrote itself: {error}"));
                 return std::future::pending().await;
             }
@@ -270,20 +270,22 @@ async fn process(name: &'static str, shared: Arc<Shared>, ground: Arc<Ground>, m
     std::future::pending().await
 }
 
-fn store(name: &'static str, ground: &Arc<Ground>, plan: &Plan) -> RaftStore {
+fn store(name: &'static str, environment: &Arc<Environment>, plan: &Plan) -> RaftStore {
     let seeds: Vec<String> = VOTERS.iter().map(|voter| format!("{voter}:{PORT}")).collect();
-    let builder = RaftStore::builder("/group/0/").expect("a short name").plaintext().seeds(&seeds);
+    let group = Group::new("/group/0/").expect("a short name");
     let builder = if name == CLIENT {
-        builder.client(&seeds)
+        RaftStore::client(&seeds, group)
     } else {
+        let builder = RaftStore::builder(Data::Memory, group).seeds(&seeds);
         // The learner comes back under another name where it has lost its disk.
         let builder = if name == LATE { builder.learner() } else { builder.name(name).expect("a short name") };
         let builder = builder.listen(format!("0.0.0.0:{PORT}"));
-        builder.in_memory().configure(|config| config.advertise = Some(format!("{name}:{PORT}")))
+        builder.configure(|config| config.advertise = Some(format!("{name}:{PORT}")))
     };
+    let builder = builder.plaintext();
     let patience = VOTERS.iter().position(|voter| *voter == name).map_or(300, |at| plan.elections[at]);
     let builder = builder.configure(|config| {
-        config.ground = ground.clone();
+        config.environment = environment.clone();
         // The history begins each group as an empty ledger.
         config.first_life = true;
         config.voters = 3;
@@ -344,7 +346,7 @@ enum Broken {
 struct Driver<'a> {
     sim: Sim<'a>,
     shared: Arc<Shared>,
-    grounds: BTreeMap<&'static str, Arc<Ground>>,
+    environments: BTreeMap<&'static str, Arc<Environment>>,
     dice: Dice,
     plan: Plan,
     /// Links by from and to, and when each is mended.
@@ -402,18 +404,19 @@ fn drive(seed: u64, shared: &Arc<Shared>, report: &mut Report) {
         .max_message_latency(ms(plan.latency.1))
         .tcp_capacity(4096)
         .build();
-    let grounds: BTreeMap<_, _> = HOSTS.iter().map(|host| (*host, Arc::new(Ground::new(dice.split())))).collect();
+    let environments: BTreeMap<_, _> =
+        HOSTS.iter().map(|host| (*host, Arc::new(Environment::new(dice.split())))).collect();
     let (links, down, stalled, full) = Default::default();
     let mut driver =
-        Driver { sim, shared: shared.clone(), grounds, dice, plan, links, down, stalled, full, trap: None };
-    driver.grounds.values().for_each(|ground| ground.pace.store(plan.disk, Ordering::Relaxed));
+        Driver { sim, shared: shared.clone(), environments, dice, plan, links, down, stalled, full, trap: None };
+    driver.environments.values().for_each(|environment| environment.pace.store(plan.disk, Ordering::Relaxed));
     for name in HOSTS {
-        let (shared, ground) = (shared.clone(), driver.grounds[name].clone());
+        let (shared, environment) = (shared.clone(), driver.environments[name].clone());
         let lives = Mutex::new(driver.dice.split());
         driver.sim.host(name, move || {
-            let (shared, ground, dice) = (shared.clone(), ground.clone(), lives.lock().split());
+            let (shared, environment, dice) = (shared.clone(), environment.clone(), lives.lock().split());
             async move {
-                process(name, shared, ground, dice, plan).await;
+                process(name, shared, environment, dice, plan).await;
                 Ok(())
             }
         });
@@ -495,8 +498,9 @@ impl Driver<'_> {
             self.shared.trace.broken(format!("a host ended: {error}"));
         }
         let now = self.shared.now.fetch_add(1, Ordering::Relaxed) + 1;
-        self.grounds.values().for_each(|ground| ground.now.store(now, Ordering::Relaxed));
-        let failed: Vec<_> = REPLICAS.iter().copied().filter(|host| self.grounds[host].disk.has_failed()).collect();
+        self.environments.values().for_each(|environment| environment.now.store(now, Ordering::Relaxed));
+        let failed: Vec<_> =
+            REPLICAS.iter().copied().filter(|host| self.environments[host].disk.has_failed()).collect();
         for host in failed {
             self.shared.trace.fault("crash in a commit");
             self.crash(host);
@@ -575,7 +579,7 @@ impl Driver<'_> {
         };
         *self.shared.phase.lock() = Phase::Reborn;
         self.power_off(&HOSTS, "loss of all disks");
-        REPLICAS.iter().for_each(|host| self.grounds[host].disk.wipe());
+        REPLICAS.iter().for_each(|host| self.environments[host].disk.wipe());
         if !self.until(FOUNDED + HEALED, |driver| driver.shared.reborn.lock().len() == GROUPS) {
             return Err(format!("{} ms after all disks were lost not all groups have an owner", FOUNDED + HEALED));
         }
@@ -614,7 +618,7 @@ impl Driver<'_> {
             4 => {
                 let fuse = self.dice.between(0, 40);
                 self.shared.note("fuse", &[text(host), fuse], || format!("{host} after {fuse}"));
-                self.grounds[host].disk.fail_after(fuse);
+                self.environments[host].disk.fail_after(fuse);
             }
             5 => self.cut_off(host, Broken::Both, until, "cut off"),
             6 => self.cut_off(leader.unwrap_or(host), Broken::Both, until, "leader cut off"),
@@ -640,7 +644,7 @@ impl Driver<'_> {
             12 => self.learn(host, until),
             13 if self.shared.stores.lock().contains_key(LATE) => {
                 self.power_off(&[LATE], "loss of a disk");
-                self.grounds[LATE].disk.wipe();
+                self.environments[LATE].disk.wipe();
                 self.frail_start();
             }
             13 => {}
@@ -649,14 +653,14 @@ impl Driver<'_> {
                 let host = self.dice.pick(&REPLICAS);
                 self.shared.trace.fault(if how == Full::ForAll { "full disk" } else { "no space for snapshots" });
                 self.shared.note("full", &[text(host), until], || format!("{host} until {until} ms: {how:?}"));
-                self.grounds[host].disk.fill(how);
+                self.environments[host].disk.fill(how);
                 self.full.insert(host, until);
             }
             _ => {
                 let most = self.dice.pick(&[50, 300, 1500]);
                 self.shared.trace.fault("slow disk");
                 self.shared.note("disk", &[text(host), most], || format!("{host}: up to {most} ms"));
-                self.grounds[host].pace.store(most, Ordering::Relaxed);
+                self.environments[host].pace.store(most, Ordering::Relaxed);
                 self.stalled.insert(host, until);
             }
         }
@@ -679,14 +683,14 @@ impl Driver<'_> {
         if self.dice.permille(500) {
             let fuse = self.dice.between(0, 60);
             self.shared.note("fuse", &[text(LATE), fuse], || format!("{LATE} after {fuse}"));
-            self.grounds[LATE].disk.fail_after(fuse);
+            self.environments[LATE].disk.fail_after(fuse);
         }
     }
 
     /// There is space again. Whatever stopped for want of it is started again.
     fn free(&mut self, host: &'static str) {
         self.full.remove(host);
-        if self.grounds[host].disk.fill(Full::No) {
+        if self.environments[host].disk.fill(Full::No) {
             self.power_off(&[host], "restart after a full disk");
         }
     }
@@ -703,7 +707,7 @@ impl Driver<'_> {
         if self.down.contains_key(host) {
             return;
         }
-        let lost = self.grounds[host].disk.crash();
+        let lost = self.environments[host].disk.crash();
         self.shared.note("crash", &[text(host), lost], || format!("{host}, {lost} writes lost"));
         let store = self.shared.stores.lock().remove(host);
         self.sim.crash(host);
@@ -758,7 +762,7 @@ impl Driver<'_> {
 
     fn rest(&mut self, host: &'static str) {
         self.stalled.remove(host);
-        self.grounds[host].pace.store(self.plan.disk, Ordering::Relaxed);
+        self.environments[host].pace.store(self.plan.disk, Ordering::Relaxed);
     }
 
     fn heal(&mut self) {
@@ -768,11 +772,12 @@ impl Driver<'_> {
         links.into_iter().for_each(|link| self.mend(link));
         let stalled: Vec<_> = self.stalled.keys().copied().collect();
         stalled.into_iter().for_each(|host| self.rest(host));
-        self.grounds.values().for_each(|ground| ground.disk.fail_after(u64::MAX));
+        self.environments.values().for_each(|environment| environment.disk.fail_after(u64::MAX));
         let full: Vec<_> = self.full.keys().copied().collect();
         full.into_iter().for_each(|host| self.free(host));
         self.shared.late.store(true, Ordering::Relaxed);
-        let failed: Vec<_> = REPLICAS.iter().copied().filter(|host| self.grounds[host].disk.has_failed()).collect();
+        let failed: Vec<_> =
+            REPLICAS.iter().copied().filter(|host| self.environments[host].disk.has_failed()).collect();
         failed.into_iter().for_each(|host| self.crash(host));
         let down: Vec<_> = self.down.keys().copied().collect();
         down.into_iter().for_each(|host| self.restart(host));

@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use divider_core::Store;
-use divider_raft::RaftStore;
-use divider_raft_sim::ground::Ground;
+use divider_core::{Group, Store};
+use divider_raft::{Data, RaftStore};
+use divider_raft_sim::environment::Environment;
 use divider_sim::dice::Dice;
 
 const VOTERS: [&str; 3] = ["a", "b", "c"];
@@ -17,12 +17,13 @@ const SOON: u64 = 5000;
 
 type Stores = Arc<Mutex<BTreeMap<&'static str, RaftStore>>>;
 
-fn build(name: &'static str, ground: &Arc<Ground>) -> RaftStore {
+fn build(name: &'static str, environment: &Arc<Environment>) -> RaftStore {
     let seeds = VOTERS.map(|voter| format!("{voter}:7400"));
-    let builder = RaftStore::builder("/group/").unwrap().plaintext().seeds(&seeds).name(name).unwrap();
-    let builder = builder.listen("0.0.0.0:7400").in_memory().configure(|config| {
+    let builder =
+        RaftStore::builder(Data::Memory, Group::new("/group/").unwrap()).plaintext().seeds(&seeds).name(name).unwrap();
+    let builder = builder.listen("0.0.0.0:7400").configure(|config| {
         config.advertise = Some(format!("{name}:7400"));
-        config.ground = ground.clone();
+        config.environment = environment.clone();
         config.voters = 3;
         config.election = (Duration::from_millis(300), Duration::from_millis(301));
     });
@@ -43,11 +44,11 @@ fn elections(seed: u64) -> Vec<u64> {
         .build();
     let stores = Stores::default();
     for name in VOTERS {
-        let ground = Arc::new(Ground::new(dice.split()));
-        ground.in_step.store(true, Ordering::Relaxed);
+        let environment = Arc::new(Environment::new(dice.split()));
+        environment.in_step.store(true, Ordering::Relaxed);
         let stores = stores.clone();
         sim.host(name, move || {
-            let store = build(name, &ground);
+            let store = build(name, &environment);
             let stores = stores.clone();
             async move {
                 while store.open().await.is_err() {

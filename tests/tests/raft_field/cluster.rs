@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{Claim, Key, NodeId, Op, Outcome, SessionId, Store, StoreError, Topic, Work};
+use divider_core::{Claim, Group, Key, NodeId, Op, Outcome, SessionId, Store, StoreError, Topic, Work};
 use divider_raft::{RaftStore, Role};
 use divider_tests::raft::{Cluster, free_addresses};
 use futures_util::{StreamExt, future::join_all};
@@ -263,7 +263,7 @@ async fn members_join_are_promoted_and_leave_at_run_time() {
     let directory = TempDir::new().unwrap();
     let addresses = free_addresses(1);
     let seeds: Vec<String> = (0..3).map(|at| cluster.address(at).to_owned()).collect();
-    let learner = RaftStore::builder("/test/").unwrap().name("late").unwrap().data_dir(directory.path());
+    let learner = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name("late").unwrap();
     let learner = learner.listen(&addresses[0]).seeds(&seeds).plaintext().learner().build().unwrap();
     learner.open().await.unwrap();
     assert_eq!(keys(&learner).await.len(), 1);
@@ -289,7 +289,7 @@ async fn a_dead_voter_is_replaced_by_a_learner_where_the_user_says_so() {
         Cluster::start_with(3, |config| config.replace_dead_after = Some(Duration::from_millis(800))).await;
     let seeds: Vec<String> = (0..3).map(|at| cluster.address(at).to_owned()).collect();
     let directory = TempDir::new().unwrap();
-    let spare = RaftStore::builder("/test/").unwrap().name("spare").unwrap().data_dir(directory.path());
+    let spare = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name("spare").unwrap();
     let spare = spare.listen(&free_addresses(1)[0]).seeds(&seeds).plaintext().learner().build().unwrap();
     spare.open().await.unwrap();
     let dead = (cluster.leader().await + 1) % 3;
@@ -319,7 +319,7 @@ async fn a_newcomer_far_behind_is_brought_up_by_a_snapshot() {
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     let directory = TempDir::new().unwrap();
-    let late = RaftStore::builder("/test/").unwrap().name("late").unwrap().data_dir(directory.path());
+    let late = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name("late").unwrap();
     let late = late.listen(&free_addresses(1)[0]).seeds([cluster.address(0)]).plaintext();
     let late = late.build().unwrap();
     late.open().await.unwrap();
@@ -349,7 +349,7 @@ async fn strangers_are_refused() {
     let cluster = Cluster::start(1).await;
     let seeds = [cluster.address(0).to_owned()];
     // Another cluster by name.
-    let client = RaftStore::builder("/test/").unwrap().client(&seeds).plaintext();
+    let client = RaftStore::client(&seeds, Group::new("/test/").unwrap()).plaintext();
     let client = client.configure(|config| {
         config.cluster = "another".into();
         config.open_time_limit = Duration::from_millis(700);
@@ -357,7 +357,7 @@ async fn strangers_are_refused() {
     assert!(client.build().unwrap().open().await.is_err());
     // A second member with a name that is taken.
     let directory = TempDir::new().unwrap();
-    let twin = RaftStore::builder("/test/").unwrap().name("node-0").unwrap().data_dir(directory.path());
+    let twin = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name("node-0").unwrap();
     let twin = twin.listen(&free_addresses(1)[0]).seeds(&seeds).plaintext();
     let twin = twin.configure(|config| config.open_time_limit = Duration::from_millis(1500)).build().unwrap();
     let error = twin.open().await.unwrap_err().to_string();
@@ -379,7 +379,7 @@ async fn strangers_are_refused() {
 async fn a_data_directory_serves_its_own_member_only() {
     let directory = TempDir::new().unwrap();
     let build = |name: &str, cluster: &str| {
-        let builder = RaftStore::builder("/test/").unwrap().name(name).unwrap().data_dir(directory.path());
+        let builder = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name(name).unwrap();
         let cluster = cluster.to_owned();
         builder.configure(|config| config.cluster = cluster).build().unwrap()
     };
@@ -400,7 +400,7 @@ async fn a_data_directory_serves_its_own_member_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_opening_that_is_given_up_does_not_panic_and_can_be_tried_again() {
     let (directory, addresses) = (TempDir::new().unwrap(), free_addresses(1));
-    let builder = RaftStore::builder("/test/").unwrap().name("alone").unwrap().data_dir(directory.path());
+    let builder = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name("alone").unwrap();
     let store = builder.listen(&addresses[0]).seeds(&addresses).plaintext().build().unwrap();
     let given_up = tokio::time::timeout(Duration::ZERO, store.open()).await;
     assert!(given_up.is_err(), "it had begun, and was not over");
@@ -410,7 +410,7 @@ async fn an_opening_that_is_given_up_does_not_panic_and_can_be_tried_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closing_that_is_given_up_does_not_panic() {
     let (directory, addresses) = (TempDir::new().unwrap(), free_addresses(1));
-    let builder = RaftStore::builder("/test/").unwrap().name("alone").unwrap().data_dir(directory.path());
+    let builder = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name("alone").unwrap();
     let store = builder.listen(&addresses[0]).seeds(&addresses).plaintext().build().unwrap();
     insist(|| store.open()).await;
     let given_up = tokio::time::timeout(Duration::ZERO, store.close()).await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use divider_core::{Op, Store, Work};
+use divider_core::{Group, Op, Store, Work};
 use divider_raft::{Condition, RaftConfig, RaftStore};
 use divider_tests::raft::{Cluster, free_addresses};
 use futures_util::future::join_all;
@@ -28,12 +28,12 @@ async fn wait(what: &str, mut holds: impl AsyncFnMut() -> Result<(), String>) {
 
 /// A voter that is called nothing, as a container is that gets an empty disk with each start.
 fn unnamed(address: &str, seeds: &[String], directory: &TempDir, configure: fn(&mut RaftConfig)) -> RaftStore {
-    let builder = RaftStore::builder("/test/").unwrap().data_dir(directory.path()).listen(address).seeds(seeds);
+    let builder = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).listen(address).seeds(seeds);
     builder.plaintext().configure(configure).build().unwrap()
 }
 
 fn named(name: &str, address: &str, seeds: &[String], directory: &TempDir) -> RaftStore {
-    let builder = RaftStore::builder("/test/").unwrap().name(name).unwrap().data_dir(directory.path());
+    let builder = RaftStore::builder(directory.path(), Group::new("/test/").unwrap()).name(name).unwrap();
     builder.listen(address).seeds(seeds).plaintext().build().unwrap()
 }
 
@@ -215,14 +215,15 @@ async fn two_members_that_the_dns_knows_apart_found_no_two_clusters() {
     let addresses = free_addresses(3);
     let directories: Vec<_> = addresses.iter().map(|_| TempDir::new().unwrap()).collect();
     let build = |at: usize, known: &[String]| {
-        let builder = RaftStore::builder("/test/").unwrap().name(format!("node-{at}")).unwrap();
+        let builder = RaftStore::builder(directories[at].path(), Group::new("/test/").unwrap())
+            .name(format!("node-{at}"))
+            .unwrap();
         let known = known.to_vec();
-        let configured =
-            builder.data_dir(directories[at].path()).listen(&addresses[at]).plaintext().configure(|config| {
-                config.seed_names = known;
-                config.voters_to_found = Some(3);
-                config.open_time_limit = Duration::from_millis(1500);
-            });
+        let configured = builder.listen(&addresses[at]).plaintext().configure(|config| {
+            config.seed_names = known;
+            config.voters_to_found = Some(3);
+            config.open_time_limit = Duration::from_millis(1500);
+        });
         configured.build().unwrap()
     };
     // Each is told of nobody but itself.

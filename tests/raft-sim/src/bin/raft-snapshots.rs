@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{Key, NodeId, Op, Revision, SessionId, Store, Work};
+use divider_core::{Group, Key, NodeId, Op, Revision, SessionId, Store, Work};
 use divider_raft::RaftStore;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -101,8 +101,12 @@ async fn carry(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf) {
 async fn learners(directory: &Path, many: usize) -> bool {
     let (listen, advertise) = address().await;
     let seed = advertise.clone();
-    let builder = RaftStore::builder(GROUP).expect("a name").name("leader").expect("a name").listen(listen).plaintext();
-    let builder = builder.data_dir(directory.join("leader")).configure(|config| {
+    let builder = RaftStore::builder(directory.join("leader"), Group::new(GROUP).expect("a name"))
+        .name("leader")
+        .expect("a name")
+        .listen(listen)
+        .plaintext();
+    let builder = builder.configure(|config| {
         config.advertise = Some(advertise);
         // A quarter of this many entries are kept behind a snapshot, or none would catch up.
         config.snapshot_every = 4000;
@@ -173,8 +177,12 @@ async fn learners(directory: &Path, many: usize) -> bool {
 
 async fn learner(directory: PathBuf, seed: &str) -> RaftStore {
     let (listen, advertise) = address().await;
-    let builder = RaftStore::builder(GROUP).expect("a name").learner().listen(listen).seeds([seed]).plaintext();
-    let builder = builder.data_dir(directory).configure(|config| config.advertise = Some(advertise));
+    let builder = RaftStore::builder(directory, Group::new(GROUP).expect("a name"))
+        .learner()
+        .listen(listen)
+        .seeds([seed])
+        .plaintext();
+    let builder = builder.configure(|config| config.advertise = Some(advertise));
     let store = builder.build().expect("it is right");
     while let Err(error) = store.open().await {
         eprintln!("not open yet: {error}");
@@ -194,7 +202,7 @@ async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 async fn pause(directory: &Path, keys: u64) -> bool {
-    let builder = RaftStore::builder(GROUP).expect("a name").name("alone").expect("a name").data_dir(directory);
+    let builder = RaftStore::builder(directory, Group::new(GROUP).expect("a name")).name("alone").expect("a name");
     let store = builder.build().expect("it is right");
     store.open().await.expect("it opens");
     let session = SessionId::fresh();
