@@ -374,7 +374,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// That the key is to be stopped.
+    /// For those who implement [`Divider`] themselves, and for tests of programs.
     pub fn new(key: Key, token: Token, reason: StopReason) -> Self {
         Self { key, token, reason }
     }

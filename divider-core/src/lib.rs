@@ -46,8 +46,6 @@
 mod caught;
 pub mod clock;
 mod config;
-#[cfg(feature = "conformance")]
-pub mod conformance;
 mod divider;
 mod error;
 pub mod format;

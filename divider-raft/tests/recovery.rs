@@ -5,10 +5,9 @@
 
 use std::{net::TcpListener, path::Path, time::Duration};
 
-use divider_core::{
-    Claim, Group, Key, NodeId, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Work,
-};
+use divider_core::{Claim, Group, Key, Op, Outcome, Refusal, SessionId, Store, StoreError, Term, Work};
 use divider_raft::{DataError, RaftStore, Recovered};
+use divider_support::ops::joined;
 use tempfile::TempDir;
 
 fn addresses() -> Vec<String> {
@@ -32,19 +31,7 @@ async fn assign(store: &RaftStore, term: Term, key: &Key, session: SessionId) ->
 
 /// Joins and leads.
 async fn lead(store: &RaftStore) -> (SessionId, Term) {
-    let session = SessionId::fresh();
-    let seen = store.apply(&[]).await.unwrap().revision;
-    let node = NodeId::new("node").unwrap();
-    let join = Op::Join {
-        session,
-        node,
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 3000,
-        seen: Revision(seen.0),
-        reads: divider_core::format::NEWEST,
-    };
-    store.apply(&[join]).await.unwrap();
+    let session = joined(store).await;
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     (session, term)
 }

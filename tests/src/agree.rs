@@ -26,6 +26,7 @@ use std::{
 };
 
 use divider_core::Store;
+use divider_support::seeds::number;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use proptest::{
     collection::vec,
@@ -92,8 +93,7 @@ pub async fn agree_with(store: &dyn Store, seed: u64, steps: usize, expect: Expe
 /// # Panics
 /// Where a store and the ledger differ, with the shortest script that still shows it.
 pub async fn sequences<S: Store>(few: u64, expect: Expect, fresh: impl AsyncFn(String) -> S) -> Seen {
-    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
-    let (first, count) = (number("DIVIDER_SEED"), number("DIVIDER_SEEDS"));
+    let (first, count): (Option<u64>, Option<u64>) = (number("DIVIDER_SEED"), number("DIVIDER_SEEDS"));
     let asked_for_few = (first.is_some() || count.is_some()) && count.is_none_or(|count| count < MANY);
     let (first, count) = (first.unwrap_or_default(), count.unwrap_or(few));
     let began = Instant::now();

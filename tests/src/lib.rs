@@ -12,3 +12,4 @@ pub mod process;
 pub mod raft;
 pub mod redis;
 pub mod sink;
+pub mod way;

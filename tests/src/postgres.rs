@@ -11,8 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use divider_core::Group;
+use divider_postgres::{PostgresBuilder, PostgresStore, migrate};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use crate::way::Way;
 
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(30);
@@ -106,7 +110,7 @@ impl PostgresServer {
 
     /// A role's URL.
     pub fn url_as(&self, role: &str) -> String {
-        format!("postgres://{role}@127.0.0.1:{}/postgres?sslmode=disable", self.port)
+        url_at(role, self.port)
     }
 
     /// A directory that the server may write, for programs that belong to it.
@@ -300,6 +304,48 @@ impl Drop for PostgresServer {
     fn drop(&mut self) {
         self.end(Signal::QUIT);
     }
+}
+
+/// A server with the schema in it, with further settings.
+///
+/// # Panics
+/// As [`PostgresServer::start`].
+pub async fn prepared(options: &[&str]) -> PostgresServer {
+    let server = PostgresServer::with(options);
+    migrate(&server.url().parse().expect("a URL"), "divider").await.expect("the schema is made");
+    server
+}
+
+/// A role's URL at a port.
+fn url_at(role: &str, port: u16) -> String {
+    format!("postgres://{role}@127.0.0.1:{port}/postgres?sslmode=disable")
+}
+
+/// The administrator's URL by a way to a server.
+pub fn url_by(way: &Way) -> String {
+    url_at("postgres", way.port())
+}
+
+/// The group of [`builder`].
+///
+/// # Panics
+/// Never.
+pub fn group() -> Group {
+    Group::new("/test/").expect("a name")
+}
+
+/// The builder of a store in a group whose leader keeps its leadership, however long it is silent.
+pub fn builder(url: impl AsRef<str>) -> PostgresBuilder {
+    let leads_on = Some(Duration::from_secs(600));
+    PostgresStore::builder(url, group()).configure(|config| config.leader_timeout = leads_on)
+}
+
+/// A store of [`builder`].
+///
+/// # Panics
+/// Never.
+pub fn store(server: &PostgresServer) -> PostgresStore {
+    builder(server.url()).build().expect("a valid configuration")
 }
 
 fn is_ready(port: u16) -> bool {

@@ -9,11 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use divider_support::wait::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::way::Way;
+
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(10);
+
+/// The URL of a server by a way to it.
+pub fn url_by(way: &Way) -> String {
+    format!("redis://127.0.0.1:{}", way.port())
+}
 
 /// A `redis-server` process on a free port with a directory of its own. Dropping it ends the process and removes the
 /// directory.
@@ -158,6 +166,33 @@ impl RedisServer {
     pub fn try_cli(&self, args: &[&str]) -> Output {
         let output = Command::new("redis-cli").arg("-p").arg(self.port.to_string()).arg("-e").args(args).output();
         output.expect("redis-cli is not installed (Debian and Ubuntu: apt-get install redis-tools)")
+    }
+
+    /// A field of `INFO`, such as `master_replid:`; empty where there is none.
+    ///
+    /// # Panics
+    /// As [`cli`](Self::cli).
+    pub fn info(&self, name: &str) -> String {
+        let info = self.cli(&["INFO", "everything"]);
+        info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+    }
+
+    /// Becomes a replica of this one, and waits until it is connected.
+    ///
+    /// # Panics
+    /// If it does not get there.
+    pub async fn follow(&self, primary: &Self) {
+        self.cli(&["REPLICAOF", "127.0.0.1", &primary.port.to_string()]);
+        eventually("the replica follows", async || self.info("master_link_status:") == "up").await;
+    }
+
+    /// Waits until it has all that this one has written.
+    ///
+    /// # Panics
+    /// If it does not get there.
+    pub async fn catch_up(&self, primary: &Self) {
+        let caught_up = async || self.info("slave_repl_offset:") == primary.info("master_repl_offset:");
+        eventually("the replica catches up", caught_up).await;
     }
 
     fn signal(&self, signal: Signal) {

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Group, conformance::Backend};
+use divider_conformance::Backend;
+use divider_core::Group;
 use divider_postgres::{PostgresStore, migrate};
 use divider_tests::postgres::PostgresServer;
 
@@ -51,4 +52,4 @@ impl Backend for Postgres {
     }
 }
 
-divider_core::conformance!(Postgres::shared().await);
+divider_conformance::conformance!(Postgres::shared().await);

@@ -5,80 +5,31 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU16, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use divider_core::{
-    Claim, Group, Hint, Holding, Key, NodeId, Notice, Op, Outcome, Refusal, SessionId, Store, StoreError, Term, Token,
-    Topic, Work,
+    Claim, Hint, Holding, Key, Notice, Op, Outcome, Refusal, SessionId, Store, StoreError, Term, Token, Topic, Work,
 };
-use divider_postgres::{Credentials, PostgresBuilder, PostgresStore, QuerySource, migrate};
-use divider_tests::postgres::PostgresServer;
+use divider_postgres::{Credentials, PostgresStore, QuerySource, migrate};
+use divider_support::{
+    ops::{add, granted, joined, key, leading},
+    wait::until,
+};
+use divider_tests::{
+    postgres::{PostgresServer, builder, prepared, store, url_by},
+    way::Way,
+};
 use futures_util::{StreamExt, future::join_all};
 use sqlx::{Connection, PgConnection, PgPool, postgres::PgPoolOptions};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::Notify,
+    net::TcpListener,
     time::{sleep, timeout},
 };
 
 /// Longer than anything here takes that succeeds.
 const SOON: Duration = Duration::from_secs(10);
-
-async fn prepared(options: &[&str]) -> PostgresServer {
-    let server = PostgresServer::with(options);
-    migrate(&server.url().parse().unwrap(), "divider").await.unwrap();
-    server
-}
-
-fn key(name: impl AsRef<str>) -> Key {
-    Key::new(name).unwrap()
-}
-
-fn add(name: impl AsRef<str>) -> Op {
-    Op::Add(Work::from(key(name)))
-}
-
-fn builder(url: impl AsRef<str>) -> PostgresBuilder {
-    let group = Group::new("/faults/").unwrap();
-    PostgresStore::builder(url, group).configure(|config| config.leader_timeout = Some(Duration::from_secs(600)))
-}
-
-fn store(server: &PostgresServer) -> PostgresStore {
-    builder(server.url()).build().unwrap()
-}
-
-async fn joined(store: &PostgresStore) -> SessionId {
-    store.open().await.unwrap();
-    let session = SessionId::fresh();
-    let node = NodeId::new("node").unwrap();
-    let seen = store.apply(&[]).await.unwrap().revision;
-    let join = Op::Join {
-        session,
-        node,
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 3000,
-        seen,
-        reads: divider_core::format::NEWEST,
-    };
-    assert_eq!(store.apply(&[join]).await.unwrap().outcomes, [Outcome::Done]);
-    session
-}
-
-/// Joins and leads, and ends a hold if there is one.
-async fn leading(store: &PostgresStore) -> (SessionId, Term) {
-    let session = joined(store).await;
-    let reply = store.poll(session, Claim::Take { stale: None }).await.unwrap();
-    let term = reply.leader.unwrap().term;
-    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
-    (session, term)
-}
 
 /// Leads again, once the server is back.
 async fn leading_again(store: &PostgresStore, session: SessionId) -> Term {
@@ -89,110 +40,11 @@ async fn leading_again(store: &PostgresStore, session: SessionId) -> Term {
     until(lead).await.0
 }
 
-async fn granted(store: &PostgresStore, term: Term, session: SessionId, name: &str) -> Token {
-    let ops = [add(name), Op::Assign { term, key: key(name), session }];
-    match store.apply(&ops).await.unwrap().outcomes[1] {
-        Outcome::Granted(token) => token,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Tries until it succeeds, and says how long that took.
-async fn until<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(mut call: impl FnMut() -> F) -> (T, Duration) {
-    let since = Instant::now();
-    loop {
-        match call().await {
-            Ok(value) => return (value, since.elapsed()),
-            Err(error) => assert!(since.elapsed() < SOON, "{error:?}"),
-        }
-        sleep(Duration::from_millis(10)).await;
-    }
-}
-
 async fn open_fence(other: &mut PgConnection, token: Token) -> sqlx::Transaction<'_, sqlx::Postgres> {
     let mut held = other.begin().await.unwrap();
-    let fence = sqlx::query("SELECT divider.assert_current('/faults/', 'k', $1)").bind(token.0 as i64);
+    let fence = sqlx::query("SELECT divider.assert_current('/test/', 'k', $1)").bind(token.0 as i64);
     fence.execute(&mut *held).await.unwrap();
     held
-}
-
-/// A way to a server that can lead elsewhere, or nowhere, and counts who comes.
-#[derive(Clone)]
-struct Way {
-    port: u16,
-    /// 0: whoever comes is turned away.
-    target: Arc<AtomicU16>,
-    came: Arc<AtomicU64>,
-    /// Bytes that the server has sent.
-    sent: Arc<AtomicU64>,
-    /// Cuts all connections.
-    cut: Arc<Notify>,
-}
-
-impl Way {
-    /// `pause` follows after each 64 KiB that the server sends.
-    async fn to(target: u16, pause: Duration) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let way = Self {
-            port,
-            target: Arc::new(target.into()),
-            came: Arc::default(),
-            sent: Arc::default(),
-            cut: Arc::default(),
-        };
-        let run = way.clone();
-        tokio::spawn(async move {
-            loop {
-                let (client, _) = listener.accept().await.unwrap();
-                run.came.fetch_add(1, Ordering::Relaxed);
-                let (target, cut) = (run.target.load(Ordering::Relaxed), Arc::clone(&run.cut));
-                let sent = Arc::clone(&run.sent);
-                if target != 0 {
-                    tokio::spawn(async move {
-                        tokio::select! {
-                            () = carry(client, target, pause, &sent) => {}
-                            () = cut.notified() => {}
-                        }
-                    });
-                }
-            }
-        });
-        way
-    }
-
-    fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
-    }
-
-    fn lead(&self, target: u16) {
-        self.target.store(target, Ordering::Relaxed);
-    }
-
-    fn cut(&self) {
-        self.cut.notify_waiters();
-    }
-}
-
-async fn carry(client: TcpStream, target: u16, pause: Duration, sent: &AtomicU64) {
-    let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let down = async {
-        let mut bytes = vec![0; 65536];
-        while let Ok(n @ 1..) = from_server.read(&mut bytes).await {
-            sent.fetch_add(n as u64, Ordering::Relaxed);
-            if to_client.write_all(&bytes[..n]).await.is_err() {
-                return;
-            }
-            sleep(pause.mul_f64(n as f64 / 65536.0)).await;
-        }
-    };
-    let up = async { _ = tokio::io::copy(&mut from_client, &mut to_server).await };
-    tokio::select! {
-        () = down => {}
-        () = up => {}
-    }
 }
 
 /// Everything that a node does goes through.
@@ -208,7 +60,7 @@ async fn a_node_that_was_led_to_a_standby_finds_back_to_the_primary() {
     let primary = prepared(&[]).await;
     let replica = primary.replica();
     let way = Way::to(primary.port(), Duration::ZERO).await;
-    let store = builder(way.url()).build().unwrap();
+    let store = builder(url_by(&way)).build().unwrap();
     let session = joined(&store).await;
     store.renew(session).await.unwrap();
     way.lead(replica.port());
@@ -360,7 +212,7 @@ async fn holdings_and_grants_of_any_size_are_read_over_a_slow_line() {
         leader.apply(&ops).await.unwrap();
     }
     let way = Way::to(server.port(), Duration::from_millis(20)).await;
-    let slow = builder(way.url()).call_time_limit(Duration::from_secs(3)).build().unwrap();
+    let slow = builder(url_by(&way)).call_time_limit(Duration::from_secs(3)).build().unwrap();
     let session = joined(&slow).await;
     let mut hints = slow.hints(Topic::Session(session)).await.unwrap();
     let assign = |i| Op::Assign { term, key: key(format!("k{i}")), session };
@@ -387,7 +239,7 @@ async fn pages_are_as_long_as_the_time_limit_allows_whatever_they_are_full_of() 
     let leader = store(&server);
     let (_, term) = leading(&leader).await;
     let way = Way::to(server.port(), Duration::from_millis(8)).await;
-    let node = builder(way.url()).call_time_limit(Duration::from_millis(300)).build().unwrap();
+    let node = builder(url_by(&way)).call_time_limit(Duration::from_millis(300)).build().unwrap();
     let session = joined(&node).await;
     let names: Vec<String> = (0..KEYS).map(|i| format!("{i:0>1000}")).collect();
     for chunk in names.chunks(250) {
@@ -420,7 +272,7 @@ async fn holdings_of_many_pages_are_sent_once() {
     let leader = store(&server);
     let (_, term) = leading(&leader).await;
     let way = Way::to(server.port(), Duration::ZERO).await;
-    let node = builder(way.url()).build().unwrap();
+    let node = builder(url_by(&way)).build().unwrap();
     let session = joined(&node).await;
     for chunk in (0..KEYS).collect::<Vec<_>>().chunks(256) {
         let add = |i: &u64| Op::Add(Work::from(key(format!("k{i}"))).payload(vec![(i % 251) as u8; 512]));
@@ -457,7 +309,7 @@ async fn a_temporary_table_does_not_stand_in_for_the_keys_where_the_files_were_r
     let token = granted(&store, term, session, "k").await;
     let stand_in = "CREATE TEMP TABLE keys (LIKE divider.keys); INSERT INTO keys SELECT * FROM divider.keys;
                     UPDATE keys SET token = 1;";
-    let assert_current = |token| format!("{stand_in} SELECT divider.assert_current('/faults/', 'k', {token})");
+    let assert_current = |token| format!("{stand_in} SELECT divider.assert_current('/test/', 'k', {token})");
     assert!(!server.try_psql("postgres", &assert_current(1)).status.success());
     assert!(server.try_psql("postgres", &assert_current(token.0)).status.success());
 }
@@ -514,7 +366,7 @@ async fn a_transaction_that_stays_open_under_a_token_holds_up_nobody_but_the_nex
 async fn attempts_to_connect_become_rarer_and_a_short_outage_is_over_quickly() {
     let server = prepared(&[]).await;
     let way = Way::to(server.port(), Duration::ZERO).await;
-    let store = Arc::new(builder(way.url()).build().unwrap());
+    let store = Arc::new(builder(url_by(&way)).build().unwrap());
     let session = joined(&store).await;
     store.renew(session).await.unwrap();
     let _hints = store.hints(Topic::Session(session)).await.unwrap();

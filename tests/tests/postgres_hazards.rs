@@ -6,11 +6,13 @@
 
 use std::time::{Duration, Instant};
 
-use divider_core::{
-    Claim, Group, Hint, Key, NodeId, Op, Outcome, SessionId, Store, StoreError, Term, Token, Topic, Work,
+use divider_core::{Claim, Hint, Op, Outcome, SessionId, Store, StoreError, Token, Topic, Work};
+use divider_postgres::{PostgresConfig, PostgresStore, QuerySource, migrate};
+use divider_support::{
+    ops::{add, granted, joined, key, leading},
+    wait::until,
 };
-use divider_postgres::{PostgresBuilder, PostgresConfig, PostgresStore, QuerySource, migrate};
-use divider_tests::postgres::PostgresServer;
+use divider_tests::postgres::{self, PostgresServer, builder, prepared, store};
 use futures_util::{StreamExt, future::join_all};
 use sqlx::{
     Connection, PgConnection,
@@ -20,78 +22,6 @@ use tokio::time::{sleep, timeout};
 
 /// Longer than anything here takes that succeeds.
 const SOON: Duration = Duration::from_secs(10);
-
-async fn prepared() -> PostgresServer {
-    let server = PostgresServer::start();
-    migrate(&server.url().parse().unwrap(), "divider").await.unwrap();
-    server
-}
-
-fn group() -> Group {
-    Group::new("/hazards/").unwrap()
-}
-
-fn key(name: impl AsRef<str>) -> Key {
-    Key::new(name).unwrap()
-}
-
-fn add(name: impl AsRef<str>) -> Op {
-    Op::Add(Work::from(key(name)))
-}
-
-fn builder(url: impl AsRef<str>) -> PostgresBuilder {
-    let leads_on = Some(Duration::from_secs(600));
-    PostgresStore::builder(url, group()).configure(|config| config.leader_timeout = leads_on)
-}
-
-fn store(server: &PostgresServer) -> PostgresStore {
-    builder(server.url()).build().unwrap()
-}
-
-async fn joined(store: &PostgresStore) -> SessionId {
-    store.open().await.unwrap();
-    let session = SessionId::fresh();
-    let join = Op::Join {
-        session,
-        node: NodeId::new("node").unwrap(),
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 3000,
-        seen: store.apply(&[]).await.unwrap().revision,
-        reads: divider_core::format::NEWEST,
-    };
-    assert_eq!(store.apply(&[join]).await.unwrap().outcomes, [Outcome::Done]);
-    session
-}
-
-/// Joins and leads, and ends a hold if there is one.
-async fn leading(store: &PostgresStore) -> (SessionId, Term) {
-    let session = joined(store).await;
-    let reply = store.poll(session, Claim::Take { stale: None }).await.unwrap();
-    let term = reply.leader.unwrap().term;
-    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
-    (session, term)
-}
-
-async fn granted(store: &PostgresStore, term: Term, session: SessionId, name: &str) -> Token {
-    let ops = [add(name), Op::Assign { term, key: key(name), session }];
-    match store.apply(&ops).await.unwrap().outcomes[1] {
-        Outcome::Granted(token) => token,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Tries until it succeeds.
-async fn until<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(mut call: impl FnMut() -> F) -> T {
-    let since = Instant::now();
-    loop {
-        match call().await {
-            Ok(value) => return value,
-            Err(error) => assert!(since.elapsed() < SOON, "{error:?}"),
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// Tries until the session is said to be over.
 async fn over(store: &PostgresStore, session: SessionId) {
@@ -111,7 +41,7 @@ fn forget(server: &PostgresServer, token: Token) {
 
 #[tokio::test]
 async fn a_dump_that_is_loaded_into_its_own_server_is_a_new_lineage() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let before = store(&server);
     let (session, term) = leading(&before).await;
     granted(&before, term, session, "k").await;
@@ -131,7 +61,7 @@ async fn a_dump_that_is_loaded_into_its_own_server_is_a_new_lineage() {
 
 #[tokio::test]
 async fn a_copy_of_the_database_in_the_same_server_is_a_new_lineage() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let before = store(&server);
     let (session, term) = leading(&before).await;
     granted(&before, term, session, "k").await;
@@ -152,7 +82,7 @@ async fn a_copy_of_the_database_in_the_same_server_is_a_new_lineage() {
 /// The clock is behind the tokens: it was ahead when they were issued, and has been set right since.
 #[tokio::test]
 async fn tokens_rise_past_what_a_node_has_seen_also_where_the_clock_went_back() {
-    let mut server = prepared().await;
+    let mut server = prepared(&[]).await;
     let store = store(&server);
     let (session, term) = leading(&store).await;
     let old = granted(&store, term, session, "k").await;
@@ -170,7 +100,7 @@ async fn tokens_rise_past_what_a_node_has_seen_also_where_the_clock_went_back() 
 /// Rows that were put back are in the same tables of the same server, and no connection breaks.
 #[tokio::test]
 async fn a_leader_that_has_seen_a_token_lets_nobody_issue_it_again() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let store = store(&server);
     let (session, term) = leading(&store).await;
     let old = granted(&store, term, session, "k").await;
@@ -186,7 +116,7 @@ async fn a_leader_that_has_seen_a_token_lets_nobody_issue_it_again() {
 
 #[tokio::test]
 async fn what_a_server_has_forgotten_ends_the_sessions_once_and_not_with_each_node_that_remembers() {
-    let mut server = prepared().await;
+    let mut server = prepared(&[]).await;
     let (one, other) = (store(&server), store(&server));
     let (session, term) = leading(&one).await;
     let old = granted(&one, term, session, "k").await;
@@ -205,7 +135,7 @@ async fn what_a_server_has_forgotten_ends_the_sessions_once_and_not_with_each_no
 
 #[tokio::test]
 async fn what_another_past_says_of_a_session_is_not_read() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let store = store(&server);
     let (session, term) = leading(&store).await;
     granted(&store, term, session, "k").await;
@@ -218,10 +148,10 @@ async fn what_another_past_says_of_a_session_is_not_read() {
 /// The standby has stood still since before the key was confirmed.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_read_where_a_pool_leads_to_a_standby() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let replica = server.replica();
     let pool = PgPoolOptions::new().max_connections(4).connect(&server.url()).await.unwrap();
-    let mut config = PostgresConfig::with_pool(pool.clone(), group());
+    let mut config = PostgresConfig::with_pool(pool.clone(), postgres::group());
     config.leader_timeout = Some(Duration::from_secs(600));
     let store = PostgresStore::new(config).unwrap();
     let (session, term) = leading(&store).await;
@@ -237,7 +167,7 @@ async fn nothing_is_read_where_a_pool_leads_to_a_standby() {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE application_name <> 'divider' AND pid <> pg_backend_pid() AND backend_type = 'client backend'",
     );
-    let held = until(|| async {
+    let (held, _) = until(|| async {
         match store.holdings(session).await {
             Ok(held) => Ok(Ok(held)),
             Err(error) if error.to_string().contains("recovery") => Ok(Err(error)),
@@ -251,7 +181,7 @@ async fn nothing_is_read_where_a_pool_leads_to_a_standby() {
 
 #[tokio::test]
 async fn a_beat_that_was_seen_does_not_come_again_when_the_disk_is_another_days() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let store = store(&server);
     let session = joined(&store).await;
     let first = store.renew(session).await.unwrap();
@@ -263,13 +193,13 @@ async fn a_beat_that_was_seen_does_not_come_again_when_the_disk_is_another_days(
 
 #[tokio::test]
 async fn a_server_that_begins_anew_has_seen_no_connection_end() {
-    let mut server = prepared().await;
+    let mut server = prepared(&[]).await;
     let (leader, node) = (store(&server), store(&server));
     leading(&leader).await;
     let session = joined(&node).await;
     node.renew(session).await.unwrap();
     server.restart();
-    assert_eq!(until(|| leader.gone()).await, []);
+    assert_eq!(until(|| leader.gone()).await.0, []);
     // Also once somebody has written.
     until(|| leader.apply(&[])).await;
     assert_eq!(leader.gone().await.unwrap(), []);
@@ -280,14 +210,14 @@ async fn a_server_that_begins_anew_has_seen_no_connection_end() {
 
 #[tokio::test]
 async fn a_schema_that_was_made_anew_is_listened_to() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let store = store(&server);
     let session = joined(&store).await;
     drop(store.hints(Topic::Session(session)).await.unwrap());
     server.psql("DROP SCHEMA divider CASCADE");
     migrate(&server.url().parse().unwrap(), "divider").await.unwrap();
     over(&store, session).await;
-    let (heir, term) = until(|| async {
+    let ((heir, term), _) = until(|| async {
         store.apply(&[]).await?;
         Ok::<_, StoreError>(leading(&store).await)
     })
@@ -327,7 +257,7 @@ async fn programs_may_migrate_at_once_whatever_their_role_says_of_transactions()
 
 #[tokio::test]
 async fn a_batch_waits_for_its_turn_whatever_the_role_says_of_locks() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     server.psql("ALTER ROLE postgres SET lock_timeout = '1ms'");
     let store = std::sync::Arc::new(store(&server));
     store.open().await.unwrap();
@@ -358,7 +288,7 @@ async fn a_source_may_be_given_all_the_time_there_is() {
 #[tokio::test]
 async fn the_time_limit_of_a_call_counts_from_when_it_is_asked() {
     let limit = Duration::from_millis(600);
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let store = builder(server.url()).call_time_limit(limit).configure(|config| config.max_connections = 1);
     let store = store.build().unwrap();
     store.open().await.unwrap();
@@ -380,7 +310,7 @@ async fn the_time_limit_of_a_call_counts_from_when_it_is_asked() {
 /// A listener anywhere in the server that does not come to listen lets the queue of notifications fill up.
 #[tokio::test]
 async fn a_full_queue_of_notifications_costs_hints_and_nothing_else() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     server.psql(
         "SET allow_system_table_mods = on;
         ALTER FUNCTION pg_catalog.pg_notification_queue_usage() RENAME TO hidden_usage;
@@ -397,7 +327,7 @@ async fn a_full_queue_of_notifications_costs_hints_and_nothing_else() {
 
 #[tokio::test]
 async fn a_store_that_opens_has_the_connections_that_a_node_needs() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     server.psql(
         "CREATE ROLE app LOGIN CONNECTION LIMIT 2; GRANT USAGE ON SCHEMA divider TO app;
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA divider TO app",
@@ -406,7 +336,7 @@ async fn a_store_that_opens_has_the_connections_that_a_node_needs() {
     let refused = store.open().await;
     assert!(matches!(&refused, Err(StoreError::Unavailable { .. })), "{refused:?}");
     server.psql("ALTER ROLE app CONNECTION LIMIT 3");
-    let session = until(|| async {
+    let (session, _) = until(|| async {
         store.open().await?;
         Ok::<_, StoreError>(joined(&store).await)
     })
@@ -417,9 +347,9 @@ async fn a_store_that_opens_has_the_connections_that_a_node_needs() {
 
 #[tokio::test]
 async fn a_pool_of_one_connection_will_do() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let pool = PgPoolOptions::new().max_connections(1).connect(&server.url()).await.unwrap();
-    let store = PostgresStore::new(PostgresConfig::with_pool(pool, group())).unwrap();
+    let store = PostgresStore::new(PostgresConfig::with_pool(pool, postgres::group())).unwrap();
     let (session, term) = leading(&store).await;
     granted(&store, term, session, "k").await;
     assert_eq!(store.holdings(session).await.unwrap().holdings.len(), 1);
@@ -428,7 +358,7 @@ async fn a_pool_of_one_connection_will_do() {
 /// Each message is of some 800 kB.
 #[tokio::test]
 async fn the_messages_that_are_kept_for_a_session_are_bounded_by_bytes() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let store = store(&server);
     let (session, term) = leading(&store).await;
     let long = |i: usize| key(format!("{i:0>1000}"));
@@ -470,9 +400,9 @@ async fn a_source_goes_on_when_its_table_is_altered() {
 /// As a pool has it that gives up its oldest connections: what a batch finds there was planned for the tables of before.
 #[tokio::test]
 async fn a_program_that_stays_connected_works_with_a_schema_that_was_made_anew() {
-    let server = prepared().await;
+    let server = prepared(&[]).await;
     let pool = PgPoolOptions::new().max_connections(2).connect(&server.url()).await.unwrap();
-    let mut config = PostgresConfig::with_pool(pool, group());
+    let mut config = PostgresConfig::with_pool(pool, postgres::group());
     config.leader_timeout = Some(Duration::from_secs(600));
     let store = PostgresStore::new(config).unwrap();
     for _ in 0..2 {

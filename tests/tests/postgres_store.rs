@@ -9,20 +9,24 @@ use std::{
 };
 
 use divider_core::{
-    Beat, Blob, Claim, Group, Hint, Key, NodeId, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term,
-    Token, Topic, Work, WorkSource, limits,
+    Beat, Blob, Claim, Group, Hint, Key, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Token,
+    Topic, Work, WorkSource, limits,
 };
 use divider_postgres::{PostgresConfig, PostgresStore, QuerySource, migrate};
+use divider_support::{
+    ops::{add, granted, joined, joining, key, leading},
+    wait::until,
+};
 use divider_tests::{
     agree::{Expect, agree_with, kept, sequences},
-    postgres::PostgresServer,
+    postgres::{PostgresServer, prepared},
 };
 use futures_util::{StreamExt, future::join_all};
 use sqlx::{
     Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Longer than anything here takes that succeeds.
 const SOON: Duration = Duration::from_secs(10);
@@ -32,81 +36,18 @@ fn group(name: &str) -> Group {
     Group::new(format!("/{name}'\"%_\\/é\u{1f600}/")).unwrap()
 }
 
-fn key(name: impl AsRef<str>) -> Key {
-    Key::new(name).unwrap()
-}
-
 /// A server with the schema in it.
 async fn server() -> PostgresServer {
     prepared(&[]).await
-}
-
-async fn prepared(options: &[&str]) -> PostgresServer {
-    let server = PostgresServer::with(options);
-    migrate(&server.url().parse().unwrap(), "divider").await.unwrap();
-    server
 }
 
 fn store(server: &PostgresServer, name: &str) -> PostgresStore {
     PostgresStore::builder(server.url(), group(name)).build().unwrap()
 }
 
-/// A join of one who knows where the group stands.
-async fn join(store: &PostgresStore, session: SessionId) -> Op {
-    let node = NodeId::new("node").unwrap();
-    let seen = store.apply(&[]).await.unwrap().revision;
-    Op::Join {
-        session,
-        node,
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 3000,
-        seen,
-        reads: divider_core::format::NEWEST,
-    }
-}
-
-fn add(name: impl AsRef<str>) -> Op {
-    Op::Add(Work::from(key(name)))
-}
-
-async fn joined(store: &PostgresStore) -> SessionId {
-    store.open().await.unwrap();
-    let session = SessionId::fresh();
-    store.apply(&[join(store, session).await]).await.unwrap();
-    session
-}
-
 async fn take(store: &PostgresStore, session: SessionId) -> Result<Option<Term>, StoreError> {
     let reply = store.poll(session, Claim::Take { stale: None }).await?;
     Ok(reply.leader.filter(|leader| leader.session == session).map(|leader| leader.term))
-}
-
-/// Joins and leads.
-async fn leading(store: &PostgresStore) -> (SessionId, Term) {
-    let session = joined(store).await;
-    let term = take(store, session).await.unwrap().unwrap();
-    (session, term)
-}
-
-async fn granted(store: &PostgresStore, term: Term, session: SessionId, name: &str) -> Token {
-    let ops = [add(name), Op::Assign { term, key: key(name), session }];
-    match store.apply(&ops).await.unwrap().outcomes[1] {
-        Outcome::Granted(token) => token,
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Tries until it succeeds, and says how long that took.
-async fn until<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(mut call: impl FnMut() -> F) -> (T, Duration) {
-    let since = Instant::now();
-    loop {
-        match call().await {
-            Ok(value) => return (value, since.elapsed()),
-            Err(error) => assert!(since.elapsed() < SOON, "{error:?}"),
-        }
-        sleep(Duration::from_millis(10)).await;
-    }
 }
 
 async fn hint(hints: &mut divider_core::HintStream) -> Hint {
@@ -184,7 +125,7 @@ async fn a_restart_keeps_sessions_and_grants() {
     // Numbers jump ahead where a server begins, which makes no grant of before younger than a session of after.
     assert_eq!(store.poll(session, Claim::Follow).await.unwrap().token, token);
     let newcomer = SessionId::fresh();
-    store.apply(&[join(&store, newcomer).await]).await.unwrap();
+    store.apply(&[joining(&store, newcomer).await]).await.unwrap();
     let sessions = store.scan(None).await.unwrap().sessions;
     assert_eq!(sessions.iter().find(|view| view.session == newcomer).unwrap().joined, token);
     assert!(granted(&store, term_of(&store, session).await, newcomer, "l").await > token);
@@ -219,7 +160,7 @@ async fn assert_new_lineage(store: &PostgresStore, old: SessionId, last: Token, 
     assert_eq!(store.beats().await.unwrap(), []);
 
     let session = SessionId::fresh();
-    store.apply(&[join(store, session).await, add("k")]).await.unwrap();
+    store.apply(&[joining(store, session).await, add("k")]).await.unwrap();
     let term = take(store, session).await.unwrap().unwrap();
     assert!(term > page.group.term);
     let assign = Op::Assign { term, key: key("k"), session };
@@ -304,7 +245,8 @@ async fn a_dead_leader_is_replaced_at_once_and_a_silent_one_after_its_time() {
     let config = |config: &mut PostgresConfig| config.leader_timeout = Some(Duration::from_millis(400));
     let open = || PostgresStore::builder(server.url(), group("lead")).configure(config).build().unwrap();
     let (a, b) = (open(), open());
-    let (_, first) = leading(&a).await;
+    let leader = joined(&a).await;
+    let first = take(&a, leader).await.unwrap().unwrap();
     let other = joined(&b).await;
     assert_eq!(take(&b, other).await.unwrap(), None);
     // As the end of its process would.
@@ -427,7 +369,7 @@ async fn groups_never_see_each_other_even_with_the_same_sessions() {
     let session = SessionId::fresh();
     for store in &stores {
         store.open().await.unwrap();
-        store.apply(&[join(store, session).await, add("q/k")]).await.unwrap();
+        store.apply(&[joining(store, session).await, add("q/k")]).await.unwrap();
         // Each has a lock of its own.
         let term = take(store, session).await.unwrap().unwrap();
         assert_eq!(store.apply(&[Op::Assign { term, key: key("q/k"), session }]).await.unwrap().outcomes.len(), 1);
@@ -722,38 +664,6 @@ async fn a_frozen_server_is_a_time_limit_and_a_thawed_one_is_in_use_at_once() {
     }
 }
 
-#[test]
-fn renewals_need_no_runtime_but_the_one_they_are_called_on() {
-    let main = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let server = main.block_on(server());
-    let store = std::sync::Arc::new(store(&server, "renew"));
-    let (session, _) = main.block_on(leading(&store));
-    // From here on nobody drives the main runtime, as when a handler blocks it.
-    let renewals = |beats: u64| {
-        let store = store.clone();
-        std::thread::spawn(move || {
-            let own = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            own.block_on(async {
-                for _ in 0..beats {
-                    let since = Instant::now();
-                    store.renew(session).await.unwrap();
-                    assert!(since.elapsed() < Duration::from_millis(400), "{:?}", since.elapsed());
-                }
-            });
-            // Still there, but at rest: the next thread must not wait for it.
-            own
-        })
-        .join()
-        .unwrap()
-    };
-    let first = renewals(10);
-    let second = renewals(10);
-    drop((first, second));
-    renewals(10);
-    let beats = main.block_on(store.beats()).unwrap();
-    assert!(beats.len() == 1 && beats[0].1 >= Beat(30), "{beats:?}");
-}
-
 /// A batch holds the group's row; a renewal must not wait for it.
 #[tokio::test]
 async fn a_renewal_waits_for_no_batch() {
@@ -896,13 +806,9 @@ async fn no_password_is_ever_shown() {
 async fn a_closed_store_says_so() {
     let server = server().await;
     let store = store(&server, "closed");
-    let (session, term) = leading(&store).await;
+    leading(&store).await;
     let mut hints = store.hints(Topic::Group).await.unwrap();
     store.close().await;
-    assert!(matches!(store.apply(&[]).await, Err(StoreError::Closed)));
-    assert!(matches!(store.renew(session).await, Err(StoreError::Closed)));
-    assert!(matches!(store.resign(session, term).await, Err(StoreError::Closed)));
-    assert!(matches!(store.hints(Topic::Group).await, Err(StoreError::Closed)));
     assert!(matches!(store.open().await, Err(StoreError::Closed)));
     assert_eq!(timeout(SOON, hints.next()).await.unwrap(), None);
     // The server takes its time to notice.

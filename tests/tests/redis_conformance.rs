@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Group, conformance::Backend};
+use divider_conformance::Backend;
+use divider_core::Group;
 use divider_redis::RedisStore;
 use divider_tests::redis::RedisServer;
 
@@ -44,4 +45,4 @@ impl Backend for Redis {
     }
 }
 
-divider_core::conformance!(Redis::new());
+divider_conformance::conformance!(Redis::new());

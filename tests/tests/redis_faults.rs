@@ -6,18 +6,24 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU16, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use divider_core::{Claim, Group, Key, NodeId, Op, Outcome, SessionId, Store, StoreError, Topic, Work};
+use divider_core::{Claim, Group, Outcome, Store, StoreError, Topic};
 use divider_redis::{Credentials, RedisStore};
-use divider_tests::redis::{RedisCluster, RedisServer};
+use divider_support::{
+    ops::{add, joined},
+    wait::eventually,
+};
+use divider_tests::{
+    redis::{RedisCluster, RedisServer, url_by},
+    way::Way,
+};
 use futures_util::{StreamExt, future::join_all};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Notify,
+    net::TcpListener,
     time::{sleep, timeout},
 };
 
@@ -31,105 +37,19 @@ fn store(url: impl Into<String>, name: &str) -> RedisStore {
     RedisStore::builder(url, group(name)).build().unwrap()
 }
 
-fn add(name: &str) -> Op {
-    Op::Add(Work::from(Key::new(name).unwrap()))
-}
-
-async fn joined(store: &RedisStore) -> SessionId {
-    store.open().await.unwrap();
-    let session = SessionId::fresh();
-    let (node, seen) = (NodeId::new("node").unwrap(), store.apply(&[]).await.unwrap().revision);
-    let join = Op::Join {
-        session,
-        node,
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 3000,
-        seen,
-        reads: divider_core::format::NEWEST,
-    };
-    store.apply(&[join]).await.unwrap();
-    session
-}
-
-/// Waits for a condition, with a bound.
-async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let since = Instant::now();
-    while !done().await {
-        assert!(since.elapsed() < PATIENCE, "{what}");
-        sleep(Duration::from_millis(10)).await;
-    }
-}
-
-fn info(server: &RedisServer, name: &str) -> String {
-    let info = server.cli(&["INFO", "everything"]);
-    info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
-}
-
-async fn follow(replica: &RedisServer, primary: &RedisServer) {
-    replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
-    eventually("the replica follows", async || info(replica, "master_link_status:") == "up").await;
-}
-
-/// An address that leads to whatever server it is told to, as a name of the DNS does.
-struct Address {
-    port: u16,
-    /// 0 for none: connections are accepted and closed.
-    to: Arc<AtomicU16>,
-    opened: Arc<AtomicU64>,
-    cut: Arc<Notify>,
-}
-
-impl Address {
-    async fn of(server: &RedisServer) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let address = Self { port, to: Arc::new(server.port().into()), opened: Arc::default(), cut: Arc::default() };
-        let (to, opened, cut) = (address.to.clone(), address.opened.clone(), address.cut.clone());
-        tokio::spawn(async move {
-            loop {
-                let (mut from, _) = listener.accept().await.unwrap();
-                opened.fetch_add(1, Ordering::Relaxed);
-                let (to, cut) = (to.load(Ordering::Relaxed), cut.clone());
-                tokio::spawn(async move {
-                    let Ok(mut onwards) = TcpStream::connect(("127.0.0.1", to)).await else { return };
-                    tokio::select! {
-                        _ = tokio::io::copy_bidirectional(&mut from, &mut onwards) => {}
-                        () = cut.notified() => {}
-                    }
-                });
-            }
-        });
-        address
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    /// Connections that are open stay where they are.
-    fn lead_to(&self, port: u16) {
-        self.to.store(port, Ordering::Relaxed);
-    }
-
-    fn cut(&self) {
-        self.cut.notify_waiters();
-    }
-}
-
 #[tokio::test]
 async fn a_store_that_was_led_to_a_replica_finds_the_primary_again() {
     let (primary, replica) = (RedisServer::start(), RedisServer::start());
     let name = "/astray/";
     let direct = store(primary.url(), name);
     direct.open().await.unwrap();
-    follow(&replica, &primary).await;
-    let address = Address::of(&replica).await;
-    let astray = store(address.url(), name);
+    replica.follow(&primary).await;
+    let address = Way::to(replica.port(), Duration::ZERO).await;
+    let astray = store(url_by(&address), name);
     for refused in [astray.open().await.unwrap_err(), astray.apply(&[add("k")]).await.unwrap_err()] {
         assert!(refused.is_transient() && refused.to_string().contains("replica"), "{refused}");
     }
-    address.lead_to(primary.port());
+    address.lead(primary.port());
     eventually("the primary is found", async || astray.apply(&[add("k")]).await.is_ok()).await;
     let session = joined(&astray).await;
     astray.renew(session).await.unwrap();
@@ -137,8 +57,8 @@ async fn a_store_that_was_led_to_a_replica_finds_the_primary_again() {
     // The primary becomes a replica of the other under open connections, and the address leads on.
     let mut hints = astray.hints(Topic::Group).await.unwrap();
     replica.cli(&["REPLICAOF", "NO", "ONE"]);
-    follow(&primary, &replica).await;
-    address.lead_to(replica.port());
+    primary.follow(&replica).await;
+    address.lead(replica.port());
     eventually("the new primary is found", async || astray.apply(&[add("k2")]).await.is_ok()).await;
     eventually("so it is by the renewals", async || {
         matches!(astray.renew(session).await, Err(StoreError::SessionEnded))
@@ -152,8 +72,8 @@ async fn a_store_that_was_led_to_a_replica_finds_the_primary_again() {
 #[tokio::test]
 async fn a_server_is_checked_at_every_connect() {
     let server = RedisServer::start();
-    let address = Address::of(&server).await;
-    let store = store(address.url(), "/checked/");
+    let address = Way::to(server.port(), Duration::ZERO).await;
+    let store = store(url_by(&address), "/checked/");
     store.open().await.unwrap();
     server.cli(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     address.cut();
@@ -227,10 +147,10 @@ async fn ten_calls_wait_for_one_connect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_away_is_tried_ever_more_rarely_and_found_soon() {
     let server = RedisServer::start();
-    let address = Address::of(&server).await;
-    let store = Arc::new(store(address.url(), "/storm/"));
+    let address = Way::to(server.port(), Duration::ZERO).await;
+    let store = Arc::new(store(url_by(&address), "/storm/"));
     let session = joined(&store).await;
-    address.lead_to(0);
+    address.lead(0);
     address.cut();
     let callers: Vec<_> = (0..8)
         .map(|_| {
@@ -244,18 +164,18 @@ async fn a_server_that_is_away_is_tried_ever_more_rarely_and_found_soon() {
         })
         .collect();
     let attempts = async |time: Duration| {
-        let before = address.opened.load(Ordering::Relaxed);
+        let before = address.came.load(Ordering::Relaxed);
         sleep(time).await;
-        address.opened.load(Ordering::Relaxed) - before
+        address.came.load(Ordering::Relaxed) - before
     };
     let first = attempts(Duration::from_secs(3)).await;
     assert!((5..=60).contains(&first), "{first} in the first three seconds");
-    address.lead_to(server.port());
+    address.lead(server.port());
     let since = Instant::now();
     eventually("the server is found", async || store.poll(session, Claim::Follow).await.is_ok()).await;
     assert!(since.elapsed() < Duration::from_millis(600), "{:?} after three seconds", since.elapsed());
 
-    address.lead_to(0);
+    address.lead(0);
     address.cut();
     sleep(Duration::from_secs(10)).await;
     let later = attempts(Duration::from_secs(3)).await;

@@ -9,14 +9,18 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use divider_core::{
-    Batch, Claim, Group, Hint, Key, NodeId, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Term, Token,
-    Topic, Work, format, limits,
+    Batch, Claim, Group, Hint, Key, Op, Outcome, Refusal, Revision, SessionId, Store, StoreError, Token, Topic, Work,
+    limits,
 };
 use divider_redis::{RedisConfig, RedisStore};
+use divider_support::{
+    ops::{add, assigned, joining, key, leading},
+    wait::eventually,
+};
 use divider_tests::redis::{RedisCluster, RedisServer};
 use futures_util::StreamExt;
 use tokio::{
@@ -27,51 +31,12 @@ use tokio::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn key(name: impl AsRef<str>) -> Key {
-    Key::new(name).unwrap()
-}
-
-fn add(name: impl AsRef<str>) -> Op {
-    Op::Add(Work::from(key(name)))
-}
-
 /// A store for a machine that may be busy.
 fn store(url: impl Into<String>, name: &str) -> RedisStore {
     let patience = |config: &mut RedisConfig| {
         (config.connect_timeout, config.call_time_limit) = (Duration::from_secs(5), Duration::from_secs(5));
     };
     RedisStore::builder(url, Group::new(name).unwrap()).configure(patience).build().unwrap()
-}
-
-async fn join(store: &RedisStore, session: SessionId) -> Op {
-    let seen = store.apply(&[]).await.unwrap().revision;
-    let (node, reads) = (NodeId::new("node").unwrap(), format::NEWEST);
-    Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads }
-}
-
-/// Joins, leads, and ends the hold of a fresh group.
-async fn leading(store: &RedisStore) -> (SessionId, Term) {
-    store.open().await.unwrap();
-    let session = SessionId::fresh();
-    store.apply(&[join(store, session).await]).await.unwrap();
-    let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
-    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
-    (session, term)
-}
-
-async fn grant(store: &RedisStore, term: Term, session: SessionId, name: &str) -> Token {
-    match store.apply(&[Op::Assign { term, key: key(name), session }]).await.unwrap().outcomes[..] {
-        [Outcome::Granted(token)] => token,
-        ref other => panic!("{other:?}"),
-    }
-}
-
-async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let since = Instant::now();
-    while !done().await {
-        assert!(since.elapsed() < PATIENCE, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// A wire to a server that counts how much the longest answer has.
@@ -156,7 +121,7 @@ async fn what_a_session_holds_is_read_although_it_changes_all_the_time() {
             }
             let name = format!("other-{}", i % 7);
             writer.apply(&[add(&name)]).await.unwrap();
-            let token = grant(&writer, term, session, &name).await;
+            let token = assigned(&writer, term, session, &name).await;
             let confirm = Op::Confirm { session, key: key(&name), token, started: true };
             writer.apply(&[confirm]).await.unwrap();
         }
@@ -229,12 +194,12 @@ async fn a_right_that_is_taken_away_is_named_by_the_next_call_that_needs_it() {
 /// Leads in a new session, and has a key granted as soon as it may be.
 async fn granted_anew(store: &RedisStore) -> Token {
     let session = SessionId::fresh();
-    assert_eq!(store.apply(&[join(store, session).await, add("k")]).await.unwrap().outcomes[0], Outcome::Done);
+    assert_eq!(store.apply(&[joining(store, session).await, add("k")]).await.unwrap().outcomes[0], Outcome::Done);
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     let outcomes =
         store.apply(&[Op::Assign { term, key: key("k"), session }, Op::ResumeGrants { term }]).await.unwrap().outcomes;
     assert_eq!(outcomes, [Outcome::Refused(Refusal::GrantsHeld), Outcome::Done]);
-    grant(store, term, session, "k").await
+    assigned(store, term, session, "k").await
 }
 
 #[tokio::test]
@@ -247,7 +212,7 @@ async fn a_token_is_not_issued_again_by_a_server_that_took_over_without_it_and_w
     // An hour ahead, as it would be with the first server's clock.
     let ahead = term.0 + 3_600_000_000;
     first.cli(&["HSET", "{divider:/skew/}:meta", "token", &ahead.to_string()]);
-    let token = grant(&survivor, term, session, "k").await;
+    let token = assigned(&survivor, term, session, "k").await;
     assert!(token.0 > ahead);
 
     first.kill9();
@@ -267,7 +232,7 @@ async fn older_data_under_a_running_server_is_a_new_lineage() {
     let store = store(server.url(), "/older/");
     let (session, term) = leading(&store).await;
     store.apply(&[add("k")]).await.unwrap();
-    let token = grant(&store, term, session, "k").await;
+    let token = assigned(&store, term, session, "k").await;
     // This writes all and reads it again.
     server.cli(&["DEBUG", "RELOAD"]);
     store.renew(session).await.unwrap();
@@ -276,7 +241,7 @@ async fn older_data_under_a_running_server_is_a_new_lineage() {
 
     let confirm = Op::Confirm { session, key: key("k"), token, started: true };
     store.apply(&[confirm]).await.unwrap();
-    let token = grant(&store, term, session, "k").await;
+    let token = assigned(&store, term, session, "k").await;
     server.cli(&["DEBUG", "RELOAD", "NOSAVE"]);
     assert!(matches!(store.poll(session, Claim::Lead { term }).await, Err(StoreError::SessionEnded)));
     assert!(matches!(store.renew(session).await, Err(StoreError::SessionEnded)));
@@ -295,7 +260,7 @@ async fn a_full_server_that_was_started_again_is_opened_read_and_emptied() {
     assert_eq!(store.stats().await.unwrap().registered, 1);
     store.open().await.unwrap();
     let session = SessionId::fresh();
-    assert_eq!(store.apply(&[join(&store, session).await]).await.unwrap().outcomes, [Outcome::Done]);
+    assert_eq!(store.apply(&[joining(&store, session).await]).await.unwrap().outcomes, [Outcome::Done]);
     store.renew(session).await.unwrap();
     assert_eq!(store.apply(&[Op::Remove { key: key("k") }]).await.unwrap().outcomes, [Outcome::Done]);
     assert_eq!(store.stats().await.unwrap().registered, 0);
@@ -361,7 +326,7 @@ async fn a_late_word_of_a_leader_does_not_end_the_hold_of_the_next_lineage() {
     let before = store(server.url(), "/late/");
     let (session, term) = leading(&before).await;
     before.apply(&[add("k")]).await.unwrap();
-    let token = grant(&before, term, session, "k").await;
+    let token = assigned(&before, term, session, "k").await;
     server.restart();
     let store = store(server.url(), "/late/");
     // Whether it is the first word that the server hears or not.
@@ -380,8 +345,8 @@ async fn a_part_of_the_data_that_is_gone_is_a_new_lineage() {
         let store = store(server.url(), "/part/");
         let (session, term) = leading(&store).await;
         let other = SessionId::fresh();
-        store.apply(&[join(&store, other).await, add("k"), add("k2")]).await.unwrap();
-        let token = grant(&store, term, session, "k").await;
+        store.apply(&[joining(&store, other).await, add("k"), add("k2")]).await.unwrap();
+        let token = assigned(&store, term, session, "k").await;
         server.cli(&["DEL", &format!("{{divider:/part/}}:{part}")]);
         // Whoever holds it still believes in it.
         let again = [add("k"), Op::Assign { term, key: key("k"), session: other }];
@@ -409,11 +374,11 @@ async fn bytes_that_are_gone_are_an_error_and_never_none_until_the_work_is_added
     server.cli(&["DEL", "{divider:/bytes/}:payloads"]);
     let records = async || store.records(&[key("k")]).await;
     let session = SessionId::fresh();
-    store.apply(&[join(&store, session).await]).await.unwrap();
+    store.apply(&[joining(&store, session).await]).await.unwrap();
     let mut hints = store.hints(Topic::Session(session)).await.unwrap();
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
-    grant(&store, term, session, "k").await;
+    assigned(&store, term, session, "k").await;
     assert_eq!(timeout(PATIENCE, hints.next()).await.unwrap(), Some(Hint::Gap));
     for error in [records().await.unwrap_err(), store.holdings(session).await.unwrap_err()] {
         assert!(matches!(&error, StoreError::Corrupt(text) if text.contains("payloads")), "{error}");
@@ -450,7 +415,7 @@ async fn a_replica_of_a_cluster_that_takes_over_is_found_and_is_a_new_lineage() 
     let store = RedisStore::cluster(cluster.urls(), Group::new(name).unwrap()).build().unwrap();
     let (session, term) = leading(&store).await;
     store.apply(&[add("k")]).await.unwrap();
-    let token = grant(&store, term, session, "k").await;
+    let token = assigned(&store, term, session, "k").await;
     cluster.nodes[at].kill9();
     replica.cli(&["CLUSTER", "FAILOVER", "TAKEOVER"]);
     let ended = |answer: Result<(), StoreError>| matches!(answer, Err(StoreError::SessionEnded));
@@ -468,7 +433,7 @@ async fn a_thousand_sessions_end_with_their_lineage() {
     let mut server = RedisServer::with(&["--appendonly", "yes"]);
     let store = store(server.url(), "/sessions/");
     store.open().await.unwrap();
-    let Op::Join { node, seen, reads, .. } = join(&store, SessionId::fresh()).await else { panic!() };
+    let Op::Join { node, seen, reads, .. } = joining(&store, SessionId::fresh()).await else { panic!() };
     let joins: Vec<Op> = (0..1024)
         .map(|_| {
             let (session, node) = (SessionId::fresh(), node.clone());

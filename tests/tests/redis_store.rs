@@ -9,10 +9,14 @@ use std::{
 };
 
 use divider_core::{
-    Batch, Beat, Blame, Blob, Change, Claim, Cursor, Deaths, Group, Hint, Key, NodeId, Notice, Op, Outcome, Revision,
-    SessionId, SessionView, Store, StoreError, Term, Token, Topic, Verdict, Work, WorkSource, format, limits,
+    Batch, Beat, Blame, Blob, Change, Claim, Cursor, Deaths, Group, Hint, Key, Notice, Op, Outcome, Revision,
+    SessionId, SessionView, Store, StoreError, Token, Topic, Verdict, Work, WorkSource, format, limits,
 };
 use divider_redis::{PubSubChannels, RedisConfig, RedisStore};
+use divider_support::{
+    ops::{add, granted, joining, key, leading},
+    wait::eventually,
+};
 use divider_tests::{
     agree::{ENDED, Expect, agree, kept, sequences},
     redis::{RedisCluster, RedisServer},
@@ -26,50 +30,8 @@ fn group(name: &str) -> Group {
     Group::new(name).unwrap()
 }
 
-fn key(name: impl AsRef<str>) -> Key {
-    Key::new(name).unwrap()
-}
-
 fn store(server: &RedisServer, name: &str) -> RedisStore {
     RedisStore::builder(server.url(), group(name)).build().unwrap()
-}
-
-/// A join of one who knows where the group stands.
-async fn join(store: &RedisStore, session: SessionId) -> Op {
-    let node = NodeId::new("node").unwrap();
-    let seen = store.apply(&[]).await.unwrap().revision;
-    Op::Join {
-        session,
-        node,
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 3000,
-        seen,
-        reads: divider_core::format::NEWEST,
-    }
-}
-
-fn add(name: impl AsRef<str>) -> Op {
-    Op::Add(Work::from(key(name)))
-}
-
-/// Joins, leads, and ends the hold of a fresh group.
-async fn leading(store: &RedisStore) -> (SessionId, Term) {
-    store.open().await.unwrap();
-    let session = SessionId::fresh();
-    store.apply(&[join(store, session).await]).await.unwrap();
-    let reply = store.poll(session, Claim::Take { stale: None }).await.unwrap();
-    let term = reply.leader.unwrap().term;
-    store.apply(&[Op::ResumeGrants { term }]).await.unwrap();
-    (session, term)
-}
-
-async fn granted(store: &RedisStore, term: Term, session: SessionId, name: &str) -> Token {
-    let ops = [add(name), Op::Assign { term, key: key(name), session }];
-    match store.apply(&ops).await.unwrap().outcomes[1] {
-        Outcome::Granted(token) => token,
-        other => panic!("{other:?}"),
-    }
 }
 
 /// What the group looks like once the store has noticed that it may have forgotten something.
@@ -88,7 +50,7 @@ async fn assert_new_lineage(store: &RedisStore, old: SessionId, last: Token, rev
 
     let old_term = page.group.term;
     let session = SessionId::fresh();
-    store.apply(&[join(store, session).await, add("k")]).await.unwrap();
+    store.apply(&[joining(store, session).await, add("k")]).await.unwrap();
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     assert!(term > old_term);
     let assign = Op::Assign { term, key: key("k"), session };
@@ -150,7 +112,7 @@ async fn a_key_keeps_what_the_deaths_of_its_owners_say() {
     let mut expected = Deaths::default();
     for i in 0..40 {
         let session = SessionId::fresh();
-        store.apply(&[join(&store, session).await]).await.unwrap();
+        store.apply(&[joining(&store, session).await]).await.unwrap();
         let token = granted(&store, term, session, "k").await;
         // A death is written down with the grant after it.
         let record = store.records(&[key("k")]).await.unwrap().remove(0).unwrap();
@@ -238,31 +200,12 @@ async fn a_flushed_server_is_a_new_lineage() {
 #[tokio::test]
 async fn a_promoted_replica_and_a_returned_primary_are_new_lineages() {
     let (first, second) = (RedisServer::start(), RedisServer::start());
-    let wait = |what: &str, done: &dyn Fn() -> bool| {
-        let since = Instant::now();
-        while !done() {
-            assert!(since.elapsed() < Duration::from_secs(20), "{what}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    };
-    let field = |server: &RedisServer, name: &str| {
-        let info = server.cli(&["INFO", "replication"]);
-        info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
-    };
-    let follow = |replica: &RedisServer, primary: &RedisServer| {
-        replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
-        wait("the replica follows", &|| field(replica, "master_link_status:") == "up");
-    };
-    let caught_up = |replica: &RedisServer, primary: &RedisServer| {
-        let behind = || field(replica, "slave_repl_offset:") == field(primary, "master_repl_offset:");
-        wait("the replica catches up", &behind);
-    };
-    follow(&second, &first);
+    second.follow(&first).await;
     let at_first = store(&first, "/failover/");
     let (session, term) = leading(&at_first).await;
     let token = granted(&at_first, term, session, "k").await;
     let revision = at_first.poll(session, Claim::Follow).await.unwrap().revision;
-    caught_up(&second, &first);
+    second.catch_up(&first).await;
 
     let at_second = store(&second, "/failover/");
     let refused = at_second.apply(&[add("x")]).await.unwrap_err();
@@ -274,24 +217,9 @@ async fn a_promoted_replica_and_a_returned_primary_are_new_lineages() {
     let (session, term) = leading(&at_second).await;
     let token = granted(&at_second, term, session, "k2").await;
     let revision = at_second.poll(session, Claim::Follow).await.unwrap().revision;
-    follow(&first, &second);
+    first.follow(&second).await;
     first.cli(&["REPLICAOF", "NO", "ONE"]);
     assert_new_lineage(&at_first, session, token, revision, 2).await;
-}
-
-/// A field of `INFO`.
-fn info(server: &RedisServer, name: &str) -> String {
-    let info = server.cli(&["INFO", "everything"]);
-    info.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned()
-}
-
-/// Waits for a condition, with a bound.
-async fn eventually(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let since = Instant::now();
-    while !done().await {
-        assert!(since.elapsed() < Duration::from_secs(20), "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]
@@ -310,7 +238,7 @@ async fn a_backup_a_first_replica_and_the_end_of_the_backlog_end_no_session() {
         last.set(store.apply(&[add(what)]).await.unwrap().revision);
         assert_eq!(store.changes(revision).await.unwrap().unwrap().len() as u64, last.get().0 - revision.0, "{what}");
     };
-    let id = || info(&server, "master_replid:");
+    let id = || server.info("master_replid:");
 
     let before = id();
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -328,14 +256,12 @@ async fn a_backup_a_first_replica_and_the_end_of_the_backlog_end_no_session() {
 
     let before = id();
     let replica = RedisServer::start();
-    replica.cli(&["REPLICAOF", "127.0.0.1", &server.port().to_string()]);
-    eventually("the replica follows", async || info(&replica, "master_link_status:") == "up").await;
+    replica.follow(&server).await;
     assert_ne!(before, id());
     unharmed("a first replica").await;
 
     // A promotion after all that is noticed as ever.
-    let caught_up = async || info(&replica, "slave_repl_offset:") == info(&server, "master_repl_offset:");
-    eventually("the replica catches up", caught_up).await;
+    replica.catch_up(&server).await;
     replica.cli(&["REPLICAOF", "NO", "ONE"]);
     let promoted = RedisStore::builder(replica.url(), group("/backup/")).build().unwrap();
     assert_new_lineage(&promoted, session, token, last.get(), 4).await;
@@ -348,15 +274,11 @@ async fn a_primary_that_took_its_own_older_data_back_is_a_new_lineage() {
     let (first, second) = (RedisServer::start(), RedisServer::start());
     let store = store(&first, "/back/");
     let (session, term) = leading(&store).await;
-    let follow = async |replica: &RedisServer, primary: &RedisServer| {
-        replica.cli(&["REPLICAOF", "127.0.0.1", &primary.port().to_string()]);
-        eventually("the replica follows", async || info(replica, "master_link_status:") == "up").await;
-    };
-    follow(&second, &first).await;
+    second.follow(&first).await;
     second.cli(&["REPLICAOF", "NO", "ONE"]);
     let token = granted(&store, term, session, "lost").await;
     let revision = store.poll(session, Claim::Follow).await.unwrap().revision;
-    follow(&first, &second).await;
+    first.follow(&second).await;
     first.cli(&["REPLICAOF", "NO", "ONE"]);
     assert_new_lineage(&store, session, token, revision, 0).await;
 }
@@ -432,7 +354,7 @@ async fn a_leader_that_resigns_or_ends_is_announced() {
     let store = store(&server, "/leader/");
     let (leader, term) = leading(&store).await;
     let other = SessionId::fresh();
-    store.apply(&[join(&store, other).await]).await.unwrap();
+    store.apply(&[joining(&store, other).await]).await.unwrap();
     let mut hints = store.hints(Topic::Session(other)).await.unwrap();
     store.resign(leader, term).await.unwrap();
     assert_eq!(timeout(SOON, hints.next()).await.unwrap(), Some(Hint::LeaderGone));
@@ -458,7 +380,7 @@ async fn groups_never_see_each_other_whatever_they_are_called() {
         all.push((name, store, hints));
     }
     for (name, store, _) in &all {
-        store.apply(&[join(store, session).await, add(name)]).await.unwrap();
+        store.apply(&[joining(store, session).await, add(name)]).await.unwrap();
     }
     for (name, store, hints) in &mut all {
         let page = store.scan(None).await.unwrap();
@@ -793,37 +715,6 @@ async fn a_server_that_forgot_its_scripts_is_told_them_again() {
     assert_eq!(store.stats().await.unwrap().registered, 1);
 }
 
-#[test]
-fn renewals_need_no_runtime_but_the_one_they_are_called_on() {
-    let server = RedisServer::start();
-    let main = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let store = std::sync::Arc::new(store(&server, "/renew/"));
-    let (session, _) = main.block_on(leading(&store));
-    // From here on nobody drives the main runtime, as when a handler blocks it.
-    let renewals = |beats: u64| {
-        let store = store.clone();
-        std::thread::spawn(move || {
-            let own = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            own.block_on(async {
-                for _ in 0..beats {
-                    let since = Instant::now();
-                    store.renew(session).await.unwrap();
-                    assert!(since.elapsed() < Duration::from_millis(400), "{:?}", since.elapsed());
-                }
-            });
-            // Still there, but at rest: the next thread must not wait for it.
-            own
-        })
-        .join()
-        .unwrap()
-    };
-    let first = renewals(10);
-    let second = renewals(10);
-    drop((first, second));
-    renewals(10);
-    assert_eq!(main.block_on(store.beats()).unwrap(), [(session, Beat(30))]);
-}
-
 #[tokio::test]
 async fn commands_can_go_over_a_connection_or_a_pool_of_the_program() {
     let server = RedisServer::start();
@@ -841,13 +732,9 @@ async fn commands_can_go_over_a_connection_or_a_pool_of_the_program() {
 async fn a_closed_store_says_so() {
     let server = RedisServer::start();
     let store = store(&server, "/closed/");
-    let (session, term) = leading(&store).await;
+    leading(&store).await;
     let mut hints = store.hints(Topic::Group).await.unwrap();
     store.close().await;
-    assert!(matches!(store.apply(&[]).await, Err(StoreError::Closed)));
-    assert!(matches!(store.renew(session).await, Err(StoreError::Closed)));
-    assert!(matches!(store.resign(session, term).await, Err(StoreError::Closed)));
-    assert!(matches!(store.hints(Topic::Group).await, Err(StoreError::Closed)));
     assert_eq!(timeout(SOON, hints.next()).await.unwrap(), None);
 }
 

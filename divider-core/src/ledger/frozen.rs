@@ -46,6 +46,11 @@ impl Serialize for Frozen {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{
+        strategy::{Strategy, ValueTree},
+        test_runner::TestRunner,
+    };
+
     use super::*;
     use crate::{
         format,
@@ -65,16 +70,12 @@ mod tests {
         (session, Op::join(session, node).affinity(10).seen(seen).reads(reads).build())
     }
 
-    /// Small, and the same everywhere for ever (splitmix64).
-    struct Dice(u64);
+    /// The same numbers in every run.
+    struct Dice(TestRunner);
 
     impl Dice {
         fn below(&mut self, limit: u64) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            (z ^ (z >> 31)) % limit
+            (0..limit).new_tree(&mut self.0).unwrap().current()
         }
     }
 
@@ -100,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_picture_is_stored_as_the_ledger_was_whatever_changes_after_it_and_changes_nothing_itself() {
-        let mut dice = Dice(1);
+        let mut dice = Dice(TestRunner::deterministic());
         let (mut ledger, mut twin) = (Ledger::new(), Ledger::new());
         let mut sessions = Vec::new();
         for number in 0..6 {

@@ -14,9 +14,10 @@ use std::{
 
 use async_trait::async_trait;
 use divider_core::{
-    Blob, Claim, Divider, FnSource, Group, Key, Node, NodeId, Op, Outcome, Refusal, SessionId, SourceConfig,
-    SourceMode, Store, StoreError, Term, Topic, Work, limits,
+    Blob, Claim, Divider, FnSource, Group, Key, Node, Op, Outcome, Refusal, SessionId, SourceConfig, SourceMode, Store,
+    StoreError, Term, Topic, Work, limits,
 };
+use divider_support::ops::joined;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::runtime;
@@ -213,11 +214,7 @@ async fn a_member_that_cannot_be_heard_is_not_given_a_vote_that_would_end_all_de
 }
 
 async fn lead(store: &RaftStore) -> (SessionId, Term) {
-    let (session, node) = (SessionId::fresh(), NodeId::new("node").unwrap());
-    let seen = store.apply(&[]).await.unwrap().revision;
-    let reads = divider_core::format::NEWEST;
-    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen, reads };
-    assert_eq!(store.apply(&[join]).await.unwrap().outcomes, [Outcome::Done]);
+    let session = joined(store).await;
     let reply = store.poll(session, Claim::Take { stale: None }).await.unwrap();
     (session, reply.leader.unwrap().term)
 }

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use divider_conformance::Dice;
 use divider_core::{
     Beat, Claim, Key, NodeId, Op, Outcome, Page, Revision, SessionId, State, Store, StoreError, Term, Token, Work,
 };
 use divider_raft::RaftStore;
-use divider_sim::dice::Dice;
 use uuid::Uuid;
 
 use crate::{

@@ -7,8 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use divider_conformance::Dice;
 use divider_raft::environment;
-use divider_sim::dice::Dice;
 use parking_lot::Mutex;
 use redb::StorageBackend;
 

@@ -12,8 +12,8 @@ use std::{
 };
 
 use async_trait::async_trait;
+use divider_conformance::Dice;
 use divider_raft::environment::{self, Listener, LogWriter, Stream};
-use divider_sim::dice::Dice;
 use parking_lot::Mutex;
 use tokio::runtime;
 use turmoil::net::{TcpListener, TcpStream};

@@ -620,13 +620,9 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
-    use divider_core::Work;
+    use divider_support::ops::{add, join};
 
     use super::*;
-
-    fn add(key: &str) -> Op {
-        Op::Add(Work::new(key).unwrap())
-    }
 
     /// What a true ledger answers to these batches, and to a scan after each.
     fn truth(batches: &[Vec<Op>]) -> (CallHistory, Ledger) {
@@ -647,23 +643,10 @@ mod tests {
         outcomes
     }
 
-    fn join(session: SessionId, seen: u64) -> Op {
-        let node = divider_core::NodeId::new("node").unwrap();
-        Op::Join {
-            session,
-            node,
-            affinity: 1,
-            capacity: None,
-            lease_ms: 3_600_000,
-            seen: Revision(seen),
-            reads: divider_core::format::NEWEST,
-        }
-    }
-
     /// Two keys, and a session that leads.
     fn led() -> (CallHistory, Ledger, impl Fn(&str) -> Op) {
         let session = SessionId(uuid::Uuid::from_u128(1));
-        let (mut history, mut ledger) = truth(&[vec![join(session, 0)], vec![add("a"), add("b")]]);
+        let (mut history, mut ledger) = truth(&[vec![join(session, Revision(0))], vec![add("a"), add("b")]]);
         let number = history.asked(0, Call::Take(session));
         let (term, _) = ledger.lead(session, divider_core::Term(0));
         history.answered(number, Answer::PollReply);
@@ -761,18 +744,19 @@ mod tests {
         let session = |number| SessionId(uuid::Uuid::from_u128(number));
         let end = |number| Op::End { session: session(number) };
         for ended_first in [false, true] {
-            let (mut history, mut ledger) = truth(&[vec![join(session(1), 0), join(session(2), 0)], vec![end(1)]]);
+            let (mut history, mut ledger) =
+                truth(&[vec![join(session(1), Revision(0)), join(session(2), Revision(0))], vec![end(1)]]);
             let asked: [Vec<Op>; 3] = [vec![end(2)], vec![add("a")], vec![add("b")]];
             let numbers = asked.clone().map(|ops| history.asked(0, Call::Apply(ops)));
             let [first, second] = if ended_first { [0, 1] } else { [1, 0] };
             ledger.apply(&asked[first], Token(0));
             // Refused, so it says which revision there is and nothing else.
-            apply(&mut history, &mut ledger, &[join(session(4), 0)], 0, true);
+            apply(&mut history, &mut ledger, &[join(session(4), Revision(0))], 0, true);
             ledger.apply(&asked[second], Token(0));
-            apply(&mut history, &mut ledger, &[join(session(4), 0)], 0, true);
+            apply(&mut history, &mut ledger, &[join(session(4), Revision(0))], 0, true);
             ledger.apply(&asked[2], Token(0));
             numbers.into_iter().for_each(|number| history.answered(number, Answer::Unknown));
-            let outcomes = apply(&mut history, &mut ledger, &[join(session(4), 3)], 0, true);
+            let outcomes = apply(&mut history, &mut ledger, &[join(session(4), Revision(3))], 0, true);
             assert_eq!(outcomes == [Outcome::Done], ended_first);
             scan(&mut history, &ledger);
             assert_eq!(history.check(1), Ok(Verdict { revisions: 5 + u64::from(ended_first), undecided: 0 }));
@@ -783,15 +767,7 @@ mod tests {
     fn a_join_that_nobody_was_told_of_is_known_by_the_expiry_of_its_session() {
         let session = SessionId(uuid::Uuid::from_u128(1));
         let leader = SessionId(uuid::Uuid::from_u128(2));
-        let join = |session| Op::Join {
-            session,
-            node: divider_core::NodeId::new("n").unwrap(),
-            affinity: 1,
-            capacity: None,
-            lease_ms: 800,
-            seen: Revision(0),
-            reads: divider_core::format::NEWEST,
-        };
+        let join = |session| join(session, Revision(0));
         let (mut history, mut ledger) = (CallHistory::default(), Ledger::new());
         apply(&mut history, &mut ledger, &[join(leader)], 1, true);
         apply(&mut history, &mut ledger, &[join(session)], 2, false);

@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
+use divider_conformance::Dice;
 use divider_core::{Beat, Group, SessionId, Store, StoreError, Term, Token};
 use divider_raft::{Data, RaftStore};
-use divider_sim::{dice::Dice, trace::Trace};
+use divider_sim::trace::Trace;
 use parking_lot::Mutex;
 use turmoil::Sim;
 

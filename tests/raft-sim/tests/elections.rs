@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
+use divider_conformance::Dice;
 use divider_core::{Group, Store};
 use divider_raft::{Data, RaftStore};
 use divider_raft_sim::environment::Environment;
-use divider_sim::dice::Dice;
 
 const VOTERS: [&str; 3] = ["a", "b", "c"];
 /// A lease of a leader, and elections of which each has a chance.

@@ -6,13 +6,9 @@
 //! cargo run --release -p divider-raft-sim -- --seconds 600
 //! ```
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{ops::ControlFlow, sync::Mutex};
+
+use divider_support::seeds::{Faults, cores, each, number};
 
 /// Beginning here, so that it is not the seeds of the long runs over again.
 const FIRST: u64 = 1_000_000_000;
@@ -47,37 +43,24 @@ const KINDS: [&str; 22] = [
 
 #[test]
 fn no_acknowledged_word_is_lost_and_all_answers_are_those_of_one_ledger() {
-    if let Some(seed) = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()) {
+    if let Some(seed) = number("SEED") {
         let report = divider_raft_sim::run(seed, true);
         println!("{}", report.lines.unwrap_or_default());
         assert_eq!(report.violation, None, "seed {seed}");
         return;
     }
-    let next = AtomicU64::new(FIRST);
-    let sum: Mutex<(BTreeMap<&str, u64>, u64, u64, u64)> = Mutex::default();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= FIRST + SEEDS {
-                        return;
-                    }
-                    let report = divider_raft_sim::run(seed, false);
-                    if let Some(violation) = report.violation {
-                        panic!("replay with SEED={seed}: {violation}");
-                    }
-                    let mut sum = sum.lock().unwrap();
-                    for (kind, count) in report.faults {
-                        *sum.0.entry(kind).or_default() += count;
-                    }
-                    sum.1 += report.verdict.revisions;
-                    sum.2 += report.verdict.undecided;
-                    sum.3 += report.expiries;
-                }
-            });
+    let sum: Mutex<(Faults, u64, u64, u64)> = Mutex::default();
+    each(FIRST..FIRST + SEEDS, cores(), |seed| {
+        let report = divider_raft_sim::run(seed, false);
+        if let Some(violation) = report.violation {
+            panic!("replay with SEED={seed}: {violation}");
         }
+        let mut sum = sum.lock().unwrap();
+        report.faults.into_iter().for_each(|(kind, count)| *sum.0.entry(kind).or_default() += count);
+        sum.1 += report.verdict.revisions;
+        sum.2 += report.verdict.undecided;
+        sum.3 += report.expiries;
+        ControlFlow::Continue(())
     });
     let (faults, revisions, undecided, expiries) = sum.into_inner().unwrap();
     let missing: Vec<_> = KINDS.iter().filter(|kind| !faults.contains_key(*kind)).collect();

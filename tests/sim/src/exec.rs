@@ -21,7 +21,7 @@ use divider_core::sim::Task;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::dice::Dice;
+use divider_conformance::Dice;
 
 /// A process of the simulation, which owns tasks. 0 is the simulation itself.
 pub type Pid = u64;

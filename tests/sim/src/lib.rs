@@ -15,7 +15,6 @@
 //! - [`world`] does it, heals, and looks whether the group gets over it without anybody's help.
 
 mod check;
-pub mod dice;
 pub mod exec;
 pub mod machine;
 pub mod mood;

@@ -8,14 +8,12 @@ use std::{
     },
 };
 
+use divider_conformance::Dice;
 use divider_core::{Clock, Instant, SessionId, sim::Task};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::{
-    dice::Dice,
-    exec::{Exec, Pid},
-};
+use crate::exec::{Exec, Pid};
 
 /// Simulated wall time at the beginning.
 const EPOCH_MS: i64 = 1_700_000_000_000;

@@ -1,8 +1,9 @@
 //! What the store answers while it is in a mood: refusals, and answers that nobody can read, to some calls of some processes.
 
+use divider_conformance::Dice;
 use divider_core::StoreError;
 
-use crate::{dice::Dice, exec::Pid};
+use crate::exec::Pid;
 
 /// What a call is answered instead of what it asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use divider_conformance::Dice;
 use divider_core::{
     Applied, Batch, Beat, Claim, Cursor, Hint, HintStream, Holdings, Key, Op, Outcome, Page, PollReply, Record,
     Revision, SessionId, Stats, Store, StoreError, Term, Topic, Work,
@@ -18,7 +19,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::{
-    dice::Dice,
     exec::{Exec, Pid, WORLD, panic_on_purpose},
     mood::Mood,
     server::{Loss, Server},

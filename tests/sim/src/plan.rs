@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{dice::Dice, net::Weather};
+use divider_conformance::Dice;
+
+use crate::net::Weather;
 
 /// Whether the rules of evidence are asserted: that nothing healthy is set aside, that what kills its processes is, and that
 /// nobody's help is needed for either.

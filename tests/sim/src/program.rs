@@ -12,14 +12,12 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{
-    Assignment, Divider, Error, Event, Events, Key, Node, SessionId, Stop, StopReason, Token, conformance::History,
-};
+use divider_conformance::{Dice, History};
+use divider_core::{Assignment, Divider, Error, Event, Events, Key, Node, SessionId, Stop, StopReason, Token};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
-    dice::Dice,
     exec::{Exec, Pid},
     trace::Trace,
 };

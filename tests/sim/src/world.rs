@@ -6,15 +6,13 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{
-    Clock, Divider, Key, Node, NodeConfig, NodeId, SessionId, Work, conformance::History, sim::Environment,
-};
+use divider_conformance::{Dice, History};
+use divider_core::{Clock, Divider, Key, Node, NodeConfig, NodeId, SessionId, Work, sim::Environment};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
     check::{Deaf, Goal},
-    dice::Dice,
     exec::{Exec, Pid},
     machine::{Clocks, Host},
     mood::{Answer, Calls, Mood},

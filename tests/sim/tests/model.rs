@@ -13,8 +13,8 @@
 //! The authority here is smaller than the real ledger, so that millions of states can be kept. That it decides as the real
 //! one does is a test of its own, below. The order of hints is left to the simulation: here a node reads the truth at once.
 
+use divider_conformance::Dice;
 use divider_core::{Key, Ledger, NodeId, Op, Outcome, Revision, SessionId, State as KeyState, Term, Token, Work};
-use divider_sim::dice::Dice;
 use stateright::{Checker, Model, Property};
 use uuid::Uuid;
 

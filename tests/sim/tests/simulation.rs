@@ -6,13 +6,9 @@
 //! cargo run --release -p divider-sim -- --seconds 600
 //! ```
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{ops::ControlFlow, sync::Mutex};
+
+use divider_support::seeds::{Faults, cores, each, number};
 
 /// Beginning here, so that it is not the seeds of the long runs over again.
 const FIRST: u64 = 1_000_000_000;
@@ -74,34 +70,21 @@ const KINDS: [&str; 49] = [
 
 #[test]
 fn no_rule_is_broken_whatever_fails() {
-    if let Some(seed) = std::env::var("DIVIDER_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    if let Some(seed) = number("DIVIDER_SEED") {
         let report = divider_sim::run(seed, true);
         println!("{}", report.lines.unwrap_or_default());
         assert_eq!(report.violation, None, "seed {seed}");
         return;
     }
-    let next = AtomicU64::new(FIRST);
-    let faults: Mutex<BTreeMap<&str, u64>> = Mutex::default();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= FIRST + SEEDS {
-                        return;
-                    }
-                    let report = divider_sim::run(seed, false);
-                    if let Some(violation) = report.violation {
-                        panic!("replay with DIVIDER_SEED={seed}: {violation}");
-                    }
-                    let mut faults = faults.lock().unwrap();
-                    for (kind, count) in report.faults {
-                        *faults.entry(kind).or_default() += count;
-                    }
-                }
-            });
+    let faults: Mutex<Faults> = Mutex::default();
+    each(FIRST..FIRST + SEEDS, cores(), |seed| {
+        let report = divider_sim::run(seed, false);
+        if let Some(violation) = report.violation {
+            panic!("replay with DIVIDER_SEED={seed}: {violation}");
         }
+        let mut faults = faults.lock().unwrap();
+        report.faults.into_iter().for_each(|(kind, count)| *faults.entry(kind).or_default() += count);
+        ControlFlow::Continue(())
     });
     let faults = faults.into_inner().unwrap();
     println!("{SEEDS} seeds, {} faults: {faults:?}", faults.values().sum::<u64>());

@@ -16,7 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use divider_conformance::Dice;
 use divider_examples::line::Kind as Said;
+use divider_support::seeds::number;
 use divider_tests::{
     history::{ProcessId, quantile},
     process::{Fleet, Network, Proxy, alone, now},
@@ -40,39 +42,6 @@ const BOUND: Duration = Duration::from_secs(20);
 const STORM: Duration = Duration::from_secs(15);
 /// The fewest and the most nodes that chaos leaves alone.
 const NODES: (usize, usize) = (4, 7);
-
-/// SplitMix64.
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % sides
-    }
-
-    fn pick<T: Copy>(&mut self, all: &[T]) -> T {
-        let at = self.roll(all.len() as u64);
-        all[usize::try_from(at).expect("a list has fewer")]
-    }
-
-    /// One of them, if there are any.
-    fn one_of<T: Copy>(&mut self, all: &[T]) -> Option<T> {
-        (!all.is_empty()).then(|| self.pick(all))
-    }
-
-    fn shuffle<T>(&mut self, all: &mut [T]) {
-        for at in (1..all.len()).rev() {
-            let other = self.roll(at as u64 + 1);
-            all.swap(at, usize::try_from(other).expect("a list has fewer"));
-        }
-    }
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
 
 /// A fault that lasts.
 struct Active {
@@ -512,7 +481,7 @@ impl<'a, B: Ground> Chaos<'a, B> {
     }
 
     fn draw(&mut self) -> Kind {
-        let mut at = self.dice.roll(self.listed.iter().map(|kind| kind.weight()).sum());
+        let mut at = self.dice.below(self.listed.iter().map(|kind| kind.weight()).sum());
         for kind in &self.listed {
             match at.checked_sub(kind.weight()) {
                 Some(rest) => at = rest,

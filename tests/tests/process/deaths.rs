@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use divider_core::StopReason;
 use divider_examples::line::Kind;
+use divider_support::seeds::number;
 use divider_tests::process::now;
 
 use super::{Bed, figure, outages::set_aside, pause};
@@ -17,7 +18,7 @@ const SUSPECTS_RUN: Duration = Duration::from_secs(40);
 /// Kills nodes one after the other, every second time the leader, and starts a new one for each. `DIVIDER_KILLS` says how
 /// many, if not 6.
 pub(crate) fn kill<B: TestBackend>(lease: Duration, keys: usize, bound: Duration, args: &[&str]) {
-    let kills = std::env::var("DIVIDER_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
+    let kills = number("DIVIDER_KILLS").unwrap_or(6);
     let lease_ms = lease.as_millis().to_string();
     // The keys' owners keep dying here, which is not the keys' fault.
     let args = [&["--tick-ms", "100", "--no-quarantine", "--lease-ms", &lease_ms], args].concat();
@@ -160,7 +161,7 @@ pub(crate) fn a_node_in_a_crash_loop_does_not_get_keys_quarantined<B: TestBacken
 /// died young. None of them is to blame. `DIVIDER_ROUNDS` says how many rounds, if not 4.
 pub(crate) fn nodes_that_are_killed_in_turn_again_and_again_get_no_keys_set_aside<B: TestBackend>() {
     const KEYS: usize = 90;
-    let rounds = std::env::var("DIVIDER_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4);
+    let rounds = number("DIVIDER_ROUNDS").unwrap_or(4);
     let mut bed = Bed::<B>::new(&["--lease-ms", "600"]);
     let mut ids = bed.nodes(3, &[]);
     bed.add(ids[0], KEYS, Duration::from_secs(20));

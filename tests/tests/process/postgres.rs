@@ -1,6 +1,6 @@
 //! On PostgreSQL: what holds everywhere, and what only a database does.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use divider_examples::line::Kind;
 use divider_tests::{
@@ -97,30 +97,4 @@ fn the_example_divides_the_tenants_of_a_table() {
     assert_eq!((lines(found, "anna"), lines(found, "bert"), found.matches("tenant-").count()), (1, 1, 12), "{said}");
     assert!(changed.contains("tenant-new (4)") && !changed.contains("tenant-1 "), "{said}");
     assert_eq!((lines(left, "anna"), lines(left, "bert"), left.matches("tenant-").count()), (1, 0, 12), "{said}");
-}
-
-/// Only measures: `DIVIDER_IDLE_SECONDS=600 cargo nextest run --release -p divider-tests -E 'test(vacuum)' --run-ignored
-/// all --no-capture`.
-#[test]
-#[ignore = "it only measures"]
-fn what_an_idle_group_leaves_to_vacuum() {
-    let seconds = std::env::var("DIVIDER_IDLE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
-    let mut bed = Bed::<PostgresServer>::new(&[]);
-    let ids = bed.nodes(10, &[]);
-    bed.add(ids[0], 10_000, Duration::from_secs(60));
-    bed.store.psql("VACUUM ANALYZE");
-    let tables = "SELECT relname, n_live_tup, n_dead_tup, n_tup_upd, n_tup_hot_upd, autovacuum_count, \
-                  pg_total_relation_size(relid) FROM pg_stat_user_tables WHERE schemaname = 'divider' ORDER BY relname";
-    println!(
-        "figure: postgres: 10 nodes, 10,000 keys: table|live|dead|updates|hot|autovacuums|bytes\n{}",
-        bed.store.psql(tables)
-    );
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(seconds) {
-        pause(1000);
-    }
-    println!("figure: postgres: after {seconds} s of idling\n{}", bed.store.psql(tables));
-    let locks = bed.store.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted");
-    println!("figure: postgres: advisory locks held: {locks}");
-    assert_eq!(locks, "11", "one for each node, and one for the group");
 }

@@ -9,32 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{Claim, Group, Key, NodeId, Op, Outcome, SessionId, Store, StoreError, Topic, Work};
+use divider_core::{Claim, Group, Key, Op, Outcome, SessionId, Store, StoreError, Topic, Work};
 use divider_raft::{RaftStore, Role};
+use divider_support::ops::{add, joining};
 use divider_tests::raft::{Cluster, free_addresses};
 use futures_util::{StreamExt, future::join_all};
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(10);
-
-fn add(name: impl AsRef<str>) -> Op {
-    Op::Add(Work::new(name).unwrap())
-}
-
-/// A join of one who knows where the group stands.
-async fn join(store: &RaftStore, session: SessionId) -> Op {
-    let node = NodeId::new("node").unwrap();
-    let seen = store.apply(&[]).await.unwrap().revision;
-    Op::Join {
-        session,
-        node,
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 3000,
-        seen,
-        reads: divider_core::format::NEWEST,
-    }
-}
 
 /// Does something until it succeeds.
 async fn insist<T, F: Future<Output = Result<T, StoreError>>>(mut work: impl FnMut() -> F) -> T {
@@ -154,7 +136,7 @@ async fn a_minority_renews_nothing_and_grants_nothing() {
     let leader = cluster.leader().await;
     let store = cluster.store(leader).clone();
     let session = SessionId::fresh();
-    store.apply(&[join(&store, session).await, add("k")]).await.unwrap();
+    store.apply(&[joining(&store, session).await, add("k")]).await.unwrap();
     let term = store.poll(session, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     store.renew(session).await.unwrap();
     for at in (0..3).filter(|at| *at != leader) {
@@ -190,7 +172,7 @@ async fn a_member_that_accepts_and_never_answers_stalls_nobody() {
     let store = cluster.store(cluster.leader().await).clone();
     let mut slowest = Duration::ZERO;
     let session = SessionId::fresh();
-    store.apply(&[join(&store, session).await]).await.unwrap();
+    store.apply(&[joining(&store, session).await]).await.unwrap();
     for at in 0..200 {
         let began = Instant::now();
         store.apply(&[add(format!("{at}"))]).await.unwrap();
@@ -213,12 +195,12 @@ async fn a_renewal_and_an_expiry_exclude_each_other() {
     let client = cluster.client();
     client.open().await.unwrap();
     let boss = SessionId::fresh();
-    leader.apply(&[join(leader, boss).await]).await.unwrap();
+    leader.apply(&[joining(leader, boss).await]).await.unwrap();
     let term = leader.poll(boss, Claim::Take { stale: None }).await.unwrap().leader.unwrap().term;
     let (mut renewed, mut expired) = (0, 0);
     for _ in 0..100 {
         let session = SessionId::fresh();
-        insist(|| async { client.apply(&[join(&client, session).await]).await.map(drop) }).await;
+        insist(|| async { client.apply(&[joining(&client, session).await]).await.map(drop) }).await;
         let beat = insist(|| client.renew(session)).await;
         let expire = Op::Expire { term, session, beat, verdict: divider_core::Verdict::NONE };
         let ops = [expire];
@@ -242,7 +224,7 @@ async fn beats_of_one_leader_say_nothing_under_the_next() {
     let boss = SessionId::fresh();
     let other = (old + 1) % 3;
     let other = cluster.store(other);
-    other.apply(&[join(other, session).await, join(other, boss).await]).await.unwrap();
+    other.apply(&[joining(other, session).await, joining(other, boss).await]).await.unwrap();
     let before = other.renew(session).await.unwrap();
     cluster.kill(old);
     cluster.leader().await;

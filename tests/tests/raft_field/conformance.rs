@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use divider_core::{Group, conformance::Backend};
+use divider_conformance::Backend;
+use divider_core::Group;
 use divider_raft::{Data, RaftConfig, RaftStore};
 use divider_tests::raft::Cluster;
 use tokio::sync::OnceCell;
@@ -46,4 +47,4 @@ impl Backend for Raft {
     }
 }
 
-divider_core::conformance!(Raft::new().await);
+divider_conformance::conformance!(Raft::new().await);

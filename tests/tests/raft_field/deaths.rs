@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use divider_core::StopReason;
 use divider_examples::line::Kind;
+use divider_support::seeds::number;
 use divider_tests::{history::quantile, process::now};
 
 use super::bed::{Bed, ELECTION, SLACK, SOON, figure, pause};
@@ -14,7 +15,7 @@ const SHORT_ARGS: [&str; 5] = ["--tick-ms", "20", "--no-quarantine", "--lease-ms
 
 #[test]
 fn voters_are_killed_one_after_the_other_and_keys_run_elsewhere_in_time() {
-    let seconds = std::env::var("DIVIDER_CHAOS_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20);
+    let seconds = number("DIVIDER_CHAOS_SECONDS").unwrap_or(20);
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut bed = Bed::new(&["--tick-ms", "100", "--no-quarantine", "--lease-ms", "3000"]);
     let client = bed.client();

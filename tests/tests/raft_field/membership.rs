@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use divider_core::{Group, Op, Store, Work};
+use divider_core::{Group, Store};
 use divider_raft::{Condition, RaftConfig, RaftStore};
+use divider_support::ops::add;
 use divider_tests::raft::{Cluster, free_addresses};
 use futures_util::future::join_all;
 use tempfile::TempDir;
 
 const SOON: Duration = Duration::from_secs(20);
-
-fn add(name: impl AsRef<str>) -> Op {
-    Op::Add(Work::new(name).unwrap())
-}
 
 /// Waits for a condition.
 async fn wait(what: &str, mut holds: impl AsyncFnMut() -> Result<(), String>) {

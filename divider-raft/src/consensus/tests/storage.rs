@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{NodeId, Op, SessionId, Store, Work};
+use divider_conformance::Dice;
+use divider_core::{Op, SessionId, Store, Work};
+use divider_support::ops::joining;
 use futures_util::FutureExt;
 use openraft::{
     RaftLogReader,
@@ -95,19 +97,6 @@ fn the_suite_of_openraft_passes_on_disk() {
 #[test]
 fn the_suite_of_openraft_passes_in_memory() {
     Suite::test_all(InMemory).unwrap();
-}
-
-/// Small, and the same everywhere for ever (splitmix64).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % limit as u64).unwrap()
-    }
 }
 
 fn entry(index: u64) -> Entry {
@@ -220,11 +209,11 @@ fn torn_and_flipped_bytes_are_refused_or_make_no_difference() {
             let mut broken = bytes.clone();
             // Mostly where something is; the head of the file, where a bit means most, gets its share.
             let at = match round % 4 {
-                0 => dice.below(512),
-                _ => dice.below(used),
+                0 => dice.index(512),
+                _ => dice.index(used),
             };
             let what = if round % 2 == 0 {
-                broken[at] ^= 1 << dice.below(8);
+                broken[at] ^= 1 << dice.index(8);
                 "flipped"
             } else {
                 broken.truncate(at);
@@ -297,18 +286,7 @@ fn an_entry_is_durable_once_it_is_on_disk_and_not_before() {
 async fn disks_that_stall_for_longer_than_an_election_cost_no_election_and_no_renewal() {
     let (stores, _) = voters(3).await;
     let session = SessionId::fresh();
-    let node = NodeId::new("node").unwrap();
-    let seen = stores[0].apply(&[]).await.unwrap().revision;
-    let join = Op::Join {
-        session,
-        node,
-        affinity: 1000,
-        capacity: None,
-        lease_ms: 3000,
-        seen,
-        reads: divider_core::format::NEWEST,
-    };
-    stores[0].apply(&[join]).await.unwrap();
+    stores[0].apply(&[joining(&stores[0], session).await]).await.unwrap();
     let terms = || stores.iter().map(RaftStore::raft_term).collect::<Vec<_>>();
     let before = terms();
 

@@ -16,8 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use divider_core::{Group, Key, NodeId, Op, Revision, SessionId, Store, Work};
+use divider_core::{Group, Key, Op, Revision, SessionId, Store, Work};
 use divider_raft::RaftStore;
+use divider_support::ops::join;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, tcp},
@@ -206,10 +207,7 @@ async fn pause(directory: &Path, keys: u64) -> bool {
     let store = builder.build().expect("it is right");
     store.open().await.expect("it opens");
     let session = SessionId::fresh();
-    let node = NodeId::new("node").expect("a name");
-    let reads = divider_core::format::NEWEST;
-    let join = Op::Join { session, node, affinity: 1000, capacity: None, lease_ms: 3000, seen: Revision(0), reads };
-    store.apply(&[join]).await.expect("it joins");
+    store.apply(&[join(session, Revision(0))]).await.expect("it joins");
     let began = Instant::now();
     for from in (0..keys).step_by(512) {
         let add = |key: u64| Op::Add(Work::new(format!("tenant/{key:09}/stream")).expect("a key"));

@@ -1,34 +1,21 @@
 //! Runs many seeds on all cores: `simulate --seeds 100000 [--from 0] [--seconds 60] [--threads 2]`, or one with its log:
 //! `DIVIDER_SEED=7 simulate`. Ends with 1 where a rule was broken.
 
-use std::{
-    collections::BTreeMap,
-    process::ExitCode,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::{Duration, Instant},
-};
+use std::{process::ExitCode, time::Duration};
 
+use divider_support::seeds::{Options, number};
 use parking_lot::Mutex;
 
 #[derive(Default)]
 struct Sum {
-    seeds: u64,
-    faults: BTreeMap<&'static str, u64>,
     simulated: Duration,
     steps: u64,
     grants: u64,
     writes: (u64, u64),
-    violations: Vec<(u64, String)>,
-}
-
-fn option(name: &str) -> Option<u64> {
-    let mut args = std::env::args().skip_while(|arg| arg != name);
-    args.next()?;
-    Some(args.next().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} wants a number")))
 }
 
 fn main() -> ExitCode {
-    if let Some(seed) = std::env::var("DIVIDER_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    if let Some(seed) = number("DIVIDER_SEED") {
         let report = divider_sim::run(seed, true);
         println!("{}", report.lines.unwrap_or_default());
         println!(
@@ -43,69 +30,20 @@ fn main() -> ExitCode {
             None => ExitCode::SUCCESS,
         };
     }
-    let from = option("--from").unwrap_or(0);
-    let seconds = option("--seconds");
-    let seeds = option("--seeds").unwrap_or(if seconds.is_some() { u64::MAX - from } else { 10_000 });
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let threads = option("--threads").unwrap_or(cores);
-    let most = option("--violations").unwrap_or(10);
-    let began = Instant::now();
-    let next = AtomicU64::new(from);
-    let stop = AtomicBool::new(false);
     let sum = Mutex::new(Sum::default());
-    let late = || seconds.is_some_and(|seconds| began.elapsed() >= Duration::from_secs(seconds));
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) && !late() {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed - from >= seeds {
-                        return;
-                    }
-                    let report = divider_sim::run(seed, false);
-                    let mut sum = sum.lock();
-                    sum.seeds += 1;
-                    sum.simulated += report.simulated;
-                    sum.steps += report.steps;
-                    sum.grants += report.grants;
-                    sum.writes.0 += report.writes.0;
-                    sum.writes.1 += report.writes.1;
-                    for (kind, count) in report.faults {
-                        *sum.faults.entry(kind).or_default() += count;
-                    }
-                    if let Some(violation) = report.violation {
-                        println!("seed {seed}: {violation}");
-                        sum.violations.push((seed, violation));
-                        if sum.violations.len() as u64 >= most {
-                            stop.store(true, Ordering::Relaxed);
-                        }
-                    }
-                    if sum.seeds % 10_000 == 0 {
-                        let rate = sum.seeds as f64 / began.elapsed().as_secs_f64();
-                        println!("{} seeds, {rate:.0} per second, {} violations", sum.seeds, sum.violations.len());
-                    }
-                }
-            });
-        }
-    });
-    let sum = sum.into_inner();
-    let took = began.elapsed().as_secs_f64();
-    println!("faults by kind:");
-    for (kind, count) in &sum.faults {
-        println!("  {count:>10}  {kind}");
-    }
-    println!("{} steps, {} grants, {:.0} h simulated", sum.steps, sum.grants, sum.simulated.as_secs_f64() / 3600.0);
-    println!("{} delayed writes, of which {} came after a newer owner's and were refused", sum.writes.0, sum.writes.1);
-    println!(
-        "{} seeds in {took:.1} s on {threads} threads, {:.0} per second; {} faults of {} kinds; {} violations",
-        sum.seeds,
-        sum.seeds as f64 / took,
-        sum.faults.values().sum::<u64>(),
-        sum.faults.len(),
-        sum.violations.len()
-    );
-    for (seed, _) in &sum.violations {
-        println!("replay with DIVIDER_SEED={seed}");
-    }
-    if sum.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let one = |seed| {
+        let report = divider_sim::run(seed, false);
+        let mut sum = sum.lock();
+        sum.simulated += report.simulated;
+        sum.steps += report.steps;
+        sum.grants += report.grants;
+        sum.writes.0 += report.writes.0;
+        sum.writes.1 += report.writes.1;
+        (report.faults, report.violation)
+    };
+    Options::told(10_000).run("DIVIDER_SEED", one, || {
+        let Sum { simulated, steps, grants, writes: (writes, late) } = *sum.lock();
+        println!("{steps} steps, {grants} grants, {:.0} h simulated", simulated.as_secs_f64() / 3600.0);
+        println!("{writes} delayed writes, of which {late} came after a newer owner's and were refused");
+    })
 }

@@ -5,11 +5,13 @@
 // Figures are for people, and a helper that fails ends the run.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
+mod calls;
 mod fleets;
 mod machine;
 mod memory;
 mod million;
 mod others;
+mod raft;
 mod report;
 
 use std::{path::PathBuf, time::Instant};
@@ -21,7 +23,7 @@ use report::{Report, Store};
 /// Measures Divider on private servers that it starts itself, and prints a table.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Fewer repetitions, and none of the cases with a million keys.
+    /// Fewer repetitions, and none of the cases with a million keys or of single calls.
     #[arg(long)]
     quick: bool,
     /// Only the cases with this in their names, such as `redis` or `take-over`.
@@ -66,6 +68,19 @@ fn on<B: TestBackend>(cases: &mut Vec<Case>, store: Store, quick: bool) {
     }
 }
 
+/// What is measured without processes, and on some stores alone.
+fn single_calls(cases: &mut Vec<Case>) {
+    case(cases, Store::Redis, "calls", calls::redis);
+    case(cases, Store::Postgres, "calls", calls::postgres);
+    case(cases, Store::Postgres, "nodes of one process", calls::postgres_nodes);
+    case(cases, Store::Postgres, "idle nodes", calls::postgres_idle);
+    case(cases, Store::Postgres, "vacuum", calls::postgres_vacuum);
+    case(cases, Store::Raft, "calls", raft::callers);
+    case(cases, Store::Raft, "calls of processes", raft::processes);
+    case(cases, Store::Raft, "one member with a million keys", raft::a_million_keys);
+    case(cases, Store::Raft, "away", raft::away);
+}
+
 fn main() {
     let options = Options::parse();
     let mut cases = Vec::new();
@@ -74,6 +89,9 @@ fn main() {
     on::<RedisServer>(&mut cases, Store::Redis, options.quick);
     on::<PostgresServer>(&mut cases, Store::Postgres, options.quick);
     on::<Voters>(&mut cases, Store::Raft, options.quick);
+    if !options.quick {
+        single_calls(&mut cases);
+    }
     if let Some(peers) = options.peers.clone() {
         case(&mut cases, Store::None, "others", move |run| others::run(run, &peers));
     }

@@ -11,19 +11,18 @@ use crate::{
 };
 
 /// Nodes that read their starts, and tell of each: when it was.
-struct Nodes {
+pub(crate) struct Nodes {
     nodes: Vec<Node>,
     starts: mpsc::UnboundedReceiver<Instant>,
 }
 
 impl Nodes {
-    async fn start(count: usize) -> Self {
-        let store = MemoryStore::new();
+    pub(crate) async fn start<S: divider_core::Store>(count: usize, store: impl Fn() -> S) -> Self {
         let (tell, starts) = mpsc::unbounded_channel();
         let mut nodes = Vec::new();
         for at in 0..count {
             let config = NodeConfig::new(divider_core::NodeId::new(format!("node-{at}")).unwrap());
-            let node = Node::builder(store.clone()).config(config).build().unwrap();
+            let node = Node::builder(store()).config(config).build().unwrap();
             node.start().await.unwrap();
             let (mut stream, tell) = (node.start_processing(), tell.clone());
             tokio::spawn(async move {
@@ -40,7 +39,7 @@ impl Nodes {
     }
 
     /// Adds keys, and waits until all are started. From the moment before the call to the last start.
-    async fn add(&mut self, by: usize, keys: usize, prefix: &str) -> Duration {
+    pub(crate) async fn add(&mut self, by: usize, keys: usize, prefix: &str) -> Duration {
         let work = (0..keys).map(|key| Work::new(format!("{prefix}/{key}")).unwrap()).collect();
         let began = Instant::now();
         self.nodes[by].add_work(work).await.unwrap();
@@ -50,22 +49,25 @@ impl Nodes {
         }
         last - began
     }
+
+    /// One key after the other, each by another node.
+    pub(crate) async fn add_to_start(&mut self, count: usize) -> Vec<Duration> {
+        let mut times = Vec::with_capacity(count);
+        for at in 0..count {
+            times.push(self.add(at % self.nodes.len(), 1, &format!("one-{at}")).await);
+        }
+        times
+    }
 }
 
-fn on_a_runtime<R>(what: impl Future<Output = R>) -> R {
+pub(crate) fn on_a_runtime<R>(what: impl Future<Output = R>) -> R {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(what)
 }
 
 pub(crate) fn add_to_start(run: &mut Run<'_>) {
     let count = if run.quick { 1000 } else { 20_000 };
-    let mut times = on_a_runtime(async {
-        let mut nodes = Nodes::start(3).await;
-        let mut times = Vec::with_capacity(count);
-        for at in 0..count {
-            times.push(nodes.add(at % 3, 1, &format!("one-{at}")).await);
-        }
-        times
-    });
+    let store = MemoryStore::new();
+    let mut times = on_a_runtime(async { Nodes::start(3, || store.clone()).await.add_to_start(count).await });
     let wanted = [("p50", 0.5, Some(Duration::from_micros(50))), ("p99", 0.99, None)];
     run.report.times("add → start, 3 nodes", Store::Memory, &mut times, &wanted);
 }
@@ -73,10 +75,11 @@ pub(crate) fn add_to_start(run: &mut Run<'_>) {
 pub(crate) fn bulk(run: &mut Run<'_>) {
     const KEYS: usize = 100_000;
     let (burst, bulk) = on_a_runtime(async {
-        let mut nodes = Nodes::start(10).await;
+        let (few, many) = (MemoryStore::new(), MemoryStore::new());
+        let mut nodes = Nodes::start(10, || few.clone()).await;
         nodes.add(0, 100, "before").await;
         let burst = nodes.add(1, 900, "burst").await;
-        (burst, Nodes::start(5).await.add(0, KEYS, "bulk").await)
+        (burst, Nodes::start(5, || many.clone()).await.add(0, KEYS, "bulk").await)
     });
     let most = Some(Duration::from_millis(100));
     run.report.time("10 nodes, 900 keys more", Store::Memory, "all started", burst, most);

@@ -35,6 +35,7 @@ pub(crate) enum Unit {
     Bytes,
     Ratio,
     Percent,
+    Count,
 }
 
 /// What a figure is to be.
@@ -159,6 +160,7 @@ impl Unit {
             Self::Bytes => "B",
             Self::Ratio => "ratio",
             Self::Percent => "%",
+            Self::Count => "",
         }
     }
 
@@ -173,6 +175,7 @@ impl Unit {
             Self::Bytes => format!("{value:.0} B"),
             Self::Ratio => format!("{value:.3}"),
             Self::Percent => format!("{value:.2} %"),
+            Self::Count => format!("{value:.0}"),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use divider_conformance::Dice;
 use divider_tests::{
     disk::SmallDisk,
     netns::Netns,
@@ -15,10 +16,7 @@ use divider_tests::{
     redis::RedisServer,
 };
 
-use super::{
-    Dice,
-    kind::{Kind, Needs},
-};
+use super::kind::{Kind, Needs};
 use crate::backend::{Server, TestBackend};
 
 /// Places for nodes, beside the hub, where everything else is.
@@ -136,7 +134,7 @@ fn strike<B: Server>(server: &mut B, kind: Kind, dice: &mut Dice) -> Struck {
         }
         Kind::CutHints => (server.cut_hints() > 0).into(),
         Kind::CutAll => (server.cut_all() > 0).into(),
-        Kind::CutOne => server.cut_one(dice.roll(1000)).into(),
+        Kind::CutOne => server.cut_one(dice.below(1000)).into(),
         other => unreachable!("{other:?} is nothing that every server can have"),
     }
 }
@@ -258,7 +256,7 @@ impl Ground for PostgresServer {
             Kind::CancelOne => {
                 let which = "FROM pg_stat_activity WHERE application_name LIKE 'divider%' AND state = 'active'";
                 let one =
-                    format!("SELECT pg_cancel_backend(pid) {which} ORDER BY md5(pid::text || '{}')", dice.roll(1000));
+                    format!("SELECT pg_cancel_backend(pid) {which} ORDER BY md5(pid::text || '{}')", dice.below(1000));
                 // Most are idle at most moments.
                 let cancelled = (0..50).any(|_| {
                     let output = self.try_psql("postgres", &format!("{one} LIMIT 1"));

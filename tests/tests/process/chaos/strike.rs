@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use divider_conformance::Dice;
 use divider_tests::{history::ProcessId, process::Network};
 
 use super::{
@@ -60,7 +61,7 @@ impl<B: Ground> Chaos<'_, B> {
             Kind::NoAffinity => self.tell(|_| "affinity 0".into()),
             Kind::GiveUps => self.say_of_running("giveup", ""),
             Kind::Completions => self.say_of_running("complete", "come-"),
-            Kind::Removals => (0..10).all(|_| self.tell(|dice| format!("remove come-{}", dice.roll(COME as u64)))),
+            Kind::Removals => (0..10).all(|_| self.tell(|dice| format!("remove come-{}", dice.below(COME as u64)))),
             Kind::Additions => self.tell(|_| format!("keys {COME} come-")) && self.tell(|_| "rebalance".into()),
             Kind::TwoVoters | Kind::AllVoters => {
                 let voters = self.some_voters(kind == Kind::AllVoters);
@@ -198,7 +199,7 @@ impl<B: Ground> Chaos<'_, B> {
         true
     }
 
-    fn tell(&mut self, command: impl Fn(&mut super::Dice) -> String) -> bool {
+    fn tell(&mut self, command: impl Fn(&mut Dice) -> String) -> bool {
         let awake = self.awake();
         let Some(id) = self.dice.one_of(&awake) else { return false };
         let command = command(&mut self.dice);
