@@ -219,22 +219,26 @@ pub trait Divider: Send + Sync + 'static {
     }
 
     /// Declares work by hand. Known keys take the new weight, priority, due time and payload, and stay where they are.
-    /// Needs no session: it works on a node that was started and has not been cancelled, whether it takes work or not.
+    /// Works on a node that was started and has not been cancelled, whether it takes work or not. A node that has just lost
+    /// its session joins again first, so that no late copy of the declaration can undo a newer one.
     ///
     /// # Errors
-    /// [`Error::Invalid`]: nothing has been added. [`Error::Store`]: some may have been added; the call may be repeated.
+    /// [`Error::Invalid`]: nothing has been added. [`Error::Store`], or [`Error::NoSession`] where the node had no session
+    /// within [`call_time_limit`](crate::NodeConfig::call_time_limit): some may have been added; the call may be repeated.
     async fn add_work(&self, work: Vec<Work>) -> Result<(), Error>;
 
-    /// The keys are no longer wanted. Owners are asked to stop first. Unknown keys are passed over.
+    /// The keys are no longer wanted. Owners are asked to stop first. Unknown keys are passed over. Waits for a session as
+    /// [`add_work`](Self::add_work) does.
     ///
     /// # Errors
-    /// [`Error::Store`]: some may have been removed; the call may be repeated.
+    /// [`Error::Store`] or [`Error::NoSession`]: some may have been removed; the call may be repeated.
     async fn remove_work(&self, keys: Vec<Key>) -> Result<(), Error>;
 
-    /// Lets a quarantined key run again.
+    /// Lets a quarantined key run again. Waits for a session as [`add_work`](Self::add_work) does.
     ///
     /// # Errors
-    /// [`Error::UnknownKey`] where it is not quarantined: nothing has changed.
+    /// [`Error::UnknownKey`] where it is not quarantined: nothing has changed. [`Error::Store`]: it may have been done.
+    /// [`Error::NoSession`]: nothing has changed.
     async fn retry(&self, key: &Key) -> Result<(), Error>;
 
     /// The quarantined keys, at most `limit` of them.
