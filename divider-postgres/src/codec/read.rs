@@ -117,27 +117,31 @@ pub(crate) fn holding(row: HoldingRow) -> Result<Holding, StoreError> {
         priority: row.priority,
         payload: Blob::from(row.payload),
         checkpoint: Blob::from(row.checkpoint),
-        stopping: stop_reason(row.stopping),
+        stopping: stop_reason(row.stopping)?,
     })
 }
 
-fn stop_reason(stopping: i16) -> Option<StopReason> {
+/// A number that this version does not know is no reason that it does know.
+fn stop_reason(stopping: i16) -> Result<Option<StopReason>, StoreError> {
     match stopping {
-        0 => None,
-        1 => Some(StopReason::Rebalanced),
-        _ => Some(StopReason::Removed),
+        0 => Ok(None),
+        1 => Ok(Some(StopReason::Rebalanced)),
+        2 => Ok(Some(StopReason::Removed)),
+        _ => Err(corrupt("a reason to stop")),
     }
 }
 
 /// A key's state, from its columns.
-fn state(owner: Option<Uuid>, token: Option<u64>, stopping: i16, aside: i16) -> State {
-    match (owner.map(SessionId), token.map(Token), stop_reason(stopping)) {
-        _ if aside == 1 => State::Quarantined(Aside::Deaths),
-        _ if aside != 0 => State::Quarantined(Aside::Failed),
-        (Some(session), Some(token), None) => State::Assigned { session, token },
-        (Some(session), Some(token), Some(reason)) => State::Stopping { session, token, reason },
-        _ => State::Pending,
-    }
+fn state(owner: Option<Uuid>, token: Option<u64>, stopping: i16, aside: i16) -> Result<State, StoreError> {
+    let stopping = stop_reason(stopping)?;
+    Ok(match (aside, owner.map(SessionId), token.map(Token), stopping) {
+        (1, ..) => State::Quarantined(Aside::Deaths),
+        (2, ..) => State::Quarantined(Aside::Failed),
+        (0, Some(session), Some(token), None) => State::Assigned { session, token },
+        (0, Some(session), Some(token), Some(reason)) => State::Stopping { session, token, reason },
+        (0, None, None, _) => State::Pending,
+        _ => return Err(corrupt("a key's state")),
+    })
 }
 
 /// What the end of a session means for its keys, from its columns.
@@ -220,7 +224,7 @@ impl Run {
                 failures: 0,
                 deaths: Deaths::default(),
                 avoid: self.avoid.map(SessionId),
-                state: state(self.owner, token.map(super::unsigned).transpose()?, self.stopping, self.aside),
+                state: state(self.owner, token.map(super::unsigned).transpose()?, self.stopping, self.aside)?,
             };
             if let Some(past) = &self.past {
                 past.tell(ix, &mut view)?;
@@ -294,7 +298,7 @@ impl Kinds for Change {
                     failures,
                     deaths: Deaths { count, alone, token: Token(token) },
                     avoid: f.next::<Option<Uuid>>()?.map(SessionId),
-                    state: state(f.next()?, f.next()?, f.next()?, f.next()?),
+                    state: state(f.next()?, f.next()?, f.next()?, f.next()?).map_err(A::Error::custom)?,
                 })
             }
             "K" => Change::KeyGone(f.next()?),
@@ -355,7 +359,8 @@ impl Kinds for Unread {
             }
             "s" => {
                 let (key, token) = (f.next()?, Token(f.next()?));
-                let reason = stop_reason(f.next()?).ok_or_else(|| A::Error::custom("no reason"))?;
+                let reason =
+                    stop_reason(f.next()?).map_err(A::Error::custom)?.ok_or_else(|| A::Error::custom("no reason"))?;
                 Notice::Stop { key, token, reason }
             }
             "t" => Notice::Taken { key: f.next()?, token: Token(f.next()?) },
@@ -369,4 +374,24 @@ impl Kinds for Unread {
 fn unhex(hex: &str) -> Option<Blob> {
     let byte = |at: usize| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok();
     (0..hex.len()).step_by(2).map(byte).collect::<Option<Vec<u8>>>().map(Blob::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A later version may know more than this one, which must not take it for something else.
+    #[test]
+    fn what_this_version_does_not_know_is_taken_for_nothing_that_it_knows() {
+        let owner = Some(Uuid::from_u128(7));
+        for (token, stopping, aside) in [(Some(1), 3, 0), (Some(1), -1, 0), (Some(1), 0, 3), (None, 0, 0), (None, 1, 0)]
+        {
+            assert!(matches!(state(owner, token, stopping, aside), Err(StoreError::Corrupt(_))));
+        }
+        assert!(matches!(state(None, None, 3, 0), Err(StoreError::Corrupt(_))));
+        let removed =
+            State::Stopping { session: SessionId(Uuid::from_u128(7)), token: Token(1), reason: StopReason::Removed };
+        assert_eq!(state(owner, Some(1), 2, 0).unwrap(), removed);
+        assert_eq!(state(None, None, 0, 2).unwrap(), State::Quarantined(Aside::Failed));
+    }
 }
