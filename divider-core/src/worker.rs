@@ -400,6 +400,9 @@ impl Worker {
             Some(Err(error)) => Err(error),
             None => {
                 let left = run.left();
+                let (unconfirmed, lost, not_handed_over) =
+                    (left.unconfirmed.len(), left.lost.len(), left.not_handed_over.len());
+                tracing::warn!(target: target::WORKER, unconfirmed, lost, not_handed_over, "the drain was cut short");
                 run.abort();
                 self.end_now(node).await;
                 Ok(left)

@@ -226,8 +226,12 @@ where
     let mut task = pin!(async { task(job, stop.clone()).await });
     let result = tokio::select! {
         biased;
-        () = patience(stop.clone(), grace) => last_look(task.as_mut()),
+        () = patience(stop.clone(), grace) => None,
         result = &mut task => Some(result),
+    };
+    let result = match result {
+        None => last_look(task.as_mut()).await,
+        ended => ended,
     };
     match result {
         Some(Ok(next)) => How::Returned(next),
@@ -237,10 +241,11 @@ where
 }
 
 /// Polls a task that is about to be cancelled once more, so that each sees why: otherwise it would be chance which of them had
-/// been polled since the signal. Not within the budget of the runtime, of which nothing may be left: the signal would not be
-/// seen then.
-fn last_look<T>(task: Pin<&mut impl Future<Output = T>>) -> Option<T> {
-    tokio::task::unconstrained(task).now_or_never()
+/// been polled since the signal. In a turn of its own, since nothing may be left of this one's budget, and then the task would
+/// not see the signal; and within the budget, which ends the poll of a task that has always something to do.
+async fn last_look<T>(task: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    tokio::task::yield_now().await;
+    task.now_or_never()
 }
 
 /// Completes when a task that was asked to stop has had its time.

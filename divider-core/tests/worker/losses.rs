@@ -87,6 +87,24 @@ async fn a_task_that_is_asked_to_stop_already_sees_the_loss_as_well() {
     assert!(saw.load(Ordering::SeqCst) >= TASKS, "{saw:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_has_always_something_to_do_is_cancelled_all_the_same() {
+    let node = crate::node(&MemoryStore::new());
+    runs(&node, 1).await;
+    let worker = Worker::new(node.clone()).grace(Duration::from_millis(20)).run(|_, _| async move {
+        let (again, mut todo) = tokio::sync::mpsc::unbounded_channel();
+        loop {
+            again.send(())?;
+            todo.recv().await;
+        }
+    });
+    let worker = tokio::spawn(worker);
+    until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
+    let flushed = timeout(PATIENCE, node.flush_and_cancel()).await.unwrap().unwrap();
+    assert!(flushed.is_clean(), "{flushed:?}");
+    drop(timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap());
+}
+
 /// The program returns from `main` at once, and its runtime is gone.
 fn ends_with_its_runtime(worker: impl AsyncFnOnce(Arc<Node>, Moody)) {
     let store = Moody::new(&MemoryStore::new());
