@@ -85,8 +85,16 @@ pub trait Divider: Send + Sync + 'static {
     /// session is ready for work, so this is what a readiness probe should ask. Local: no I/O, no waiting.
     fn session(&self) -> Option<SessionId>;
 
+    /// Waits until [`session`](Self::session) is not `from`: until the node has lost it, or has the next one. On a node that has
+    /// ended it returns at once.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn session_changed(&self, from: Option<SessionId>);
+
     /// The program no longer acts on the key. Once this has returned, the key is free for its next owner. For a stop with
-    /// reason [`Lost`](StopReason::Lost) it returns at once: the key may now be started here again.
+    /// reason [`Lost`](StopReason::Lost) it returns at once: the key may now be started here again. Where the session is lost
+    /// before the store has heard of it, it returns as well: then the key is free when the lease is over.
     ///
     /// # Errors
     /// [`Error::NotStopping`] where no stop has been read for it (it is still yours), [`Error::UnknownKey`] and
@@ -136,8 +144,8 @@ pub trait Divider: Send + Sync + 'static {
     /// the store answered; the work may count as done or may be given to another node.
     async fn complete(&self, key: &Key, token: Token) -> Result<(), Error>;
 
-    /// Keeps bytes for the key's next owner, up to [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES). It works
-    /// for as long as the key is yours, also between a stop and its confirmation. That is the moment for the last
+    /// Keeps bytes for the key's next owner, up to [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES). It returns
+    /// when the store has kept them: while the store does not answer it waits, until the session is lost. It works for as long as the key is yours, also between a stop and its confirmation. That is the moment for the last
     /// checkpoint: the work has ended, and the next owner starts only after the confirmation.
     ///
     /// # Errors
@@ -185,6 +193,10 @@ pub trait Divider: Send + Sync + 'static {
     /// Many keys are stopped part by part, so that each is without an owner for a short time only; a part that takes longer
     /// to stop holds the next one up by no more than 20 ms.
     ///
+    /// The stops are told whether the store answers or not. Where it does not answer until the lease has run out, the session is
+    /// lost, and with it every key whose end the store has not acknowledged: the flush ends when their work has, and
+    /// [`Flushed::lost`] names them. That is no error, so look at [`Flushed::is_clean`].
+    ///
     /// # Errors
     /// [`Error::NotStarted`], [`Error::Cancelled`], [`Error::Died`].
     ///
@@ -192,7 +204,12 @@ pub trait Divider: Send + Sync + 'static {
     /// Once polled, the drain goes on even if the future is dropped; call again to wait for its end.
     async fn flush(&self) -> Result<Flushed, Error>;
 
-    /// Leaves the group, closes connections and ends the streams. Keys that are not confirmed yet are not freed: their work
+    /// What [`flush`](Self::flush) would return if it returned now: what is not confirmed, and what was lost since a flush
+    /// began. Also of a node that has ended, as of then. From memory: no I/O, no waiting.
+    fn flushed(&self) -> Flushed;
+
+    /// Leaves the group, closes connections and ends the streams. If the store does not answer, it hears of nothing, and the lease
+    /// runs out. Keys that are not confirmed yet are not freed: their work
     /// may still be running, so they wait until the lease has run out. A node that leads first gives out what it has freed,
     /// which may take it up to half a second. Idempotent.
     ///
@@ -208,7 +225,8 @@ pub trait Divider: Send + Sync + 'static {
     /// [`cancel`](Self::cancel) is kinder.
     fn abandon(&self);
 
-    /// [`flush`](Self::flush), then [`cancel`](Self::cancel), whatever became of the flush.
+    /// [`flush`](Self::flush), then [`cancel`](Self::cancel), whatever became of the flush. [`Flushed::is_clean`] says whether
+    /// every key was given back in an orderly way.
     ///
     /// # Errors
     /// Those of `flush`.
@@ -234,14 +252,15 @@ pub trait Divider: Send + Sync + 'static {
     /// [`Error::Store`] or [`Error::NoSession`]: some may have been removed; the call may be repeated.
     async fn remove_work(&self, keys: Vec<Key>) -> Result<(), Error>;
 
-    /// Lets a quarantined key run again. Waits for a session as [`add_work`](Self::add_work) does.
+    /// Lets a quarantined key run again, for whatever reason it was set aside. Waits for a session as
+    /// [`add_work`](Self::add_work) does.
     ///
     /// # Errors
     /// [`Error::UnknownKey`] where it is not quarantined: nothing has changed. [`Error::Store`]: it may have been done.
     /// [`Error::NoSession`]: nothing has changed.
     async fn retry(&self, key: &Key) -> Result<(), Error>;
 
-    /// The quarantined keys, at most `limit` of them.
+    /// The quarantined keys, at most `limit` of them, for whatever reason they were set aside.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -415,22 +434,37 @@ impl Assigned {
     }
 }
 
-/// How a flush ended.
+/// How a flush ended, or how it stands.
+///
+/// [`is_clean`](Self::is_clean) says in one word whether everything has gone as it should; a program that ends should say so in
+/// its log and in its exit code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use = "it names the keys that were not stopped, not handed over, or lost"]
 #[non_exhaustive]
 pub struct Flushed {
-    /// Keys that were not confirmed within the time limit. They move when the lease has run out; those that are being
-    /// stopped as [`Lost`](StopReason::Lost) may have moved already.
+    /// Keys that were not confirmed within the time limit, or of which the store has not acknowledged the confirmation. They move
+    /// when the lease has run out; those that are being stopped as [`Lost`](StopReason::Lost) may have moved already.
     pub unconfirmed: Vec<Assigned>,
+    /// Keys that the node still had when its session was lost after the flush had begun, such as in an outage of the store: the
+    /// store had not acknowledged their end, so they moved only when the lease had run out, and whatever was not kept by then
+    /// was not handed over. Where their work may still be running, they are among the unconfirmed as well. Keys that were lost
+    /// before the flush began are none of this.
+    pub lost: Vec<Assigned>,
     /// Keys whose owner here may have left less to the next one than it meant to; the key itself moves all the same. A
     /// [`Worker`](crate::Worker) fills this in; a node alone does not know.
     pub not_handed_over: Vec<NotHandedOver>,
 }
 
 impl Flushed {
-    /// One of which only these are left.
-    pub fn new(unconfirmed: Vec<Assigned>) -> Self {
-        Self { unconfirmed, ..Self::default() }
+    /// Keys that were not confirmed, and keys that were lost.
+    pub fn new(unconfirmed: Vec<Assigned>, lost: Vec<Assigned>) -> Self {
+        Self { unconfirmed, lost, ..Self::default() }
+    }
+
+    /// Whether every key was confirmed and handed over, and the store knows of it.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.unconfirmed.is_empty() && self.lost.is_empty() && self.not_handed_over.is_empty()
     }
 }
 

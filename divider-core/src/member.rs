@@ -58,6 +58,10 @@ pub struct Member {
     outbox: Vec<Op>,
     /// What the last lost session had.
     forfeited: Vec<(Key, Token)>,
+    /// The last lost session itself.
+    former: Option<SessionId>,
+    /// What the program had been told to start and the store had not let go of when a session was lost, since a flush began.
+    lost_in_flush: BTreeMap<(Key, Token), Assigned>,
 }
 
 #[derive(Debug)]
@@ -151,7 +155,9 @@ impl Member {
 
     /// The session is over, whoever found that out. Returns whether there was one.
     pub fn lose(&mut self) -> bool {
-        let had = self.session.take().is_some();
+        let session = self.session.take();
+        let had = session.is_some();
+        self.former = session.or(self.former);
         self.let_go = None;
         self.outbox.clear();
         // Here and below: in order, so that the same history is told in the same way again.
@@ -159,7 +165,12 @@ impl Member {
             self.forfeited.clear();
         }
         for (key, held) in self.held.take() {
-            self.forfeited.push((key.clone(), held.holding.token));
+            let token = held.holding.token;
+            self.forfeited.push((key.clone(), token));
+            if self.draining && held.was_started() {
+                let lost = Assigned::new(key.clone(), token, true, Some(StopReason::Lost));
+                self.lost_in_flush.insert((key.clone(), token), lost);
+            }
             self.mourn(key, &held);
         }
         had
@@ -471,7 +482,18 @@ impl Member {
         std::mem::take(&mut self.forfeited)
     }
 
-    /// The store has let go of the key for us: a confirmation or a completion has taken effect.
+    /// The last session that was lost.
+    pub fn former(&self) -> Option<SessionId> {
+        self.former
+    }
+
+    /// The store has acknowledged the end of a key, though perhaps so late that its session was lost meanwhile.
+    pub fn acknowledged(&mut self, key: &Key, token: Token) {
+        self.lost_in_flush.remove(&(key.clone(), token));
+        self.gone(key, token);
+    }
+
+    /// The key is not ours any more, and the program is done with it, whether a confirmation or a completion took effect or not.
     pub fn gone(&mut self, key: &Key, token: Token) {
         self.let_go(key, token);
         if self.held.get(key).is_some_and(|held| held.holding.token == token) {
@@ -566,6 +588,11 @@ impl Member {
         let lost = lost.map(|(key, lost)| Assigned::new(key.clone(), lost.token, true, Some(StopReason::Lost)));
         all.extend(lost);
         all
+    }
+
+    /// What was lost since a flush began.
+    pub fn lost_in_flush(&self) -> Vec<Assigned> {
+        self.lost_in_flush.values().cloned().collect()
     }
 
     /// What is to be applied because of what happened: confirmations of starts that were never read.

@@ -77,7 +77,7 @@ use shared::Shared;
 /// let flush = tokio::spawn({ let node = node.clone(); async move { node.flush_and_cancel().await } });
 /// let stop = stops.next().await.ok_or("the node was cancelled")?;
 /// node.confirm_stop_processing(&stop.key, stop.token).await?;
-/// assert!(flush.await??.unconfirmed.is_empty());
+/// assert!(flush.await??.is_clean());
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]
@@ -291,10 +291,12 @@ impl Node {
     /// Says good-bye to the store, so that nobody has to wait for the lease more than necessary. Ends the node.
     async fn leave(&self, opening: Option<SessionId>) {
         let shared = self.shared();
-        let (session, acting) = shared.with(|member| {
+        let (session, acting, former) = shared.with(|member| {
             // From here on no start is read, so the program acts on nothing but what it acts on now.
             member.drain();
-            (member.session(), !member.assigned().is_empty())
+            let former = member.former().filter(|_| member.session().is_none() && member.is_idle());
+            let former = former.map(|former| (former, member.take_forfeited()));
+            (member.session(), !member.assigned().is_empty(), former)
         });
         // A start that failed may have opened one all the same.
         let session = session.or(opening.filter(|_| !shared.is_started()));
@@ -303,8 +305,14 @@ impl Node {
         }
         let leading = *shared.leading.borrow();
         shared.shut_down();
-        let Some(session) = session else { return };
+        if session.is_none() && former.is_none() {
+            return;
+        }
         let farewell = async {
+            if let Some((former, had)) = former {
+                absolve::farewell(shared, former, had).await?;
+            }
+            let Some(session) = session else { return Ok(()) };
             let op = if acting { Op::Drain { session } } else { Op::End { session } };
             shared.observer.call("leave", shared.store.apply(&[op])).await?;
             match leading {
@@ -383,6 +391,14 @@ impl Divider for Node {
 
     fn session(&self) -> Option<SessionId> {
         Self::session(self)
+    }
+
+    async fn session_changed(&self, from: Option<SessionId>) {
+        let mut changed = self.shared().changed.subscribe();
+        while Self::session(self) == from && !self.shared().has_ended() {
+            // The sender lives as long as `self`.
+            let _ = changed.changed().await;
+        }
     }
 
     async fn confirm_stop_processing(&self, key: &Key, token: Token) -> Result<(), Error> {
@@ -481,15 +497,22 @@ impl Divider for Node {
         let mut changed = shared.changed.subscribe();
         let limit = tokio::time::sleep(shared.config.flush_time_limit);
         tokio::pin!(limit);
-        let session = shared.with(|member| {
+        let drain = shared.with(|member| {
+            // Under the lock: whatever is given back or confirmed from here on goes to the store after it.
+            let drain = member
+                .session()
+                .map(|session| shared.hand_in(vec![Op::Drain { session }], Some(session), Then::Nothing));
             member.drain();
-            member.session()
-        });
+            drain.transpose()
+        })?;
+        self.handle.shared.spawn("the flush", drain::stop_all(self.handle.shared.clone()));
         let drained = async {
-            if let Some(session) = session {
-                let drain = shared.submit(vec![Op::Drain { session }], Some(session), Then::Drained);
+            if let Some(drain) = drain {
                 // It is tried until the session is over, which is no error, or the node.
-                drain.await.map_err(|_| shared.over())?;
+                match drain.wait().await {
+                    Ok(_) | Err(Error::NoSession) => {}
+                    Err(_) => return Err(shared.over()),
+                }
             }
             // What was lost meanwhile may still be running here, so it is waited for as well.
             while !shared.with(|member| member.is_idle()) && !shared.has_ended() {
@@ -503,7 +526,19 @@ impl Divider for Node {
             drained = drained => drained?,
             () = &mut limit => {}
         }
-        Ok(Flushed::new(shared.with(|member| member.unconfirmed())))
+        let flushed = self.flushed();
+        if !flushed.is_clean() {
+            let (node, unconfirmed, lost) = (&shared.config.node, flushed.unconfirmed.len(), flushed.lost.len());
+            tracing::warn!(
+                target: target::SESSION, %node, unconfirmed, lost,
+                "the drain has ended, and the store has not heard of the end of every key"
+            );
+        }
+        Ok(flushed)
+    }
+
+    fn flushed(&self) -> Flushed {
+        self.shared().with(|member| Flushed::new(member.unconfirmed(), member.lost_in_flush()))
     }
 
     async fn cancel(&self) -> Result<(), Error> {

@@ -92,11 +92,11 @@ pub struct Work {
     pub not_before_ms: u64,
     /// Handed to whoever starts the key. Up to [`MAX_PAYLOAD_BYTES`](limits::MAX_PAYLOAD_BYTES).
     pub payload: Blob,
-    /// What the declaration does where the key is there already.
+    /// What the declaration does where the key is there already. Default [`Declaration::Again`].
     pub how: Declaration,
 }
 
-/// What declaring work does where the key is there already.
+/// What declaring work does where the key is there already. [`Work::new`] chooses [`Again`](Self::Again), the default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Declaration {
     /// The work runs after this, whatever the key is doing: an owner that is about to complete it completes what it was
@@ -113,7 +113,7 @@ pub enum Declaration {
 }
 
 impl Work {
-    /// Work of weight 1 and priority 0, without payload, due at once.
+    /// Work of weight 1 and priority 0, without payload, due at once, that is declared as [`Declaration::Again`].
     ///
     /// # Errors
     /// [`InvalidInput`] where the key is outside of its limits.

@@ -148,7 +148,7 @@ pub trait Store: Send + Sync + 'static {
     /// Only those of the connection.
     async fn stats(&self) -> Result<Stats, StoreError>;
 
-    /// The quarantined keys, at most `limit` of them.
+    /// The quarantined keys, at most `limit` of them, for whatever reason they were set aside.
     ///
     /// # Errors
     /// Only those of the connection.
@@ -277,7 +277,9 @@ pub struct Stats {
     pub pending: u64,
     /// Keys whose living owner has been asked to stop.
     pub stopping: u64,
-    /// Keys set aside because their owners kept dying.
+    /// Keys set aside, for either reason: their owners kept dying ([`Aside::Deaths`](crate::Aside::Deaths)), or an owner said that
+    /// the work cannot succeed ([`Aside::Failed`](crate::Aside::Failed), by [`set_aside`](crate::Divider::set_aside) or because a
+    /// [`Worker`](crate::Worker)'s task failed too often in a row).
     pub quarantined: u64,
 }
 

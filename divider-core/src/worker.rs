@@ -13,7 +13,9 @@
 //! | returns an error, or panics | nobody asked it to | the same, after the pause that [`Retry`] says |
 //! | returns anything else, or panics | after it was asked to stop | the stop is confirmed; an error or a panic is logged, and named by [`Flushed::not_handed_over`] |
 //! | goes on after it was asked to stop | for the grace time | it is cancelled where it waits, the stop is confirmed, and the key is named likewise |
-//! | runs | while its session is lost | it is cancelled where it waits, at once |
+//! | runs, or is ending | while its session is lost | it is polled once more, and then cancelled where it waits |
+//!
+//! [`Worker`] says the same from the side of the task.
 //!
 //! Nothing of this is told to the store before the last [`Hold`] of the job is dropped and what it
 //! [hands over](Job::hand_over) is kept. A call that fails is made again, after growing pauses, until the store has answered
@@ -48,6 +50,8 @@ pub use self::{
     retry::Retry,
     shutdown::{SecondSignal, shutdown_signal},
 };
+#[cfg(doc)]
+use crate::record::StopReason;
 use crate::{
     divider::{Divider, Event, Events, Flushed, IntoDivider},
     error::{ConfigError, Error, StoreError},
@@ -59,6 +63,9 @@ pub type TaskError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The pauses between two tries to start.
 const START: Pause = Pause::new(Duration::from_millis(100), Duration::from_secs(10));
+
+/// How long a worker that cannot wait gives its node for a word to the store.
+const FAREWELL: Duration = Duration::from_millis(100);
 
 /// What is to become of a key whose task has ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +101,21 @@ pub enum Next {
 /// # Ok(()) }
 /// ```
 ///
+/// # What a task lives through
+/// | what happens | what the task sees | what becomes of it | what the next owner gets |
+/// | --- | --- | --- | --- |
+/// | the key moves or is removed | [`StopSignal`] says [`Rebalanced`](StopReason::Rebalanced) or [`Removed`](StopReason::Removed) | it has the [grace](Self::grace) time to end, and is cancelled where it waits after that | the last checkpoint and what was [handed over](Job::hand_over), when the task has ended and both are kept; nothing of a removed key |
+/// | the program shuts down | [`Flushed`](StopReason::Flushed), at once, also while the store does not answer | the same | the same |
+/// | the store does not answer | nothing; [`Job::checkpoint`] and [`Job::hand_over`] wait | it goes on, for as long as the lease holds | nothing yet: nobody else is given the key |
+/// | the session is lost: the outage lasts longer than the lease, or the group took the node for dead | [`Lost`](StopReason::Lost), in one poll, also where it was asked to stop before; [`Job::is_current`] says no, and calls about the key fail | it is cancelled at the next `await` that has to wait | the last checkpoint that was kept; the next owner may be running already |
+/// | both: the shutdown comes during the outage | `Flushed`, then `Lost` if the lease runs out first | as each says | as each says; [`run_until`](Self::run_until) returns the key in [`Flushed::lost`], and in [`Flushed::not_handed_over`] if it tried to hand something over |
+/// | it returns an error, or panics | | the key rests, as [`retry`](Self::retry) says, and is set aside when it has failed too often in a row | the last checkpoint and what was handed over before; [`failures`](crate::Assignment::failures) counts |
+/// | it returns [`Next::Release`] by itself | | the key rests, as [`release_pause`](Self::release_pause) says | the last checkpoint and what was handed over |
+///
+/// After `Lost` there is no time to wait for anything: an arm for it may drop what the task has, stop what works for it, and count,
+/// up to its next `await`. It must write nothing, except with the token to a sink that refuses old ones.
+///
+/// # Settings
 /// | setting | default |
 /// | --- | --- |
 /// | [`concurrency`](Self::concurrency) | no limit |
@@ -151,7 +173,8 @@ impl Worker {
     }
 
     /// How long a task may go on after it was asked to stop, before it is cancelled where it waits. Default: 10 s. A task
-    /// that never waits cannot be cancelled.
+    /// that never waits cannot be cancelled. There is no grace after [`Lost`](crate::StopReason::Lost): the task is polled once
+    /// more, so that it sees why, and then cancelled.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
@@ -204,6 +227,10 @@ impl Worker {
     /// to stop, and the node leaves the group. Where `shutdown` gives a [`SecondSignal`], that ends the drain at once: tasks
     /// are cancelled where they wait, and the keys that are not confirmed move when the lease has run out.
     ///
+    /// A drain that did not go as it should is no error: look at what is returned. [`Flushed::is_clean`] is false where a key was
+    /// not confirmed, not handed over, or lost, as when the store is out of reach during the drain; a program that ends should
+    /// then say so in its log and in its exit code.
+    ///
     /// While the store is out of reach it is tried again, with growing pauses: at the start, and later as well. `shutdown` is
     /// watched all the time.
     ///
@@ -240,7 +267,11 @@ impl Worker {
                 run.end().await;
                 return self.ended(&run).await;
             }
-            error = self.outage() => return Err(error),
+            error = self.outage() => {
+                run.abort();
+                self.end_now(&mut node).await;
+                return Err(error);
+            }
             () = self.follow_load() => unreachable!("it is followed for ever"),
         };
         self.drain(&mut run, &mut events, hurry, &mut node).await
@@ -369,8 +400,25 @@ impl Worker {
                 Ok(run.completed(flushed))
             }
             // Somebody else has ended it.
-            Some(Err(Error::Cancelled)) | None => Ok(run.left()),
+            Some(Err(Error::Cancelled)) => Ok(run.left()),
             Some(Err(error)) => Err(error),
+            None => {
+                let left = run.left();
+                let (unconfirmed, lost, not_handed_over) =
+                    (left.unconfirmed.len(), left.lost.len(), left.not_handed_over.len());
+                tracing::warn!(target: target::WORKER, unconfirmed, lost, not_handed_over, "the drain was cut short");
+                run.abort();
+                self.end_now(node).await;
+                Ok(left)
+            }
+        }
+    }
+
+    /// Ends the node for a program that will not wait: what it says to the store in that time it has said. The runtime may be gone
+    /// as soon as this worker has returned, so the node must have ended by then.
+    async fn end_now(&self, node: &mut EndsNode) {
+        if tokio::time::timeout(FAREWELL, self.divider.cancel()).await.is_ok() {
+            node.disarm();
         }
     }
 }

@@ -98,7 +98,7 @@ impl Divider for Mock {
     }
 
     async fn flush(&self) -> Result<Flushed, Error> {
-        let mut flushed = Flushed::new(self.assigned().to_vec());
+        let mut flushed = Flushed::new(self.assigned().to_vec(), Vec::new());
         flushed.not_handed_over.push(NotHandedOver::new(self.key.clone(), Token(7), "it hangs"));
         Ok(flushed)
     }

@@ -38,6 +38,9 @@ pub struct PostgresConfig {
     pub group: Group,
     /// The schema that [`migrate`](crate::migrate) has filled. Default `divider`.
     pub schema: String,
+    /// Whether the store migrates the schema by itself when it is opened, where something is missing; its role must be allowed
+    /// to then. Default no.
+    pub migrates: bool,
     /// A pool of yours for batches and reads. It needs a `synchronous_commit` of your choice and no settings else; where its
     /// default isolation is not `read committed`, each call begins a transaction that is, which takes two round trips more. A
     /// `statement_timeout` shorter than the [`call_time_limit`](Self::call_time_limit) is good for it. Default none: the node
@@ -85,6 +88,7 @@ impl PostgresConfig {
             credentials: None,
             group,
             schema: "divider".to_owned(),
+            migrates: false,
             pool: None,
             max_connections: 4,
             idle_timeout: Duration::from_secs(60),
@@ -140,6 +144,7 @@ impl fmt::Debug for PostgresConfig {
             .field("user", &self.connect.get_username())
             .field("group", &self.group)
             .field("schema", &self.schema)
+            .field("migrates", &self.migrates)
             .field("pool", &self.pool.is_some())
             .field("max_connections", &self.max_connections)
             .field("idle_timeout", &self.idle_timeout)
@@ -246,6 +251,11 @@ impl PostgresBuilder {
     /// Sets [`PostgresConfig::schema`].
     pub fn schema(self, schema: impl Into<String>) -> Self {
         self.configure(|config| config.schema = schema.into())
+    }
+
+    /// Sets [`PostgresConfig::migrates`].
+    pub fn migrates(self, migrates: bool) -> Self {
+        self.configure(|config| config.migrates = migrates)
     }
 
     /// Sets [`PostgresConfig::pool`].

@@ -1,12 +1,12 @@
 //! The tables and functions, and how they come into a database.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use divider_core::StoreError;
 use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
 use tokio::time::timeout;
 
-use crate::{error::store_error, sql::quoted};
+use crate::{connector::Connector, error::store_error, sql::quoted};
 
 /// All steps, in order. The same files can be run by hand; the first one says how.
 const STEPS: [&str; 6] = [
@@ -61,6 +61,14 @@ pub async fn migrate(options: &PgConnectOptions, schema: &str) -> Result<(), Sto
         Ok(())
     });
     migrated.await.unwrap_or(Err(StoreError::Timeout { limit: LIMIT }))
+}
+
+/// As [`migrate`], over a connection that is opened in this way.
+pub(crate) async fn over(connector: &Connector, schema: &str) -> Result<(), StoreError> {
+    let mut connection = connector.connect(Instant::now() + connector.limit).await?;
+    let migrated = timeout(LIMIT, run(&mut connection, schema)).await;
+    _ = connection.close().await;
+    migrated.unwrap_or(Err(StoreError::Timeout { limit: LIMIT }))
 }
 
 async fn run(connection: &mut PgConnection, schema: &str) -> Result<(), StoreError> {

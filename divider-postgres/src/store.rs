@@ -19,6 +19,7 @@ use crate::{
     connector::Connector,
     hints,
     leader_connection::{Command, LeaderConnection},
+    migrate,
     pool::Lanes,
     read::{Inner, apply, call},
     seen::Seen,
@@ -65,6 +66,15 @@ impl PostgresStore {
         Ok(Self { config, phase: Mutex::new(Phase::New), opening: tokio::sync::Mutex::default() })
     }
 
+    /// As [`migrate`](crate::migrate), for the schema of this store, in the way in which the store connects: with all its hosts
+    /// and its credentials. It need not be open.
+    ///
+    /// # Errors
+    /// As `migrate`. One try; the call may be repeated.
+    pub async fn migrate(&self) -> Result<(), StoreError> {
+        migrate::over(&Connector::new(&self.config), &self.config.schema).await
+    }
+
     fn inner(&self) -> Result<Arc<Inner>, StoreError> {
         match &*self.phase.lock() {
             Phase::Open(inner) => Ok(Arc::clone(inner)),
@@ -97,6 +107,9 @@ impl Store for PostgresStore {
         check::way(&connector, self.config.pool.is_some()).await?;
         if let Some(pool) = &self.config.pool {
             check::pool(&lanes, pool.options()).await?;
+        }
+        if self.config.migrates {
+            migrate::over(&connector, &self.config.schema).await?;
         }
         check::schema(&lanes, &sql, &self.config.schema).await?;
         let seen = Seen::default();

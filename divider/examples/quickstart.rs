@@ -130,7 +130,7 @@ async fn main() -> Result<(), AnyError> {
     sleep(Duration::from_secs(1)).await;
     show.step("bert and dora stop as well, and start again: everything is on their disks");
     for process in [bert, dora] {
-        process.node.flush().await?;
+        drop(process.node.flush().await?);
         process.program.abort();
     }
     let (bert, dora) = tokio::try_join!(start("bert", 1000, second), start("dora", 1000, fourth))?;

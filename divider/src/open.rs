@@ -8,6 +8,8 @@ use divider_core::{ConfigError, Group, InvalidInput, MemoryStore, Node, NodeBuil
 pub struct OpenGroup {
     group: Group,
     place: Place,
+    /// Whether its stores prepare what they need when they are opened.
+    prepared: bool,
 }
 
 /// Where a group is kept.
@@ -72,7 +74,7 @@ pub fn open(url: &str, group: impl AsRef<str>) -> Result<OpenGroup, OpenError> {
         "postgres" | "postgresql" => Place::Postgres(url.to_owned()),
         _ => return Err(unknown(scheme)),
     };
-    let opened = OpenGroup { group, place };
+    let opened = OpenGroup { group, place, prepared: false };
     // What cannot be used is said here.
     opened.store()?;
     Ok(opened)
@@ -109,10 +111,13 @@ impl OpenGroup {
             #[cfg(feature = "redis")]
             Place::Redis(url) => Arc::new(divider_redis::RedisStore::builder(url, self.group.clone()).build()?),
             #[cfg(feature = "postgres")]
-            Place::Postgres(url) => {
-                Arc::new(divider_postgres::PostgresStore::builder(url, self.group.clone()).build()?)
-            }
+            Place::Postgres(url) => Arc::new(self.postgres(url)?),
         })
+    }
+
+    #[cfg(feature = "postgres")]
+    fn postgres(&self, url: &str) -> Result<divider_postgres::PostgresStore, ConfigError> {
+        divider_postgres::PostgresStore::builder(url, self.group.clone()).migrates(self.prepared).build()
     }
 
     /// Begins to build a node of the group.
@@ -123,9 +128,22 @@ impl OpenGroup {
         Ok(Node::builder(self.store()?))
     }
 
+    /// Has every node of the group [prepare](Self::prepare) what its store needs as a part of its start. So it waits for a
+    /// database that is away as the start does: with a [`Worker`](divider_core::Worker) for as long as its
+    /// [`outage_limit`](divider_core::Worker::outage_limit) says, and its shutdown is heard meanwhile. The role of the program
+    /// must be allowed to make what is missing.
+    #[must_use]
+    pub fn prepared(mut self) -> Self {
+        self.prepared = true;
+        self
+    }
+
     /// Makes what the store needs before its first use: in a PostgreSQL database the tables, elsewhere nothing. It may be
     /// called at any time, by any number of programs at once, and does nothing where nothing is missing. A real program
-    /// does it when it is deployed, with a role that may.
+    /// does it when it is deployed, with a role that may; one that does it at its own start says [`prepared`](Self::prepared)
+    /// instead.
+    ///
+    /// One try, as [`Divider::start`](divider_core::Divider::start) is: it fails at once where the database cannot be reached.
     ///
     /// # Errors
     /// Those of the store. A call that has failed may be made again.
@@ -134,11 +152,8 @@ impl OpenGroup {
         match &self.place {
             #[cfg(feature = "postgres")]
             Place::Postgres(url) => {
-                // The error would repeat the URL, which may hold a password.
-                let options = url
-                    .parse()
-                    .map_err(|_| StoreError::Misconfigured("the URL of the database is not one".to_owned()))?;
-                divider_postgres::migrate(&options, "divider").await
+                let store = self.postgres(url).map_err(|error| StoreError::Misconfigured(error.to_string()))?;
+                store.migrate().await
             }
             _ => Ok(()),
         }
@@ -194,9 +209,9 @@ mod tests {
         other.start().await.unwrap();
         one.add_work(vec![Work::new("key").unwrap()]).await.unwrap();
         assert_eq!(other.stats().await.unwrap().registered, 1);
-        one.flush_and_cancel().await.unwrap();
+        assert!(one.flush_and_cancel().await.unwrap().is_clean());
         assert_eq!(other.stats().await.unwrap().sessions, 1, "the end of one closes nothing of the other");
-        other.flush_and_cancel().await.unwrap();
+        assert!(other.flush_and_cancel().await.unwrap().is_clean());
     }
 
     #[cfg(feature = "raft")]
@@ -208,8 +223,25 @@ mod tests {
         node.start().await.unwrap();
         let Place::Raft(store) = &group.place else { panic!("it is on Raft") };
         assert!(store.leads_raft());
-        node.flush_and_cancel().await.unwrap();
+        assert!(node.flush_and_cancel().await.unwrap().is_clean());
         assert!(!store.leads_raft(), "it goes on although nobody uses it");
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test]
+    async fn a_group_that_prepares_itself_waits_for_its_database_as_a_start_does() {
+        use divider_core::{Error, Next, Worker};
+        use std::time::Duration;
+        let away = || open("postgres://x@127.0.0.1:1,127.0.0.1:2/x", "/g/").unwrap().prepared();
+        let refused = away().prepare().await.unwrap_err();
+        assert!(refused.is_transient(), "{refused}");
+        let worker = || Worker::new(away().node().unwrap().build().unwrap());
+        let shutdown = tokio::time::sleep(Duration::from_millis(100));
+        let shut_down = worker().run_until(shutdown, |_, _| async { Ok(Next::Complete) }).await;
+        assert!(shut_down.unwrap().is_clean());
+        let limited = worker().outage_limit(Duration::from_millis(100));
+        let given_up = limited.run(|_, _| async { Ok(Next::Complete) }).await;
+        assert!(matches!(&given_up, Err(Error::Store(error)) if error.is_transient()), "{given_up:?}");
     }
 
     #[cfg(all(feature = "redis", feature = "postgres"))]

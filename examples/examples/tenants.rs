@@ -132,7 +132,7 @@ async fn main() -> Result<(), AnyError> {
 
     drop(anna.flush_and_cancel().await?);
     for worker in workers {
-        worker.await??;
+        drop(worker.await??);
     }
     sqlx::raw_sql(TIDY).execute(&pool).await?;
     Ok(())

@@ -13,7 +13,7 @@ mod ticker;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use divider_core::{Divider, Error, Event, Events, Key, Node, NodeConfig, Stop, Token};
+use divider_core::{Divider, Error, Event, Events, Flushed, Key, Node, NodeConfig, Stop, Token};
 use parking_lot::Mutex;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -37,7 +37,6 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// What the tasks share.
 struct Worker {
-    group: divider::OpenGroup,
     node: Node,
     printer: Printer,
     options: Options,
@@ -56,9 +55,9 @@ pub async fn run(options: Options) -> Result<(), AnyError> {
     let config = options.config();
     let printer = Printer::new(config.node.as_str())?;
     let work = options.work()?;
-    let group = divider::open(&url(&options, &config), options.group.as_str())?;
+    let group = divider::open(&url(&options, &config), options.group.as_str())?.prepared();
     let node = group.node()?.config(config).build()?;
-    let worker = Arc::new(Worker { group, node, printer, options, running: Mutex::default() });
+    let worker = Arc::new(Worker { node, printer, options, running: Mutex::default() });
     let mut commands = read_commands()?;
 
     let run = async {
@@ -109,12 +108,7 @@ impl Worker {
     /// Joins the group, however long the store is out of reach.
     async fn start(&self) -> Result<(), AnyError> {
         loop {
-            let prepared = self.group.prepare().await.map_err(Error::Store);
-            let started = match prepared {
-                Ok(()) => self.node.start().await,
-                failed => failed,
-            };
-            match started {
+            match self.node.start().await {
                 Ok(()) => break,
                 Err(Error::Store(error)) if error.is_transient() => self.error("start", &error),
                 Err(error) => {
@@ -184,15 +178,21 @@ impl Worker {
     /// Gives everything back and leaves.
     async fn drain(&self) {
         match self.node.flush_and_cancel().await {
-            Ok(flushed) => {
-                let unconfirmed = flushed.unconfirmed.len() as u64;
-                self.say(Kind::Flushed, |line| line.count = Some(unconfirmed));
-            }
+            Ok(flushed) => self.flushed(&flushed),
             // It has left already, or never joined.
             Err(Error::Cancelled | Error::Died { .. } | Error::NotStarted) => return,
             Err(error) => self.error("flush", &error),
         }
         self.say(Kind::Cancelled, |_| {});
+    }
+
+    fn flushed(&self, flushed: &Flushed) {
+        self.say(Kind::Flushed, |line| {
+            line.count = Some(flushed.unconfirmed.len() as u64);
+            if !flushed.lost.is_empty() {
+                line.message = Some(format!("{} keys were lost with the session", flushed.lost.len()).into());
+            }
+        });
     }
 
     fn say(&self, kind: Kind, fill: impl FnOnce(&mut Line<'_>)) {

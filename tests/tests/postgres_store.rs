@@ -518,6 +518,20 @@ async fn ten_programs_may_migrate_at_once_and_a_schema_that_needs_a_newer_progra
     assert!(matches!(&older, StoreError::Misconfigured(text) if text.contains("migrate()")), "{older}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_migrates_by_itself_makes_its_schema_when_it_is_opened() {
+    let server = PostgresServer::start();
+    let stores = (0..3).map(|node| {
+        let store =
+            PostgresStore::builder(server.url(), group(&format!("unmade {node}"))).migrates(true).build().unwrap();
+        tokio::spawn(async move { store.open().await })
+    });
+    for opened in join_all(stores.collect::<Vec<_>>()).await {
+        opened.unwrap().unwrap();
+    }
+    store(&server, "made").open().await.unwrap();
+}
+
 /// The files, as the first of them says that they are to be run.
 #[tokio::test]
 async fn the_files_can_be_run_by_hand() {

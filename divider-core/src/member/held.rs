@@ -61,6 +61,11 @@ impl Held {
 }
 
 impl Held {
+    /// Whether the program has been told to start it.
+    pub(super) fn was_started(&self) -> bool {
+        !matches!(self.phase, Phase::Queued(_) | Phase::HeldBack | Phase::Confirming(None))
+    }
+
     /// A key that the program has stopped, and the store has not heard of it.
     pub(super) fn confirming(&self) -> Option<Assigned> {
         let Phase::Confirming(Some(reason)) = self.phase else { return None };

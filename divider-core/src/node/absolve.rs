@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{batcher::batches, observe::target, settle::Then, shared::Shared};
 use crate::{
+    error::StoreError,
     ids::{Key, Revision, SessionId, Token},
     op::{Change, Op},
 };
@@ -72,6 +73,16 @@ impl Absolution {
         let (session, token) = view.state.owner()?;
         self.former.contains(&session).then(|| (view.key.clone(), token))
     }
+}
+
+/// What a node says that leaves after it has lost its session, and whose program is done with all that the session had: it is
+/// over by its node's word, and where others have ended it already, its keys' owner lived all the same.
+pub(super) async fn farewell(shared: &Shared, session: SessionId, had: Vec<(Key, Token)>) -> Result<(), StoreError> {
+    let absolves = had.into_iter().map(|(key, token)| Op::Absolve { key, token });
+    for ops in batches([Op::End { session }].into_iter().chain(absolves).collect()) {
+        shared.apply("leave", &ops).await?;
+    }
+    Ok(())
 }
 
 async fn absolve(shared: &Shared, owned: impl IntoIterator<Item = (Key, Token)>) {

@@ -17,7 +17,10 @@ const LOOK: Duration = Duration::from_millis(1);
 /// How long a leader that leaves waits until what it held is given out.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
-/// Asks everything that runs to stop, part by part. The store knows of the flush, so nothing new can come.
+/// Asks everything that runs to stop, part by part, whether the store answers or not: what is lost with the session cannot be
+/// handed over any more, so a program must not hear of its end from the end of its lease. Nothing new can come of it: the word
+/// of the drain goes to the store before all that is confirmed from here on, and what the store grants before it has heard
+/// that word is given back unread.
 pub(crate) async fn stop_all(shared: Arc<Shared>) {
     let running: Vec<(Key, Token)> = shared.with(|member| member.running()).into_iter().collect();
     let mut left = running.len();

@@ -225,9 +225,9 @@ async fn join_again(shared: &Arc<Shared>, lost: SessionId, until: Instant) -> (S
         match opening.get_or_insert_with(|| Opening::new(shared, vec![lost])).join(shared).await {
             Ok((session, hints)) => {
                 if shared.with(|member| member.draining()) {
-                    // The flush began while the join was on its way, so it had no session to speak for. The answer is
-                    // settled by the batcher, which is gone only when the node has ended.
-                    let _ = shared.hand_in(vec![Op::Drain { session }], Some(session), Then::Drained);
+                    // The flush began while the join was on its way, so it had no session to speak for, and nothing that
+                    // runs. The batcher is gone only when the node has ended.
+                    let _ = shared.hand_in(vec![Op::Drain { session }], Some(session), Then::Nothing);
                 }
                 return (session, hints);
             }

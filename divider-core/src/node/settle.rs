@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{
     batcher::OpRequest,
-    drain,
     shared::{Loss, Shared, Wish},
 };
 use crate::{
@@ -39,7 +38,6 @@ pub(crate) enum Then {
     Affinity {
         wish: Option<Wish>,
     },
-    Drained,
     Retried {
         key: Key,
     },
@@ -112,8 +110,10 @@ fn consequences(
         Then::Confirmed { key, token } => {
             // Whatever the store says, the program has stopped and the key is not this node's any more: done, taken, or
             // lost with the session. Only if it cannot be told does the key stay, until the session ends.
-            if answer.is_ok() {
-                shared.with(|member| member.gone(key, *token));
+            match (&answer, refusal) {
+                (Ok(_), None) => shared.with(|member| member.acknowledged(key, *token)),
+                (Ok(_), Some(_)) => shared.with(|member| member.gone(key, *token)),
+                (Err(_), _) => {}
             }
             match &answer {
                 Err(Error::NoSession) => Ok(Vec::new()),
@@ -127,7 +127,7 @@ fn consequences(
                 _ => false,
             };
             if done {
-                shared.with(|member| member.gone(key, *token));
+                shared.with(|member| member.acknowledged(key, *token));
                 return Ok(Vec::new());
             }
             shared.with(|member| member.not_completed(key, *token));
@@ -163,14 +163,6 @@ fn consequences(
             (Ok(_), Some(_)) => Err(Error::NoSession),
             (answer, _) => answer,
         },
-        Then::Drained => {
-            // Without a session there is nothing to drain, and none will be opened any more.
-            shared.spawn("the flush", drain::stop_all(shared.clone()));
-            match answer {
-                Err(Error::NoSession) => Ok(Vec::new()),
-                answer => answer,
-            }
-        }
         Then::Retried { key } => match refusal {
             // Where it was sent twice, the first may have done it.
             Some(_) if !again => Err(Error::UnknownKey { key: key.clone() }),

@@ -56,6 +56,11 @@ impl Job {
     /// Keeps bytes for the key's next owner. It works until the stop is confirmed, so also after the task was asked to stop;
     /// for what *must* be there when the next owner starts, see [`hand_over`](Self::hand_over).
     ///
+    /// Where the store does not answer it waits, until the store does or the session is lost: up to a lease, during which the
+    /// task may go on with its key but waits here. A task that has other things to do meanwhile awaits it beside them, or drops
+    /// the call: the bytes are kept all the same. The checkpoints of many keys that are asked for at about the same time go to
+    /// the store in one call, so there is no need to gather them.
+    ///
     /// # Errors
     /// As [`Divider::checkpoint`].
     pub async fn checkpoint(&self, bytes: impl Into<Blob> + Send) -> Result<(), Error> {
@@ -67,7 +72,9 @@ impl Job {
     /// the first.
     ///
     /// Where it cannot be kept, the key moves all the same, and an error is logged; if that happens in a drain,
-    /// [`Flushed::not_handed_over`](crate::Flushed::not_handed_over) names the key.
+    /// [`Flushed::not_handed_over`](crate::Flushed::not_handed_over) names the key. That is so when the store is out of reach
+    /// until the lease has run out. A task that keeps what it cannot afford to lose with [`checkpoint`](Self::checkpoint) from
+    /// time to time leaves at least that.
     ///
     /// # Errors
     /// [`Error::Invalid`] where the bytes are over [`MAX_CHECKPOINT_BYTES`](crate::limits::MAX_CHECKPOINT_BYTES): nothing
@@ -181,7 +188,10 @@ impl fmt::Debug for Hold {
     }
 }
 
-/// Tells a task that it should end.
+/// Tells a task that it should end, and why; [`Worker`](crate::Worker) has a table of what follows.
+///
+/// The reason may change from another one to [`Lost`](StopReason::Lost) while the task is ending. Every task that has begun is
+/// polled once with that reason, before it is cancelled where it waits.
 #[derive(Clone, Debug)]
 pub struct StopSignal(pub(super) watch::Receiver<Option<StopReason>>);
 

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     panic::AssertUnwindSafe,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use super::{
 use crate::{
     caught,
     divider::{Assignment, Event, Events, Flushed, NotHandedOver, Stop},
-    ids::{Key, Token},
+    ids::{Key, SessionId, Token},
     node::target,
     record::StopReason,
 };
@@ -38,6 +39,8 @@ pub(super) struct Run<F> {
     keys: HashMap<Key, Running>,
     /// One for each key: its task, and then the calls that follow.
     lives: JoinSet<Settled>,
+    /// The node's, as last seen.
+    session: Option<SessionId>,
 }
 
 struct Running {
@@ -69,7 +72,8 @@ where
     Fut: Future<Output = Result<Next, TaskError>> + Send + 'static,
 {
     pub(super) fn new(common: Arc<Common>, task: F) -> Self {
-        Self { common, task: Arc::new(task), keys: HashMap::new(), lives: JoinSet::new() }
+        let session = common.divider.session();
+        Self { common, task: Arc::new(task), keys: HashMap::new(), lives: JoinSet::new(), session }
     }
 
     /// Waits for one thing to happen, and deals with it. False once the stream has ended.
@@ -84,6 +88,7 @@ where
                 None => return false,
             },
             Some(settled) = self.lives.join_next() => self.settled(settled),
+            () = self.common.divider.session_changed(self.session) => self.session_changed(),
         }
         true
     }
@@ -109,6 +114,17 @@ where
             Some(running) => drop(running.stop.send_replace(Some(stop.reason))),
             // Nothing of it is left here.
             None => self.confirm(stop),
+        }
+    }
+
+    /// A key is stopped once, so whoever was asked to stop before its session was lost does not hear of that from the stream.
+    fn session_changed(&mut self) {
+        self.session = self.common.divider.session();
+        for running in self.keys.values() {
+            let asked = running.stop.borrow().is_some();
+            if asked && !running.job.is_current() {
+                running.stop.send_replace(Some(StopReason::Lost));
+            }
         }
     }
 
@@ -143,9 +159,9 @@ where
         });
     }
 
-    /// What is left when the node has ended.
+    /// What is left when the node has ended, or ends now.
     pub(super) fn left(&self) -> Flushed {
-        self.completed(Flushed::new(self.common.divider.assigned().to_vec()))
+        self.completed(self.common.divider.flushed())
     }
 
     /// Adds what a node does not know.
@@ -160,6 +176,11 @@ where
         });
         flushed.not_handed_over = named.into_iter().chain(pending).collect();
         flushed
+    }
+
+    /// Cancels what still runs where it waits.
+    pub(super) fn abort(&mut self) {
+        self.lives.abort_all();
     }
 
     /// Cancels what still runs, and waits until it has ended, unless it takes longer than the grace time.
@@ -206,13 +227,29 @@ where
     F: Fn(Job, StopSignal) -> Fut,
     Fut: Future<Output = Result<Next, TaskError>>,
 {
-    tokio::select! {
-        result = async { task(job, stop.clone()).await } => match result {
-            Ok(next) => How::Returned(next),
-            Err(error) => How::Failed(shortened(error.to_string())),
-        },
-        () = patience(stop.clone(), grace) => How::Cancelled,
+    let mut task = pin!(async { task(job, stop.clone()).await });
+    let result = tokio::select! {
+        biased;
+        () = patience(stop.clone(), grace) => None,
+        result = &mut task => Some(result),
+    };
+    let result = match result {
+        None => last_look(task.as_mut()).await,
+        ended => ended,
+    };
+    match result {
+        Some(Ok(next)) => How::Returned(next),
+        Some(Err(error)) => How::Failed(shortened(error.to_string())),
+        None => How::Cancelled,
     }
+}
+
+/// Polls a task that is about to be cancelled once more, so that each sees why: otherwise it would be chance which of them had
+/// been polled since the signal. In a turn of its own, since nothing may be left of this one's budget, and then the task would
+/// not see the signal; and within the budget, which ends the poll of a task that has always something to do.
+async fn last_look<T>(task: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    tokio::task::yield_now().await;
+    task.now_or_never()
 }
 
 /// Completes when a task that was asked to stop has had its time.

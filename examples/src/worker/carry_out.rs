@@ -93,9 +93,7 @@ impl Worker {
                 done("block", Ok(()), &|_| {});
             }
             Command::Flush => match self.node.flush().await {
-                Ok(flushed) => {
-                    self.say(Kind::Flushed, |line| line.count = Some(flushed.unconfirmed.len() as u64));
-                }
+                Ok(flushed) => self.flushed(&flushed),
                 Err(error) => self.error("flush", &error),
             },
             Command::Cancel => match self.node.cancel().await {

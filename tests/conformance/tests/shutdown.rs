@@ -41,7 +41,7 @@ async fn a_worker_that_waits_for_its_store_ends_on_a_signal() {
     let worker = tokio::spawn(Worker::new(node).run_until(shutdown_signal(), |_, _| async { Ok(Next::Complete) }));
     asks.recv().await.unwrap();
     send(Signal::TERM);
-    timeout(PATIENCE, worker).await.expect("the worker ends").unwrap().unwrap();
+    drop(timeout(PATIENCE, worker).await.expect("the worker ends").unwrap().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

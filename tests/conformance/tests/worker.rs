@@ -18,6 +18,8 @@ mod again;
 mod ends;
 #[path = "worker/hand_over.rs"]
 mod hand_over;
+#[path = "worker/losses.rs"]
+mod losses;
 #[path = "worker/moody.rs"]
 mod moody;
 #[path = "worker/store.rs"]
@@ -51,7 +53,7 @@ async fn a_completed_task_ends_its_key() {
     let worker = tokio::spawn(Worker::new(node.clone()).run(|_, _| async { Ok(Next::Complete) }));
     until("both keys to end", async || node.stats().await.unwrap().registered == 0).await;
     node.cancel().await.unwrap();
-    timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap();
+    drop(timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,7 +129,7 @@ async fn a_task_that_ignores_its_stop_is_cancelled_after_the_grace_time() {
     timeout(PATIENCE, starts.recv()).await.unwrap().unwrap();
     let flushed = timeout(PATIENCE, node.flush_and_cancel()).await.unwrap().unwrap();
     assert!(flushed.unconfirmed.is_empty());
-    timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap();
+    drop(timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

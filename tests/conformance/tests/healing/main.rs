@@ -5,6 +5,7 @@
 mod absolution;
 mod affinity;
 mod answers;
+mod drains;
 mod ears;
 mod endings;
 mod everything;

@@ -108,7 +108,7 @@ async fn no_interval_and_no_grace_time_is_too_long() {
     until("the affinity to be set", async || node.affinity() == 7).await;
     let flushed = timeout(PATIENCE, node.flush_and_cancel()).await.unwrap().unwrap();
     assert!(flushed.unconfirmed.is_empty());
-    timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap();
+    drop(timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

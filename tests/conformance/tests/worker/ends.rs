@@ -72,7 +72,7 @@ async fn a_second_worker_on_a_node_is_refused_and_the_first_goes_on() {
     assert!(node.session().is_some() && node.assigned().len() == 1);
     let flushed = timeout(PATIENCE, node.flush_and_cancel()).await.unwrap().unwrap();
     assert!(flushed.unconfirmed.is_empty());
-    timeout(PATIENCE, first).await.unwrap().unwrap().unwrap();
+    drop(timeout(PATIENCE, first).await.unwrap().unwrap().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,8 +9,8 @@ use std::{
 };
 
 use divider_core::{
-    Divider, Error, Flushed, Job, Key, MemoryStore, Next, Node, Op, StopReason, StopSignal, StoreError, TaskError,
-    Worker, limits,
+    Divider, Error, Flushed, Job, Key, MemoryStore, Next, Node, Op, SecondSignal, StopReason, StopSignal, StoreError,
+    TaskError, Worker, limits,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -293,4 +293,51 @@ async fn a_completed_key_is_held_as_well() {
     drop(hold);
     until("the key to end", async || node.stats().await.unwrap().registered == 0).await;
     worker.abort();
+}
+
+/// The store is away before the drain begins, and stays away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_can_hand_nothing_over_while_the_store_is_away_and_is_named() {
+    let store = Moody::new(&MemoryStore::new());
+    let node = store::node(&store);
+    add(&node, &["a"]).await;
+    let (ask, asked) = oneshot::channel::<()>();
+    let worker = Worker::new(node.clone()).run_until(async { drop(asked.await) }, |job, mut stop| async move {
+        assert_eq!(stop.requested().await, StopReason::Flushed);
+        job.hand_over(*b"state").await?;
+        Ok(Next::Release)
+    });
+    let worker = tokio::spawn(worker);
+    until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
+    store::is_down(&store);
+    drop(ask);
+    let flushed = timeout(PATIENCE, worker).await.expect("the drain ends").unwrap().unwrap();
+    assert!(matches!(named(&flushed)[..], [("a", why)] if why.contains("lost")), "{flushed:?}");
+    assert!(flushed.unconfirmed.is_empty() && flushed.lost.len() == 1 && !flushed.is_clean(), "{flushed:?}");
+}
+
+/// All tasks have ended, and the store has not heard of it when the drain is cut short.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_that_is_cut_short_names_what_the_store_has_not_heard_of() {
+    let store = Moody::new(&MemoryStore::new());
+    let node = store::node_with(&store, |config| config.lease = Duration::from_secs(20));
+    add(&node, &["a"]).await;
+    let (ask, asked) = oneshot::channel::<()>();
+    let (hurry, hurried) = oneshot::channel::<()>();
+    let shutdown = async {
+        drop(asked.await);
+        SecondSignal::when(async { drop(hurried.await) })
+    };
+    let worker = Worker::new(node.clone()).run_until(shutdown, |_, mut stop| async move {
+        stop.requested().await;
+        Ok(Next::Release)
+    });
+    let worker = tokio::spawn(worker);
+    until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
+    store::is_down(&store);
+    drop(ask);
+    until("the task to have ended", async || node.assigned().is_empty()).await;
+    drop(hurry);
+    let flushed = timeout(PATIENCE, worker).await.expect("the drain ends").unwrap().unwrap();
+    assert_eq!(flushed.unconfirmed.len(), 1, "{flushed:?}");
 }

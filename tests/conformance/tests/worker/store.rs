@@ -89,7 +89,7 @@ async fn a_shutdown_is_heard_while_the_store_is_down_at_the_start() {
     is_down(&store);
     let worker = Worker::new(node(&store))
         .run_until(tokio::time::sleep(Duration::from_millis(50)), |_, _| async { Ok(Next::Complete) });
-    timeout(PATIENCE, worker).await.expect("the worker ends").unwrap();
+    drop(timeout(PATIENCE, worker).await.expect("the worker ends").unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +99,7 @@ async fn a_shutdown_is_heard_while_the_store_does_not_answer_at_the_start() {
     let node = Node::builder(store).build().unwrap();
     let worker = Worker::new(Arc::new(node))
         .run_until(tokio::time::sleep(Duration::from_millis(50)), |_, _| async { Ok(Next::Complete) });
-    timeout(PATIENCE, worker).await.expect("the worker ends").unwrap();
+    drop(timeout(PATIENCE, worker).await.expect("the worker ends").unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]
