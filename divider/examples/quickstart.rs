@@ -101,7 +101,7 @@ async fn main() -> Result<(), AnyError> {
 
     sleep(Duration::from_secs(1)).await;
     show.step("carl is killed: no goodbye, it just stops renewing its lease, and its disk is gone");
-    show.note(&format!("its keys wait for {LEASE:?} from its last renewal: so long it might still be at work"));
+    show.note(&format!("its keys wait until its {LEASE:?} lease expires; until then it may still be working"));
     let lost = carl.store.me().map(|peer| peer.id);
     carl.program.abort();
     drop(carl);
