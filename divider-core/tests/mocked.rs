@@ -97,6 +97,14 @@ impl Divider for Mock {
         Ok(1)
     }
 
+    fn flushed(&self) -> Flushed {
+        Flushed::new(self.assigned().to_vec(), Vec::new())
+    }
+
+    async fn session_changed(&self, _: Option<SessionId>) {
+        std::future::pending().await
+    }
+
     async fn flush(&self) -> Result<Flushed, Error> {
         let mut flushed = Flushed::new(self.assigned().to_vec(), Vec::new());
         flushed.not_handed_over.push(NotHandedOver::new(self.key.clone(), Token(7), "it hangs"));
