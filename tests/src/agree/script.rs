@@ -413,7 +413,6 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|(session, again, affinity)| Act::SetAffinity { session, again, affinity }),
         12 => (who(), any::<bool>(), delta)
             .prop_map(|(session, again, delta)| Act::AlterAffinity { session, again, delta }),
-        12 => (who(), 0_u8..4).prop_map(|(session, epoch)| Act::Sender { session, epoch }),
         2 => who().prop_map(Act::Drain),
         3 => who().prop_map(Act::End),
         18 => (grant(), started).prop_map(|(grant, started)| Act::Confirm { grant, started }),
@@ -442,6 +441,7 @@ fn act() -> impl Strategy<Value = Act> {
         12 => (term(), KEY).prop_map(|(term, key)| Act::Quarantine { term, key }),
         12 => (term(), who()).prop_map(|(term, session)| Act::Settle { term, session }),
         12 => term().prop_map(Act::ResumeGrants),
+        12 => (who(), 0_u8..4).prop_map(|(session, epoch)| Act::Sender { session, epoch }),
     ]
 }
 
