@@ -113,6 +113,22 @@ pub struct Leader {
     settled: Vec<NodeIx>,
 }
 
+/// A session that takes work, as a place for suspects.
+struct Host {
+    suspects: u64,
+    affinity: u64,
+    held: u32,
+    session: SessionId,
+    room: usize,
+}
+
+impl Host {
+    /// The one with the fewest suspects for what it can take comes first.
+    fn order(&self) -> (u64, u32, SessionId) {
+        ((self.suspects + 1) * 1_000_000 / self.affinity.max(1), self.held, self.session)
+    }
+}
+
 #[derive(Debug)]
 enum Chore {
     Force(KeyIx),
@@ -358,6 +374,8 @@ impl Leader {
                     self.planner.stopping(k);
                     self.index.stopping_since(k, now.mono);
                 }
+                // Where it was moved before it has lived or killed, nobody could tell which.
+                self.planner.pin(k, self.tracker.is_suspect(k));
                 if let Some((session, _)) = self.index.owner(k) {
                     self.tracker.runs(k, session, self.index.deaths(k).count, now.mono);
                 }
@@ -511,6 +529,8 @@ impl Leader {
             _ if nothing => Blame::Nobody,
             _ if !isolates => Blame::Young,
             // Whether processes die without the suspect is known only where one was there before the grant, and lives.
+            // It was given out without a time of quiet before.
+            [(k, _)] if !is_to_be_tried(quarantine, self.index.deaths(k)) => Blame::Suspects(quarantine.suspect),
             [(k, only)] if self.index.has_witness(session, only) => {
                 let given = self.tracker.given(k).unwrap_or(now);
                 let deaths = self.index.deaths(k);
@@ -580,6 +600,7 @@ impl Leader {
         for k in self.tracker.release(now.mono) {
             self.place(k, now);
         }
+        self.deal(proposal, max, now);
         let hosts = self.hosts(now.mono);
         if hosts.is_empty() || !self.tracker.is_open(now.mono) {
             return;
@@ -607,6 +628,37 @@ impl Leader {
                 self.tracker.runs(k, session, deaths.count, now.mono);
                 proposal.push(Op::Assign { term: self.term, key: key.clone(), session }, Subject::Key(k, key));
             }
+        }
+    }
+
+    /// Gives out at once the suspects that have not been tried yet, spread over all nodes: were it one of them, the next death
+    /// would clear all that are elsewhere; and were it none, nobody has waited.
+    fn deal(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
+        let Some(quarantine) = self.config.quarantine else { return };
+        let waiting = self.tracker.waiting().filter(|k| !is_to_be_tried(quarantine, self.index.deaths(*k)));
+        let untried: Vec<KeyIx> = waiting.take(max.saturating_sub(proposal.ops.len())).collect();
+        if untried.is_empty() {
+            return;
+        }
+        let mut hosts: Vec<Host> = self.index.taking().map(|(n, view)| self.host(n, view)).collect();
+        for k in untried {
+            let open = hosts.iter_mut().filter(|host| host.room > 0);
+            let (Some(host), Some(key)) = (open.min_by_key(|host| host.order()), self.index.key(k)) else { continue };
+            host.suspects += 1;
+            host.room -= 1;
+            let session = host.session;
+            self.tracker.deal(k, session, now.mono);
+            proposal.push(Op::Assign { term: self.term, key: key.clone(), session }, Subject::Key(k, key));
+        }
+    }
+
+    fn host(&self, n: NodeIx, view: &SessionView) -> Host {
+        Host {
+            suspects: self.tracker.aboard(view.session).count() as u64,
+            affinity: u64::from(view.affinity),
+            held: self.planner.held(n),
+            session: view.session,
+            room: self.room(n, view),
         }
     }
 
@@ -820,6 +872,11 @@ impl Leader {
 fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths, blamed: u32) -> bool {
     let enough = |q: Quarantine| q.deaths.saturating_add(blamed.saturating_sub(1));
     quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= enough(q))
+}
+
+/// Whether the key has killed, or survived, a death more than made it suspect: it is tried apart from then on.
+fn is_to_be_tried(quarantine: Quarantine, deaths: Deaths) -> bool {
+    deaths.count > quarantine.suspect
 }
 
 /// Whether the next death alone counts only on a node that has shown that it can live. Every other one does: a machine that

@@ -62,6 +62,8 @@ struct Run {
     since: Instant,
     /// Until when the session is given no other suspect.
     proven_at: Instant,
+    /// Given out at once, with all others of its time.
+    dealt: bool,
 }
 
 impl SuspectTracker {
@@ -176,8 +178,19 @@ impl SuspectTracker {
         self.waiting.remove(&k);
         if self.suspects.contains(&k) && self.running.get(&k).is_none_or(|run| run.session != session) {
             let proven_at = now + self.probation(deaths);
-            self.running.insert(k, Run { session, given: now, since: now, proven_at });
+            self.running.insert(k, Run { session, given: now, since: now, proven_at, dealt: false });
         }
+    }
+
+    /// A session is about to be given the key, and nobody waits for what becomes of that.
+    pub(super) fn deal(&mut self, k: KeyIx, session: SessionId, now: Instant) {
+        self.waiting.remove(&k);
+        let proven_at = now + self.quiet();
+        self.running.insert(k, Run { session, given: now, since: now, proven_at, dealt: true });
+    }
+
+    pub(super) fn is_suspect(&self, k: KeyIx) -> bool {
+        self.suspects.contains(&k)
     }
 
     /// Suspects that a session has.
@@ -227,7 +240,7 @@ impl SuspectTracker {
 
     /// Sessions with a suspect aboard that has not proved itself yet.
     pub(super) fn busy(&self, now: Instant) -> BTreeSet<SessionId> {
-        self.running.values().filter(|run| run.proven_at > now).map(|run| run.session).collect()
+        self.running.values().filter(|run| run.proven_at > now && !run.dealt).map(|run| run.session).collect()
     }
 
     /// Suspects that have run for long enough, each named once for each time that this passes.

@@ -27,7 +27,16 @@ struct Fleet {
     /// Who leads, by number.
     leads: Option<usize>,
     deaths: usize,
+    /// The keys that no living process has, and for how long.
+    unowned: BTreeMap<String, u64>,
+    /// The longest that a key was unowned which does not kill, and how long all of them waited after their time.
+    longest_ms: u64,
+    waited_ms: u64,
+    waited: BTreeSet<String>,
 }
+
+/// How long a key of a process that dies may be unowned: the lease, half a second, and one round of planning.
+const UNOWNED_MS: u64 = LEASE_MS as u64 + 500 + STEP_MS;
 
 impl Fleet {
     fn new(nodes: usize, keys: usize, killers: usize) -> Self {
@@ -43,11 +52,34 @@ impl Fleet {
             renamed: false,
             leads: None,
             deaths: 0,
+            unowned: BTreeMap::new(),
+            longest_ms: 0,
+            waited_ms: 0,
+            waited: BTreeSet::new(),
         };
         fleet.pass(STEP_MS);
         let names: Vec<String> = (0..keys).map(|n| format!("key-{n}")).collect();
         fleet.group.add(&refs(&names));
+        fleet.unowned = names.into_iter().map(|name| (name, 0)).collect();
         fleet
+    }
+
+    /// Counts for how long each key has been unowned.
+    fn watch(&mut self) {
+        let Self { group, processes, unowned, killers, longest_ms, waited_ms, waited, .. } = self;
+        let living: BTreeSet<SessionId> = processes.iter().filter_map(|process| process.session).collect();
+        if living.is_empty() {
+            return;
+        }
+        for (name, ms) in unowned.iter_mut().filter(|(name, _)| !killers.contains(name)) {
+            let runs = group.owner(name).is_some_and(|(session, _)| living.contains(&session));
+            *ms = if runs { 0 } else { *ms + STEP_MS };
+            *longest_ms = *ms.max(longest_ms);
+            if *ms > UNOWNED_MS {
+                *waited_ms += STEP_MS;
+                waited.insert(name.clone());
+            }
+        }
     }
 
     fn now(&self) -> Instant {
@@ -60,6 +92,7 @@ impl Fleet {
             let alive: Vec<SessionId> = self.processes.iter().filter_map(|process| process.session).collect();
             self.group.pass(STEP_MS, &alive);
             self.group.confirm_all(&alive);
+            self.watch();
         }
     }
 
@@ -295,4 +328,72 @@ fn a_machine_that_kills_whatever_it_runs_sets_nothing_aside() {
 #[test]
 fn two_machines_that_kill_whatever_they_run_set_nothing_aside() {
     bad_machines_set_nothing_aside(2, 5, 10, 2500, 100);
+}
+
+/// Processes 0..stable live; the last one dies again and again, `lives_ms` after it was started, `away_ms` before it is again.
+fn crashes(stable: usize, keys: usize, times: usize, lives_ms: u64, away_ms: u64) -> Fleet {
+    let mut fleet = Fleet::new(stable + 1, keys, 0);
+    (fleet.restarts_after_ms, fleet.renamed) = (away_ms, true);
+    fleet.kill(stable);
+    fleet.pass(14_000);
+    for _ in 0..times {
+        while fleet.processes[stable].session.is_none() {
+            fleet.pass(STEP_MS);
+        }
+        fleet.pass(lives_ms);
+        fleet.kill(stable);
+    }
+    fleet.pass(60_000);
+    fleet
+}
+
+#[test]
+#[ignore]
+fn monte() {
+    let say = |what: &str, fleet: &Fleet| {
+        println!(
+            "{what:50} deaths {:3} aside {} keys that waited {:4} sum {:8.1} s longest {:6.1} s",
+            fleet.deaths, fleet.aside().len(), fleet.waited.len(), fleet.waited_ms as f64 / 1000.0, fleet.longest_ms as f64 / 1000.0
+        );
+    };
+    for (nodes, keys) in [(3, 100), (3, 12), (2, 40), (10, 1000), (5, 5)] {
+        for killers in [1, 2] {
+            for kills_after_ms in [100, 200, 300, 1000, 2500] {
+                let mut fleet = Fleet::new(nodes, keys, killers.min(keys.div_ceil(37)));
+                fleet.kills_after_ms = kills_after_ms;
+                let calm = fleet.is_calm_within(keys, 1500);
+                say(&format!("{nodes} nodes {keys} keys {killers} killers {kills_after_ms} ms calm {calm}"), &fleet);
+            }
+        }
+    }
+    if std::env::var("KILLERS").is_ok() {
+        return;
+    }
+    for keys in [300, 12, 3] {
+        for stable in [1, 2, 4] {
+            for times in [1, 2, 3, 4, 6, 20] {
+                let fleet = crashes(stable, keys, times, 4000, 5000);
+                say(&format!("{stable}+1 nodes {keys} keys {times} unrelated crashes"), &fleet);
+            }
+        }
+    }
+    for keys in [12, 100] {
+        let mut fleet = Fleet::new(3, keys, 0);
+        for round in 0..20 {
+            for n in 0..3 {
+                for _ in 0..100 {
+                    let session = fleet.processes[n].session;
+                    if session.is_some_and(|session| fleet.group.held(session) > 0) {
+                        break;
+                    }
+                    fleet.pass(STEP_MS);
+                }
+                fleet.pass(1000);
+                fleet.kill(n);
+                assert_eq!(fleet.aside(), Vec::<String>::new(), "{keys} keys, round {round}");
+            }
+        }
+        fleet.until_calm(keys);
+        say(&format!("3 nodes {keys} keys, all killed in turn"), &fleet);
+    }
 }
