@@ -103,7 +103,7 @@ impl SuspectTracker {
     /// How long a key that runs keeps the next one waiting: longer with each death, since it may take its time to kill.
     fn probation(&self, deaths: u32) -> Duration {
         let suspect = self.quarantine.unwrap_or_default().suspect;
-        let times = 1_u32 << deaths.saturating_sub(suspect).min(16);
+        let times = 1_u32 << deaths.saturating_sub(suspect).saturating_sub(1).min(16);
         (self.lease.max(self.within() / 10) * 5 / 4 * times).min(self.quiet())
     }
 
