@@ -12,6 +12,7 @@
 //! the picture was old; the key is looked at again once the picture has caught up.
 
 mod index;
+mod news;
 mod suspects;
 mod token_ages;
 mod watch;
@@ -21,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+pub use news::News;
 pub use token_ages::TokenAges;
 
 use crate::{
@@ -29,6 +31,7 @@ use crate::{
     planner::{KeyIx, NodeIx, Planner},
 };
 use index::{GroupIndex, Placement};
+use news::Newsroom;
 use suspects::SuspectTracker;
 use watch::Watches;
 
@@ -87,6 +90,7 @@ pub struct Leader {
     /// back, and have them set aside for its own deaths.
     waiting: BTreeMap<SessionId, (SessionView, Instant)>,
     tracker: SuspectTracker,
+    newsroom: Newsroom,
     /// Keys that were found free while the group was read, to be given out in the order in which they were declared.
     found: Vec<(u64, KeyIx)>,
     /// Up to when ledger time has been told of; `None` while no key rests.
@@ -183,6 +187,8 @@ pub struct Counts {
     pub quarantined: usize,
     /// Not due yet.
     pub scheduled: usize,
+    /// Without an owner, and held back for a while: their owners keep dying.
+    pub held_back: usize,
 }
 
 impl Leader {
@@ -202,6 +208,7 @@ impl Leader {
             planner,
             waiting: BTreeMap::new(),
             tracker: SuspectTracker::new(&config),
+            newsroom: Newsroom::default(),
             found: Vec::new(),
             told_until: None,
             newer: None,
@@ -293,6 +300,7 @@ impl Leader {
             }
             Change::Session(view) => self.session(view, now),
             Change::SessionGone(session) => {
+                self.newsroom.ended(session, 0);
                 self.watches.forget(session);
                 self.waiting.remove(&session);
                 self.index.remove_session(session, &mut self.planner);
@@ -304,6 +312,8 @@ impl Leader {
 
     fn session(&mut self, view: SessionView, now: Now) {
         let (session, ended) = (view.session, view.ended.is_some());
+        let held = self.index.node_of(session).map_or(0, |n| self.planner.held(n));
+        self.newsroom.session(&view, held, self.loaded);
         if !ended {
             self.watches.watch(session, Duration::from_millis(view.lease_ms.into()), now.mono);
         }
@@ -374,7 +384,7 @@ impl Leader {
                     self.planner.stopping(k);
                     self.index.stopping_since(k, now.mono);
                 }
-                // Where it was moved before it has lived or killed, nobody could tell which.
+                // A suspect that is moved before it has lived or died there proves nothing.
                 self.planner.pin(k, self.tracker.is_suspect(k));
                 if let Some((session, _)) = self.index.owner(k) {
                     self.tracker.runs(k, session, self.index.deaths(k).count, now.mono);
@@ -494,6 +504,10 @@ impl Leader {
         if !self.group.grants_held {
             self.assign(&mut proposal, max, now);
             self.try_suspects(&mut proposal, max, now);
+            if proposal.ops.len() < max {
+                let (held_back, until) = self.tracker.held_back();
+                self.newsroom.held_back(held_back, until, now.mono);
+            }
         }
         if proposal.ops.len() < max {
             self.do_chores(&mut proposal, max, now.mono);
@@ -504,6 +518,7 @@ impl Leader {
     fn expire(&mut self, proposal: &mut Proposal, now: Now, max: usize, token_ages: &TokenAges) {
         for (session, beat, since) in self.watches.silent(now.mono, max) {
             let verdict = self.verdict(session, since, now.mono, token_ages);
+            self.newsroom.silent(session, now.mono.since(since));
             let op = Op::Expire { term: self.term, session, beat, verdict };
             proposal.push(op, Subject::Session(session));
         }
@@ -631,8 +646,8 @@ impl Leader {
         }
     }
 
-    /// Gives out at once the suspects that have not been tried yet, spread over all nodes: were it one of them, the next death
-    /// would clear all that are elsewhere; and were it none, nobody has waited.
+    /// Gives out at once what has just become suspect, spread over all nodes: if it is one of these that kills, the next death
+    /// clears those that are elsewhere; and if it is none, nobody has waited.
     fn deal(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
         let Some(quarantine) = self.config.quarantine else { return };
         let waiting = self.tracker.waiting().filter(|k| !is_to_be_tried(quarantine, self.index.deaths(*k)));
@@ -848,12 +863,18 @@ impl Leader {
 
     /// The keys' states, for people.
     pub fn counts(&self) -> Counts {
-        self.index.counts(&self.planner)
+        let (counts, (held_back, _)) = (self.index.counts(&self.planner), self.tracker.held_back());
+        Counts { held_back, scheduled: counts.scheduled.saturating_sub(held_back), ..counts }
     }
 
     /// How long it took keys to get from one owner to the next, since the last call.
     pub fn take_timings(&mut self) -> Vec<Timing> {
         self.index.take_timings()
+    }
+
+    /// What there is for the log, since the last call.
+    pub fn take_news(&mut self) -> Vec<News> {
+        self.newsroom.take()
     }
 
     /// All keys that the group knows, for comparison with a source.
@@ -874,7 +895,7 @@ fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths, blamed: u32) -> 
     quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= enough(q))
 }
 
-/// Whether the key has killed, or survived, a death more than made it suspect: it is tried apart from then on.
+/// Whether the key has had a death more than those that made it suspect: it is tried apart from then on.
 fn is_to_be_tried(quarantine: Quarantine, deaths: Deaths) -> bool {
     deaths.count > quarantine.suspect
 }

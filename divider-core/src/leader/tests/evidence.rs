@@ -364,7 +364,10 @@ fn no_key_waits_while_one_process_is_in_a_crash_loop() {
     for (lives_ms, away_ms) in [(4000, 5000), (1000, 2000), (300, 1300), (2500, 8000)] {
         let fleet = crashes(2, 60, 180_000 / (lives_ms + away_ms) as usize, lives_ms, away_ms);
         let (waited, longest_ms) = (fleet.waited.len(), fleet.longest_ms);
-        assert!(waited <= 4 && longest_ms <= 15_000, "{lives_ms} and {away_ms} ms: {waited} waited, up to {longest_ms} ms");
+        assert!(
+            waited <= 4 && longest_ms <= 15_000,
+            "{lives_ms} and {away_ms} ms: {waited} waited, up to {longest_ms} ms"
+        );
     }
 }
 
@@ -395,4 +398,35 @@ fn what_just_became_suspect_is_spread_over_all_nodes_and_stays_there_until_it_is
         group.confirm_all(&[a, b, c]);
     }
     assert_eq!((group.held(a), group.held(b), group.held(c)), (4, 4, 4), "and then the newcomer gets its share");
+}
+
+#[test]
+fn the_leader_tells_who_comes_and_goes_and_what_it_holds_back() {
+    let mut group = Group::new(config());
+    _ = group.leader.take_news();
+    group.add(&["k"]);
+    let a = group.session("a", 1000, None);
+    let name = |name: &str| NodeId::new(name).unwrap();
+    assert_eq!(group.leader.take_news(), [News::Joined(name("a"), a)]);
+    while group.ledger.is_alive(a) {
+        group.pass(100, &[]);
+    }
+    assert_eq!(group.leader.take_news(), [News::Expired(name("a"), a, Duration::from_millis(LEASE_MS.into()), 1)]);
+    for victim in ["b", "c"] {
+        let victim = group.session(victim, 1000, None);
+        while group.ledger.is_alive(victim) {
+            group.pass(100, &[]);
+        }
+    }
+    _ = group.leader.take_news();
+    let d = group.session("d", 1000, None);
+    let held_back = News::HeldBack(1, Duration::from_secs(5));
+    assert_eq!(group.leader.take_news(), [News::Joined(name("d"), d), held_back]);
+    assert_eq!(group.leader.counts().held_back, 1);
+    for _ in 0..60 {
+        group.pass(100, &[d]);
+    }
+    assert_eq!(group.leader.take_news(), [News::Released]);
+    group.apply(&[Op::End { session: d }]);
+    assert_eq!(group.leader.take_news()[0], News::Left(name("d"), d));
 }
