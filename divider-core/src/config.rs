@@ -82,7 +82,8 @@ pub struct NodeConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantine {
-    /// After this many deaths in a row a key is suspect; at least 1. Default: 2.
+    /// After this many deaths in a row a key is suspect; at least 1. Suspects are spread over all nodes, and one that dies so
+    /// as well is tried apart. Default: 2.
     pub suspect: u32,
     /// After this many further deaths in a row, each with this key as the only suspect aboard, it is set aside; at least 1.
     /// Default: 3.

@@ -12,6 +12,7 @@
 //! the picture was old; the key is looked at again once the picture has caught up.
 
 mod index;
+mod news;
 mod suspects;
 mod token_ages;
 mod watch;
@@ -21,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+pub use news::News;
 pub use token_ages::TokenAges;
 
 use crate::{
@@ -35,6 +37,7 @@ use crate::{
     store::Page,
 };
 use index::{GroupIndex, Placement};
+use news::Newsroom;
 use suspects::SuspectTracker;
 use watch::Watches;
 
@@ -93,6 +96,7 @@ pub struct Leader {
     /// back, and have them set aside for its own deaths.
     waiting: BTreeMap<SessionId, (SessionView, Instant)>,
     tracker: SuspectTracker,
+    newsroom: Newsroom,
     /// Keys that were found free while the group was read, to be given out in the order in which they were declared.
     found: Vec<(u64, KeyIx)>,
     /// Up to when ledger time has been told of; `None` while no key rests.
@@ -117,6 +121,22 @@ pub struct Leader {
     /// Room that is used again from one proposal to the next.
     assignments: Vec<(KeyIx, NodeIx)>,
     settled: Vec<NodeIx>,
+}
+
+/// A session that takes work, as a place for suspects.
+struct Host {
+    suspects: u64,
+    affinity: u64,
+    held: u32,
+    session: SessionId,
+    room: usize,
+}
+
+impl Host {
+    /// The one with the fewest suspects for what it can take comes first.
+    fn order(&self) -> (u64, u32, SessionId) {
+        ((self.suspects + 1) * 1_000_000 / self.affinity.max(1), self.held, self.session)
+    }
 }
 
 #[derive(Debug)]
@@ -173,6 +193,8 @@ pub struct Counts {
     pub quarantined: usize,
     /// Not due yet.
     pub scheduled: usize,
+    /// Without an owner, and held back for a while: their owners keep dying.
+    pub held_back: usize,
 }
 
 impl Leader {
@@ -192,6 +214,7 @@ impl Leader {
             planner,
             waiting: BTreeMap::new(),
             tracker: SuspectTracker::new(&config),
+            newsroom: Newsroom::default(),
             found: Vec::new(),
             told_until: None,
             newer: None,
@@ -283,6 +306,7 @@ impl Leader {
             }
             Change::Session(view) => self.session(view, now),
             Change::SessionGone(session) => {
+                self.newsroom.ended(session, 0);
                 self.watches.forget(session);
                 self.waiting.remove(&session);
                 self.index.remove_session(session, &mut self.planner);
@@ -294,6 +318,8 @@ impl Leader {
 
     fn session(&mut self, view: SessionView, now: Now) {
         let (session, ended) = (view.session, view.ended.is_some());
+        let held = self.index.node_of(session).map_or(0, |n| self.planner.held(n));
+        self.newsroom.session(&view, held, self.loaded);
         if !ended {
             self.watches.watch(session, Duration::from_millis(view.lease_ms.into()), now.mono);
         }
@@ -364,6 +390,8 @@ impl Leader {
                     self.planner.stopping(k);
                     self.index.stopping_since(k, now.mono);
                 }
+                // A suspect that is moved before it has lived or died there proves nothing.
+                self.planner.pin(k, self.tracker.is_suspect(k));
                 if let Some((session, _)) = self.index.owner(k) {
                     self.tracker.runs(k, session, self.index.deaths(k).count, now.mono);
                 }
@@ -482,6 +510,10 @@ impl Leader {
         if !self.group.grants_held {
             self.assign(&mut proposal, max, now);
             self.try_suspects(&mut proposal, max, now);
+            if proposal.ops.len() < max {
+                let (held_back, until) = self.tracker.held_back();
+                self.newsroom.held_back(held_back, until, now.mono);
+            }
         }
         if proposal.ops.len() < max {
             self.do_chores(&mut proposal, max, now.mono);
@@ -492,6 +524,7 @@ impl Leader {
     fn expire(&mut self, proposal: &mut Proposal, now: Now, max: usize, token_ages: &TokenAges) {
         for (session, beat, since) in self.watches.silent(now.mono, max) {
             let verdict = self.verdict(session, since, now.mono, token_ages);
+            self.newsroom.silent(session, now.mono.since(since));
             let op = Op::Expire { term: self.term, session, beat, verdict };
             proposal.push(op, Subject::Session(session));
         }
@@ -517,6 +550,8 @@ impl Leader {
             _ if nothing => Blame::Nobody,
             _ if !isolates => Blame::Young,
             // Whether processes die without the suspect is known only where one was there before the grant, and lives.
+            // It was given out without a time of quiet before.
+            [(k, _)] if !is_to_be_tried(quarantine, self.index.deaths(k)) => Blame::Suspects(quarantine.suspect),
             [(k, only)] if self.index.has_witness(session, only) => {
                 let given = self.tracker.given(k).unwrap_or(now);
                 let deaths = self.index.deaths(k);
@@ -586,6 +621,7 @@ impl Leader {
         for k in self.tracker.release(now.mono) {
             self.place(k, now);
         }
+        self.deal(proposal, max, now);
         let hosts = self.hosts(now.mono);
         if hosts.is_empty() || !self.tracker.is_open(now.mono) {
             return;
@@ -613,6 +649,37 @@ impl Leader {
                 self.tracker.runs(k, session, deaths.count, now.mono);
                 proposal.push(Op::assign(self.term, key.clone(), session), Subject::Key(k, key));
             }
+        }
+    }
+
+    /// Gives out at once what has just become suspect, spread over all nodes: if it is one of these that kills, the next death
+    /// clears those that are elsewhere; and if it is none, nobody has waited.
+    fn deal(&mut self, proposal: &mut Proposal, max: usize, now: Now) {
+        let Some(quarantine) = self.config.quarantine else { return };
+        let waiting = self.tracker.waiting().filter(|k| !is_to_be_tried(quarantine, self.index.deaths(*k)));
+        let untried: Vec<KeyIx> = waiting.take(max.saturating_sub(proposal.ops.len())).collect();
+        if untried.is_empty() {
+            return;
+        }
+        let mut hosts: Vec<Host> = self.index.taking().map(|(n, view)| self.host(n, view)).collect();
+        for k in untried {
+            let open = hosts.iter_mut().filter(|host| host.room > 0);
+            let (Some(host), Some(key)) = (open.min_by_key(|host| host.order()), self.index.key(k)) else { continue };
+            host.suspects += 1;
+            host.room -= 1;
+            let session = host.session;
+            self.tracker.deal(k, session, now.mono);
+            proposal.push(Op::Assign { term: self.term, key: key.clone(), session }, Subject::Key(k, key));
+        }
+    }
+
+    fn host(&self, n: NodeIx, view: &SessionView) -> Host {
+        Host {
+            suspects: self.tracker.aboard(view.session).count() as u64,
+            affinity: u64::from(view.affinity),
+            held: self.planner.held(n),
+            session: view.session,
+            room: self.room(n, view),
         }
     }
 
@@ -802,12 +869,18 @@ impl Leader {
 
     /// The keys' states, for people.
     pub fn counts(&self) -> Counts {
-        self.index.counts(&self.planner)
+        let (counts, (held_back, _)) = (self.index.counts(&self.planner), self.tracker.held_back());
+        Counts { held_back, scheduled: counts.scheduled.saturating_sub(held_back), ..counts }
     }
 
     /// How long it took keys to get from one owner to the next, since the last call.
     pub fn take_timings(&mut self) -> Vec<Timing> {
         self.index.take_timings()
+    }
+
+    /// What there is for the log, since the last call.
+    pub fn take_news(&mut self) -> Vec<News> {
+        self.newsroom.take()
     }
 
     /// All keys that the group knows, for comparison with a source.
@@ -826,6 +899,11 @@ impl Leader {
 fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths, blamed: u32) -> bool {
     let enough = |q: Quarantine| q.deaths.saturating_add(blamed.saturating_sub(1));
     quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= enough(q))
+}
+
+/// Whether the key has had a death more than those that made it suspect: it is tried apart from then on.
+fn is_to_be_tried(quarantine: Quarantine, deaths: Deaths) -> bool {
+    deaths.count > quarantine.suspect
 }
 
 /// Whether the next death alone counts only on a node that has shown that it can live. Every other one does: a machine that

@@ -167,6 +167,8 @@ pub struct Planner {
     quotas: Vec<u64>,
     /// Something happened since the last look for moves.
     stirred: bool,
+    /// Keys that are pinned.
+    pinned: usize,
 
     /// Buffers that are empty between calls, kept so that a call allocates nothing.
     batch: Vec<u32>,
@@ -204,6 +206,7 @@ impl Planner {
             quota_epoch: 0,
             quotas: Vec::new(),
             stirred: false,
+            pinned: 0,
             batch: Vec::new(),
             shares: Vec::new(),
             remainders: Vec::new(),

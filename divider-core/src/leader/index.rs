@@ -322,6 +322,11 @@ impl GroupIndex {
         slot.is_some_and(|slot| slot.view.joined < issued || slot.works_since.is_some_and(|at| at <= since))
     }
 
+    /// A living session's number in the planner.
+    pub(super) fn node_of(&self, session: SessionId) -> Option<NodeIx> {
+        self.node(*self.slots.get(&session)?)
+    }
+
     /// The name of a session's node.
     pub(super) fn name(&self, session: SessionId) -> Option<&NodeId> {
         let slot = *self.slots.get(&session)?;
@@ -456,6 +461,7 @@ impl GroupIndex {
             stopping: planned.stopping,
             quarantined: self.quarantined,
             scheduled: planned.parked.saturating_sub(self.quarantined),
+            held_back: 0,
         }
     }
 }

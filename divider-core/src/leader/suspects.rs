@@ -6,13 +6,19 @@
 //! machines that die. What tells them apart is to run the suspects apart, and to let the rest of the group be the control.
 //!
 //! # How
-//! - A key is *suspect* after some quick deaths in a row. Suspects whose owner has died are held back until the group has been
-//!   quiet for a while. Where processes die by themselves, they do so in that time, too, and then nothing counts.
+//! As pools of samples are tested for what few of them have:
+//! - A key is *suspect* after some quick deaths in a row. Many suspects at once are evidence against the machines rather than
+//!   against one of them, and a death with many aboard convicts nobody. So nothing waits at first: all that have just become
+//!   suspect are given out at once, spread over all nodes, and are not moved until they have lived or died there. If it was
+//!   the machines, everything runs. If it was one of the keys, the next death clears those that are elsewhere.
+//! - Those that die so once more are held back until the group has been quiet for a while, and tried apart. Where processes
+//!   die by themselves, they do so in that time, too, and then nothing counts.
 //! - Then they are given out in batches, on at most half of the nodes, those first that are the least likely. A batch that
 //!   lives makes room for the next one: all are out again soon, however many there are. One that dies is held back and
 //!   given out in smaller batches, so that a killer is alone after few deaths.
-//! - A death with one suspect aboard counts against that one alone, if another session was there to see that nothing else
-//!   died. A death with none aboard shows that processes die without the suspects: then nothing counts any more.
+//! - A death with one of these aboard, and no other suspect, counts against that one alone, if another session was there to see
+//!   that nothing else died. A death with none aboard shows that processes die without the suspects: then nothing counts
+//!   any more.
 //! - Every other such death counts only on a node that has shown that it can live: it was there at the suspect's death before,
 //!   or had run keys for a while. A machine that kills whatever it runs begins anew each time, and would convict one healthy
 //!   key after the other. The trials between go to any node: where nodes are killed in turn, it is the young ones that live.
@@ -68,6 +74,8 @@ struct Run {
     since: Instant,
     /// Until when the session is given no other suspect.
     proven_at: Instant,
+    /// Given out at once, with all others of its time.
+    dealt: bool,
 }
 
 impl SuspectTracker {
@@ -107,7 +115,7 @@ impl SuspectTracker {
     /// How long a key that runs keeps the next one waiting: longer with each death, since it may take its time to kill.
     fn probation(&self, deaths: u32) -> Duration {
         let suspect = self.quarantine.unwrap_or_default().suspect;
-        let times = 1_u32 << deaths.saturating_sub(suspect).min(16);
+        let times = 1_u32 << deaths.saturating_sub(suspect).saturating_sub(1).min(16);
         (self.lease.max(self.within() / 10) * 5 / 4 * times).min(self.quiet())
     }
 
@@ -182,8 +190,19 @@ impl SuspectTracker {
         self.waiting.remove(&k);
         if self.suspects.contains(&k) && self.running.get(&k).is_none_or(|run| run.session != session) {
             let proven_at = now + self.probation(deaths);
-            self.running.insert(k, Run { session, given: now, since: now, proven_at });
+            self.running.insert(k, Run { session, given: now, since: now, proven_at, dealt: false });
         }
+    }
+
+    /// A session is about to be given the key, and nobody waits for what becomes of that.
+    pub(super) fn deal(&mut self, k: KeyIx, session: SessionId, now: Instant) {
+        self.waiting.remove(&k);
+        let proven_at = now + self.quiet();
+        self.running.insert(k, Run { session, given: now, since: now, proven_at, dealt: true });
+    }
+
+    pub(super) fn is_suspect(&self, k: KeyIx) -> bool {
+        self.suspects.contains(&k)
     }
 
     /// Suspects that a session has.
@@ -227,13 +246,18 @@ impl SuspectTracker {
         self.waiting.iter().copied()
     }
 
+    /// How many are held back, and until when at least.
+    pub(super) fn held_back(&self) -> (usize, Instant) {
+        (self.waiting.len(), self.quiet_until)
+    }
+
     pub(super) fn batch(&self) -> usize {
         self.batch
     }
 
     /// Sessions with a suspect aboard that has not proved itself yet.
     pub(super) fn busy(&self, now: Instant) -> BTreeSet<SessionId> {
-        self.running.values().filter(|run| run.proven_at > now).map(|run| run.session).collect()
+        self.running.values().filter(|run| run.proven_at > now && !run.dealt).map(|run| run.session).collect()
     }
 
     /// Suspects that have run for long enough, each named once for each time that this passes.

@@ -306,6 +306,7 @@ impl<'a> LeaderTask<'a> {
         }
         self.leader.tick(self.shared.now());
         self.shared.observer.counts(self.leader.counts());
+        self.shared.observer.news(self.leader.take_news());
         Ok(())
     }
 

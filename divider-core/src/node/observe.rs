@@ -7,7 +7,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use crate::{
     config::NodeConfig,
     error::StoreError,
-    leader::{Counts, Timing},
+    leader::{Counts, News, Timing},
     op::{Op, Outcome},
 };
 
@@ -49,6 +49,8 @@ pub(crate) struct Observer {
     pub(crate) limit: Duration,
 }
 
+/// So many nodes that come and go between two ticks are named in the log.
+const MOST_LINES: usize = 8;
 /// The least for that.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -72,6 +74,7 @@ impl Observer {
             ("stopping", counts.stopping),
             ("quarantined", counts.quarantined),
             ("scheduled", counts.scheduled),
+            ("held_back", counts.held_back),
         ];
         for (state, keys) in states {
             gauge!("divider_keys", "node" => self.node.clone(), "state" => state).set(keys as f64);
@@ -93,6 +96,38 @@ impl Observer {
                 Timing::Handoff(time) => histogram!("divider_handoff_seconds").record(time),
                 Timing::Takeover(time) => histogram!("divider_takeover_seconds").record(time),
             }
+        }
+    }
+
+    /// Logs what a leader has to tell, a line each, but no more than a few of the many that may come and go together.
+    pub(crate) fn news(&self, news: Vec<News>) {
+        let (node, mut lines, total) = (&self.node, 0, news.len());
+        for news in news {
+            let held = matches!(news, News::HeldBack(..) | News::Released);
+            lines += usize::from(!held);
+            if !held && lines > MOST_LINES {
+                continue;
+            }
+            match news {
+                News::Joined(who, session) => {
+                    tracing::info!(target: target::LEADER, %node, %who, %session, "a node has joined");
+                }
+                News::Left(who, session) => {
+                    tracing::info!(target: target::LEADER, %node, %who, %session, "a node has left");
+                }
+                News::Expired(who, session, silent, keys) => tracing::info!(
+                    target: target::LEADER, %node, %who, %session, ?silent, keys, "a node was silent for too long: its session is over"
+                ),
+                News::HeldBack(keys, time) => tracing::warn!(
+                    target: target::LEADER, %node, keys, tried_in = ?time,
+                    "holds keys back: their owners died again and again soon after they had been given them"
+                ),
+                News::Released => tracing::info!(target: target::LEADER, %node, "holds no keys back any more"),
+            }
+        }
+        if lines > MOST_LINES {
+            let more = lines - MOST_LINES;
+            tracing::info!(target: target::LEADER, %node, more, total, "and more nodes have joined, left or been silent");
         }
     }
 

@@ -12,7 +12,8 @@ pub(super) const NONE: u32 = u32::MAX;
 /// Weights are at most 1,000,000, which is below 2^20: one list per power of two.
 pub(super) const CLASSES: usize = 20;
 
-/// The list, after the classes, of the keys that a node holds and that no move may touch: on their way out already.
+/// The list, after the classes, of the keys that a node holds and that no move may touch: on their way out already, or
+/// pinned.
 pub(super) const BUSY: usize = CLASSES;
 
 /// The lists of one node.
@@ -46,6 +47,8 @@ pub(super) struct Key {
     pub(super) state: State,
     /// Between two owners because of balancing.
     pub(super) in_flight: bool,
+    /// No move takes it from its owner for now.
+    pub(super) pinned: bool,
 }
 
 impl Key {
@@ -53,7 +56,7 @@ impl Key {
     ///
     /// A proposed key is listed as if it were owned already, so that the fact that confirms it costs one store.
     pub(super) fn list(&self) -> usize {
-        if self.state == State::Stopping || self.in_flight && self.state == State::Owned {
+        if self.state == State::Stopping || (self.in_flight || self.pinned) && self.state == State::Owned {
             BUSY
         } else {
             class(self.weight)

@@ -20,6 +20,7 @@ impl Planner {
             next: NONE,
             state: State::Parked,
             in_flight: false,
+            pinned: false,
         };
         self.counts[State::Parked as usize] += 1;
         match self.free_keys.pop() {
@@ -153,6 +154,19 @@ impl Planner {
         self.attach(k);
     }
 
+    /// Whether a key is to stay with the node that owns it. Ends by itself with the ownership.
+    pub fn pin(&mut self, k: KeyIx, pinned: bool) {
+        let k = k.0;
+        let may_be = |key: &&Key| key.state == State::Owned && !key.in_flight && key.pinned != pinned;
+        if self.known(k).filter(may_be).is_some() {
+            self.unlink(k);
+            self.keys[k as usize].pinned = pinned;
+            self.link(k);
+            self.pinned = if pinned { self.pinned + 1 } else { self.pinned - 1 };
+            self.stirred = true;
+        }
+    }
+
     pub(super) fn known(&self, k: u32) -> Option<&Key> {
         self.keys.get(k as usize).filter(|key| key.state != State::Vacant)
     }
@@ -166,6 +180,7 @@ impl Planner {
         key.place = place;
         key.target = target;
         key.in_flight = in_flight;
+        self.pinned -= usize::from(std::mem::take(&mut key.pinned));
         let new = *key;
         self.account(k, true);
         let planned = |key: &Key| key.state != State::Parked;

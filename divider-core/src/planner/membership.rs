@@ -55,6 +55,7 @@ impl Planner {
                 self.counts[key.state as usize] -= 1;
                 self.counts[State::Ready as usize] += 1;
                 key.state = State::Ready;
+                self.pinned -= usize::from(std::mem::take(&mut key.pinned));
                 key.place = NONE;
                 // A target bears the load of its key already, and still does.
                 let target = key.target;

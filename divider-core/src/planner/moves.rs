@@ -188,7 +188,7 @@ impl Planner {
 
     /// Ends the entitlement of those who have what they can get. `dry` says that a whole search found no move.
     fn settle(&mut self, dry: bool) {
-        let dry = dry && self.count(State::Ready) == 0 && self.count(State::Proposed) == 0;
+        let dry = dry && self.count(State::Ready) == 0 && self.count(State::Proposed) == 0 && self.pinned == 0;
         let mut newcomers = std::mem::take(&mut self.newcomers);
         newcomers.retain(|&n| {
             let done = self.nodes[n as usize].inbound == 0 && (dry || self.lacks(n) == 0 || !self.can_receive(n));

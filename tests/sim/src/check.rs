@@ -199,7 +199,8 @@ impl World {
         if !EVIDENCE || over || self.state.lock().gone > 0 {
             return;
         }
-        let most = if self.net.server.lock().tells_all() { 0 } else { 2 };
+        // One that is not the key's last stays counted as well: the next owner was taken for dead before the first came back.
+        let most = if self.net.server.lock().tells_all() { 1 } else { 2 };
         let page = self.net.server.lock().ledger().scan(None);
         let keys = page.map(|page| page.keys).unwrap_or_default();
         if let Some(view) = keys.iter().find(|view| view.deaths.count > most) {

@@ -27,7 +27,16 @@ struct Fleet {
     /// Who leads, by number.
     leads: Option<usize>,
     deaths: usize,
+    /// The keys that no living process has, and for how long.
+    unowned: BTreeMap<String, u64>,
+    /// The longest that a key was unowned which does not kill, and how long all of them waited after their time.
+    longest_ms: u64,
+    waited_ms: u64,
+    waited: BTreeSet<String>,
 }
+
+/// How long a key of a process that dies may be unowned: the lease, half a second, and one round of planning.
+const UNOWNED_MS: u64 = LEASE_MS as u64 + 500 + STEP_MS;
 
 impl Fleet {
     fn new(nodes: usize, keys: usize, killers: usize) -> Self {
@@ -43,11 +52,34 @@ impl Fleet {
             renamed: false,
             leads: None,
             deaths: 0,
+            unowned: BTreeMap::new(),
+            longest_ms: 0,
+            waited_ms: 0,
+            waited: BTreeSet::new(),
         };
         fleet.pass(STEP_MS);
         let names: Vec<String> = (0..keys).map(|n| format!("key-{n}")).collect();
         fleet.group.add(&refs(&names));
+        fleet.unowned = names.into_iter().map(|name| (name, 0)).collect();
         fleet
+    }
+
+    /// Counts for how long each key has been unowned.
+    fn watch(&mut self) {
+        let Self { group, processes, unowned, killers, longest_ms, waited_ms, waited, .. } = self;
+        let living: BTreeSet<SessionId> = processes.iter().filter_map(|process| process.session).collect();
+        if living.is_empty() {
+            return;
+        }
+        for (name, ms) in unowned.iter_mut().filter(|(name, _)| !killers.contains(name)) {
+            let runs = group.owner(name).is_some_and(|(session, _)| living.contains(&session));
+            *ms = if runs { 0 } else { *ms + STEP_MS };
+            *longest_ms = *ms.max(longest_ms);
+            if *ms > UNOWNED_MS {
+                *waited_ms += STEP_MS;
+                waited.insert(name.clone());
+            }
+        }
     }
 
     fn now(&self) -> Instant {
@@ -60,6 +92,7 @@ impl Fleet {
             let alive: Vec<SessionId> = self.processes.iter().filter_map(|process| process.session).collect();
             self.group.pass(STEP_MS, &alive);
             self.group.confirm_all(&alive);
+            self.watch();
         }
     }
 
@@ -225,14 +258,14 @@ fn a_death_that_most_of_the_group_shares_is_held_against_nobody() {
 fn a_suspect_that_is_put_off_while_it_waits_is_not_started_before_its_time() {
     let mut group = Group::new(config());
     group.add(&["k"]);
-    for _ in 0..2 {
+    for _ in 0..3 {
         let victim = group.session("victim", 1000, None);
         while group.ledger.is_alive(victim) {
             group.pass(100, &[]);
         }
     }
     let node = group.session("node", 1000, None);
-    assert_eq!(group.owner("k"), None, "it is suspect, and waits until the group has been quiet");
+    assert_eq!(group.owner("k"), None, "it is to be tried, and waits until the group has been quiet");
     let mut work = Work::new("k").unwrap();
     work.not_before_ms = group.now.unix_ms + 20_000;
     group.apply(&[Op::Add(work)]);
@@ -295,4 +328,105 @@ fn a_machine_that_kills_whatever_it_runs_sets_nothing_aside() {
 #[test]
 fn two_machines_that_kill_whatever_they_run_set_nothing_aside() {
     bad_machines_set_nothing_aside(2, 5, 10, 2500, 100);
+}
+
+/// All processes but the last one live; that one is started again and again, and dies each time `lives_ms` later.
+fn crashes(stable: usize, keys: usize, times: usize, lives_ms: u64, away_ms: u64) -> Fleet {
+    let mut fleet = Fleet::new(stable + 1, keys, 0);
+    (fleet.restarts_after_ms, fleet.renamed) = (away_ms, true);
+    fleet.kill(stable);
+    fleet.pass(away_ms - STEP_MS);
+    fleet.longest_ms = 0;
+    for _ in 0..times {
+        fleet.pass(STEP_MS + lives_ms);
+        fleet.kill(stable);
+        fleet.pass(away_ms - STEP_MS);
+    }
+    fleet.processes[stable].starts_at = Instant(u64::MAX);
+    fleet.pass(15_000);
+    assert_eq!((fleet.deaths, fleet.aside()), (times + 1, Vec::new()));
+    fleet
+}
+
+#[test]
+fn no_key_waits_for_longer_than_the_lease_and_half_a_second_where_unrelated_processes_die() {
+    for (stable, keys) in [(1, 20), (2, 60), (2, 12), (2, 3), (4, 30)] {
+        for times in [2, 3, 4, 6] {
+            let longest_ms = crashes(stable, keys, times, 4000, 5000).longest_ms;
+            let case = format!("{stable} nodes live, {times} die, {keys} keys: one waited for {longest_ms} ms");
+            assert!(longest_ms <= UNOWNED_MS, "{case}");
+        }
+    }
+}
+
+#[test]
+fn no_key_waits_while_one_process_is_in_a_crash_loop() {
+    for (lives_ms, away_ms) in [(4000, 5000), (1000, 2000), (300, 1300), (2500, 8000)] {
+        let fleet = crashes(2, 60, 180_000 / (lives_ms + away_ms) as usize, lives_ms, away_ms);
+        let (waited, longest_ms) = (fleet.waited.len(), fleet.longest_ms);
+        assert!(
+            waited <= 4 && longest_ms <= 15_000,
+            "{lives_ms} and {away_ms} ms: {waited} waited, up to {longest_ms} ms"
+        );
+    }
+}
+
+#[test]
+fn what_just_became_suspect_is_spread_over_all_nodes_and_stays_there_until_it_is_none() {
+    let mut group = Group::new(config());
+    let (a, b) = (group.session("a", 1000, None), group.session("b", 1000, None));
+    for _ in 0..2 {
+        let victim = group.session("victim", 1_000_000, None);
+        group.add(&refs(&names(12)));
+        group.confirm_all(&[a, b]);
+        group.apply(&[Op::Rebalance]);
+        group.confirm_all(&[a, b]);
+        assert_eq!(group.held(victim), 12);
+        while group.ledger.is_alive(victim) {
+            group.pass(100, &[a, b]);
+        }
+    }
+    assert_eq!((group.held(a), group.held(b)), (6, 6));
+    let c = group.session("c", 1000, None);
+    for _ in 0..20 {
+        group.pass(100, &[a, b, c]);
+        group.confirm_all(&[a, b, c]);
+        assert_eq!((group.held(a), group.held(b), group.held(c)), (6, 6, 0), "they are on trial");
+    }
+    for _ in 0..60 {
+        group.pass(100, &[a, b, c]);
+        group.confirm_all(&[a, b, c]);
+    }
+    assert_eq!((group.held(a), group.held(b), group.held(c)), (4, 4, 4), "and then the newcomer gets its share");
+}
+
+#[test]
+fn the_leader_tells_who_comes_and_goes_and_what_it_holds_back() {
+    let mut group = Group::new(config());
+    _ = group.leader.take_news();
+    group.add(&["k"]);
+    let a = group.session("a", 1000, None);
+    let name = |name: &str| NodeId::new(name).unwrap();
+    assert_eq!(group.leader.take_news(), [News::Joined(name("a"), a)]);
+    while group.ledger.is_alive(a) {
+        group.pass(100, &[]);
+    }
+    assert_eq!(group.leader.take_news(), [News::Expired(name("a"), a, Duration::from_millis(LEASE_MS.into()), 1)]);
+    for victim in ["b", "c"] {
+        let victim = group.session(victim, 1000, None);
+        while group.ledger.is_alive(victim) {
+            group.pass(100, &[]);
+        }
+    }
+    _ = group.leader.take_news();
+    let d = group.session("d", 1000, None);
+    let held_back = News::HeldBack(1, Duration::from_secs(5));
+    assert_eq!(group.leader.take_news(), [News::Joined(name("d"), d), held_back]);
+    assert_eq!(group.leader.counts().held_back, 1);
+    for _ in 0..60 {
+        group.pass(100, &[d]);
+    }
+    assert_eq!(group.leader.take_news(), [News::Released]);
+    group.apply(&[Op::End { session: d }]);
+    assert_eq!(group.leader.take_news()[0], News::Left(name("d"), d));
 }
