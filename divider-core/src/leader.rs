@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-pub use news::News;
+pub(crate) use news::News;
 pub use token_ages::TokenAges;
 
 use crate::{
