@@ -77,10 +77,10 @@ pub fn open(url: &str, group: impl AsRef<str>) -> Result<OpenGroup, OpenError> {
             let store = divider_raft::RaftStore::from_url(url, group.clone())?.build().map_err(unprotected)?;
             Place::Raft(store.unheld())
         }
-        #[cfg(all(feature = "redis", not(feature = "redis-tls")))]
-        "rediss" | "valkeys" => return Err(unknown(&scheme)),
         #[cfg(feature = "redis")]
-        "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" => Place::Redis(url.to_owned()),
+        "redis" | "redis+unix" | "valkey" => Place::Redis(url.to_owned()),
+        #[cfg(feature = "redis-tls")]
+        "rediss" | "valkeys" => Place::Redis(url.to_owned()),
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => Place::Postgres(url.to_owned()),
         _ => return Err(unknown(&scheme)),
