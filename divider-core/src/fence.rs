@@ -8,9 +8,10 @@ use crate::ids::{Key, Token};
 
 /// Refuses writes of old owners: remembers for each key the highest token that it has seen.
 ///
-/// It belongs where the writes arrive, in the one process that carries them out, and not beside the [`Worker`](crate::Worker) that
-/// sends them: two processes with a fence each would not know of each other's tokens. It is in memory, keeps one number for
-/// each key that it has seen, and begins anew with its process; so does the sink, or else keep the token with the data.
+/// It belongs where the writes arrive, in the one process that carries them out, and not beside the
+/// [`Worker`](crate::Worker) that sends them: two processes with a fence each would not know of each other's tokens.
+/// It is in memory, keeps one number for each key that it has seen, and begins anew with its process; so does the
+/// sink, or else keep the token with the data.
 ///
 /// ```
 /// use divider_core::{Fence, Key, Token};
@@ -52,11 +53,11 @@ pub struct Stale {
 }
 
 impl Fence {
-    /// Whether a write for the key may be carried out under this token: not where a higher one has been seen. From now on
-    /// lower ones are refused.
+    /// Whether a write for the key may be carried out under this token: not where a higher one has been seen. From now
+    /// on lower ones are refused.
     ///
-    /// Nothing may come between the check and the write that it allows, or a newer owner's write could be overwritten after
-    /// all. So do both in one place, one write of a key after the other.
+    /// Nothing may come between the check and the write that it allows, or a newer owner's write could be overwritten
+    /// after all. So do both in one place, one write of a key after the other.
     ///
     /// # Errors
     /// [`Stale`]: nothing has changed.

@@ -43,11 +43,11 @@
 //! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting, [`limits`] every limit, [`Store`] what a backend
 //! promises.
 //!
-//! Why no two nodes act on a key at once: the ledger gives a key to one session at a time, under a token that only rises; and it
-//! takes one from a silent session no sooner than the lease after its last renewal was noticed, by when the node, which counts
-//! from before it sent that renewal and stops a twentieth of the lease earlier, no longer believes in it. That assumes clocks
-//! whose *speeds* differ by less than 5 %, and nothing about what they show. The repository's page on the algorithm has the whole
-//! argument.
+//! Why no two nodes act on a key at once: the ledger gives a key to one session at a time, under a token that only
+//! rises; and it takes one from a silent session no sooner than the lease after its last renewal was noticed, by when
+//! the node, which counts from before it sent that renewal and stops a twentieth of the lease earlier, no longer
+//! believes in it. That assumes clocks whose *speeds* differ by less than 5 %, and nothing about what they show. The
+//! repository's page on the algorithm has the whole argument.
 
 mod caught;
 pub mod clock;

@@ -163,11 +163,11 @@ impl<S: Store> NodeBuilder<S> {
         self.configure(|config| config.lease = lease)
     }
 
-    /// Asks a function at every interval which work there is, while this node leads: what is new begins, and what is not named
-    /// any more is removed, also where it was added by hand. Give every node of the group the same.
+    /// Asks a function at every interval which work there is, while this node leads: what is new begins, and what is
+    /// not named any more is removed, also where it was added by hand. Give every node of the group the same.
     ///
-    /// It says [`source`](Self::source) for a [`FnSource`] that is [`Authoritative`](SourceMode::Authoritative), with the
-    /// default [limit](crate::RemovalLimit) on how much absence is believed at once.
+    /// It says [`source`](Self::source) for a [`FnSource`] that is [`Authoritative`](SourceMode::Authoritative), with
+    /// the default [limit](crate::RemovalLimit) on how much absence is believed at once.
     ///
     /// ```
     /// use std::time::Duration;

@@ -176,9 +176,9 @@ impl Worker {
     /// How long to go on without a session, at the start and later, before [`run_until`](Self::run_until) ends with the
     /// store's error. Default: for ever: the worker waits until the store is back, which is right for most programs.
     ///
-    /// Set it where a supervisor, such as systemd or Kubernetes, restarts the program when it ends, and where a new process may
-    /// reach the store although this one cannot, for example because it reads its configuration or its password anew. It is
-    /// counted from the loss of the session, which comes up to a lease after the store went away.
+    /// Set it where a supervisor, such as systemd or Kubernetes, restarts the program when it ends, and where a new
+    /// process may reach the store although this one cannot, for example because it reads its configuration or its
+    /// password anew. It is counted from the loss of the session, which comes up to a lease after the store went away.
     #[must_use]
     pub fn outage_limit(mut self, limit: Duration) -> Self {
         self.outage_limit = Some(limit);

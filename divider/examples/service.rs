@@ -1,23 +1,23 @@
 //! for me in sink a b c; do cargo run -q -p divider --example service -- $me & done; wait
 //!
-//! A whole service, in four processes: three that poll feeds, and one that what they find is written to. It has what a real
-//! one needs: a name and a store from its flags, a source of work, a checkpoint for the next owner, a sink that refuses old
-//! owners, a line of health for a probe, and a drain on SIGTERM. Try:
+//! A whole service, in four processes: three that poll feeds, and one that what they find is written to. It has what a
+//! real one needs: a name and a store from its flags, a source of work, a checkpoint for the next owner, a sink that
+//! refuses old owners, a line of health for a probe, and a drain on SIGTERM. Try:
 //!
 //! - `curl localhost:8081` asks a how it is (8082 asks b, 8083 asks c);
-//! - `pkill -f 'service a$'` drains a, `pkill -9 -f 'service a$'` kills it: watch whose lines the sink prints;
+//! - `pkill -f 'service a$'` drains a, `pkill -9 -f 'service a$'` kills it: the others take its feeds over, and the
+//!   sink's lines go on under higher tokens. Two of the three must be there for anything to be decided;
 //! - `echo alpha beta > feeds.txt` says what there is to poll. Without the file there are 30 feeds.
 //!
-//! A URL after the name is the store in place of Raft: `service a postgres://user:password@host/database`, with the feature
-//! `postgres`.
+//! A URL after the name is the store in place of Raft: `service a postgres://user:password@host/database`, with the
+//! feature `postgres`.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it shows something")]
 
 use std::{future::Future, time::Duration};
 
 use divider::{
-    Balance, Divider, Fence, Job, Key, Next, Node, SourceError, StopSignal, TaskError, Token, Work, Worker,
-    shutdown_signal,
+    Balance, Fence, Job, Key, Next, Node, SourceError, StopSignal, TaskError, Token, Work, Worker, shutdown_signal,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -104,8 +104,8 @@ async fn write(sink: &UdpSocket, feed: &Job, polls: u64) -> Result<(), TaskError
     }
 }
 
-/// What is written to, in the place of your database. One write after the other, so that nothing comes in between the check of
-/// a token and the write.
+/// What is written to, in the place of your database. One write after the other, so that nothing comes in between the
+/// check of a token and the write.
 async fn sink(shutdown: impl Future) -> Result<(), AnyError> {
     let (socket, fence) = (UdpSocket::bind(SINK).await?, Fence::default());
     let writes = async {
@@ -134,7 +134,8 @@ fn take(fence: &Fence, write: &str) -> Result<(), AnyError> {
     Ok(())
 }
 
-/// Answers a readiness probe: 200 while the node has a session, else 503, and a line that says more. `Health` is also serde's.
+/// Answers a readiness probe: 200 while the node has a session, else 503, and a line that says more. `Health` is also
+/// serde's.
 async fn tell_health(node: Node, port: usize) -> Result<(), AnyError> {
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
     loop {

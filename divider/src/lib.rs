@@ -16,15 +16,15 @@
 //! ```
 //!
 //! # Which store
-//! [`open`] takes a URL. What a URL cannot say is set on the builders in [`raft`], [`redis`] and [`postgres`], whose stores go
-//! into [`Node::builder`] as well.
+//! [`open`] takes a URL. What a URL cannot say is set on the builders in [`raft`], [`redis`] and [`postgres`], whose
+//! stores go into [`Node::builder`] as well.
 //!
 #![doc = include_str!("../URLS.md")]
 //!
 //! # Where to read on
-//! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting of a node, [`limits`] every limit, and [`Worker`] runs a
-//! task for each key. [`Fence`] is what a sink does with tokens. What a program uses is here; what only the author of a store
-//! needs is in [`store`].
+//! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting of a node, [`limits`] every limit, and
+//! [`Worker`] runs a task for each key. [`Fence`] is what a sink does with tokens. What a program uses is here; what
+//! only the author of a store needs is in [`store`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // Documented without a backend there is nothing to lead to.
 #![cfg_attr(
@@ -44,8 +44,8 @@ pub use divider_core::{
 };
 pub use open::{OpenError, OpenGroup, open};
 
-/// For authors of a [`Store`](trait@crate::Store) of their own: what one is told, what it answers, and the [`Ledger`](store::Ledger)
-/// that decides. A program needs none of it.
+/// For authors of a [`Store`](trait@crate::Store) of their own: what one is told, what it answers, and the
+/// [`Ledger`](store::Ledger) that decides. A program needs none of it.
 pub mod store {
     #[doc(inline)]
     pub use divider_core::{
@@ -69,7 +69,8 @@ pub mod redis {
     pub use divider_redis::*;
 }
 
-/// The PostgreSQL backend. Begin at [`PostgresStore`](postgres::PostgresStore); [`migrate`](postgres::migrate) makes the tables.
+/// The PostgreSQL backend. Begin at [`PostgresStore`](postgres::PostgresStore); [`migrate`](postgres::migrate) makes
+/// the tables.
 #[cfg(feature = "postgres")]
 pub mod postgres {
     /// The driver, since some of its types are part of the configuration.

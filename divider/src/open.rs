@@ -45,8 +45,8 @@ pub enum OpenError {
     /// The URL says something that cannot be used. Never quotes a password.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The URL makes an embedded Raft member that others reach, or a client of some, and does not say how connections are
-    /// protected.
+    /// The URL makes an embedded Raft member that others reach, or a client of some, and does not say how connections
+    /// are protected.
     #[cfg(feature = "raft")]
     #[error(
         "raft: the URL does not say how connections are protected; add `&plaintext` to the URL where the network is closed to \

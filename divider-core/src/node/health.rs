@@ -9,8 +9,8 @@ use crate::ids::{NodeId, SessionId};
 
 /// How a node is at the moment, as far as it knows itself. From [`Node::health`].
 ///
-/// It can be shown as it is, such as by `serde_json`. A node is *ready* while it has a session. One that has none for longer than
-/// a few leases cannot reach its store; to start it anew does not help against that.
+/// It can be shown as it is, such as by `serde_json`. A node is *ready* while it has a session. One that has none for
+/// longer than a few leases cannot reach its store; to start it anew does not help against that.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Health {
@@ -24,8 +24,8 @@ pub struct Health {
     pub held: usize,
     /// Its affinity, as last acknowledged by the store.
     pub affinity: u32,
-    /// How long ago the last renewal was sent that counted, in milliseconds: below the time between two beats in good times, and
-    /// never more than the lease. `None` without a session.
+    /// How long ago the last renewal was sent that counted, in milliseconds: below the time between two beats in good
+    /// times, and never more than the lease. `None` without a session.
     pub renewed_ms_ago: Option<u64>,
     /// Whether it takes no more work, because it is being flushed or cancelled.
     pub draining: bool,

@@ -13,8 +13,8 @@ use crate::{
     record::{Blob, StopReason},
 };
 
-/// What a task is given to work on: the key, its token, payload and checkpoint (all fields of [`Assignment`]), and the calls
-/// that concern them. Clones are handles to the same task.
+/// What a task is given to work on: the key, its token, payload and checkpoint (all fields of [`Assignment`]), and the
+/// calls that concern them. Clones are handles to the same task.
 #[derive(Clone)]
 pub struct Job {
     assignment: Assignment,

@@ -20,9 +20,10 @@ pub fn shutdown_signal() -> impl Future<Output = SecondSignal> + Send + 'static 
 
 /// The second signal: "do not wait for the drain, end now".
 ///
-/// The first signal begins the drain. Whatever future is given to [`run_until`](crate::Worker::run_until) as `shutdown` may
-/// return one of these, and when it completes the drain is cut short. That of [`shutdown_signal`] completes on the next SIGTERM
-/// or ctrl-c. A `shutdown` that returns `()` has none: the drain then takes the time that it takes.
+/// The first signal begins the drain. Whatever future is given to [`run_until`](crate::Worker::run_until) as
+/// `shutdown` may return one of these, and when it completes the drain is cut short. That of [`shutdown_signal`]
+/// completes on the next SIGTERM or ctrl-c. A `shutdown` that returns `()` has none: the drain then takes the time
+/// that it takes.
 pub struct SecondSignal(Pin<Box<dyn Future<Output = ()> + Send>>);
 
 impl SecondSignal {
