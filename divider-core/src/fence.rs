@@ -14,7 +14,8 @@ use crate::ids::{Key, Token};
 /// sink, or else keep the token with the data.
 ///
 /// ```
-/// use divider_core::{Fence, Key, Token};
+/// # use divider_core as divider;
+/// use divider::{Fence, Key, Token};
 /// let (fence, key) = (Fence::default(), Key::new("account-7")?);
 /// fence.check(&key, Token(1))?;
 /// fence.check(&key, Token(2))?; // The next owner.

@@ -65,7 +65,8 @@ use shared::Shared;
 /// A node of a group, over any [`Store`]. Clones are handles to the same node.
 ///
 /// ```
-/// use divider_core::{Divider, MemoryStore, Node, Work};
+/// # use divider_core as divider;
+/// use divider::{Divider, MemoryStore, Node, Work};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let node = Node::builder(MemoryStore::new()).build()?;
 /// let (mut starts, mut stops) = (node.start_processing(), node.stop_processing());
@@ -171,7 +172,8 @@ impl<S: Store> NodeBuilder<S> {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use divider_core::{MemoryStore, Node, Work};
+    /// # use divider_core as divider;
+    /// use divider::{MemoryStore, Node, Work};
     /// # async fn tenants() -> std::io::Result<Vec<String>> { Ok(Vec::new()) }
     /// let builder = Node::builder(MemoryStore::new()).work_from(Duration::from_secs(5), || async {
     ///     Ok(tenants().await?.into_iter().map(Work::new).collect::<Result<_, _>>()?)

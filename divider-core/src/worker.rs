@@ -73,7 +73,8 @@ pub enum Next {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use divider_core::{Divider, MemoryStore, Next, Node, Work, Worker};
+/// # use divider_core as divider;
+/// use divider::{Divider, MemoryStore, Next, Node, Work, Worker};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let node = Node::builder(MemoryStore::new()).build()?;
 /// node.start().await?;
