@@ -30,8 +30,16 @@ use crate::{
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct NodeConfig {
-    /// The node's name in logs and answers. Default: a random one. A node that comes back under the name of one that has just
-    /// died is given nothing for two leases, unless nobody else takes work: see `ARCHITECTURE.md`.
+    /// The node's name in logs and answers. Default: a random one.
+    ///
+    /// **A process that crashes and comes back under the same name is given no keys for two leases** (6 s by default),
+    /// counted from when the leader saw it join. It holds whenever the group still has a session of that name: one
+    /// that has not expired yet, or whose keys have not all been given out again. So it meets a pod with a fixed name
+    /// that is started again at once, and two processes that share a name. It does not meet a node that was drained
+    /// and left, one that comes back later than the lease of its dead session plus the time to give out the keys, or
+    /// one with a random name; and the wait ends at once where no other node takes work. Why: a program that crashes
+    /// on its start would otherwise be the emptiest node each time, be given its own keys back, and have healthy keys
+    /// set aside for its deaths.
     pub node: NodeId,
     /// How much work the node wants when it joins, in proportion to the others; 0 to
     /// [`MAX_AFFINITY`](limits::MAX_AFFINITY).
@@ -76,9 +84,11 @@ pub struct NodeConfig {
 
 /// When a key whose owners keep dying is set aside.
 ///
-/// Whatever ran beside a key that kills its process died with it, so that a count alone would set its neighbours aside, too.
-/// A key is therefore *suspect* after some deaths in a row, and then tried apart from other suspects; only deaths with
-/// nothing else suspect aboard count further. `docs/ALGORITHM.md` says what is evidence and what is not.
+/// Whatever ran beside a key that kills its process died with it, so that a count alone would set its neighbours
+/// aside, too. A key is therefore *suspect* after some deaths in a row, and then tried apart from other suspects; only
+/// deaths with nothing else suspect aboard count further. A death says nothing where most of the group fell silent at
+/// the same time, where its node could not hear, or where no other session was there to see it: machines and networks
+/// fail, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantine {

@@ -174,8 +174,13 @@ pub trait Divider: Send + Sync + 'static {
     /// The node's affinity, as last acknowledged by the store.
     fn affinity(&self) -> u32;
 
-    /// Sets how much work the node wants, in proportion to the other nodes. 0 means no new work. Nothing that runs is
-    /// moved by it.
+    /// Sets how much work the node wants, in proportion to the other nodes. 0 means no new work; to give up what runs
+    /// as well, [`flush`](Self::flush).
+    ///
+    /// Under [`Balance::OnJoin`](crate::Balance::OnJoin), the default, nothing that runs is moved by it: it decides
+    /// who is given keys that become free, and what the next join, or [`rebalance`](Self::rebalance), moves. With
+    /// [`Balance::Continuous`](crate::Balance::Continuous) on the node that leads, running keys move as soon as a node
+    /// is above its quota by more than the tolerance; with affinity 0, its quota is nothing.
     ///
     /// # Errors
     /// [`Error::Invalid`] where it is below 0 or above [`MAX_AFFINITY`](crate::limits::MAX_AFFINITY): nothing has changed.

@@ -169,7 +169,8 @@ pub enum Error {
         /// Which part, for people.
         part: String,
     },
-    /// The key is not known here (never assigned to this node, or finished). Nothing has changed.
+    /// This node does not hold the key: it never did, or the key has ended or moved on since. For
+    /// [`retry`](crate::Divider::retry): the key is not set aside. Nothing has changed.
     #[error("this node does not hold the key {key}")]
     UnknownKey {
         /// The key.

@@ -42,7 +42,7 @@ use session::Session;
 /// Keys in one [`Ledger::scan`] page.
 const PAGE: usize = 4096;
 
-/// The authority of one group. See the [module](self) for the idea, and `docs/ALGORITHM.md` for the argument.
+/// The authority of one group. See the [module](self) for the idea.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     revision: Revision,

@@ -41,13 +41,20 @@
 //!
 //! # Where to read on
 //! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting, [`limits`] every limit, [`Store`] what a backend
-//! promises. The repository's `docs/ALGORITHM.md` argues why no two nodes act on a key at once, and what that assumes.
+//! promises.
+//!
+//! Why no two nodes act on a key at once: the ledger gives a key to one session at a time, under a token that only
+//! rises; and it takes one from a silent session no sooner than the lease after its last renewal was noticed, by when
+//! the node, which counts from before it sent that renewal and stops a twentieth of the lease earlier, no longer
+//! believes in it. That assumes clocks whose *speeds* differ by less than 5 %, and nothing about what they show. The
+//! repository's page on the algorithm has the whole argument.
 
 mod caught;
 pub mod clock;
 mod config;
 mod divider;
 mod error;
+mod fence;
 pub mod format;
 mod ids;
 #[cfg_attr(not(feature = "unstable-sim"), allow(dead_code, unreachable_pub))]
@@ -76,10 +83,11 @@ pub use clock::{Clock, Instant, SystemClock};
 pub use config::{NodeConfig, Quarantine};
 pub use divider::{Assigned, Assignment, Divider, Event, Events, Flushed, IntoDivider, NotHandedOver, Release, Stop};
 pub use error::{ConfigError, Error, InvalidInput, StoreError};
+pub use fence::{Fence, Stale};
 pub use ids::{Beat, Group, Key, NodeId, Revision, SessionId, Term, Token};
 pub use ledger::{Effects, Frozen, Ledger};
 pub use memory::MemoryStore;
-pub use node::{Node, NodeBuilder};
+pub use node::{Health, Node, NodeBuilder};
 pub use op::{
     Applied, Batch, Blame, Change, Finding, GroupView, Holding, Join, Message, Notice, Op, Outcome, Refusal,
     SessionView, Verdict,

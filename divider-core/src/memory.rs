@@ -31,7 +31,8 @@ const BACKLOG: usize = 1024;
 /// A handle to a group in this process's memory. Clones are handles to the same group, one for each node.
 ///
 /// ```
-/// use divider_core::MemoryStore;
+/// # use divider_core as divider;
+/// use divider::MemoryStore;
 /// let for_one_node = MemoryStore::new();
 /// let for_another_node_of_the_same_group = for_one_node.clone();
 /// ```

@@ -16,6 +16,7 @@ mod duty;
 mod environment;
 mod feed;
 mod gap_tracker;
+mod health;
 mod lead;
 mod leader_watch;
 mod observe;
@@ -39,6 +40,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tracing::Instrument;
 
 pub use environment::{Environment, Task};
+pub use health::Health;
 pub(crate) use observe::target;
 
 use crate::{
@@ -51,7 +53,7 @@ use crate::{
     member::{Confirmation, Declared, Member, Queue},
     op::{Op, Outcome, affinity_in_range},
     record::{Blob, Record, Text, Work},
-    source::SourceConfig,
+    source::{FnSource, SourceConfig, SourceError, SourceMode},
     store::{Stats, Store},
 };
 use batcher::{HandedIn, OpRequest, batches};
@@ -63,7 +65,8 @@ use shared::Shared;
 /// A node of a group, over any [`Store`]. Clones are handles to the same node.
 ///
 /// ```
-/// use divider_core::{Divider, MemoryStore, Node, Work};
+/// # use divider_core as divider;
+/// use divider::{Divider, MemoryStore, Node, Work};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let node = Node::builder(MemoryStore::new()).build()?;
 /// let (mut starts, mut stops) = (node.start_processing(), node.stop_processing());
@@ -144,6 +147,46 @@ impl<S: Store> NodeBuilder<S> {
     pub fn configure(mut self, change: impl FnOnce(&mut NodeConfig)) -> Self {
         change(&mut self.config);
         self
+    }
+
+    /// Sets the node's [name](NodeConfig::node).
+    ///
+    /// # Errors
+    /// [`InvalidInput`] where it is empty or too long.
+    pub fn name(mut self, name: impl AsRef<str>) -> Result<Self, InvalidInput> {
+        self.config.node = NodeId::new(name)?;
+        Ok(self)
+    }
+
+    /// Sets the [lease](NodeConfig::lease).
+    #[must_use]
+    pub fn lease(self, lease: Duration) -> Self {
+        self.configure(|config| config.lease = lease)
+    }
+
+    /// Asks a function at every interval which work there is, while this node leads: what is new begins, and what is
+    /// not named any more is removed, also where it was added by hand. Give every node of the group the same.
+    ///
+    /// It says [`source`](Self::source) for a [`FnSource`] that is [`Authoritative`](SourceMode::Authoritative), with
+    /// the default [limit](crate::RemovalLimit) on how much absence is believed at once.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # use divider_core as divider;
+    /// use divider::{MemoryStore, Node, Work};
+    /// # async fn tenants() -> std::io::Result<Vec<String>> { Ok(Vec::new()) }
+    /// let builder = Node::builder(MemoryStore::new()).work_from(Duration::from_secs(5), || async {
+    ///     Ok(tenants().await?.into_iter().map(Work::new).collect::<Result<_, _>>()?)
+    /// });
+    /// # builder.build().unwrap();
+    /// ```
+    #[must_use]
+    pub fn work_from<F, Fut>(self, interval: Duration, work: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Vec<Work>, SourceError>> + Send + 'static,
+    {
+        self.source(SourceConfig::new(Arc::new(FnSource(work)), SourceMode::Authoritative, interval))
     }
 
     /// Reads work from a source while this node leads. Give every node of the group the same.

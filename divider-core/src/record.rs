@@ -75,9 +75,10 @@ impl<'de> Deserialize<'de> for Blob {
 /// Work as a user declares it: a key and what goes with it.
 ///
 /// ```
-/// use divider_core::Work;
+/// # use divider_core as divider;
+/// use divider::Work;
 /// let work = Work::new("tenant-17")?.weight(3).priority(10).payload(*b"hello");
-/// # Ok::<(), divider_core::InvalidInput>(())
+/// # Ok::<(), divider::InvalidInput>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {

@@ -80,7 +80,8 @@ pub enum Next {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use divider_core::{Divider, MemoryStore, Next, Node, Work, Worker};
+/// # use divider_core as divider;
+/// use divider::{Divider, MemoryStore, Next, Node, Work, Worker};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let node = Node::builder(MemoryStore::new()).build()?;
 /// node.start().await?;
@@ -197,7 +198,11 @@ impl Worker {
     }
 
     /// How long to go on without a session, at the start and later, before [`run_until`](Self::run_until) ends with the
-    /// store's error. Default: for ever. For a program that is started anew by something else when it ends.
+    /// store's error. Default: for ever: the worker waits until the store is back, which is right for most programs.
+    ///
+    /// Set it where a supervisor, such as systemd or Kubernetes, restarts the program when it ends, and where a new
+    /// process may reach the store although this one cannot, for example because it reads its configuration or its
+    /// password anew. It is counted from the loss of the session, which comes up to a lease after the store went away.
     #[must_use]
     pub fn outage_limit(mut self, limit: Duration) -> Self {
         self.outage_limit = Some(limit);
@@ -205,6 +210,10 @@ impl Worker {
     }
 
     /// Asks for the node's affinity at every interval, and sets it when it has changed.
+    ///
+    /// By itself this decides only about keys that become free: for running keys to follow the load, every node needs
+    /// [`Balance::Continuous`](crate::Balance::Continuous), since the one that leads decides. See
+    /// [`Divider::set_affinity`], also for 0. Round it, for example to whole hundreds: each change moves keys.
     #[must_use]
     pub fn affinity_from(mut self, interval: Duration, affinity: impl Fn() -> u32 + Send + Sync + 'static) -> Self {
         self.load = Some(Load { interval, affinity: Box::new(affinity) });

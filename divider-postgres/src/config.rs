@@ -69,7 +69,8 @@ impl PostgresConfig {
     /// [`ConfigError`] where it is not one. The error does not repeat the URL, which may hold a password.
     pub fn new(url: &str, group: Group) -> Result<Self, ConfigError> {
         let wrong = |problem: &str| ConfigError::new("url", problem);
-        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+        if !["postgres", "postgresql"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
             return Err(wrong("must begin with postgres:// or postgresql://"));
         }
         let not_a_url = || wrong("is not a PostgreSQL connection URL");
@@ -294,6 +295,7 @@ mod tests {
             read("postgres://u:p%40@a:1,b,[::1]:3/db?target_session_attrs=primary").expect("a URL");
         assert_eq!(hosts, ["a 1", "b 5432", "[::1] 3"]);
         assert_eq!(read("postgres://u@a/db?sslmode=disable").expect("a URL"), ["a 5432"]);
+        assert_eq!(read("Postgres://u@a/db").expect("a URL"), ["a 5432"], "a scheme may be written in capitals");
         for wrong in ["postgres://a:1,b:x/db", "postgres://a/db?target_session_attrs=standby"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

@@ -55,12 +55,22 @@ impl RaftStore {
     /// # Ok(()) }
     /// ```
     ///
-    /// `raft:` followed by `memory` instead of a directory keeps everything in memory. TLS is set on the builder.
+    /// `raft:` followed by `memory` instead of a directory keeps everything in memory. A setting does what the field of
+    /// [`RaftConfig`](crate::RaftConfig) of its name does:
+    ///
+    /// - `name`, `cluster`, `listen` and `advertise` take a text;
+    /// - `seeds` and `seed_names` take `host:port`, several with commas between them;
+    /// - `voters_to_found` takes a number, `step_after_ms` milliseconds;
+    /// - `role` takes `voter`, `learner` or `client`;
+    /// - `plaintext` takes nothing.
+    ///
+    /// Certificates, a secret and all else are set on the builder. Nothing in the URL is decoded.
     ///
     /// # Errors
     /// [`UrlError`], which says what there is.
     pub fn from_url(url: &str, group: Group) -> Result<RaftBuilder, UrlError> {
-        let rest = url.strip_prefix("raft:").ok_or(UrlError::Scheme)?;
+        let (_, rest) =
+            url.split_once(':').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("raft")).ok_or(UrlError::Scheme)?;
         let (directory, settings) = rest.split_once('?').unwrap_or((rest, ""));
         let data = match directory {
             "" => Data::Unset,
@@ -124,6 +134,7 @@ mod tests {
         let refused = |url| RaftStore::from_url(url, Group::new("/g/").unwrap()).unwrap_err().to_string();
         assert!(refused("redis://x").contains("raft:"));
         assert!(refused("raft:/x?lsten=y").contains("listen"));
+        assert!(refused("Raft:/x?lsten=y").contains("listen"), "a scheme may be written in capitals");
         assert!(refused("raft:/x?role=boss").contains("client"));
         assert!(refused("raft:/x?name=").contains("empty"));
         assert!(refused("raft:/x?voters_to_found=few").contains("number"));

@@ -86,12 +86,15 @@ impl RedisConfig {
 
     /// What a URL says. The redis crate's own message may quote the URL, so it is not passed on.
     fn server(&self, url: &str) -> Result<ConnectionInfo, ConfigError> {
-        let encrypted = ["rediss:", "valkeys:"].iter().any(|scheme| url.starts_with(scheme));
+        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        let encrypted = ["rediss", "valkeys"].iter().any(|tls| scheme.eq_ignore_ascii_case(tls));
+        // Whoever has given one URL knows of no list.
+        let (field, one) = if self.urls.len() == 1 { ("url", "") } else { ("urls", "one ") };
         if encrypted && !cfg!(feature = "tls") {
-            return Err(refused("urls", "rediss:// needs the Cargo feature `tls` of divider-redis"));
+            return Err(refused(field, &format!("{one}begins with {scheme}:, which needs {TLS}")));
         }
-        let form = "one is not of the form redis://[user[:password]@]host[:port][/database]";
-        let info = url.into_connection_info().map_err(|_| refused("urls", form))?;
+        let form = format!("{one}is not of the form redis://[user[:password]@]host[:port][/database]");
+        let info = url.into_connection_info().map_err(|_| refused(field, &form))?;
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         self.certified(info.set_tcp_settings(tcp))
     }
@@ -114,7 +117,7 @@ impl RedisConfig {
                 .map(|client| client.get_connection_info().clone())
                 .map_err(|_| refused(field, "the certificates or the key are not PEM that can be used")),
             #[cfg(not(feature = "tls"))]
-            Some(field) => Err(refused(field, "certificates need the Cargo feature `tls` of divider-redis")),
+            Some(field) => Err(refused(field, &format!("certificates need {TLS}"))),
         }
     }
 
@@ -136,7 +139,8 @@ impl RedisConfig {
 
     #[cfg(not(feature = "cluster"))]
     fn cluster(&self, _: &[ConnectionInfo]) -> Result<Cluster, ConfigError> {
-        Err(refused("urls", "a cluster needs the Cargo feature `cluster` of divider-redis"))
+        let feature = "the Cargo feature `cluster` of divider-redis (`redis-cluster` of divider)";
+        Err(refused("urls", &format!("a cluster needs {feature}")))
     }
 
     #[cfg(feature = "cluster")]
@@ -151,6 +155,9 @@ impl RedisConfig {
         })
     }
 }
+
+/// What has to be switched on for it.
+const TLS: &str = "the Cargo feature `tls` of divider-redis (`redis-tls` of divider)";
 
 fn refused(field: &'static str, problem: &str) -> ConfigError {
     ConfigError::new(field, problem)
@@ -300,7 +307,7 @@ mod tests {
 
     #[test]
     fn an_encrypted_url_names_the_feature_that_it_needs() {
-        for url in ["rediss://cache.example:6380", "valkeys://cache.example"] {
+        for url in ["rediss://cache.example:6380", "valkeys://cache.example", "REDISS://cache.example"] {
             let refused = built(url, |_| {}).err();
             let tls = cfg!(feature = "tls");
             assert_eq!(refused.is_none(), tls);
@@ -314,6 +321,6 @@ mod tests {
         assert_eq!(error.field, "root_certificates");
         let pair = Some((b"no".to_vec(), b"pem".to_vec()));
         let error = built("rediss://cache.example", |config| config.client_certificate = pair).err().unwrap();
-        assert!(matches!(error.field, "client_certificate" | "urls"), "{error}");
+        assert!(matches!(error.field, "client_certificate" | "url"), "{error}");
     }
 }

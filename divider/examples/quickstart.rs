@@ -137,6 +137,7 @@ async fn main() -> Result<(), AnyError> {
     show_all(show, &[&bert, &dora]).await;
 
     show.step("What to try next");
+    show.note("a whole service     the first line of divider/examples/service.rs says how to run it");
     show.note("several processes   cargo run --release -p divider-examples --example worker -- --help");
     show.note("with certificates   cargo run --release -p divider-examples --example raft_tls");
     show.note("a task per key      cargo run --release -p divider-examples --example task_per_key");

@@ -16,32 +16,69 @@
 //! ```
 //!
 //! # Which store
-//! | URL | where the group is kept | Cargo feature |
-//! | --- | --- | --- |
-//! | `memory:` | in this process, and gone with it | always there |
-//! | `raft:/data/directory` | on the disks of the nodes themselves; see [`raft::RaftStore::from_url`] for clusters | `raft` (default) |
-//! | `redis://user:password@host:port/database`, `redis+unix:///path` | on a Redis server | `redis` |
-//! | `rediss://…` | the same, over TLS | `redis-tls` |
-//! | `postgres://user:password@host:port/database` | in a PostgreSQL database, in the schema `divider` | `postgres` |
+//! [`open`] takes a URL. What a URL cannot say is set on the builders in [`raft`], [`redis`] and [`postgres`], whose
+//! stores go into [`Node::builder`] as well.
 //!
-//! What a URL cannot say is set on the builders in [`raft`], [`redis`] and [`postgres`], whose stores go into
-//! [`Node::builder`] as well.
+#![doc = include_str!("../URLS.md")]
 //!
 //! # Where to read on
-//! Everything of [`divider_core`] is here under the same name: [`Divider`] has the rules of delivery, [`NodeConfig`] every
-//! setting, [`limits`] every limit, and [`Worker`] runs a task for each key.
+//! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting of a node, [`limits`] every limit, and
+//! [`Worker`] runs a task for each key. [`Fence`] is what a sink does with tokens. What a program uses is here; what
+//! only the author of a store needs is in [`store`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
+// Documented without a backend there is nothing to lead to.
+#![cfg_attr(
+    not(all(feature = "postgres", feature = "raft", feature = "redis")),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 
 mod open;
 
-pub use divider_core::*;
-#[cfg(feature = "postgres")]
-pub use divider_postgres as postgres;
-#[cfg(feature = "raft")]
-pub use divider_raft as raft;
-#[cfg(feature = "redis")]
-pub use divider_redis as redis;
+#[doc(inline)]
+pub use divider_core::{
+    Aside, Assigned, Assignment, Balance, Blob, ConfigError, Deaths, Declaration, Divider, Error, Event, Events, Fence,
+    Flushed, FnSource, Group, Health, Hold, IntoDivider, InvalidInput, Job, Key, KeyView, MaxInFlight, MemoryStore,
+    Next, Node, NodeBuilder, NodeConfig, NodeId, NotHandedOver, Quarantine, Record, Release, RemovalLimit, Retry,
+    SecondSignal, SessionId, SourceConfig, SourceError, SourceMode, Stale, State, Stats, Stop, StopReason, StopSignal,
+    Store, StoreError, TaskError, Text, Token, Work, WorkSource, Worker, limits, shutdown_signal,
+};
 pub use open::{OpenError, OpenGroup, open};
+
+/// For authors of a [`Store`](trait@crate::Store) of their own: what one is told, what it answers, and the
+/// [`Ledger`](store::Ledger) that decides. A program needs none of it.
+pub mod store {
+    #[doc(inline)]
+    pub use divider_core::{
+        Applied, Batch, Beat, Blame, Change, Claim, Clock, Cursor, Effects, Finding, Frozen, GroupView, Hint,
+        HintStream, Holding, Holdings, Instant, Join, LeaderView, Ledger, Message, Notice, Op, Outcome, Page,
+        PollReply, Refusal, Revision, SessionView, SystemClock, Term, Topic, Verdict, clock, format, ledger,
+    };
+}
+
+/// The embedded Raft backend: the nodes are their own store. Begin at [`RaftStore`](raft::RaftStore).
+#[cfg(feature = "raft")]
+pub mod raft {
+    #[doc(inline)]
+    pub use divider_raft::*;
+}
+
+/// The Redis backend. Begin at [`RedisStore`](redis::RedisStore).
+#[cfg(feature = "redis")]
+pub mod redis {
+    #[doc(inline)]
+    pub use divider_redis::*;
+}
+
+/// The PostgreSQL backend. Begin at [`PostgresStore`](postgres::PostgresStore); [`migrate`](postgres::migrate) makes
+/// the tables.
+#[cfg(feature = "postgres")]
+pub mod postgres {
+    /// The driver, since some of its types are part of the configuration.
+    #[doc(no_inline)]
+    pub use divider_postgres::sqlx;
+    #[doc(inline)]
+    pub use divider_postgres::{Credentials, PostgresBuilder, PostgresConfig, PostgresStore, QuerySource, migrate};
+}
 
 /// The examples of the README are tested like all others.
 #[cfg(doctest)]

@@ -47,6 +47,14 @@ pub enum OpenError {
     /// The URL says something that cannot be used. Never quotes a password.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The URL makes an embedded Raft member that others reach, or a client of some, and does not say how connections
+    /// are protected.
+    #[cfg(feature = "raft")]
+    #[error(
+        "raft: the URL does not say how connections are protected; add `&plaintext` to the URL where the network is closed to \
+         others, or set tls(..) or secret(..) on the builder (divider::raft::RaftStore::from_url)"
+    )]
+    Unprotected,
     /// The URL of an embedded Raft member cannot be used.
     #[cfg(feature = "raft")]
     #[error(transparent)]
@@ -63,21 +71,32 @@ pub enum OpenError {
 /// [`OpenError`], which says what there is, or what is wrong.
 pub fn open(url: &str, group: impl AsRef<str>) -> Result<OpenGroup, OpenError> {
     let group = Group::new(group.as_ref())?;
-    let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme);
-    let place = match scheme {
+    let scheme = url.split_once(':').map_or(url, |(scheme, _)| scheme).to_ascii_lowercase();
+    let place = match scheme.as_str() {
         "memory" => Place::Memory(MemoryStore::new()),
         #[cfg(feature = "raft")]
-        "raft" => Place::Raft(divider_raft::RaftStore::from_url(url, group.clone())?.build()?.unheld()),
+        "raft" => {
+            let store = divider_raft::RaftStore::from_url(url, group.clone())?.build().map_err(unprotected)?;
+            Place::Raft(store.unheld())
+        }
         #[cfg(feature = "redis")]
-        "redis" | "rediss" | "redis+unix" | "valkey" | "valkeys" => Place::Redis(url.to_owned()),
+        "redis" | "redis+unix" | "valkey" => Place::Redis(url.to_owned()),
+        #[cfg(feature = "redis-tls")]
+        "rediss" | "valkeys" => Place::Redis(url.to_owned()),
         #[cfg(feature = "postgres")]
         "postgres" | "postgresql" => Place::Postgres(url.to_owned()),
-        _ => return Err(unknown(scheme)),
+        _ => return Err(unknown(&scheme)),
     };
     let opened = OpenGroup { group, place, prepared: false };
     // What cannot be used is said here.
     opened.store()?;
     Ok(opened)
+}
+
+/// Of the ways to protect connections, a URL knows one.
+#[cfg(feature = "raft")]
+fn unprotected(error: ConfigError) -> OpenError {
+    if error.field == "security" { OpenError::Unprotected } else { error.into() }
 }
 
 fn unknown(scheme: &str) -> OpenError {
@@ -193,6 +212,55 @@ mod tests {
     fn a_store_that_was_left_out_is_refused_with_the_feature_that_it_needs() {
         let error = open("postgres://x", "/g/").unwrap_err().to_string();
         assert!(error.contains("features = [\"postgres\"]"), "{error}");
+    }
+
+    #[cfg(all(feature = "redis", not(feature = "redis-tls")))]
+    #[test]
+    fn encryption_that_was_left_out_is_refused_with_the_feature_of_this_crate() {
+        let error = open("rediss://x", "/g/").unwrap_err().to_string();
+        assert!(error.contains("features = [\"redis-tls\"]"), "{error}");
+    }
+
+    #[test]
+    fn a_scheme_may_be_written_in_capitals() {
+        for url in
+            ["MEMORY:", "Raft:memory", "REDIS://host", "Postgres://host/db", "RAFT:?role=client&seeds=h:1&plaintext"]
+        {
+            match open(url, "/g/") {
+                Ok(_) | Err(OpenError::MissingFeature { .. }) => {}
+                Err(error) => panic!("{url}: {error}"),
+            }
+        }
+    }
+
+    #[cfg(feature = "raft")]
+    #[test]
+    fn a_raft_url_that_protects_nothing_is_told_what_to_add_to_it() {
+        for url in ["raft:/x?listen=10.0.0.1:7400", "raft:?role=client&seeds=10.0.0.1:7400"] {
+            let error = open(url, "/g/").unwrap_err().to_string();
+            assert!(error.contains("add `&plaintext` to the URL") && error.contains("builder"), "{error}");
+        }
+    }
+
+    #[cfg(feature = "redis")]
+    #[test]
+    fn a_url_that_is_not_one_is_spoken_of_as_one_url() {
+        let error = open("redis://secret@", "/g/").unwrap_err().to_string();
+        assert!(error.starts_with("configuration field `url`: is not of the form redis://"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+
+    /// What exists is said by the error about what does not.
+    #[cfg(feature = "raft")]
+    #[test]
+    fn every_setting_of_a_raft_url_is_in_the_table() {
+        let error = open("raft:/x?no", "/g/").unwrap_err().to_string();
+        let (_, settings) = error.split_once("use ").unwrap();
+        let settings: Vec<_> = settings.split([',', ' ']).filter(|word| !word.is_empty() && *word != "or").collect();
+        assert!(settings.len() >= 10, "{settings:?}");
+        for setting in settings {
+            assert!(include_str!("../URLS.md").contains(&format!("\n| `{setting}` | ")), "{setting}");
+        }
     }
 
     #[test]

@@ -4,18 +4,20 @@
 //! moves keys where a node has too many by more than a tolerance. Here bert's machine is busy with something else for a
 //! while.
 
+#![allow(clippy::print_stdout, reason = "it shows something")]
+
 use std::time::Duration;
 
-use divider_core::{Balance, Divider, Event, MaxInFlight, MemoryStore, Node, NodeId, Work};
-use divider_examples::{AnyError, show::Show};
+use divider::{Balance, Divider, Event, MaxInFlight, MemoryStore, Node, Work};
 use tokio::time::sleep;
+
+/// What `main` returns: a message for a person.
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 const KEYS: usize = 100;
 
 async fn join(name: &str, store: &MemoryStore) -> Result<Node, AnyError> {
-    let id = NodeId::new(name)?;
-    let builder = Node::builder(store.clone()).configure(|config| {
-        config.node = id;
+    let builder = Node::builder(store.clone()).name(name)?.configure(|config| {
         // Without this an affinity decides only about new keys: what runs is left in peace.
         config.balance = Balance::Continuous { tolerance: 0.1 };
         config.max_in_flight = MaxInFlight::Keys(5);
@@ -32,7 +34,7 @@ async fn join(name: &str, store: &MemoryStore) -> Result<Node, AnyError> {
                     node.confirm_stop_processing(&stop.key, stop.token).await?;
                 }
             }
-            Ok::<_, divider_core::Error>(())
+            Ok::<_, divider::Error>(())
         }
     });
     Ok(node)
@@ -46,7 +48,7 @@ fn affinity(free: f64) -> i64 {
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
-    let show = Show::new("Work that follows load");
+    println!("Work that follows load");
     let store = MemoryStore::new();
     let nodes = [join("anna", &store).await?, join("bert", &store).await?, join("carl", &store).await?];
     let keys = (0..KEYS).map(|k| Work::new(format!("stream-{k}")));
@@ -59,11 +61,11 @@ async fn main() -> Result<(), AnyError> {
         (1.0, "bert is free again"),
     ] {
         nodes[1].set_affinity(affinity(free)).await?;
-        show.step(what);
+        println!("\n{what}");
         sleep(Duration::from_millis(1200)).await;
         for node in &nodes {
-            let remark = format!("affinity {}", node.affinity());
-            show.bar(node.config().node.as_str(), node.assigned().len(), KEYS, &remark);
+            let health = node.health();
+            println!("    {}: {} keys, affinity {}", health.node, health.held, health.affinity);
         }
     }
     for node in nodes {

@@ -4,10 +4,14 @@
 //! authority is made at the start; in production its key lies somewhere safe, and each machine has its own certificate
 //! and key, read with `Tls::from_pem`.
 
-use divider_core::{Divider, Group, Node, Work};
-use divider_examples::{AnyError, free_addresses, show::Show};
-use divider_raft::{RaftBuilder, RaftStore, Tls};
+#![allow(clippy::print_stdout, reason = "it shows something")]
+
+use divider::raft::{RaftBuilder, RaftStore, Tls};
+use divider::{Divider, Group, Node, Work};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+
+/// What `main` returns: a message for a person.
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 const GROUP: &str = "/raft-tls/";
 const NAMES: [&str; 3] = ["anna", "bert", "carl"];
@@ -33,6 +37,16 @@ impl Authority {
     }
 }
 
+/// Addresses on this machine at which nobody listens, in place of those of three machines.
+fn free_addresses() -> std::io::Result<[String; 3]> {
+    let bound = [0; 3].map(|port| std::net::TcpListener::bind(("127.0.0.1", port)));
+    let mut addresses = [const { String::new() }; 3];
+    for (address, bound) in addresses.iter_mut().zip(bound) {
+        *address = format!("localhost:{}", bound?.local_addr()?.port());
+    }
+    Ok(addresses)
+}
+
 async fn start(store: RaftBuilder) -> Result<Node, AnyError> {
     let node = Node::builder(store.build()?).build()?;
     node.start().await?;
@@ -41,12 +55,12 @@ async fn start(store: RaftBuilder) -> Result<Node, AnyError> {
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
-    let show = Show::new("A Raft cluster with certificates");
+    println!("A Raft cluster with certificates");
     let disk = tempfile::tempdir()?;
     let authority = Authority::new()?;
-    let seeds = free_addresses::<3>()?.map(|address| address.replace("127.0.0.1", "localhost"));
+    let seeds = free_addresses()?;
 
-    show.step("three members, each with a certificate in its own name");
+    println!("\nthree members, each with a certificate in its own name");
     let member = |at: usize| {
         let builder = RaftStore::builder(disk.path().join(NAMES[at]), Group::new(GROUP)?).name(NAMES[at])?;
         let builder = builder.listen(&seeds[at]).seeds(&seeds).tls(authority.issue(NAMES[at])?);
@@ -60,16 +74,16 @@ async fn main() -> Result<(), AnyError> {
     let (anna, _bert, _carl) = tokio::try_join!(start(member(0)?), start(member(1)?), start(member(2)?))?;
     anna.add_work(vec![Work::new("tenant-1")?]).await?;
 
-    show.step("a client with a certificate of the same authority");
+    println!("\na client with a certificate of the same authority");
     let client = |tls| Ok::<_, AnyError>(RaftStore::client(&seeds, Group::new(GROUP)?).tls(tls));
     let node = start(client(authority.issue("dora")?)?).await?;
-    show.note(&format!("it has joined the group: {} key is declared", node.stats().await?.registered));
+    println!("    it has joined the group: {} key is declared", node.stats().await?.registered);
 
-    show.step("a client with a certificate of another authority");
+    println!("\na client with a certificate of another authority");
     let stranger = client(Authority::new()?.issue("dora")?)?;
     match start(stranger.configure(|config| config.open_time_limit = std::time::Duration::from_secs(2))).await {
         Ok(_) => return Err("it was let in".into()),
-        Err(error) => show.note(&format!("it is kept out: {error}")),
+        Err(error) => println!("    it is kept out: {error}"),
     }
     Ok(())
 }

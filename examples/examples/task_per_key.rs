@@ -4,28 +4,27 @@
 //! and drains at shutdown. Here every key is a film whose frames are rendered one after the other. One node dies in the
 //! middle, and the other goes on from the last checkpoint.
 
+#![allow(clippy::print_stdout, reason = "it shows something")]
+
 use std::time::Duration;
 
-use divider_core::{
-    Divider, Error, Flushed, Job, MemoryStore, Next, Node, NodeId, StopSignal, TaskError, Work, Worker,
-};
-use divider_examples::{AnyError, show::Show};
+use divider::{Divider, Error, Flushed, Job, MemoryStore, Next, Node, StopSignal, TaskError, Work, Worker};
 use tokio::time::sleep;
+
+/// What `main` returns: a message for a person.
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 const FRAMES: u8 = 50;
 const FILMS: usize = 6;
 
 fn node(name: &str, store: &MemoryStore) -> Result<Node, AnyError> {
-    let id = NodeId::new(name)?;
-    let builder = Node::builder(store.clone());
-    let lease = Duration::from_millis(500);
-    Ok(builder.configure(|config| (config.node, config.lease) = (id, lease)).build()?)
+    Ok(Node::builder(store.clone()).name(name)?.lease(Duration::from_millis(500)).build()?)
 }
 
 /// The whole of a program's own work.
-async fn render(node: String, show: Show, film: Job, mut stop: StopSignal) -> Result<Next, TaskError> {
+async fn render(node: String, film: Job, mut stop: StopSignal) -> Result<Next, TaskError> {
     let first = film.checkpoint.first().copied().unwrap_or(0);
-    show.note(&format!("{node} renders {} from frame {first} (attempt {})", film.key, film.attempts));
+    println!("    {node} renders {} from frame {first} (attempt {})", film.key, film.attempts);
     if film.key.as_str() == "film-3" && film.attempts == 1 {
         return Err("the disk is full".into());
     }
@@ -37,37 +36,37 @@ async fn render(node: String, show: Show, film: Job, mut stop: StopSignal) -> Re
         }
         film.checkpoint([frame + 1]).await?;
     }
-    show.note(&format!("{node} has finished {}", film.key));
+    println!("    {node} has finished {}", film.key);
     Ok(Next::Complete)
 }
 
-fn worker(node: &Node, show: Show) -> impl Future<Output = Result<Flushed, Error>> + use<> {
+fn worker(node: &Node) -> impl Future<Output = Result<Flushed, Error>> + use<> {
     let name = node.config().node.to_string();
-    Worker::new(node.clone()).concurrency(4).run(move |film, stop| render(name.clone(), show, film, stop))
+    Worker::new(node.clone()).concurrency(4).run(move |film, stop| render(name.clone(), film, stop))
 }
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
-    let show = Show::new("A task for each key");
+    println!("A task for each key");
     let store = MemoryStore::new();
     let (anna, bert) = (node("anna", &store)?, node("bert", &store)?);
 
-    show.step(&format!("anna and bert render {FILMS} films of {FRAMES} frames; film-3 fails at first"));
-    let rendering = tokio::spawn(worker(&anna, show));
-    tokio::spawn(worker(&bert, show));
+    println!("\nanna and bert render {FILMS} films of {FRAMES} frames; film-3 fails at first");
+    let rendering = tokio::spawn(worker(&anna));
+    tokio::spawn(worker(&bert));
     bert.start().await?;
     bert.add_work((0..FILMS).map(|k| Work::new(format!("film-{k}"))).collect::<Result<_, _>>()?).await?;
 
     sleep(Duration::from_millis(600)).await;
-    show.step("anna dies");
+    println!("\nanna dies");
     rendering.abort();
     drop(anna);
 
     while bert.stats().await?.registered > 0 {
         sleep(Duration::from_millis(10)).await;
     }
-    show.step("all films are finished, and no frame that was kept was rendered again");
-    // Ends bert's worker, too. A program gives `run_until` a signal instead: `divider_core::shutdown_signal()`.
+    println!("\nall films are finished, and no frame that was kept was rendered again");
+    // Ends bert's worker, too. A program gives `run_until` a signal instead: `divider::shutdown_signal()`.
     drop(bert.flush_and_cancel().await?);
     Ok(())
 }

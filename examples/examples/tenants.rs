@@ -4,17 +4,19 @@
 //! change of the table felt at once; and what is written for a tenant is committed under its current ownership or not at
 //! all. Give the URL of another database as the argument: the example makes its table `example_tenant` there, and drops it.
 
+#![allow(clippy::print_stdout, reason = "it shows something")]
+
 use std::{sync::Arc, time::Duration};
 
-use divider_core::{
-    Divider, Group, Job, Key, Next, Node, NodeId, SourceConfig, SourceMode, StopSignal, TaskError, Work, Worker,
-};
-use divider_examples::{AnyError, show::Show};
-use divider_postgres::{
+use divider::postgres::{
     PostgresStore, QuerySource, migrate,
     sqlx::{self, PgPool, Row, postgres::PgListener},
 };
+use divider::{Divider, Group, Job, Key, Next, Node, SourceConfig, SourceMode, StopSignal, TaskError, Work, Worker};
 use tokio::time::sleep;
+
+/// What `main` returns: a message for a person.
+type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 const GROUP: &str = "/example/tenants/";
 const TABLE: &str = "
@@ -41,8 +43,7 @@ fn node(name: &str, url: &str, pool: &PgPool) -> Result<Node, AnyError> {
     let source = Arc::new(QuerySource::new(pool.clone(), query));
     let interval = Duration::from_secs(5);
     let builder = Node::builder(store).source(SourceConfig::new(source, SourceMode::Authoritative, interval));
-    let id = NodeId::new(name)?;
-    Ok(builder.configure(|config| config.node = id).build()?)
+    Ok(builder.name(name)?.build()?)
 }
 
 /// The program's own work: writes for its tenant as long as it has it.
@@ -83,20 +84,20 @@ async fn until(pool: &PgPool, holds: &str) -> Result<(), AnyError> {
     Ok(())
 }
 
-async fn who_serves(pool: &PgPool, show: Show) -> Result<(), AnyError> {
+async fn who_serves(pool: &PgPool) -> Result<(), AnyError> {
     let query =
         "SELECT coalesce(served_by, 'nobody'), string_agg(id || ' (' || size || ')', ', ' ORDER BY id), sum(size)
                  FROM example_tenant WHERE active GROUP BY 1 ORDER BY 1";
     for row in sqlx::query(query).fetch_all(pool).await? {
         let (name, tenants, size): (&str, &str, i64) = (row.get(0), row.get(1), row.get(2));
-        show.note(&format!("{name} serves {tenants}: size {size}"));
+        println!("    {name} serves {tenants}: size {size}");
     }
     Ok(())
 }
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
-    let show = Show::new("The tenants in a table, divided by their size");
+    println!("The tenants in a table, divided by their size");
     let url = std::env::args().nth(1).unwrap_or_else(|| "postgres://divider:divider@127.0.0.1:5432/divider".to_owned());
     let pool = PgPool::connect(&url).await.map_err(|error| {
         format!("the database cannot be reached ({error}); start one with `docker compose up -d --wait postgres`, or name another one: tenants postgres://user:password@host/database")
@@ -116,19 +117,19 @@ async fn main() -> Result<(), AnyError> {
     tokio::spawn(listen(listener, pool.clone(), anna.clone()));
 
     until(&pool, "bool_and(served > 0) AND count(DISTINCT served_by) = 2").await?;
-    show.step("anna and bert have found 12 tenants in the table");
-    who_serves(&pool, show).await?;
+    println!("\nanna and bert have found 12 tenants in the table");
+    who_serves(&pool).await?;
 
     sqlx::query("INSERT INTO example_tenant (id, size) VALUES ('tenant-new', 4)").execute(&pool).await?;
     sqlx::query("UPDATE example_tenant SET active = false WHERE id = 'tenant-1'").execute(&pool).await?;
     until(&pool, "bool_and(served > 0)").await?;
-    show.step("a tenant has come and one has gone: the trigger said so");
-    who_serves(&pool, show).await?;
+    println!("\na tenant has come and one has gone: the trigger said so");
+    who_serves(&pool).await?;
 
     drop(bert.flush_and_cancel().await?);
     until(&pool, "bool_and(served_by = 'anna')").await?;
-    show.step("bert has left: anna serves all");
-    who_serves(&pool, show).await?;
+    println!("\nbert has left: anna serves all");
+    who_serves(&pool).await?;
 
     drop(anna.flush_and_cancel().await?);
     for worker in workers {

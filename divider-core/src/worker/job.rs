@@ -13,7 +13,8 @@ use crate::{
     record::{Blob, StopReason},
 };
 
-/// A key that a task works on. Clones stand for the same task.
+/// What a task is given to work on: the key, its token, payload and checkpoint (all fields of [`Assignment`]), and the
+/// calls that concern them. Clones are handles to the same task.
 #[derive(Clone)]
 pub struct Job {
     assignment: Assignment,

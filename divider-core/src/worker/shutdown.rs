@@ -18,14 +18,16 @@ pub fn shutdown_signal() -> impl Future<Output = SecondSignal> + Send + 'static 
     }
 }
 
-/// Completes when a shutdown that is under way should end at once.
+/// The second signal: "do not wait for the drain, end now".
 ///
-/// [`run_until`](crate::Worker::run_until) takes it from its `shutdown`, if that has one: [`shutdown_signal`] does, and a
-/// future of `()` does not.
+/// The first signal begins the drain. Whatever future is given to [`run_until`](crate::Worker::run_until) as
+/// `shutdown` may return one of these, and when it completes the drain is cut short. That of [`shutdown_signal`]
+/// completes on the next SIGTERM or ctrl-c. A `shutdown` that returns `()` has none: the drain then takes the time
+/// that it takes.
 pub struct SecondSignal(Pin<Box<dyn Future<Output = ()> + Send>>);
 
 impl SecondSignal {
-    /// When this completes.
+    /// One that completes when `signal` does.
     pub fn when(signal: impl Future<Output = ()> + Send + 'static) -> Self {
         Self(Box::pin(signal))
     }
