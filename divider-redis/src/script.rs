@@ -11,7 +11,7 @@ use divider_core::format;
 use redis::Cmd;
 
 /// How records, sessions and the group's numbers are stored. It changes with whatever another version would misread.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// One script, by text and by hash.
 pub(crate) struct Script {
