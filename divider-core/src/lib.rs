@@ -42,6 +42,7 @@
 //! # Where to read on
 //! [`Divider`] has the rules of delivery, [`NodeConfig`] every setting, [`limits`] every limit, [`Store`] what a backend
 //! promises. The repository's `docs/ALGORITHM.md` argues why no two nodes act on a key at once, and what that assumes.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod caught;
 pub mod clock;
@@ -89,3 +90,8 @@ pub use record::{Aside, Blob, Deaths, Declaration, KeyView, Record, State, StopR
 pub use source::{FnSource, RemovalLimit, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, LeaderView, Page, PollReply, Stats, Store, Topic};
 pub use worker::{Hold, Job, Next, Retry, SecondSignal, StopSignal, TaskError, Worker, shutdown_signal};
+
+/// The example of the README is tested like all others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
