@@ -48,6 +48,7 @@
 //! the node, which counts from before it sent that renewal and stops a twentieth of the lease earlier, no longer
 //! believes in it. That assumes clocks whose *speeds* differ by less than 5 %, and nothing about what they show. The
 //! repository's page on the algorithm has the whole argument.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod caught;
 pub mod clock;
@@ -97,3 +98,8 @@ pub use record::{Aside, Blob, Deaths, Declaration, KeyView, Record, State, StopR
 pub use source::{FnSource, RemovalLimit, SourceConfig, SourceError, SourceMode, WorkSource};
 pub use store::{Claim, Cursor, Hint, HintStream, Holdings, LeaderView, Page, PollReply, Stats, Store, Topic};
 pub use worker::{Hold, Job, Next, Retry, SecondSignal, StopSignal, TaskError, Worker, shutdown_signal};
+
+/// The example of the README is tested like all others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -5,6 +5,7 @@
 //! README for the roles that it needs, and for what a restart, a restored backup and a fail-over mean.
 
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod beat;

@@ -11,6 +11,7 @@
 //! commit for all that gathered during the one before; postcard over TCP carries it. Beats stay in the leader's memory.
 //!
 //! Begin at [`RaftStore`].
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod builder;
 mod cluster;

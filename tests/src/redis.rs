@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::way::Way;
 
 /// How long a server may take to start.
-const START: Duration = Duration::from_secs(10);
+const START: Duration = Duration::from_secs(60);
 
 /// The URL of a server by a way to it.
 pub fn url_by(way: &Way) -> String {

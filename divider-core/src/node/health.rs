@@ -112,7 +112,7 @@ mod tests {
         let draining = node.health();
         assert!(draining.draining && draining.session.is_some() && draining.held == 1);
         node.confirm_stop_processing(&key.key, key.token).await.unwrap();
-        flush.await.unwrap().unwrap();
+        assert!(flush.await.unwrap().unwrap().is_clean());
         let ended = node.health();
         assert_eq!((ended.session, ended.held, ended.leads, ended.renewed_ms_ago), (None, 0, false, None));
         assert!(ended.draining);

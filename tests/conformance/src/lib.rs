@@ -35,6 +35,7 @@
 //!
 //! [`FaultyStore`], [`History`] and [`Dice`] are of use beyond the suite: the one breaks a store to order, the other checks what
 //! programs are told, and the third are random numbers that a seed repeats.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![allow(clippy::unwrap_used, reason = "a check fails by panicking, which is what a test runner wants")]
 
 use std::{sync::Arc, time::Duration};
