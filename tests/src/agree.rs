@@ -199,13 +199,30 @@ async fn cut(
     }
     // What stood in the way of something else may have been cut since.
     let mut at = 0;
-    while at < least.len() && began.elapsed() < CUT {
-        let mut steps = least.clone();
-        steps.remove(at);
+    while let Some(steps) = without_one(&least, at).filter(|_| began.elapsed() < CUT) {
         match fails(&steps).await {
             Some(new) => (least, problem, at) = (steps, new, 0),
             None => at += 1,
         }
     }
     (least, problem)
+}
+
+/// The steps without one of them, or, for later places, without one act of a batch.
+fn without_one(steps: &[Step], at: usize) -> Option<Vec<Step>> {
+    let mut left = steps.to_vec();
+    if at < steps.len() {
+        left.remove(at);
+        return Some(left);
+    }
+    let acts = left.iter_mut().filter_map(|step| if let Step::Batch(acts) = step { Some(acts) } else { None });
+    let mut place = at - steps.len();
+    for acts in acts {
+        if place < acts.len() {
+            acts.remove(place);
+            return Some(left);
+        }
+        place -= acts.len();
+    }
+    None
 }
