@@ -134,10 +134,13 @@ impl Store for PostgresStore {
 
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
         let inner = self.inner()?;
-        for op in ops {
+        let release = async |who| inner.leader_connection.ask(|reply| Command::Release { who, reply }).await;
+        // What follows a sender may be refused with it.
+        let sure = ops.iter().position(|op| matches!(op, Op::Sender { .. })).unwrap_or(ops.len());
+        for op in &ops[..sure] {
             // A leader that ends its session lets go of the lock first, so that whoever hears of it finds it free.
             if let Op::End { session: who } = *op {
-                inner.leader_connection.ask(|reply| Command::Release { who, reply }).await?;
+                release(who).await?;
             }
         }
         let query = apply(&inner.sql, &inner.group, ops, inner.seen.last());
@@ -145,9 +148,12 @@ impl Store for PostgresStore {
         let codes: Vec<i16> = inner.get(&row, 0)?;
         let values: Vec<Option<i64>> = inner.get(&row, 1)?;
         let outcomes = codec::outcomes(&codes, &values, ops.len())?;
-        for outcome in &outcomes {
-            if let Outcome::Granted(token) = outcome {
-                inner.seen.note(*token);
+        for (at, outcome) in outcomes.iter().enumerate() {
+            match (&ops[at], outcome) {
+                (_, Outcome::Granted(token)) => inner.seen.note(*token),
+                // Done in any case: a lock that cannot be let go goes with its connection.
+                (Op::End { session: who }, Outcome::Done) if at > sure => drop(release(*who).await),
+                _ => {}
             }
         }
         Ok(Applied { outcomes, revision: Revision(unsigned(inner.get(&row, 2)?)?) })
