@@ -363,8 +363,10 @@ impl Node {
                 _ => Ok(()),
             }
         };
-        // Best effort: if the store does not hear of it, the lease runs out.
-        if !matches!(tokio::time::timeout(self.patience(), farewell).await, Ok(Ok(()))) {
+        // Best effort: if the store does not hear of it, the lease runs out. One that let a whole lease run out may be away
+        // still, and who ends a program does not wait for it as long again.
+        let patience = if session.is_some() { self.patience() } else { self.patience() / 4 };
+        if !matches!(tokio::time::timeout(patience, farewell).await, Ok(Ok(()))) {
             tracing::info!(target: target::SESSION, node = %shared.config.node, "left without a word to the store");
         }
     }
