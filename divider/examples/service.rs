@@ -52,7 +52,10 @@ async fn main() -> Result<(), AnyError> {
     tokio::spawn(tell_health(node.clone(), 8081 + at));
 
     let flushed = Worker::new(node).run_until(shutdown, poll).await?;
-    println!("{me} has left, {} keys unconfirmed", flushed.unconfirmed.len());
+    if !flushed.is_clean() {
+        return Err(format!("{me} has left, and not everything was handed over: {flushed:?}").into());
+    }
+    println!("{me} has left, and handed everything over");
     Ok(())
 }
 
