@@ -13,7 +13,7 @@ use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    consensus::log::{Identity, Stored, seal, unseal},
+    consensus::log::records::{Identity, Stored, seal, unseal},
     format::{Formats, NEWEST},
     net::wire::{self, Frame},
     protocol::{

@@ -28,7 +28,7 @@ use crate::{
         seeds,
     },
     config::RaftConfig,
-    consensus::{log::Identity, raft::Refused},
+    consensus::{log::records::Identity, raft::Refused},
     net::pool::{Target, TrafficClass},
     protocol::{
         messages::{Answer, Call, Request, Status},

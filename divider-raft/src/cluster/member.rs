@@ -24,7 +24,7 @@ use crate::{
     consensus::{
         confirm::Confirmer,
         inbound::Receiving,
-        log::{Identity, Log},
+        log::{Log, records::Identity},
         propose::Proposer,
         raft::{Raft, Refused, View},
         state_machine::{StateMachine, owner},

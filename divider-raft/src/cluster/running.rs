@@ -33,7 +33,7 @@ use crate::{
         compare,
         confirm::Confirmer,
         inbound::Receiving,
-        log::{Identity, Log},
+        log::{Log, records::Identity},
         propose::Proposer,
         raft::{Raft, Refused},
         snapshots::Snapshots,

@@ -22,7 +22,11 @@ use uuid::Uuid;
 
 use crate::{
     consensus::{
-        log::{FORMER, Identity, Log, NEW, beside, objection},
+        log::{
+            Log,
+            records::Identity,
+            recovering::{FORMER, NEW, beside, objection},
+        },
         snapshots::Snapshots,
         state_machine::{StateMachine, StateMachineHandle},
     },

@@ -18,7 +18,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
-    consensus::log::{Identity, seal, unseal},
+    consensus::log::records::{Identity, seal, unseal},
     net::wire::Frame,
     protocol::{
         command::{Body, Command, Done, Reply, Step},

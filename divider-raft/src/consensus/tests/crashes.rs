@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use crate::{
     Data, RaftStore,
     consensus::{
-        log::{Identity, Log},
+        log::{Log, records::Identity},
         snapshots::Snapshots,
         state_machine::{StateMachine, StateMachineHandle},
         tests::storage,

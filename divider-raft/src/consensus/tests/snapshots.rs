@@ -13,7 +13,10 @@ use crate::{
     Data, RaftStore,
     consensus::{
         inbound::gap,
-        log::{Log, Stored, seal, unseal},
+        log::{
+            Log,
+            records::{Stored, seal, unseal},
+        },
         snapshots::Snapshots,
         state_machine::{StateMachine, StateMachineHandle},
         tests::storage,

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use crate::{
     RaftStore,
     consensus::{
-        log::{Identity, Log, STALL},
+        log::{Log, records::Identity, writer::STALL},
         snapshots::Snapshots,
         state_machine::{StateMachine, StateMachineHandle},
     },
