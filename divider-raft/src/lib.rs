@@ -13,6 +13,7 @@
 //! Begin at [`RaftStore`].
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod administration;
 mod builder;
 mod cluster;
 mod config;
