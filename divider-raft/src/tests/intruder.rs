@@ -6,8 +6,8 @@
 use std::{net::TcpListener, sync::Arc, time::Duration};
 
 use divider_core::{Group, Store};
+use divider_support::certificates::Authority;
 use openraft::raft::{AppendEntriesRequest, VoteRequest};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
 use crate::{
     Data, RaftStore, Tls,
@@ -29,22 +29,9 @@ use crate::{
 
 const LIMIT: Duration = Duration::from_secs(5);
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn issue(&self, name: &str) -> Tls {
-        let mut params = CertificateParams::new([name.to_owned(), "localhost".to_owned()]).unwrap();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
-        Tls::from_pem(self.0.pem().as_bytes(), certificate.pem().as_bytes(), key.serialize_pem().as_bytes()).unwrap()
-    }
+fn issued(authority: &Authority, name: &str) -> Tls {
+    let [authority, certificate, key] = authority.issue(name);
+    Tls::from_pem(authority.as_bytes(), certificate.as_bytes(), key.as_bytes()).unwrap()
 }
 
 struct Bed {
@@ -64,7 +51,8 @@ impl Bed {
             let builder = RaftStore::builder(Data::Memory, Group::new("/test/").unwrap())
                 .name(format!("node-{at}.example"))
                 .unwrap();
-            let builder = builder.listen(&seeds[at]).seeds(&seeds).tls(authority.issue(&format!("node-{at}.example")));
+            let builder =
+                builder.listen(&seeds[at]).seeds(&seeds).tls(issued(&authority, &format!("node-{at}.example")));
             let configured = builder.configure(|config| {
                 config.advertise = Some(seeds[at].clone());
                 config.members = ["node-0.example", "node-1.example", "node-2.example"].map(Into::into).into();
@@ -87,7 +75,7 @@ impl Bed {
             cluster_id: Arc::clone(&cluster_id),
             me,
             formats: crate::format::Formats::of_client(2),
-            security: Security::Tls(self.authority.issue(certificate)),
+            security: Security::Tls(issued(&self.authority, certificate)),
             environment: Arc::new(ThisMachine),
             binding: Default::default(),
             address_book: Default::default(),
@@ -207,7 +195,7 @@ async fn a_process_whose_member_has_ended_finds_the_others_by_their_names() {
         let (name, address) = (format!("node-{at}.example"), format!("127.0.0.1:{}", ports[at]));
         let builder =
             RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(&name).unwrap().listen(address);
-        let builder = builder.seeds([format!("localhost:{}", ports[0])]).tls(authority.issue(&name));
+        let builder = builder.seeds([format!("localhost:{}", ports[0])]).tls(issued(&authority, &name));
         builder.configure(|config| config.members = vec!["*.example".into()]).build().unwrap()
     };
     let stores: Vec<_> = (0..3).map(build).collect();
@@ -231,7 +219,7 @@ async fn a_process_whose_member_has_ended_finds_the_others_by_their_names() {
 async fn whom_the_configuration_names_administers_as_a_client() {
     let bed = Bed::new().await;
     let client = |name: &str| {
-        RaftStore::client(&bed.seeds, Group::new("/test/").unwrap()).tls(bed.authority.issue(name)).build().unwrap()
+        RaftStore::client(&bed.seeds, Group::new("/test/").unwrap()).tls(issued(&bed.authority, name)).build().unwrap()
     };
     let (operator, web) = (client("operator.example"), client("web.example"));
     operator.open().await.unwrap();

@@ -5,27 +5,25 @@
 
 use std::{
     collections::BTreeSet,
-    io,
     net::SocketAddr,
     sync::Arc,
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use divider_core::{
     Blob, Claim, Divider, FnSource, Group, Key, Node, Op, Outcome, Refusal, SessionId, SourceConfig, SourceMode, Store,
     StoreError, Term, Topic, Work, limits,
 };
-use divider_support::ops::joined;
+use divider_support::{
+    ops::joined,
+    wait::{PATIENCE, eventually},
+};
 use futures_util::future::join_all;
-use parking_lot::Mutex;
-use tokio::runtime;
 
 use crate::{
     Data, RaftStore,
     cluster::server,
-    environment::{Disk, Environment, Listener, LogWriter, Stream, ThisMachine},
+    environment::ThisMachine,
     format::{Formats, NEWEST},
     net::{
         client::CallError,
@@ -33,11 +31,13 @@ use crate::{
         security::Security,
     },
     protocol::messages::{Answer, Call, Fault, Query, Request, Status},
-    tests::voters::{addresses, opened, voter, voters},
+    tests::{
+        machine::Machine,
+        voters::{addresses, opened, voter, voters},
+    },
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
-const SOON: Duration = Duration::from_secs(20);
 
 /// What anybody has who reaches the port.
 fn pool() -> ConnectionPool {
@@ -62,14 +62,6 @@ async fn status(address: &str) -> Status {
     match ask(address, Call::Status).await {
         Answer::Status(status) => status,
         other => panic!("{other:?}"),
-    }
-}
-
-async fn wait(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < SOON, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -110,7 +102,7 @@ async fn one_connection_has_only_so_many_subscriptions() {
     assert!(matches!(&refused, CallError::Lost(why) if why.contains("refused")), "{refused}");
     // One that nobody reads any more makes room, though nothing happens.
     heard.pop();
-    wait("there is room again", async || subscribe().await.is_ok()).await;
+    eventually("there is room again", async || subscribe().await.is_ok()).await;
 }
 
 fn megabytes(count: usize) -> Vec<Op> {
@@ -158,7 +150,7 @@ async fn a_source_of_large_work_is_declared_in_batches_that_the_store_takes() {
     let source = SourceConfig::new(Arc::new(source), SourceMode::AddOnly, Duration::from_millis(50));
     let node = Node::builder(store.clone()).source(source).build().unwrap();
     node.start().await.unwrap();
-    wait("all is declared", async || store.stats().await.unwrap().registered == 200).await;
+    eventually("all is declared", async || store.stats().await.unwrap().registered == 200).await;
     node.cancel().await.unwrap();
 }
 
@@ -172,14 +164,14 @@ async fn a_leader_that_has_lost_its_quorum_does_not_say_that_it_leads() {
             store.die().await;
         }
     }
-    wait("nobody is said to lead", async || status(&seeds[at]).await.leader.is_none()).await;
+    eventually("nobody is said to lead", async || status(&seeds[at]).await.leader.is_none()).await;
     assert!(stores[at].leads_raft(), "nobody has told it of another one");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn members_that_are_removed_at_the_same_moment_are_all_removed() {
     let (stores, _) = voters(5).await;
-    wait("all vote", async || stores[0].members().await.unwrap().iter().all(|(_, votes)| *votes)).await;
+    eventually("all vote", async || stores[0].members().await.unwrap().iter().all(|(_, votes)| *votes)).await;
     let leader = stores.iter().find(|store| store.leads_raft()).unwrap();
     let others: Vec<_> = stores.iter().filter(|store| !store.leads_raft()).collect();
     let gone: BTreeSet<u64> = others[..2].iter().map(|store| store.me().unwrap().id).collect();
@@ -203,7 +195,7 @@ async fn a_member_that_cannot_be_heard_is_not_given_a_vote_that_would_end_all_de
     let id = learner.me().unwrap().id;
     learner.die().await;
     let member = founder.member().unwrap();
-    wait("it is missed", async || {
+    eventually("it is missed", async || {
         member.raft.answered(id).is_none_or(|last| last.elapsed() > Duration::from_millis(2100))
     })
     .await;
@@ -252,59 +244,21 @@ async fn a_cluster_that_may_have_had_a_life_before_grants_nothing_for_a_lease() 
     assert!(!alone.scan(None).await.unwrap().group.grants_held);
 }
 
-/// A name in the DNS that stands for some of the members only, and ids in a known order.
-#[derive(Debug)]
-struct PartOfTheDns {
-    id: u64,
-    knows: Mutex<Vec<SocketAddr>>,
-}
-
-#[async_trait]
-impl Environment for PartOfTheDns {
-    fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
-        ThisMachine.runtime(threads)
-    }
-    async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
-        ThisMachine.bind(address).await
-    }
-    async fn connect(&self, address: &str) -> io::Result<Stream> {
-        ThisMachine.connect(address).await
-    }
-    async fn look_up(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
-        Ok(self.knows.lock().clone())
-    }
-    fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        ThisMachine.blocking(work);
-    }
-    fn write_log(&self, writer: Box<dyn LogWriter>) -> io::Result<Option<JoinHandle<()>>> {
-        ThisMachine.write_log(writer)
-    }
-    fn draw(&self) -> u128 {
-        u128::from(self.id) << 64 | ThisMachine.draw() >> 64
-    }
-    fn clock(&self) -> u64 {
-        ThisMachine.clock()
-    }
-    fn disk(&self) -> Option<Arc<dyn Disk>> {
-        None
-    }
-}
-
-/// Each of the first two sees three founders, of which it is the one that all would choose.
+/// A name in the DNS stands for some of the members only. Each of the first two sees three founders, of which it is the one that all would choose.
 #[tokio::test(flavor = "multi_thread")]
 async fn founders_that_see_different_parts_of_the_dns_found_one_cluster() {
     let seeds = addresses(4);
     let all: Vec<SocketAddr> = seeds.iter().map(|seed| seed.parse().unwrap()).collect();
     let parts = [0..3, 1..4, 0..3, 1..4].map(|part| all[part].to_vec());
-    let environments: Vec<_> =
-        (1..).zip(parts).map(|(id, knows)| Arc::new(PartOfTheDns { id, knows: Mutex::new(knows) })).collect();
+    let machine = |(id, part)| Machine { draws: Some(id), names: Some(part), ..Machine::default() };
+    let machines: Vec<_> = (1..).zip(parts).map(|of| Arc::new(machine(of))).collect();
     let build = |at: usize| {
         let builder =
             RaftStore::builder(Data::Memory, Group::new("/test/").unwrap()).name(format!("node-{at}")).unwrap();
         let builder = builder.listen(&seeds[at]).plaintext().configure(|config| {
             config.seed_names = vec!["voters:1".into()];
             config.voters_to_found = Some(3);
-            config.environment = environments[at].clone();
+            config.environment = machines[at].clone();
         });
         builder.build().unwrap()
     };
@@ -338,7 +292,7 @@ async fn a_client_goes_on_with_the_cluster_that_is_founded_after_all_was_lost() 
     let _second = opened(&seeds).await;
     let began = Instant::now();
     while let Err(error) = client.stats().await {
-        assert!(began.elapsed() < SOON, "{error}");
+        assert!(began.elapsed() < PATIENCE, "{error}");
     }
 }
 
@@ -348,7 +302,7 @@ async fn a_client_whose_seeds_belong_to_two_clusters_is_a_client_of_none() {
     let _stores = (opened(&seeds[..1]).await, opened(&seeds[1..]).await);
     let client = RaftStore::client(&seeds, Group::new("/test/").unwrap()).plaintext();
     let client = client.configure(|config| config.open_time_limit = Duration::from_millis(500)).build().unwrap();
-    wait("it is told so", async || client.open().await.unwrap_err().to_string().contains("2 clusters")).await;
+    eventually("it is told so", async || client.open().await.unwrap_err().to_string().contains("2 clusters")).await;
     assert!(client.stats().await.is_err());
 }
 
@@ -371,7 +325,7 @@ async fn a_client_follows_the_members_that_replace_the_ones_it_knew() {
         old.close().await;
         let began = Instant::now();
         while client.stats().await.is_err() {
-            assert!(began.elapsed() < SOON, "{:?}", client.stats().await);
+            assert!(began.elapsed() < PATIENCE, "{:?}", client.stats().await);
         }
     }
     drop(stores);

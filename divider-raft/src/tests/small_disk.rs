@@ -6,27 +6,24 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread::JoinHandle,
-    time::{Duration, Instant},
 };
 
-use async_trait::async_trait;
 use divider_core::{Op, Store, StoreError, Topic, Work};
+use divider_support::wait::{PATIENCE, eventually};
 use futures_util::StreamExt;
 use parking_lot::{Mutex, MutexGuard};
 use redb::StorageBackend;
 use tempfile::TempDir;
-use tokio::{runtime, sync::watch};
+use tokio::sync::watch;
 
 use crate::{
     Condition,
-    environment::{
-        DataDir, Directory, Disk, Environment, Files, Listener, LogWriter, Rewritable, StoredFile, Stream, ThisMachine,
+    environment::{DataDir, Directory, Disk, Environment, Files, Rewritable, StoredFile, ThisMachine},
+    tests::{
+        machine::Machine,
+        voters::{addresses, voter},
     },
-    tests::voters::{addresses, voter},
 };
-
-const SOON: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Debug)]
 pub(crate) struct SmallDisk(Arc<Inner>);
@@ -63,7 +60,7 @@ impl SmallDisk {
     }
 
     pub(crate) fn data_dir(&self) -> DataDir {
-        DataDir { environment: Arc::new(WithDisk(Arc::new(self.clone()))), ..DataDir::from(None) }
+        Machine::with_disk(self.clone()).data_dir()
     }
 
     pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
@@ -163,103 +160,6 @@ impl StorageBackend for SmallDisk {
     }
 }
 
-/// This machine, with another disk.
-#[derive(Debug)]
-pub(crate) struct WithDisk(pub(crate) Arc<dyn Disk>);
-
-#[async_trait]
-impl Environment for WithDisk {
-    fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
-        ThisMachine.runtime(threads)
-    }
-
-    async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
-        ThisMachine.bind(address).await
-    }
-
-    async fn connect(&self, address: &str) -> io::Result<Stream> {
-        ThisMachine.connect(address).await
-    }
-
-    async fn look_up(&self, name: &str) -> io::Result<Vec<std::net::SocketAddr>> {
-        ThisMachine.look_up(name).await
-    }
-
-    fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        ThisMachine.blocking(work);
-    }
-
-    fn write_log(&self, writer: Box<dyn LogWriter>) -> io::Result<Option<JoinHandle<()>>> {
-        ThisMachine.write_log(writer)
-    }
-
-    fn draw(&self) -> u128 {
-        ThisMachine.draw()
-    }
-
-    fn clock(&self) -> u64 {
-        ThisMachine.clock()
-    }
-
-    fn disk(&self) -> Option<Arc<dyn Disk>> {
-        Some(self.0.clone())
-    }
-}
-
-/// Its disk is full from the moment on at which its member listens: the first time only.
-#[derive(Debug)]
-struct FullFromBind(WithDisk, SmallDisk);
-
-#[async_trait]
-impl Environment for FullFromBind {
-    fn runtime(&self, threads: usize) -> io::Result<(runtime::Handle, Option<runtime::Runtime>)> {
-        self.0.runtime(threads)
-    }
-
-    async fn bind(&self, address: &str) -> io::Result<Box<dyn Listener>> {
-        if !self.1.0.refused.load(Ordering::Relaxed) {
-            self.1.fill(true);
-        }
-        self.0.bind(address).await
-    }
-
-    async fn connect(&self, address: &str) -> io::Result<Stream> {
-        self.0.connect(address).await
-    }
-
-    async fn look_up(&self, name: &str) -> io::Result<Vec<std::net::SocketAddr>> {
-        self.0.look_up(name).await
-    }
-
-    fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        self.0.blocking(work);
-    }
-
-    fn write_log(&self, writer: Box<dyn LogWriter>) -> io::Result<Option<JoinHandle<()>>> {
-        self.0.write_log(writer)
-    }
-
-    fn draw(&self) -> u128 {
-        self.0.draw()
-    }
-
-    fn clock(&self) -> u64 {
-        self.0.clock()
-    }
-
-    fn disk(&self) -> Option<Arc<dyn Disk>> {
-        self.0.disk()
-    }
-}
-
-async fn wait(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let began = Instant::now();
-    while !holds().await {
-        assert!(began.elapsed() < SOON, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 fn add(key: &str) -> [Op; 1] {
     [Op::Add(Work::new(key).unwrap())]
 }
@@ -270,7 +170,7 @@ async fn a_member_whose_disk_was_full_for_a_moment_is_a_client_meanwhile_and_ope
     let disk = SmallDisk::default();
     let build = |at: usize| {
         let builder = voter(at, &seeds);
-        let small: Arc<dyn Environment> = Arc::new(WithDisk(Arc::new(disk.clone())));
+        let small: Arc<dyn Environment> = Arc::new(Machine::with_disk(disk.clone()));
         let environment = if at == 2 { small } else { Arc::new(ThisMachine) };
         builder.configure(|config| config.environment = environment).build().unwrap()
     };
@@ -283,26 +183,27 @@ async fn a_member_whose_disk_was_full_for_a_moment_is_a_client_meanwhile_and_ope
     let mut hints = small.hints(Topic::Group).await.unwrap();
 
     disk.fill(true);
-    wait("it stops", async || {
+    eventually("it stops", async || {
         // Where it leads, nobody knows what becomes of this.
         let _ = stores[0].apply(&add("while it is full")).await;
         matches!(small.condition(), Condition::Stopped(_))
     })
     .await;
-    wait("its calls are answered by the others", async || small.apply(&add("through a client")).await.is_ok()).await;
+    eventually("its calls are answered by the others", async || small.apply(&add("through a client")).await.is_ok())
+        .await;
     assert!(small.stats().await.unwrap().registered >= 2);
     assert_eq!(owner().await.unwrap(), None, "and so are its questions");
     let heard = async { while hints.next().await.is_some() {} };
-    tokio::time::timeout(SOON, heard).await.expect("what it heard has ended, so that it is read again");
+    tokio::time::timeout(PATIENCE, heard).await.expect("what it heard has ended, so that it is read again");
 
     disk.fill(false);
-    wait("it is a member again", async || small.condition() == Condition::Member).await;
-    wait("it has caught up", async || {
+    eventually("it is a member again", async || small.condition() == Condition::Member).await;
+    eventually("it has caught up", async || {
         let (Some(mine), Some(theirs)) = (small.replica(), stores[0].replica()) else { return false };
         mine == theirs
     })
     .await;
-    wait("it answers", async || small.apply(&add("after")).await.is_ok()).await;
+    eventually("it answers", async || small.apply(&add("after")).await.is_ok()).await;
     small.close().await;
     assert!(matches!(small.stats().await, Err(StoreError::Closed)));
 }
@@ -319,16 +220,23 @@ async fn a_newcomer_whose_disk_was_full_as_it_came_is_taken_in_once_there_is_spa
     let first = build(0, Arc::new(ThisMachine));
     first.open().await.unwrap();
     first.apply(&add("before")).await.unwrap();
-    let late = build(1, Arc::new(FullFromBind(WithDisk(Arc::new(disk.clone())), disk.clone())));
+    // It is full from the moment on at which its member listens: the first time only.
+    let full = disk.clone();
+    let binds = Box::new(move || {
+        if !full.0.refused.load(Ordering::Relaxed) {
+            full.fill(true);
+        }
+    });
+    let late = build(1, Arc::new(Machine { binds, ..Machine::with_disk(disk.clone()) }));
     let opening = tokio::spawn({
         let late = late.clone();
         async move { late.open().await }
     });
-    wait("it has tried to write", async || disk.0.refused.load(Ordering::Relaxed)).await;
+    eventually("it has tried to write", async || disk.0.refused.load(Ordering::Relaxed)).await;
     disk.fill(false);
     opening.await.unwrap().expect("whoever waits for it is answered");
-    wait("it is a member", async || late.condition() == Condition::Member).await;
-    wait("it has caught up", async || {
+    eventually("it is a member", async || late.condition() == Condition::Member).await;
+    eventually("it has caught up", async || {
         let (Some(mine), Some(theirs)) = (late.replica(), first.replica()) else { return false };
         mine == theirs
     })

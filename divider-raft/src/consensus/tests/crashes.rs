@@ -9,6 +9,7 @@ use std::{
 };
 
 use divider_core::{Group, Store};
+use divider_support::wait::eventually;
 use futures_util::FutureExt;
 use openraft::{
     CommittedLeaderId, EntryPayload, RaftLogReader, RaftSnapshotBuilder,
@@ -26,13 +27,13 @@ use crate::{
         state_machine::{StateMachine, StateMachineHandle},
         tests::storage,
     },
-    environment::{DataDir, Disk, Environment, Files, Rewritable, StoredFile},
+    environment::{DataDir, Disk, Files, Rewritable, StoredFile},
     error::DataError,
     protocol::{
         snapshot::{SnapshotContent, SnapshotData, SnapshotMeta},
         types::{Entry, LogId, Vote},
     },
-    tests::{small_disk::WithDisk, voters::addresses},
+    tests::{machine::Machine, voters::addresses},
 };
 
 /// A disk that loses in a crash what was not synced, or a part of it, and whose power fails after so many changes.
@@ -74,8 +75,7 @@ impl Change {
 
 impl Frail {
     fn data_dir(&self) -> DataDir {
-        let environment: Arc<dyn Environment> = Arc::new(WithDisk(Arc::new(self.clone())));
-        DataDir { environment, ..DataDir::from(None) }
+        Machine::with_disk(self.clone()).data_dir()
     }
 
     fn step(&self) -> io::Result<parking_lot::MutexGuard<'_, Inner>> {
@@ -401,66 +401,21 @@ async fn a_log_that_ends_before_the_snapshot_in_a_later_term_is_none_that_goes_o
     log.close();
 }
 
-/// The machine, with a disk that does nothing until it is told to.
-#[derive(Debug, Default)]
-struct Idle(Mutex<Vec<Waiting>>);
+type Waiting = Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>;
 
-struct Waiting(Box<dyn FnOnce() + Send>);
-
-impl std::fmt::Debug for Waiting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Waiting")
-    }
-}
-
-#[async_trait::async_trait]
-impl Environment for Idle {
-    fn runtime(&self, threads: usize) -> io::Result<(tokio::runtime::Handle, Option<tokio::runtime::Runtime>)> {
-        crate::environment::ThisMachine.runtime(threads)
-    }
-
-    async fn bind(&self, address: &str) -> io::Result<Box<dyn crate::environment::Listener>> {
-        crate::environment::ThisMachine.bind(address).await
-    }
-
-    async fn connect(&self, address: &str) -> io::Result<crate::environment::Stream> {
-        crate::environment::ThisMachine.connect(address).await
-    }
-
-    async fn look_up(&self, name: &str) -> io::Result<Vec<std::net::SocketAddr>> {
-        crate::environment::ThisMachine.look_up(name).await
-    }
-
-    fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
-        self.0.lock().push(Waiting(work));
-    }
-
-    fn write_log(
-        &self,
-        writer: Box<dyn crate::environment::LogWriter>,
-    ) -> io::Result<Option<std::thread::JoinHandle<()>>> {
-        crate::environment::ThisMachine.write_log(writer)
-    }
-
-    fn draw(&self) -> u128 {
-        crate::environment::ThisMachine.draw()
-    }
-
-    fn clock(&self) -> u64 {
-        crate::environment::ThisMachine.clock()
-    }
-
-    fn disk(&self) -> Option<Arc<dyn Disk>> {
-        None
-    }
+/// A directory on a disk that does nothing until it is told to.
+fn idle(directory: &Path) -> (DataDir, Waiting) {
+    let waiting = Waiting::default();
+    let waits = waiting.clone();
+    let machine = Machine { blocking: Box::new(move |work| waits.lock().push(work)), ..Machine::default() };
+    (DataDir { environment: Arc::new(machine), ..directory.into() }, waiting)
 }
 
 /// A process may close its store and open it again while its disk is slow.
 #[tokio::test]
 async fn nobody_opens_a_directory_into_which_an_earlier_life_still_puts_a_snapshot() {
     let directory = TempDir::new().unwrap();
-    let idle = Arc::new(Idle::default());
-    let data_dir = DataDir { environment: idle.clone(), ..directory.path().into() };
+    let (data_dir, waiting) = idle(directory.path());
     let (log, _) = Log::open(&data_dir, identity).unwrap();
     let (snapshots, loaded) = Snapshots::open(data_dir.clone()).unwrap();
     let machine = StateMachine::new(snapshots, loaded);
@@ -473,8 +428,8 @@ async fn nobody_opens_a_directory_into_which_an_earlier_life_still_puts_a_snapsh
     drop((log, handle, machine));
     let refused = Log::open(&data_dir, identity).map(|_| ()).unwrap_err();
     assert!(matches!(refused, DataError::InUse { .. }), "{refused}");
-    let waiting = std::mem::take(&mut *idle.0.lock());
-    waiting.into_iter().for_each(|work| (work.0)());
+    let waiting = std::mem::take(&mut *waiting.lock());
+    waiting.into_iter().for_each(|work| work());
     Log::open(&data_dir, || unreachable!("it is there")).unwrap().0.close();
 }
 
@@ -495,14 +450,6 @@ fn three(parent: &Path) -> impl Fn(usize) -> RaftStore {
     }
 }
 
-async fn wait(what: &str, holds: impl Fn() -> bool) {
-    let began = std::time::Instant::now();
-    while !holds() {
-        assert!(began.elapsed().as_secs() < 10, "{what}");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-}
-
 /// A backup that was put back. What it forgot, it may have promised; but nobody else is to suffer for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_comes_back_with_an_older_directory_stops_nobody_and_catches_up() {
@@ -516,7 +463,7 @@ async fn a_follower_that_comes_back_with_an_older_directory_stops_nobody_and_cat
     let same =
         |stores: &[RaftStore]| stores[leader].replica().is_some_and(|all| stores[follower].replica() == Some(all));
     stores[leader].apply(&add(1)).await.unwrap();
-    wait("it has the first", || same(&stores)).await;
+    eventually("it has the first", async || same(&stores)).await;
     let term = stores[leader].raft_term();
     let (directory, backup) = (parent.path().join(follower.to_string()), parent.path().join("backup"));
     stores[follower].close().await;
@@ -527,12 +474,12 @@ async fn a_follower_that_comes_back_with_an_older_directory_stops_nobody_and_cat
     for key in 2..40 {
         stores[leader].apply(&add(key)).await.unwrap();
     }
-    wait("it has them all", || same(&stores)).await;
+    eventually("it has them all", async || same(&stores)).await;
     stores[follower].close().await;
     storage::put_back(&backup, &directory);
     stores[follower] = build(follower);
     stores[follower].open().await.unwrap();
-    wait("it has them all again", || same(&stores)).await;
+    eventually("it has them all again", async || same(&stores)).await;
     assert!(stores[leader].leads_raft() && stores[leader].raft_term() == term, "the leader goes on");
     stores[leader].apply(&add(40)).await.unwrap();
     for store in &stores {
@@ -552,7 +499,7 @@ async fn a_member_whose_core_has_panicked_is_no_member_until_it_is_opened_again(
             let store = store.clone();
             async move { store.apply(&add(2)).await }
         });
-        wait("it is noticed", || matches!(store.condition(), crate::Condition::Stopped(_))).await;
+        eventually("it is noticed", async || matches!(store.condition(), crate::Condition::Stopped(_))).await;
         unanswered.await.unwrap().unwrap_err();
         let began = std::time::Instant::now();
         while store.apply(&add(3)).await.is_err() {
@@ -572,15 +519,14 @@ async fn an_opening_that_is_given_up_leaves_nobody_behind_who_keeps_the_director
     store.close().await;
     drop(store);
     let log = std::fs::File::open(parent.path().join("1/log.redb")).unwrap();
-    wait("it is let go of", || log.try_lock().is_ok()).await;
+    eventually("it is let go of", async || log.try_lock().is_ok()).await;
 }
 
 /// A builder that waits for space would keep the directory from whoever opens it next.
 #[tokio::test(start_paused = true)]
 async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_closed() {
     let directory = TempDir::new().unwrap();
-    let idle = Arc::new(Idle::default());
-    let data_dir = DataDir { environment: idle.clone(), ..directory.path().into() };
+    let (data_dir, waiting) = idle(directory.path());
     let (log, _) = Log::open(&data_dir, identity).unwrap();
     let (snapshots, loaded) = Snapshots::open(data_dir).unwrap();
     let mut handle = StateMachineHandle { machine: StateMachine::new(snapshots, loaded), log: log.clone() };
@@ -588,8 +534,8 @@ async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_closed() 
     std::fs::create_dir(directory.path().join("snapshot")).unwrap();
     let mut building = pin!(handle.build_snapshot());
     assert!(building.as_mut().now_or_never().is_none());
-    let work = idle.0.lock().pop().unwrap();
-    (work.0)();
+    let work = waiting.lock().pop().unwrap();
+    work();
     assert!(building.as_mut().now_or_never().is_none(), "it waits");
     log.close();
     let given_up = tokio::time::timeout(std::time::Duration::from_millis(50), building).await;
