@@ -14,6 +14,7 @@ use std::{
 use divider_core::{Claim, Group, Outcome, Store, StoreError, Topic};
 use divider_redis::{Credentials, RedisStore};
 use divider_support::{
+    certificates::Authority,
     ops::{add, joined},
     wait::eventually,
 };
@@ -307,35 +308,25 @@ async fn a_server_that_was_started_again_is_told_of_with_what_it_kept() {
 #[tokio::test]
 async fn a_private_authority_and_a_client_certificate_are_enough() {
     let dir = tempfile::tempdir().unwrap();
-    let key = || rcgen::KeyPair::generate().unwrap();
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    authority.distinguished_name.push(rcgen::DnType::CommonName, "authority");
-    let authority = rcgen::CertifiedIssuer::self_signed(authority, key()).unwrap();
-    let issued = |name: &str| {
-        let key = key();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
-        (params.signed_by(&key, &authority).unwrap().pem(), key.serialize_pem())
-    };
-    let (certificate, secret) = issued("localhost");
+    let authority = Authority::new();
+    let [ca, certificate, secret] = authority.issue("server");
     let file = |name: &str, text: &str| {
         let path = dir.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let ca = file("ca.pem", &authority.pem());
+    let ca = file("ca.pem", &ca);
     let (certificate, secret) = (file("server.pem", &certificate), file("server.key", &secret));
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let port = free.to_string();
     let options = ["--tls-port", &port, "--tls-ca-cert-file", &ca, "--tls-cert-file", &certificate];
     let _server = RedisServer::with(&[&options[..], &["--tls-key-file", &secret]].concat());
 
-    let mine = issued("client");
-    let build = |root: bool, client: bool| {
+    let [root, certificate, secret] = authority.issue("client").map(String::into_bytes);
+    let build = |knows_root: bool, has_own: bool| {
         let change = |config: &mut divider_redis::RedisConfig| {
-            config.root_certificates = root.then(|| authority.pem().into_bytes());
-            let pem = (mine.0.clone().into_bytes(), mine.1.clone().into_bytes());
-            config.client_certificate = client.then_some(pem);
+            config.root_certificates = knows_root.then(|| root.clone());
+            config.client_certificate = has_own.then(|| (certificate.clone(), secret.clone()));
         };
         RedisStore::builder(format!("rediss://localhost:{port}"), group("/tls/")).configure(change).build().unwrap()
     };

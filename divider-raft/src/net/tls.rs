@@ -270,22 +270,16 @@ impl PeerCertificate {
 
 #[cfg(test)]
 mod tests {
+    use divider_support::certificates::Authority;
     use rustls::HandshakeKind;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
     use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
     /// An authority of its own, and a certificate and a key of it.
     fn texts() -> [String; 3] {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(["node".to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
-        [authority.pem(), certificate.pem(), key.serialize_pem()]
+        Authority::new().issue("node")
     }
 
     fn tls([authority, certificate, key]: &[String; 3]) -> Tls {
