@@ -1,6 +1,7 @@
 //! A store with faults to order: for tests of what a program does when the store behind it fails.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -120,11 +121,13 @@ pub struct Faults(Arc<Plan>);
 #[derive(Default)]
 struct Plan {
     rules: Mutex<Vec<Rule>>,
+    mistake: Mutex<Option<Mistake>>,
     deaf: AtomicBool,
     /// Counts how often all subscriptions were cut.
     cut: watch::Sender<u64>,
 }
 
+type Mistake = Box<dyn Fn(&mut Op) + Send>;
 type Condition = Box<dyn Fn(&Call<'_>) -> bool + Send + Sync>;
 
 struct Rule {
@@ -157,6 +160,11 @@ impl Faults {
     /// Every call meets `fault`, until it is lifted.
     pub fn always(&self, fault: Fault, when: impl Fn(&Call<'_>) -> bool + Send + Sync + 'static) -> Ordered {
         self.order(fault, usize::MAX, when)
+    }
+
+    /// The store takes every op for what `mistake` makes of it: a wrong store, for tests of what should notice that.
+    pub fn mistake(&self, mistake: impl Fn(&mut Op) + Send + 'static) {
+        *self.0.mistake.lock() = Some(Box::new(mistake));
     }
 
     /// Ends all faults that were ordered.
@@ -254,7 +262,11 @@ impl<S: Store> Store for FaultyStore<S> {
     }
 
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
-        self.call(Call::Apply(ops), self.store.apply(ops)).await
+        let mut taken = Cow::from(ops);
+        if let Some(mistake) = &*self.faults.0.mistake.lock() {
+            taken.to_mut().iter_mut().for_each(mistake);
+        }
+        self.call(Call::Apply(ops), self.store.apply(&taken)).await
     }
 
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {

@@ -3,12 +3,10 @@
 #![allow(clippy::unwrap_used)] // Test support: a panic is the report.
 use std::{sync::Arc, time::Duration};
 
-use divider_core::{Divider, Error, MemoryStore, Next, Node, StoreError, Work, Worker, shutdown_signal};
+use divider_conformance::{Fault, FaultyStore};
+use divider_core::{Divider, Error, MemoryStore, Next, Node, Work, Worker, shutdown_signal};
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::{sync::Mutex, time::timeout};
-
-#[path = "worker/moody.rs"]
-mod moody;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A signal is heard by all tests that run at the time.
@@ -31,11 +29,11 @@ async fn a_signal_between_the_call_and_the_first_await_is_not_missed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_waits_for_its_store_ends_on_a_signal() {
     let _alone = ALONE.lock().await;
-    let store = moody::Moody::new(&MemoryStore::new());
+    let store = FaultyStore::new(MemoryStore::new());
     let (asked, mut asks) = tokio::sync::mpsc::unbounded_channel();
-    store.mood(move |_| {
+    store.faults().always(Fault::Refuse, move |_| {
         let _ = asked.send(());
-        Some(StoreError::Unavailable { message: "down".into(), source: None })
+        true
     });
     let node = Arc::new(Node::builder(store).build().unwrap());
     let worker = tokio::spawn(Worker::new(node).run_until(shutdown_signal(), |_, _| async { Ok(Next::Complete) }));

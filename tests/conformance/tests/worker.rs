@@ -20,8 +20,6 @@ mod ends;
 mod hand_over;
 #[path = "worker/losses.rs"]
 mod losses;
-#[path = "worker/moody.rs"]
-mod moody;
 #[path = "worker/store.rs"]
 mod store;
 

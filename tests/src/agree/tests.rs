@@ -1,95 +1,33 @@
 //! That a mistake is found, and cut down to what shows it.
 
-use async_trait::async_trait;
-use divider_core::{
-    Applied, Batch, Beat, Claim, Cursor, GroupView, HintStream, Holdings, Key, MemoryStore, Op, Page, PollReply,
-    Record, Revision, SessionId, Stats, Store, StoreError, Term, Topic,
-};
+use divider_conformance::FaultyStore;
+use divider_core::{GroupView, MemoryStore, Op, Record};
+use futures_util::FutureExt;
 
 use super::*;
 
-/// A store that makes a mistake: it takes each op for another one, which may depend on the group and on the key.
-struct Wrong {
-    store: MemoryStore,
-    takes: fn(&mut Op, GroupView, Option<Record>),
-}
+/// What a store takes an op for, which may depend on the group and on the key.
+type Takes = fn(&mut Op, GroupView, Option<Record>);
 
-#[async_trait]
-impl Store for Wrong {
-    fn name(&self) -> &'static str {
-        "wrong"
-    }
-
-    async fn open(&self) -> Result<(), StoreError> {
-        self.store.open().await
-    }
-
-    async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
-        let group = self.store.scan(None).await?.group;
-        let mut taken = ops.to_vec();
-        for op in &mut taken {
-            let record = match op {
-                Op::Confirm { key, .. } => self.store.records(std::slice::from_ref(key)).await?.pop().flatten(),
-                _ => None,
-            };
-            (self.takes)(op, group, record);
-        }
-        self.store.apply(&taken).await
-    }
-
-    async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
-        self.store.renew(session).await
-    }
-
-    async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
-        self.store.poll(session, claim).await
-    }
-
-    async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
-        self.store.resign(session, term).await
-    }
-
-    async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
-        self.store.beats().await
-    }
-
-    async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
-        self.store.holdings(session).await
-    }
-
-    async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
-        self.store.changes(since).await
-    }
-
-    async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
-        self.store.scan(cursor).await
-    }
-
-    async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
-        self.store.records(keys).await
-    }
-
-    async fn stats(&self) -> Result<Stats, StoreError> {
-        self.store.stats().await
-    }
-
-    async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
-        self.store.quarantined(limit).await
-    }
-
-    async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
-        self.store.hints(topic).await
-    }
-
-    async fn close(&self) {
-        self.store.close().await;
-    }
+/// A store that makes a mistake.
+fn wrong(takes: Takes) -> FaultyStore<MemoryStore> {
+    let store = MemoryStore::new();
+    let wrong = FaultyStore::new(store.clone());
+    wrong.faults().mistake(move |op| {
+        let group = store.scan(None).now_or_never().unwrap().unwrap().group;
+        let record = match op {
+            Op::Confirm { key, .. } => store.records(std::slice::from_ref(key)).now_or_never().unwrap().unwrap().pop(),
+            _ => None,
+        };
+        takes(op, group, record.flatten());
+    });
+    wrong
 }
 
 /// Finds the mistake, cuts it down to so many acts at most, and has the script fail again as it would be kept; the right
 /// store runs it well.
-async fn finds(takes: fn(&mut Op, GroupView, Option<Record>), most: usize) {
-    let wrong = async move |_: String| Wrong { store: MemoryStore::new(), takes };
+async fn finds(takes: Takes, most: usize) {
+    let wrong = async move |_: String| wrong(takes);
     let Err(Found { seed, problem, steps, tries }) = find(0..2000, Expect::ALL, &wrong).await else {
         panic!("the mistake is not found");
     };

@@ -11,7 +11,7 @@ use std::{
 use divider_core::{Aside, ConfigError, Divider, Error, Key, MemoryStore, Next, Retry, State, Worker};
 use tokio::{sync::mpsc, time::timeout};
 
-use crate::{PATIENCE, add, moody::Moody, node, store, until};
+use crate::{PATIENCE, add, node, store, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_on_a_lone_node_rests_for_longer_each_time() {
@@ -114,27 +114,25 @@ async fn no_interval_and_no_grace_time_is_too_long() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_stays_away_for_too_long_ends_the_worker_at_its_start_and_later() {
     let limit = Duration::from_millis(300);
-    let asleep = Moody::new(&MemoryStore::new());
-    store::is_down(&asleep);
+    let (node, faults) = store::faulty();
+    store::is_down(&faults);
     let began = Instant::now();
-    let at_the_start = Worker::new(store::node(&asleep)).outage_limit(limit).run(|_, _| std::future::pending());
+    let at_the_start = Worker::new(node).outage_limit(limit).run(|_, _| std::future::pending());
     let error = timeout(PATIENCE, at_the_start).await.expect("it ends").unwrap_err();
     assert!(matches!(error, Error::Store(_)) && began.elapsed() >= limit, "{error}");
 
-    let store = Moody::new(&MemoryStore::new());
-    let node = store::node(&store);
+    let (node, faults) = store::faulty();
     add(&node, &["a"]).await;
     let later = tokio::spawn(Worker::new(node.clone()).outage_limit(limit).run(|_, _| std::future::pending()));
     until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
-    store::is_down(&store);
+    store::is_down(&faults);
     let error = timeout(PATIENCE, later).await.expect("it ends").unwrap().unwrap_err();
     assert!(matches!(error, Error::Store(_)), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_goes_on_when_its_store_is_back() {
-    let store = Moody::new(&MemoryStore::new());
-    let node = store::node(&store);
+    let (node, faults) = store::faulty();
     add(&node, &["a"]).await;
     let runs = Arc::new(AtomicUsize::new(0));
     let worker = tokio::spawn(Worker::new(node.clone()).run({
@@ -145,9 +143,9 @@ async fn a_worker_goes_on_when_its_store_is_back() {
         }
     }));
     until("the task to run", async || runs.load(Ordering::SeqCst) == 1).await;
-    store::is_down(&store);
+    store::is_down(&faults);
     until("the loss", async || node.session().is_none()).await;
-    store.mood(|_| None);
+    faults.lift();
     until("the task to run again", async || runs.load(Ordering::SeqCst) == 2).await;
     worker.abort();
 }

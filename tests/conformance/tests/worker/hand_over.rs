@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
+use divider_conformance::Fault;
 use divider_core::{
-    Divider, Error, Flushed, Job, Key, MemoryStore, Next, Node, Op, SecondSignal, StopReason, StopSignal, StoreError,
+    Divider, Error, Flushed, Job, Key, MemoryStore, Next, Node, NodeConfig, Op, SecondSignal, StopReason, StopSignal,
     TaskError, Worker, limits,
 };
 use tokio::{
@@ -18,10 +19,8 @@ use tokio::{
 };
 
 use crate::{
-    PATIENCE, add,
-    moody::Moody,
-    node,
-    store::{self, refuses},
+    PATIENCE, add, node,
+    store::{self, faulty, faulty_with, refuses},
     until,
 };
 
@@ -158,11 +157,11 @@ async fn a_task_that_was_cancelled_after_its_grace_time_is_named_by_the_drain() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_over_that_the_store_refuses_for_a_moment_is_kept_before_the_key_moves() {
     let group = MemoryStore::new();
-    let store = Moody::new(&group);
-    refuses(&store, 2, |op| matches!(op, Op::Checkpoint { .. }));
+    let (faulty, faults) = faulty_with(&group, |_| {});
+    refuses(&faults, 2, |op| matches!(op, Op::Checkpoint { .. }));
     // Cancelled in the middle of it: the worker goes on with it.
     let hurried = |worker: Worker| worker.grace(Duration::from_millis(20));
-    let flushed = drained(store::node(&store), hurried, |job, mut stop| async move {
+    let flushed = drained(faulty, hurried, |job, mut stop| async move {
         stop.requested().await;
         job.hand_over(*b"state").await?;
         std::future::pending().await
@@ -174,9 +173,9 @@ async fn a_hand_over_that_the_store_refuses_for_a_moment_is_kept_before_the_key_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_over_that_the_store_never_takes_leaves_the_key_unconfirmed_and_named() {
-    let store = Moody::new(&MemoryStore::new());
-    refuses(&store, usize::MAX, |op| matches!(op, Op::Checkpoint { .. }));
-    let node = store::node_with(&store, |config| config.flush_time_limit = Duration::from_millis(300));
+    let brief = |config: &mut NodeConfig| config.flush_time_limit = Duration::from_millis(300);
+    let (node, faults) = faulty_with(&MemoryStore::new(), brief);
+    refuses(&faults, usize::MAX, |op| matches!(op, Op::Checkpoint { .. }));
     let flushed = drained(
         node,
         |worker| worker,
@@ -193,15 +192,15 @@ async fn a_hand_over_that_the_store_never_takes_leaves_the_key_unconfirmed_and_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_over_that_is_lost_with_the_session_is_named() {
-    let store = Moody::new(&MemoryStore::new());
+    let (node, faults) = faulty();
     let flushed = drained(
-        store::node(&store),
+        node,
         |worker| worker,
         move |job, mut stop| {
-            let store = store.clone();
+            let faults = faults.clone();
             async move {
                 stop.requested().await;
-                store::is_down(&store);
+                store::is_down(&faults);
                 job.hand_over(*b"state").await?;
                 Ok(Next::Release)
             }
@@ -212,25 +211,17 @@ async fn a_hand_over_that_is_lost_with_the_session_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_over_that_is_being_tried_again_does_not_hold_up_a_lost_session() {
-    let store = Moody::new(&MemoryStore::new());
+    let (node, faults) = faulty();
     let flushed = drained(
-        store::node(&store),
+        node,
         |worker| worker,
         move |job, mut stop| {
-            let store = store.clone();
+            let faults = faults.clone();
             async move {
                 stop.requested().await;
-                let mut refusals = 0;
-                // Long enough for the pauses to be long.
-                store.mood(move |ops| {
-                    let hands_over = ops.iter().any(|op| matches!(op, Op::Checkpoint { .. }));
-                    refusals += u32::from(hands_over);
-                    match (refusals, hands_over) {
-                        (5.., _) => Some(StoreError::Unavailable { message: "down".into(), source: None }),
-                        (_, true) => Some(StoreError::Misconfigured("no right to".into())),
-                        _ => None,
-                    }
-                });
+                // Often enough for the pauses to be long.
+                let refused = refuses(&faults, 4, |op| matches!(op, Op::Checkpoint { .. }));
+                faults.always(Fault::Refuse, move |_| refused.hits() == 4);
                 job.hand_over(*b"state").await?;
                 Ok(Next::Release)
             }
@@ -298,8 +289,7 @@ async fn a_completed_key_is_held_as_well() {
 /// The store is away before the drain begins, and stays away.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_can_hand_nothing_over_while_the_store_is_away_and_is_named() {
-    let store = Moody::new(&MemoryStore::new());
-    let node = store::node(&store);
+    let (node, faults) = faulty();
     add(&node, &["a"]).await;
     let (ask, asked) = oneshot::channel::<()>();
     let worker = Worker::new(node.clone()).run_until(async { drop(asked.await) }, |job, mut stop| async move {
@@ -309,7 +299,7 @@ async fn a_task_can_hand_nothing_over_while_the_store_is_away_and_is_named() {
     });
     let worker = tokio::spawn(worker);
     until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
-    store::is_down(&store);
+    store::is_down(&faults);
     drop(ask);
     let flushed = timeout(PATIENCE, worker).await.expect("the drain ends").unwrap().unwrap();
     assert!(matches!(named(&flushed)[..], [("a", why)] if why.contains("lost")), "{flushed:?}");
@@ -319,8 +309,7 @@ async fn a_task_can_hand_nothing_over_while_the_store_is_away_and_is_named() {
 /// All tasks have ended, and the store has not heard of it when the drain is cut short.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_that_is_cut_short_names_what_the_store_has_not_heard_of() {
-    let store = Moody::new(&MemoryStore::new());
-    let node = store::node_with(&store, |config| config.lease = Duration::from_secs(20));
+    let (node, faults) = faulty_with(&MemoryStore::new(), |config| config.lease = Duration::from_secs(20));
     add(&node, &["a"]).await;
     let (ask, asked) = oneshot::channel::<()>();
     let (hurry, hurried) = oneshot::channel::<()>();
@@ -334,7 +323,7 @@ async fn a_drain_that_is_cut_short_names_what_the_store_has_not_heard_of() {
     });
     let worker = tokio::spawn(worker);
     until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
-    store::is_down(&store);
+    store::is_down(&faults);
     drop(ask);
     until("the task to have ended", async || node.assigned().is_empty()).await;
     drop(hurry);

@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
+use divider_conformance::Faults;
 use divider_core::{Divider, Error, MemoryStore, Next, Node, SecondSignal, StopReason, Worker};
 use tokio::{sync::oneshot, time::timeout};
 
-use crate::{PATIENCE, add, moody::Moody, store, until};
+use crate::{PATIENCE, add, store, until};
 
 const TASKS: usize = 50;
 
@@ -23,8 +24,7 @@ async fn runs(node: &Node, tasks: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_task_sees_the_loss_of_its_session_and_gets_no_further_than_its_next_await() {
-    let store = Moody::new(&MemoryStore::new());
-    let node = store::node(&store);
+    let (node, faults) = store::faulty();
     runs(&node, TASKS).await;
     let (began, saw, went_on) =
         (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -45,10 +45,10 @@ async fn every_task_sees_the_loss_of_its_session_and_gets_no_further_than_its_ne
     });
     let worker = tokio::spawn(worker);
     until("all to run", async || began.load(Ordering::SeqCst) == TASKS).await;
-    store::is_down(&store);
+    store::is_down(&faults);
     // Once all are confirmed, nothing is left of them.
     until("the loss", async || node.session().is_none()).await;
-    store.mood(|_| None);
+    faults.lift();
     until("all to run again", async || began.load(Ordering::SeqCst) == 2 * TASKS).await;
     assert_eq!((saw.load(Ordering::SeqCst), went_on.load(Ordering::SeqCst)), (TASKS, 0));
     worker.abort();
@@ -56,8 +56,7 @@ async fn every_task_sees_the_loss_of_its_session_and_gets_no_further_than_its_ne
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_is_asked_to_stop_already_sees_the_loss_as_well() {
-    let store = Moody::new(&MemoryStore::new());
-    let node = store::node(&store);
+    let (node, faults) = store::faulty();
     runs(&node, TASKS).await;
     let (asked, saw) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (ask, shutdown) = oneshot::channel::<()>();
@@ -80,7 +79,7 @@ async fn a_task_that_is_asked_to_stop_already_sees_the_loss_as_well() {
     });
     let worker = tokio::spawn(worker);
     until("all to run", async || node.assigned().iter().filter(|held| held.started).count() == TASKS).await;
-    store::is_down(&store);
+    store::is_down(&faults);
     drop(ask);
     let flushed = timeout(PATIENCE, worker).await.expect("the drain ends").unwrap().unwrap();
     assert_eq!((asked.load(Ordering::SeqCst), flushed.lost.len()), (TASKS, TASKS));
@@ -106,13 +105,12 @@ async fn a_task_that_has_always_something_to_do_is_cancelled_all_the_same() {
 }
 
 /// The program returns from `main` at once, and its runtime is gone.
-fn ends_with_its_runtime(worker: impl AsyncFnOnce(Arc<Node>, Moody)) {
-    let store = Moody::new(&MemoryStore::new());
-    let node = store::node(&store);
+fn ends_with_its_runtime(worker: impl AsyncFnOnce(Arc<Node>, Faults)) {
+    let (node, faults) = store::faulty();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         add(&node, &["a"]).await;
-        worker(node.clone(), store.clone()).await;
+        worker(node.clone(), faults).await;
     });
     drop(runtime);
     let after = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -122,7 +120,7 @@ fn ends_with_its_runtime(worker: impl AsyncFnOnce(Arc<Node>, Moody)) {
 
 #[test]
 fn an_end_by_a_second_signal_is_the_death_of_nothing() {
-    ends_with_its_runtime(async |node, store| {
+    ends_with_its_runtime(async |node, faults| {
         let (ask, asked) = oneshot::channel::<()>();
         let (hurry, hurried) = oneshot::channel::<()>();
         let shutdown = async {
@@ -132,7 +130,7 @@ fn an_end_by_a_second_signal_is_the_death_of_nothing() {
         let worker = Worker::new(node.clone()).run_until(shutdown, |_, _| std::future::pending());
         let worker = tokio::spawn(worker);
         until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
-        store::is_down(&store);
+        store::is_down(&faults);
         drop(ask);
         until("the stop", async || node.assigned().iter().any(|held| held.stopping.is_some())).await;
         drop(hurry);
@@ -143,11 +141,11 @@ fn an_end_by_a_second_signal_is_the_death_of_nothing() {
 
 #[test]
 fn an_end_because_of_an_outage_is_the_death_of_nothing() {
-    ends_with_its_runtime(async |node, store| {
+    ends_with_its_runtime(async |node, faults| {
         let worker = Worker::new(node.clone()).outage_limit(Duration::from_millis(20));
         let worker = tokio::spawn(worker.run(|_, _| std::future::pending()));
         until("the task to run", async || node.assigned().iter().any(|held| held.started)).await;
-        store::is_down(&store);
+        store::is_down(&faults);
         timeout(PATIENCE, worker).await.expect("it ends").unwrap().unwrap_err();
     });
 }

@@ -8,40 +8,37 @@ use std::{
     time::Duration,
 };
 
-use divider_conformance::{Call, Fault, FaultyStore};
+use divider_conformance::{Call, Fault, Faults, FaultyStore, Ordered};
 use divider_core::{Divider, Error, MemoryStore, Next, Node, NodeConfig, Op, StoreError, Worker};
 use tokio::time::timeout;
 
-use crate::{PATIENCE, add, moody::Moody, until};
+use crate::{PATIENCE, add, until};
 
-pub(crate) fn node(store: &Moody) -> Arc<Node> {
-    node_with(store, |_| {})
+/// A node of a group of its own, over a store that fails to order.
+pub(crate) fn faulty() -> (Arc<Node>, Faults) {
+    faulty_with(&MemoryStore::new(), |_| {})
 }
 
-pub(crate) fn node_with(store: &Moody, change: impl FnOnce(&mut NodeConfig)) -> Arc<Node> {
-    let builder = Node::builder(store.clone()).configure(|config| config.lease = Duration::from_millis(600));
-    Arc::new(builder.configure(change).build().unwrap())
+pub(crate) fn faulty_with(group: &MemoryStore, change: impl FnOnce(&mut NodeConfig)) -> (Arc<Node>, Faults) {
+    let store = FaultyStore::new(group.clone());
+    let faults = store.faults();
+    let builder = Node::builder(store).configure(|config| config.lease = Duration::from_millis(600));
+    (Arc::new(builder.configure(change).build().unwrap()), faults)
 }
 
 /// Refuses so many calls that apply such an op.
-pub(crate) fn refuses(store: &Moody, mut times: usize, is: impl Fn(&Op) -> bool + Send + 'static) {
-    store.mood(move |ops| {
-        let refused = times > 0 && ops.iter().any(&is);
-        times -= usize::from(refused);
-        refused.then(|| StoreError::Misconfigured("no right to, for a moment".into()))
-    });
+pub(crate) fn refuses(faults: &Faults, times: usize, is: impl Fn(&Op) -> bool + Send + Sync + 'static) -> Ordered {
+    faults.order(Fault::Misconfigured, times, move |call| call.applies(&is))
 }
 
-pub(crate) fn is_down(store: &Moody) {
-    store.mood(|_| Some(StoreError::Unavailable { message: "down".into(), source: None }));
+pub(crate) fn is_down(faults: &Faults) {
+    faults.always(Fault::Refuse, |_| true);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_completion_that_was_refused_for_a_moment_is_told_again() {
-    let group = MemoryStore::new();
-    let store = Moody::new(&group);
-    let node = node(&store);
-    refuses(&store, 3, |op| matches!(op, Op::Complete { .. }));
+    let (node, faults) = faulty();
+    refuses(&faults, 3, |op| matches!(op, Op::Complete { .. }));
     add(&node, &["a"]).await;
     let runs = Arc::new(AtomicUsize::new(0));
     let worker = tokio::spawn(Worker::new(node.clone()).run({
@@ -58,9 +55,8 @@ async fn a_completion_that_was_refused_for_a_moment_is_told_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_release_that_was_refused_for_a_moment_is_told_again() {
-    let store = Moody::new(&MemoryStore::new());
-    let node = node(&store);
-    refuses(&store, 3, |op| matches!(op, Op::GiveUp { .. }));
+    let (node, faults) = faulty();
+    refuses(&faults, 3, |op| matches!(op, Op::GiveUp { .. }));
     add(&node, &["a"]).await;
     let worker = tokio::spawn(
         Worker::new(node.clone())
@@ -72,23 +68,22 @@ async fn a_release_that_was_refused_for_a_moment_is_told_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_down_at_the_start_is_waited_for() {
-    let store = Moody::new(&MemoryStore::new());
-    let node = node(&store);
-    is_down(&store);
+    let (node, faults) = faulty();
+    is_down(&faults);
     let worker = tokio::spawn(Worker::new(node.clone()).run(|_, _| async { Ok(Next::Complete) }));
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!worker.is_finished(), "{:?}", worker.await);
-    store.mood(|_| None);
+    faults.lift();
     until("the node to have joined", async || node.stats().await.is_ok()).await;
     worker.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_is_heard_while_the_store_is_down_at_the_start() {
-    let store = Moody::new(&MemoryStore::new());
-    is_down(&store);
-    let worker = Worker::new(node(&store))
-        .run_until(tokio::time::sleep(Duration::from_millis(50)), |_, _| async { Ok(Next::Complete) });
+    let (node, faults) = faulty();
+    is_down(&faults);
+    let worker =
+        Worker::new(node).run_until(tokio::time::sleep(Duration::from_millis(50)), |_, _| async { Ok(Next::Complete) });
     drop(timeout(PATIENCE, worker).await.expect("the worker ends").unwrap());
 }
 
@@ -104,9 +99,9 @@ async fn a_shutdown_is_heard_while_the_store_does_not_answer_at_the_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_is_set_up_wrongly_ends_the_worker_at_its_start() {
-    let store = Moody::new(&MemoryStore::new());
-    store.mood(|_| Some(StoreError::Misconfigured("no such user".into())));
-    let worker = Worker::new(node(&store)).run(|_, _| async { Ok(Next::Complete) });
+    let (node, faults) = faulty();
+    faults.always(Fault::Misconfigured, |_| true);
+    let worker = Worker::new(node).run(|_, _| async { Ok(Next::Complete) });
     let error = timeout(PATIENCE, worker).await.expect("the worker ends").unwrap_err();
     assert!(matches!(error, Error::Store(StoreError::Misconfigured(_))), "{error}");
 }
