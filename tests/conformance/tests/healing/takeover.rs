@@ -1,7 +1,5 @@
 //! A new leader gets to work however busy the group is.
 
-use std::time::Instant;
-
 use divider_conformance::{Call, Fault};
 use divider_core::Op;
 
@@ -14,59 +12,37 @@ async fn fill(store: &MemoryStore, keys: usize) {
     }
 }
 
-/// Changes so many keys a second, `at_once` in a batch, until it is dropped.
-fn keep_busy(store: &MemoryStore, keys: usize, per_second: usize, at_once: usize) -> tokio::task::JoinHandle<()> {
+/// Changes all keys in turn, a thousand at once and ten thousand a second, until it is aborted.
+fn keep_busy(store: &MemoryStore, keys: usize) -> tokio::task::JoinHandle<()> {
     let store = store.clone();
     tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(
-            Duration::from_secs(1) * u32::try_from(at_once).unwrap() / u32::try_from(per_second).unwrap(),
-        );
+        let mut ticks = tokio::time::interval(Duration::from_millis(100));
         for round in 0.. {
             ticks.tick().await;
-            let change = |n: usize| {
-                let nth = round * at_once + n;
+            let change = |nth: usize| {
                 let weight = u32::try_from(2 + nth / keys % 7).unwrap();
                 Op::Add(Work::new(format!("k{}", nth % keys)).unwrap().weight(weight))
             };
-            store.apply(&(0..at_once).map(change).collect::<Vec<_>>()).await.unwrap();
+            store.apply(&(round * 1000..(round + 1) * 1000).map(change).collect::<Vec<_>>()).await.unwrap();
         }
     })
 }
 
-/// How long a new leader needs to its first decision, and how often it began to read the whole group.
-async fn first_decision(keys: usize, per_second: usize, at_once: usize, page: Duration) -> (Duration, usize) {
-    let store = MemoryStore::new();
-    fill(&store, keys).await;
-    let busy = keep_busy(&store, keys, per_second, at_once);
-    let (node, faults) = faulty(&store, |config| config.lease = Duration::from_secs(3));
-    faults.always(Fault::DelayCall(page), |call| *call == Call::Scan);
-    let scans = faults.always(Fault::Count, |call| *call == Call::Scan);
-    let mut events = node.events();
-    let began = Instant::now();
-    node.start().await.unwrap();
-    start(&mut events).await;
-    let took = began.elapsed();
-    busy.abort();
-    (took, scans.hits())
-}
-
-/// In all, more changes happen while the group is read than a store remembers.
+/// In all, more changes happen while the group is read than a store remembers. `./bench` measures how long it takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_leader_of_a_busy_group_gets_to_work() {
     let keys = 40_000;
-    let (_, pages) = first_decision(keys, 10_000, 1000, Duration::from_millis(200)).await;
-    assert!(pages < 2 * keys / 1000, "read {pages} pages");
-}
-
-/// The figure: 200,000 keys and 10,000 changes a second; run it on its own, in a release build.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a measurement: cargo test --release -p divider-conformance --test healing -- --ignored --nocapture"]
-async fn a_new_leader_of_a_large_busy_group_decides_within_3_s() {
-    for (at_once, page) in [(100, Duration::ZERO), (1, Duration::ZERO), (100, Duration::from_millis(20))] {
-        let (took, pages) = first_decision(200_000, 10_000, at_once, page).await;
-        println!("batches of {at_once}, {page:?} a page: the first decision after {took:?}, {pages} pages read");
-        assert!(took < Duration::from_secs(3), "{took:?}");
-    }
+    let store = MemoryStore::new();
+    fill(&store, keys).await;
+    let busy = keep_busy(&store, keys);
+    let (node, faults) = faulty(&store, |config| config.lease = Duration::from_secs(3));
+    faults.always(Fault::DelayCall(Duration::from_millis(200)), |call| *call == Call::Scan);
+    let pages = faults.always(Fault::Count, |call| *call == Call::Scan);
+    let mut events = node.events();
+    node.start().await.unwrap();
+    start(&mut events).await;
+    assert!(pages.hits() < 2 * keys / 1000, "read {} pages", pages.hits());
+    busy.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@
 // Figures are for people, and a helper that fails ends the run.
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used)]
 
+mod busy;
 mod calls;
 mod fleets;
 mod machine;
@@ -23,7 +24,7 @@ use report::{Report, Store};
 /// Measures Divider on private servers that it starts itself, and prints a table.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Fewer repetitions, and none of the cases with a million keys or of single calls.
+    /// Fewer repetitions, and none of the cases with very many keys or of single calls.
     #[arg(long)]
     quick: bool,
     /// Only the cases with this in their names, such as `redis` or `take-over`.
@@ -68,6 +69,15 @@ fn on<B: TestBackend>(cases: &mut Vec<Case>, store: Store, quick: bool) {
     }
 }
 
+/// How soon a new leader gets to work where much changes.
+fn busy_group(cases: &mut Vec<Case>) {
+    let name = "a busy group";
+    case(cases, Store::Memory, name, busy::memory);
+    case(cases, Store::Redis, name, busy::redis);
+    case(cases, Store::Postgres, name, busy::postgres);
+    case(cases, Store::Raft, name, busy::raft);
+}
+
 /// What is measured without processes, and on some stores alone.
 fn single_calls(cases: &mut Vec<Case>) {
     case(cases, Store::Redis, "calls", calls::redis);
@@ -90,6 +100,7 @@ fn main() {
     on::<PostgresServer>(&mut cases, Store::Postgres, options.quick);
     on::<Voters>(&mut cases, Store::Raft, options.quick);
     if !options.quick {
+        busy_group(&mut cases);
         single_calls(&mut cases);
     }
     if let Some(peers) = options.peers.clone() {
