@@ -79,13 +79,3 @@ pub mod postgres {
     #[doc(inline)]
     pub use divider_postgres::{Credentials, PostgresBuilder, PostgresConfig, PostgresStore, QuerySource, migrate};
 }
-
-/// The examples of the README are tested like all others.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
-
-/// And those of the guide.
-#[cfg(doctest)]
-#[doc = include_str!("../../docs/GUIDE.md")]
-struct Guide;

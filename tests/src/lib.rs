@@ -13,3 +13,13 @@ pub mod raft;
 pub mod redis;
 pub mod sink;
 pub mod way;
+
+/// The examples of the README are tested like all others. Here, since no package may need files from outside of it.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
+/// And those of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/GUIDE.md")]
+struct Guide;
