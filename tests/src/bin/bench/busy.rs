@@ -32,6 +32,14 @@ fn changes(from: usize, count: usize) -> Vec<Op> {
     (from..from + count).map(change).collect()
 }
 
+/// Makes changes, also where Raft elects another leader meanwhile.
+async fn made(store: &impl divider_core::Store, ops: &[Op]) {
+    let began = Instant::now();
+    while let Err(error) = store.apply(ops).await {
+        assert!(began.elapsed() < PATIENCE, "{error}");
+    }
+}
+
 /// `other` is where the changes come from.
 async fn first_decision<S: divider_core::Store>(run: &mut Run<'_>, of: Store, store: S, other: S) {
     // The hold that a new group begins with is none of the leader's work.
@@ -40,15 +48,15 @@ async fn first_decision<S: divider_core::Store>(run: &mut Run<'_>, of: Store, st
     store.apply(&[Op::End { session }]).await.unwrap();
     other.open().await.unwrap();
     for from in (0..KEYS).step_by(500) {
-        other.apply(&changes(from, 500)).await.unwrap();
+        made(&other, &changes(from, 500)).await;
     }
-    let (made, mut seen) = tokio::sync::watch::channel(0);
+    let (tell, mut seen) = tokio::sync::watch::channel(0);
     let busy = tokio::spawn(async move {
         let mut ticks = tokio::time::interval(EVERY);
         for round in 1.. {
             ticks.tick().await;
-            other.apply(&changes(KEYS + round * AT_ONCE, AT_ONCE)).await.unwrap();
-            made.send_replace(round * AT_ONCE);
+            made(&other, &changes(KEYS + round * AT_ONCE, AT_ONCE)).await;
+            tell.send_replace(round * AT_ONCE);
         }
     });
     seen.changed().await.unwrap();
