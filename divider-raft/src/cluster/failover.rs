@@ -72,8 +72,16 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use divider_core::{Op, Store, Work};
+    use openraft::raft::VoteRequest;
 
-    use crate::{RaftStore, tests::voters::voters};
+    use crate::{
+        RaftStore,
+        protocol::{
+            raft_messages::{RaftAnswer, RaftRequest},
+            types::Vote,
+        },
+        tests::voters::voters,
+    };
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_leader_of_five_voters_hands_over_within_one_term() {
@@ -90,6 +98,30 @@ mod tests {
             }
             println!("figure: five voters, hand-over: {:?}", began.elapsed());
             assert_eq!(stores[0].raft_term(), before.map(|term| term + 1));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_voter_stands_in_a_term_in_which_nobody_has_asked_for_its_vote() {
+        let (mut stores, _) = voters(3).await;
+        let follower = stores.iter().position(|store| !store.leads_raft()).unwrap();
+        let store = stores.swap_remove(follower);
+        for other in &stores {
+            other.member().unwrap().raft.stop().await;
+        }
+        let member = store.member().unwrap();
+        // As from a voter that has nothing in its log, and whom many have refused.
+        let term = member.raft.view().term + 1000;
+        let request = VoteRequest::new(Vote::new(term, 1), None);
+        let answer = member.raft.answer(RaftRequest::Vote(request), &member.machine, &member.receiving).await;
+        let RaftAnswer::Vote(answer, _) = answer else { panic!("{answer:?}") };
+        assert!(!answer.vote_granted);
+        let began = Instant::now();
+        while member.raft.view().term <= term {
+            assert!(began.elapsed() < Duration::from_secs(5), "it stands in term {}", member.raft.view().term);
+            // Nobody votes, not even a voter for itself, while the lease of a leader that it has just heard of runs.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            member.raft.stand().await;
         }
     }
 }

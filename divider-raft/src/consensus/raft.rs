@@ -10,7 +10,11 @@ use std::{
     time::Duration,
 };
 
-use openraft::{ChangeMembers, Config, ServerState, SnapshotPolicy, error::ClientWriteError, error::RaftError};
+use openraft::{
+    ChangeMembers, CommittedLeaderId, Config, ServerState, SnapshotPolicy,
+    error::{ClientWriteError, RaftError},
+    raft::VoteRequest,
+};
 use tokio::time::Instant;
 
 use crate::{
@@ -26,9 +30,12 @@ use crate::{
     protocol::{
         command::{Command, Reply},
         peer::Peer,
-        types::Types,
+        types::{LogId, Types, Vote},
     },
 };
+
+/// No member: the vote of a term in which this one must not give it to anybody.
+const NOBODY: u64 = 0;
 
 /// Most bytes of the log, about, however few entries they are.
 const LOG_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
@@ -128,7 +135,7 @@ impl Raft {
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.server_metrics(), config.election.1.mul_f64(1.5)));
         let raft = Self { raft, id, log, quorum, silence, ending: Arc::default() };
-        tokio::spawn(election_backoff::run(raft.raft.clone(), config.election.1, config.environment.clone()));
+        tokio::spawn(election_backoff::run(raft.clone(), config.election.1, config.environment.clone()));
         tokio::spawn(raft.clone().bound_log());
         tokio::spawn(raft.clone().stop_with_log());
         Ok(raft)
@@ -281,8 +288,24 @@ impl Raft {
     }
 
     /// Stands for election, unless it leads. Only fails where Raft has stopped.
+    ///
+    /// It does so in a term in which nobody has asked for its vote. Raft takes over every newer term that it hears of;
+    /// openraft does not where it refuses its vote, for example to a log that is too short. Whoever asked in that term has
+    /// voted for itself, so the two would keep each other from winning.
     pub(crate) async fn stand(&self) -> bool {
+        let seen = self.raft.server_metrics().borrow().clone();
+        let asked = self.newest_asked();
+        if seen.state != ServerState::Leader && asked > seen.vote.leader_id().term {
+            let longest = LogId::new(CommittedLeaderId::new(asked, NOBODY), u64::MAX);
+            // Where it is refused, a leader has been heard of meanwhile, and no election is won anyway.
+            let _ = self.raft.vote(VoteRequest::new(Vote::new(asked, NOBODY), Some(longest))).await;
+        }
         self.raft.trigger().elect().await.is_ok()
+    }
+
+    /// The newest term in which another member has asked for the vote of this one.
+    pub(super) fn newest_asked(&self) -> u64 {
+        self.silence.newest_asked()
     }
 
     /// For how long, at least, no renewal that any leader before this one counted was sent. `None` where that is not known.

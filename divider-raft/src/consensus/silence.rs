@@ -34,11 +34,13 @@ struct Known {
     votes: Option<(u64, Instant)>,
     /// The newest term in which this member may have voted for anybody.
     voted: u64,
+    /// The newest term in which it was asked for its vote.
+    asked: u64,
 }
 
 impl Default for Silence {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Known { last: Instant::now(), votes: None, voted: 0 })))
+        Self(Arc::new(Mutex::new(Known { last: Instant::now(), votes: None, voted: 0, asked: 0 })))
     }
 }
 
@@ -52,6 +54,7 @@ impl Silence {
     pub(super) fn asked(&self, term: u64) {
         let mut known = self.0.lock();
         known.voted = known.voted.max(term);
+        known.asked = known.asked.max(term);
     }
 
     /// This member is about to count a renewal as the leader of `term`: false where it may have voted in a later one, and
@@ -63,6 +66,11 @@ impl Silence {
             known.last = Instant::now();
         }
         leads
+    }
+
+    /// The newest term in which another member has asked for the vote of this one.
+    pub(super) fn newest_asked(&self) -> u64 {
+        self.0.lock().asked
     }
 
     /// When this member last took part.

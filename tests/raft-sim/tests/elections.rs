@@ -30,8 +30,9 @@ fn build(name: &'static str, environment: &Arc<Environment>) -> RaftStore {
     builder.build().unwrap()
 }
 
-/// Milliseconds until there is a leader after the one before has crashed.
-fn elections(seed: u64) -> Vec<u64> {
+/// Milliseconds until there is a leader after the one before has crashed, which one of the others lost sight of `earlier` than
+/// the other.
+fn elections(seed: u64, earlier: u64) -> Vec<u64> {
     let mut dice = Dice(seed);
     let ms = Duration::from_millis;
     let mut sim = turmoil::Builder::new()
@@ -75,7 +76,11 @@ fn elections(seed: u64) -> Vec<u64> {
         // A machine that fails: nothing refuses a connection, and nobody says that the leader has died.
         let Some(old) = leader() else { continue };
         let others: Vec<_> = VOTERS.into_iter().filter(|voter| *voter != old).collect();
-        others.iter().for_each(|other| sim.partition(old, *other));
+        for other in &others {
+            sim.partition(old, *other);
+            let pause = if Some(other) == others.first() { earlier } else { 0 };
+            (0..pause).try_for_each(|_| sim.step().map(|_| ())).unwrap();
+        }
         let gone = stores.lock().unwrap().remove(old);
         let mut took = 0;
         while leader().is_none() {
@@ -86,15 +91,25 @@ fn elections(seed: u64) -> Vec<u64> {
         times.push(took);
         stores.lock().unwrap().extend(gone.map(|store| (old, store)));
         others.iter().for_each(|other| sim.repair(old, *other));
-        (0..1000).try_for_each(|_| sim.step().map(|_| ())).unwrap();
+        // A connection that a partition has broken is given up after 3.5 s of silence.
+        (0..4000).try_for_each(|_| sim.step().map(|_| ())).unwrap();
     }
     times
 }
 
 #[test]
 fn voters_that_tick_in_step_do_not_keep_each_other_from_winning() {
-    let mut times: Vec<_> = (0..4).flat_map(elections).collect();
+    let mut times: Vec<_> = (0..4).flat_map(|seed| elections(seed, 0)).collect();
     times.sort_unstable();
     println!("figure: elections among voters that tick in step, ms: {times:?}");
     assert!(times.len() > 10 && *times.last().unwrap() < SOON, "{times:?}");
+}
+
+#[test]
+fn a_voter_that_others_refused_does_not_keep_them_from_winning() {
+    // It stands first, and is refused by one that has heard of the leader since.
+    let mut times: Vec<_> = (0..6).flat_map(|seed| elections(seed, 200)).collect();
+    times.sort_unstable();
+    println!("figure: elections after one that was refused, ms: {times:?}");
+    assert!(times.len() > 15 && *times.last().unwrap() < 800, "{times:?}");
 }
