@@ -235,14 +235,15 @@ pub enum Op {
         /// The format.
         format: u16,
     },
-    /// Says who sends the ops that follow in this batch, and in which of its epochs. A sender begins a new epoch once it
-    /// does not know what became of a batch. Where a later epoch has been seen, or the session is over, this op and all
-    /// that follow it in the batch are refused alike: it is then a late copy, and what it says may have been replaced.
+    /// Says who sends the ops that follow in this batch, and the batch's serial number, which is higher than that of every
+    /// batch that the session has sent, one that is sent again included. Where the ledger knows one as high, or the session
+    /// is over, this op and all that follow it in the batch are refused alike: this is then a copy, and what it says may
+    /// have been replaced.
     Sender {
         /// The sender's session.
         session: SessionId,
-        /// From 0.
-        epoch: u64,
+        /// From 1.
+        serial: u64,
     },
 }
 
@@ -494,8 +495,9 @@ pub enum Refusal {
         /// The format.
         needs: u16,
     },
-    /// The sender has begun a later epoch since.
-    #[error("a late copy: the sender has begun a later epoch since")]
+    /// A batch of the sender with this serial number or a higher one has been applied. What became of the ops is for that
+    /// batch to say.
+    #[error("a copy: this batch of the sender or a later one has been applied")]
     Superseded,
 }
 

@@ -66,8 +66,8 @@ CREATE TABLE sessions (
     blamed   bigint NOT NULL DEFAULT 0,
     seq      bigint NOT NULL DEFAULT 0,
     altered  bigint NOT NULL DEFAULT 0,
-    -- The newest epoch of its batches.
-    epoch    bigint NOT NULL DEFAULT 0,
+    -- The highest serial number of its batches.
+    serial   bigint NOT NULL DEFAULT 0,
     -- Keys in its name, and how many of them it has been asked to stop.
     held     bigint NOT NULL DEFAULT 0,
     stopping bigint NOT NULL DEFAULT 0,

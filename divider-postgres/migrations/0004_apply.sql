@@ -158,10 +158,12 @@ BEGIN
         d := end_session(d, who, b, c::smallint, token);
         RETURN;
     ELSIF kind = 26 THEN -- Sender
-        code := CASE WHEN a < s.epoch THEN 24 ELSE 1 END;
-        IF a > s.epoch THEN
-            UPDATE sessions x SET epoch = a WHERE x.group_id = g.id AND x.session = who;
+        IF a <= s.serial THEN
+            code := 24;
+            RETURN;
         END IF;
+        UPDATE sessions x SET serial = a WHERE x.group_id = g.id AND x.session = who;
+        code := 1;
         RETURN;
     ELSIF kind IN (6, 7) THEN -- SetAffinity, AlterAffinity: `a` counts them, so that none is done twice
         IF a <= s.altered THEN
@@ -310,7 +312,7 @@ BEGIN
                 codes := codes || o.code;
                 vals := vals || o.val;
                 IF kinds[i] = 26 AND o.code <> 1 THEN
-                    -- All that a late copy says is late.
+                    -- A copy says nothing more.
                     codes := codes || array_fill(o.code, ARRAY[total - i]);
                     vals := vals || array_fill(NULL::bigint, ARRAY[total - i]);
                     EXIT batch;

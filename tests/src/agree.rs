@@ -215,7 +215,10 @@ fn without_one(steps: &[Step], at: usize) -> Option<Vec<Step>> {
         left.remove(at);
         return Some(left);
     }
-    let acts = left.iter_mut().filter_map(|step| if let Step::Batch(acts) = step { Some(acts) } else { None });
+    let acts = left.iter_mut().filter_map(|step| match step {
+        Step::Batch(acts) | Step::Doubled(acts) => Some(acts),
+        _ => None,
+    });
     let mut place = at - steps.len();
     for acts in acts {
         if place < acts.len() {

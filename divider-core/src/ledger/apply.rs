@@ -130,12 +130,12 @@ impl Tx<'_> {
                 }
                 self.step(*format)
             }
-            Op::Sender { session, epoch } => {
+            Op::Sender { session, serial } => {
                 let session = self.alive(*session)?;
-                if *epoch < session.epoch {
+                if *serial <= session.serial {
                     return Err(Refusal::Superseded);
                 }
-                session.epoch = *epoch;
+                session.serial = *serial;
                 Ok(Outcome::Unchanged)
             }
         }

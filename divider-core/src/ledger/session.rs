@@ -15,8 +15,8 @@ pub(super) struct Session {
     pub(super) seq: u64,
     /// Number of the last alteration of its affinity.
     pub(super) altered: u64,
-    /// The newest epoch of its batches.
-    pub(super) epoch: u64,
+    /// The highest serial number of its batches.
+    pub(super) serial: u64,
     /// All keys in its name.
     pub(super) keys: BTreeSet<Place>,
     /// How many of them it has been asked to stop.
@@ -25,7 +25,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(view: SessionView) -> Self {
-        Self { view, seq: 0, altered: 0, epoch: 0, keys: BTreeSet::new(), stopping: 0 }
+        Self { view, seq: 0, altered: 0, serial: 0, keys: BTreeSet::new(), stopping: 0 }
     }
 
     /// All but its keys, which the entries say as well.

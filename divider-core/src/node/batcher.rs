@@ -6,9 +6,11 @@
 //! it or the session is over, whatever the store says meanwhile: a store that has once been opened may refuse everything
 //! for a moment, and an answer that cannot be read says nothing of the effect.
 //!
-//! A batch whose answer was lost may still be on its way, and come after whatever was said and acknowledged since. The
-//! ledger knows stale words of owners and leaders by their tokens and terms; for all others the batch names its
-//! [sender](Op::Sender) and an epoch, which rises with each answer that was lost, as a producer's does in Kafka.
+//! A batch whose answer was lost may still be on its way, and so may a copy that the network has made of one that was
+//! answered. Either may come after whatever was said and acknowledged since. The ledger knows stale words of owners and
+//! leaders by their tokens and terms; for all others the batch names its [sender](Op::Sender) and a serial number, which
+//! rises with each call. Batches go one after the other, so only a copy is ever refused for its number. Where the answer to
+//! the copy is the one that came back, what became of the batch is as unknown as if none had come.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -219,8 +221,8 @@ struct Batcher {
     pause: Duration,
     /// Why the last round failed; `None` while all is well.
     trouble: Option<StoreError>,
-    /// How many answers were lost.
-    epoch: u64,
+    /// The serial number of the last batch that named its sender.
+    serial: u64,
 }
 
 /// Runs until the node ends.
@@ -231,7 +233,7 @@ pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::UnboundedReceiver<O
         waiting: VecDeque::new(),
         pause: PAUSES.0,
         trouble: None,
-        epoch: 0,
+        serial: 0,
     };
     tokio::select! {
         biased;
@@ -286,14 +288,18 @@ impl Batcher {
 
     /// One call. Says who sends it where a late copy could undo something newer.
     async fn send(&mut self, batch: &[OpRequest], session: Option<SessionId>) -> Result<Applied, StoreError> {
-        let sender = session.filter(|_| batch.iter().any(OpRequest::ages));
-        let sender = sender.map(|session| Op::Sender { session, epoch: self.epoch });
+        let sender = session.filter(|_| batch.iter().any(OpRequest::ages)).map(|session| {
+            self.serial += 1;
+            Op::Sender { session, serial: self.serial }
+        });
         let names = usize::from(sender.is_some());
         let ops: Vec<Op> =
             sender.into_iter().chain(batch.iter().flat_map(|request| request.ops.iter().cloned())).collect();
-        let applied = self.shared.apply("apply", &ops).await;
-        let mut applied = applied.inspect_err(|error| self.epoch += u64::from(!error.has_no_effect()))?;
-        applied.outcomes.drain(..names);
+        let mut applied = self.shared.apply("apply", &ops).await?;
+        if applied.outcomes.drain(..names).any(|outcome| outcome == Outcome::Refused(Refusal::Superseded)) {
+            let message = "this is the answer to a copy of the batch".into();
+            return Err(StoreError::Unavailable { message, source: None });
+        }
         Ok(applied)
     }
 

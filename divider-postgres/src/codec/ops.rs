@@ -23,7 +23,7 @@
 //! | 23 | Absolve | key, token | | | |
 //! | 24 | Advance | term | milliseconds | | |
 //! | 25 | Step | term | format | | |
-//! | 26 | Sender | session | epoch | | |
+//! | 26 | Sender | session | serial | | |
 //!
 //! Payload, checkpoint and reason go as the blob.
 
@@ -205,7 +205,7 @@ fn row(op: &Op) -> (i16, Row<'_>) {
         }
         Op::Absolve { key, token } => (23, Row { name: Some(key.as_str()), token: Some(number(token.0)), ..none() }),
         Op::Advance { term, elapsed_ms } => (24, Row { a: Some(number(*elapsed_ms)), ..led(term) }),
-        Op::Sender { session, epoch } => (26, Row { a: Some(number(*epoch)), ..at(session) }),
+        Op::Sender { session, serial } => (26, Row { a: Some(number(*serial)), ..at(session) }),
         Op::Step { term, format } => (25, Row { a: Some((*format).into()), ..led(term) }),
     }
 }

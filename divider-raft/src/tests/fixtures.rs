@@ -172,7 +172,7 @@ fn ops() -> Vec<Op> {
         Op::Expire { term, session, beat: Beat(8), verdict: Verdict::young(token) },
         Op::Expire { term, session, beat: Beat(8), verdict: blaming(Blame::Suspects(3)) },
         Op::Expire { term, session, beat: Beat(8), verdict: blaming(Blame::Only(token)) },
-        Op::Sender { session, epoch: 2 },
+        Op::Sender { session, serial: 2 },
     ]
 }
 

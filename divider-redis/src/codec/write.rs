@@ -133,7 +133,7 @@ impl Writer {
             Op::Absolve { key, token } => self.op(23, 2).bytes(key.as_str().as_bytes()).number(token.0),
             Op::Advance { term, elapsed_ms } => self.op(24, 2).number(term.0).number(*elapsed_ms),
             Op::Step { term, format } => self.op(25, 2).number(term.0).number((*format).into()),
-            Op::Sender { session, epoch } => self.op(26, 2).session(*session).number(*epoch),
+            Op::Sender { session, serial } => self.op(26, 2).session(*session).number(*serial),
         };
     }
 }

@@ -727,16 +727,15 @@ local apply = {
   end,
   -- Sender
   [SENDER] = function(op)
-    local id, epoch = op[2], op[3]
+    local id, serial = op[2], op[3]
     local s = alive(id)
     if not s then
       return SESSION_ENDED
-    elseif epoch < s[EPOCH] then
+    elseif serial <= s[SERIAL] then
       return SUPERSEDED
-    elseif epoch > s[EPOCH] then
-      s[EPOCH] = epoch
-      dirty_sessions[id] = true
     end
+    s[SERIAL] = serial
+    dirty_sessions[id] = true
     return UNCHANGED
   end,
 }
@@ -746,7 +745,7 @@ for i, op in ipairs(ops) do
   local outcome, value = barred, 0
   if not barred then
     outcome, value = apply[op[1]](op)
-    -- All that a late copy says is late.
+    -- A copy says nothing more.
     if op[1] == SENDER and outcome ~= UNCHANGED then
       barred = outcome
     end

@@ -25,7 +25,7 @@ local PENDING, ASSIGNED, STOPPING, REMOVING, DEADLY, FAILED = 0, 1, 2, 3, 4, 5
 -- And so is a session. ENDED is -1 while it lives; then, the token below which its keys have survived. BLAME says whom its
 -- death is held against, and BLAMED from how many deaths on, or which ownership.
 local NODE, AFFINITY, CAPACITY, LEASE, DRAINING, SETTLED, READS, JOINED, ENDED, BLAME, BLAMED, SEQ, ALTERED, HOLDS, STOPS,
-  EPOCH = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
+  SERIAL = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16
 local NOBODY, YOUNG, SUSPECTS, ONLY = 0, 1, 2, 3
 -- Kinds of changes and of notices.
 local KEY, KEY_GONE, SESSION, SESSION_GONE, GROUP = 0, 1, 2, 3, 4

@@ -71,6 +71,8 @@ pub enum Fault {
     Refuse,
     /// The call takes effect, and its answer is lost.
     LoseReply,
+    /// The call takes effect twice, and the answer to the first copy is lost.
+    Double,
     /// The call is made after this time.
     DelayCall(Duration),
     /// The call is made at once, and its answer comes after this time.
@@ -217,32 +219,36 @@ impl<S: Store> FaultyStore<S> {
         self.faults.clone()
     }
 
-    async fn call<T>(
+    async fn call<T, F: Future<Output = Result<T, StoreError>>>(
         &self,
         call: Call<'_>,
-        future: impl Future<Output = Result<T, StoreError>>,
+        arrive: impl Fn() -> F,
     ) -> Result<T, StoreError> {
         let broken = |message: &str| StoreError::Unavailable { message: message.into(), source: None };
         match self.faults.meet(call) {
-            Fault::Count => future.await,
+            Fault::Count => arrive().await,
             Fault::Refuse => Err(broken("refused to order")),
             Fault::LoseReply => {
                 // What the store says of it is what is lost.
-                let _ = future.await;
+                let _ = arrive().await;
                 Err(broken("the answer was lost to order"))
+            }
+            Fault::Double => {
+                let _ = arrive().await;
+                arrive().await
             }
             Fault::DelayCall(time) => {
                 tokio::time::sleep(time).await;
-                future.await
+                arrive().await
             }
             Fault::DelayReply(time) => {
-                let result = future.await;
+                let result = arrive().await;
                 tokio::time::sleep(time).await;
                 result
             }
             Fault::Misconfigured => Err(StoreError::Misconfigured("not allowed, to order".into())),
             Fault::Corrupt => {
-                let _ = future.await;
+                let _ = arrive().await;
                 Err(StoreError::Corrupt("unreadable to order".into()))
             }
             Fault::Hang => std::future::pending().await,
@@ -258,7 +264,7 @@ impl<S: Store> Store for FaultyStore<S> {
     }
 
     async fn open(&self) -> Result<(), StoreError> {
-        self.call(Call::Open, self.store.open()).await
+        self.call(Call::Open, || self.store.open()).await
     }
 
     async fn apply(&self, ops: &[Op]) -> Result<Applied, StoreError> {
@@ -266,59 +272,59 @@ impl<S: Store> Store for FaultyStore<S> {
         if let Some(mistake) = &*self.faults.0.mistake.lock() {
             taken.to_mut().iter_mut().for_each(mistake);
         }
-        self.call(Call::Apply(ops), self.store.apply(&taken)).await
+        self.call(Call::Apply(ops), || self.store.apply(&taken)).await
     }
 
     async fn renew(&self, session: SessionId) -> Result<Beat, StoreError> {
-        self.call(Call::Renew, self.store.renew(session)).await
+        self.call(Call::Renew, || self.store.renew(session)).await
     }
 
     async fn poll(&self, session: SessionId, claim: Claim) -> Result<PollReply, StoreError> {
-        self.call(Call::Poll(claim), self.store.poll(session, claim)).await
+        self.call(Call::Poll(claim), || self.store.poll(session, claim)).await
     }
 
     async fn resign(&self, session: SessionId, term: Term) -> Result<(), StoreError> {
-        self.call(Call::Resign, self.store.resign(session, term)).await
+        self.call(Call::Resign, || self.store.resign(session, term)).await
     }
 
     async fn beats(&self) -> Result<Vec<(SessionId, Beat)>, StoreError> {
-        self.call(Call::Beats, self.store.beats()).await
+        self.call(Call::Beats, || self.store.beats()).await
     }
 
     async fn gone(&self) -> Result<Vec<SessionId>, StoreError> {
-        self.call(Call::Beats, self.store.gone()).await
+        self.call(Call::Beats, || self.store.gone()).await
     }
 
     async fn silences(&self) -> Result<Vec<(SessionId, Beat, Duration)>, StoreError> {
-        self.call(Call::Beats, self.store.silences()).await
+        self.call(Call::Beats, || self.store.silences()).await
     }
 
     async fn holdings(&self, session: SessionId) -> Result<Holdings, StoreError> {
-        self.call(Call::Holdings, self.store.holdings(session)).await
+        self.call(Call::Holdings, || self.store.holdings(session)).await
     }
 
     async fn changes(&self, since: Revision) -> Result<Option<Vec<Batch>>, StoreError> {
-        self.call(Call::Changes, self.store.changes(since)).await
+        self.call(Call::Changes, || self.store.changes(since)).await
     }
 
     async fn scan(&self, cursor: Option<Cursor>) -> Result<Page, StoreError> {
-        self.call(Call::Scan, self.store.scan(cursor)).await
+        self.call(Call::Scan, || self.store.scan(cursor.clone())).await
     }
 
     async fn records(&self, keys: &[Key]) -> Result<Vec<Option<Record>>, StoreError> {
-        self.call(Call::Records, self.store.records(keys)).await
+        self.call(Call::Records, || self.store.records(keys)).await
     }
 
     async fn stats(&self) -> Result<Stats, StoreError> {
-        self.call(Call::Stats, self.store.stats()).await
+        self.call(Call::Stats, || self.store.stats()).await
     }
 
     async fn quarantined(&self, limit: usize) -> Result<Vec<Key>, StoreError> {
-        self.call(Call::Quarantined, self.store.quarantined(limit)).await
+        self.call(Call::Quarantined, || self.store.quarantined(limit)).await
     }
 
     async fn hints(&self, topic: Topic) -> Result<HintStream, StoreError> {
-        let hints = self.call(Call::Hints(topic), self.store.hints(topic)).await?;
+        let hints = self.call(Call::Hints(topic), || self.store.hints(topic)).await?;
         let faults = self.faults.clone();
         let mut cut = faults.0.cut.subscribe();
         let deaf = move |_: &Hint| std::future::ready(!faults.0.deaf.load(Ordering::SeqCst));
@@ -326,7 +332,7 @@ impl<S: Store> Store for FaultyStore<S> {
     }
 
     async fn close(&self) {
-        let closing = async {
+        let closing = async || {
             self.store.close().await;
             Ok(())
         };

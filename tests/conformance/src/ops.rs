@@ -39,22 +39,27 @@ pub async fn a_batch_is_applied_in_order<B: Backend>(trial: Trial<B>) {
 pub async fn a_late_copy_of_a_batch_changes_nothing<B: Backend>(trial: Trial<B>) {
     let clerk = Clerk::leading(&trial).await;
     let session = clerk.session;
-    let sender = |epoch| Op::Sender { session, epoch };
+    let sender = |serial| Op::Sender { session, serial };
     let add = |payload: &[u8]| Op::Add(Work::new("a").unwrap().payload(Blob::from(payload.to_vec())));
-    assert_eq!(clerk.apply(&[sender(0), add(b"old")]).await.outcomes, [Outcome::Unchanged, Outcome::Done]);
-    assert_eq!(clerk.apply(&[sender(2), add(b"new")]).await.outcomes, [Outcome::Unchanged, Outcome::Done]);
+    let (old, new) = ([sender(1), add(b"old")], [sender(3), add(b"new")]);
+    assert_eq!(clerk.apply(&old).await.outcomes, [Outcome::Unchanged, Outcome::Done]);
+    assert_eq!(clerk.apply(&new).await.outcomes, [Outcome::Unchanged, Outcome::Done]);
+    assert_eq!(clerk.one(add(b"newest")).await, Outcome::Done);
     let before = clerk.poll(divider_core::Claim::Follow).await.revision;
-    let late = [add(b"as ever"), sender(1), add(b"old"), Op::Rebalance, sender(2), Op::Remove { key: "a".parse().unwrap() }];
     let superseded = Outcome::Refused(Refusal::Superseded);
-    let applied = clerk.apply(&late[1..]).await;
-    assert_eq!((applied.outcomes, applied.revision), (vec![superseded; 5], before));
+    let late = [add(b"as ever"), sender(2), add(b"old"), Op::Rebalance, sender(4), Op::Remove { key: "a".parse().unwrap() }];
+    // Of the newest batch as well: the network may double a request that was answered.
+    for copy in [&old[..], &new, &late[1..]] {
+        let applied = clerk.apply(copy).await;
+        assert_eq!((applied.outcomes, applied.revision), (vec![superseded; copy.len()], before), "{copy:?}");
+    }
     // What stands before the sender is none of its business.
     let outcomes = clerk.apply(&late).await.outcomes;
     assert_eq!((outcomes[0], &outcomes[1..]), (Outcome::Done, &[superseded; 5][..]));
     assert_eq!(&clerk.record(&"a".parse().unwrap()).await.unwrap().payload[..], b"as ever");
 
     let other = Clerk::join(&trial).await;
-    let sender = Op::Sender { session: other.session, epoch: 0 };
+    let sender = Op::Sender { session: other.session, serial: 1 };
     other.one(Op::End { session: other.session }).await;
     let ended = Outcome::Refused(Refusal::SessionEnded);
     assert_eq!(clerk.apply(&[sender, add(b"of an ended session")]).await.outcomes, [ended; 2]);

@@ -419,9 +419,10 @@ impl Net {
                     Err(net.in_mood(mood, pid, what))
                 }
             };
+            let mut reply = Some(reply);
             if let Way::After(time) = net.way(pid, true) {
                 tokio::time::sleep(time).await;
-                let _ = reply.send(result);
+                reply.take().map(|reply| reply.send(result));
             } else if again.is_none() {
                 std::future::pending::<()>().await;
             }
@@ -429,7 +430,9 @@ impl Net {
                 tokio::time::sleep(later).await;
                 if arrives(&net) {
                     net.trace.fault("request doubled");
-                    net.serve(pid, "again", &serve);
+                    let result = net.serve(pid, "again", &serve);
+                    // Where the first answer is lost, this one comes instead.
+                    reply.take().map(|reply| reply.send(Ok(result)));
                 }
             }
         });

@@ -74,8 +74,11 @@ pub struct Server {
 pub struct Orders {
     /// The last token that had been issued when each order was taken in for the first time.
     pub taken: BTreeMap<u64, Token>,
-    /// The orders as they were taken in, the first time of each.
+    /// The orders as they were taken in, for as long as they were not acknowledged: one that is sent again for want of an
+    /// answer comes after what was taken in meanwhile, but a copy of one that was answered comes after nothing.
     pub sequence: Vec<u64>,
+    /// Those whose caller has been told that they were taken in.
+    pub acknowledged: BTreeSet<u64>,
     /// The order that was taken in last.
     last: u64,
 }
@@ -287,11 +290,10 @@ impl Server {
         if order > 0 {
             let token = self.ledger.token().max(self.book.highest);
             let orders = self.orders.entry(key.clone()).or_default();
-            let Orders { taken, sequence, .. } = orders;
-            taken.entry(order).or_insert_with(|| {
-                sequence.push(order);
-                token
-            });
+            orders.taken.entry(order).or_insert(token);
+            if !orders.acknowledged.contains(&order) {
+                orders.sequence.push(order);
+            }
             orders.last = order;
         } else if let Some(orders) = self.orders.get_mut(key) {
             // Somebody has declared the same key plainly: that is what comes last.

@@ -261,6 +261,9 @@ impl World {
                     let work = Work::from(key.clone()).payload(number.to_be_bytes());
                     if node.add_work(vec![work]).await.is_ok() {
                         world.fault("work ordered again", 0);
+                        if let Some(orders) = world.net.server.lock().orders.get_mut(&key) {
+                            orders.acknowledged.insert(number);
+                        }
                         let mut state = world.state.lock();
                         state.orders.1.insert((key, number));
                         state.declaring -= 1;

@@ -29,9 +29,9 @@ pub(super) const SCRIPTS: &[(&str, &str)] = &[
         r#"[
     {"Batch":[{"Join":{"session":0,"node":0,"affinity":0,"capacity":null,"lease_ms":1,"seen":"Now","reads":2}},{"Join":{"session":1,"node":0,"affinity":0,"capacity":null,"lease_ms":1,"seen":"After","reads":2}}]},
     {"Poll":[0,"Take"]},
-    {"Batch":[{"Sender":{"session":{"Living":0},"epoch":2}},{"Sender":{"session":{"Living":0},"epoch":0}},{"End":{"Living":0}}]},
+    {"Batch":[{"Sender":{"session":{"Living":0},"serial":"Now"}},{"Sender":{"session":{"Living":0},"serial":"Before"}},{"End":{"Living":0}}]},
     {"Poll":[0,"Follow"]},
-    {"Batch":[{"Sender":{"session":{"Living":0},"epoch":2}},{"End":{"Living":0}}]},
+    {"Batch":[{"Sender":{"session":{"Living":0},"serial":"Now"}},{"End":{"Living":0}}]},
     {"Poll":[1,"Take"]}
 ]"#,
     ),

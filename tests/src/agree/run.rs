@@ -103,6 +103,8 @@ struct Run<'a> {
     /// Tokens that were issued, the last ones only.
     tokens: Vec<Token>,
     alterations: u64,
+    /// The highest serial number of each session's batches.
+    serials: BTreeMap<SessionId, u64>,
     group_hints: HintStream,
     session_hints: Vec<HintStream>,
     /// How far the reader of changes has come, in the store's numbers.
@@ -152,6 +154,7 @@ impl<'a> Run<'a> {
             keys,
             tokens: Vec::new(),
             alterations: 0,
+            serials: BTreeMap::new(),
             batches: Vec::new(),
             seen: Seen::new(),
         })
@@ -165,6 +168,11 @@ impl<'a> Run<'a> {
             Step::Resign(session, term) => self.resign(*session, *term).await?,
             Step::Batch(acts) => {
                 let ops = self.ops(acts);
+                self.apply(&ops).await?;
+            }
+            Step::Doubled(acts) => {
+                let ops = self.ops(acts);
+                self.apply(&ops).await?;
                 self.apply(&ops).await?;
             }
         }
@@ -582,7 +590,13 @@ impl<'a> Run<'a> {
             Act::AlterAffinity { session, again, delta } => {
                 Op::AlterAffinity { session: self.who(session), number: self.number(again), delta }
             }
-            Act::Sender { session, epoch } => Op::Sender { session: self.who(session), epoch: epoch.into() },
+            Act::Sender { session, serial } => {
+                let session = self.who(session);
+                let last = self.serials.entry(session).or_default();
+                let serial = around(*last + 1, serial);
+                *last = serial.max(*last);
+                Op::Sender { session, serial }
+            }
             Act::Drain(session) => Op::Drain { session: self.who(session) },
             Act::End(session) => Op::End { session: self.who(session) },
             Act::Confirm { grant, started } => {

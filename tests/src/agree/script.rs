@@ -24,6 +24,8 @@ pub enum Step {
     Resign(Whose, When),
     /// Applies a batch.
     Batch(Vec<Act>),
+    /// Applies a batch, and then a copy of it.
+    Doubled(Vec<Act>),
 }
 
 /// What a poll asks for.
@@ -190,7 +192,7 @@ pub enum Act {
     },
     Sender {
         session: Who,
-        epoch: u8,
+        serial: When,
     },
     Drain(Who),
     End(Who),
@@ -294,7 +296,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
     let resigns = prop_oneof![2 => SESSION.prop_map(Whose::Right), 1 => SESSION.prop_map(Whose::Any)];
     let resigned = prop_oneof![3 => Just(When::Now), 1 => Just(When::After)];
     prop_oneof![
-        20 => batch.prop_map(Step::Batch),
+        18 => batch.clone().prop_map(Step::Batch),
+        2 => batch.prop_map(Step::Doubled),
         3 => SESSION.prop_map(Step::Renew),
         6 => (SESSION, asked).prop_map(|(session, asked)| Step::Poll(session, asked)),
         1 => (resigns, resigned).prop_map(|(session, term)| Step::Resign(session, term)),
@@ -403,6 +406,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => Just(Absolved::Current),
         1 => (0..TOKENS as u8).prop_map(Absolved::Late),
     ];
+    let serial = prop_oneof![3 => Just(When::Now), 2 => Just(When::Before), 1 => Just(When::After)];
     prop_oneof![
         6 => Just(Act::Rebalance),
         60 => add(),
@@ -441,7 +445,7 @@ fn act() -> impl Strategy<Value = Act> {
         12 => (term(), KEY).prop_map(|(term, key)| Act::Quarantine { term, key }),
         12 => (term(), who()).prop_map(|(term, session)| Act::Settle { term, session }),
         12 => term().prop_map(Act::ResumeGrants),
-        12 => (who(), 0_u8..4).prop_map(|(session, epoch)| Act::Sender { session, epoch }),
+        12 => (who(), serial).prop_map(|(session, serial)| Act::Sender { session, serial }),
     ]
 }
 

@@ -33,6 +33,24 @@ async fn a_confirmation_is_tried_until_it_counts_whatever_the_store_says() {
     }
 }
 
+/// The second copy is refused, and its answer is all that the node hears.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_doubled_request_says_is_done_whichever_answer_comes_back() {
+    let store = MemoryStore::new();
+    let (node, faults) = faulty(&store, |_| {});
+    let mut events = node.events();
+    node.start().await.unwrap();
+    soon("the work", node.add_work(work(["k"]))).await.unwrap();
+    let first = start(&mut events).await;
+    let doubled = faults.order(Fault::Double, 1, |call| call.applies(|op| matches!(op, Op::Add(_))));
+    // The completion may go with the declaration, and then is refused with it.
+    let (declared, completed) = tokio::join!(node.add_work(work(["other"])), node.complete(&first.key, first.token));
+    declared.unwrap();
+    completed.unwrap();
+    assert_eq!((doubled.hits(), store.records(&[first.key]).await.unwrap()), (1, vec![None]));
+    assert_eq!(start(&mut events).await.key.as_str(), "other");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_completion_is_tried_until_it_counts_whatever_the_store_says() {
     for fault in [Fault::Misconfigured, Fault::Corrupt, Fault::Refuse] {
