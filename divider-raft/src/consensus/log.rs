@@ -205,10 +205,11 @@ impl Log {
         written.as_ref().map(|_| ()).map_err(|problem| io::Error::other(problem.clone()))
     }
 
-    /// The last entry up to `last` that is on disk, as far as the memory knows.
+    /// The last entry up to `last` that is on disk, as far as the memory knows; `None` where it does not, as in a log that is
+    /// broken.
     pub(crate) fn durable_until(&self, last: LogId) -> Option<LogId> {
         let cache = self.0.cache.read();
-        let written = *self.0.written.borrow().as_ref().unwrap_or(&0);
+        let written = *self.0.written.borrow().as_ref().ok()?;
         match cache.entries.get(&last.index) {
             Some(held) if held.append > written => {
                 let on_disk = |held: &&CachedEntry| held.append <= written;

@@ -250,6 +250,7 @@ impl Raft {
         self.silence.breaks();
         match self.raft.get_read_log_id().await {
             // What is not on this disk yet has been acknowledged to nobody, so nobody has to wait for it.
+            // Where that is not known, all of it counts.
             Ok((read, _)) => Ok(read.map_or(0, |read| self.log.durable_until(read).unwrap_or(read).index)),
             Err(error) if error.forward_to_leader().is_some() => Err(Refused::NotLeader),
             Err(error) => Err(error.into()),

@@ -557,6 +557,29 @@ async fn whoever_waits_for_space_for_a_snapshot_gives_up_as_the_log_is_broken() 
     given_up.expect("it goes on for ever").unwrap_err();
 }
 
+/// What such a log has on its disk is not known any more, and much of it may have been acknowledged: a reader that was sent
+/// back to what was there at the start would not see that.
+#[tokio::test]
+async fn a_reader_is_not_sent_back_before_what_was_acknowledged_as_the_log_breaks() {
+    let disk = Frail::default();
+    let (mut log, _) = Log::open(&disk.data_dir(), identity).unwrap();
+    log.blocking_append((0..=3).map(|index| blank(1, index))).await.unwrap();
+    log.durable(3).await.unwrap();
+    log.close();
+    drop(log);
+    let (mut log, _) = Log::open(&disk.data_dir(), identity).unwrap();
+    log.blocking_append((4..=6).map(|index| blank(2, index))).await.unwrap();
+    log.durable(6).await.unwrap();
+    disk.0.lock().fuse = Some(0);
+    let _ = log.blocking_append([blank(2, 7)]).await;
+    log.broken().await;
+    for index in [6, 7] {
+        // As `Raft::confirm` asks; `None` means that nothing is known, and then readers wait for all of it.
+        let read = log.durable_until(id(2, index)).unwrap_or(id(2, index));
+        assert!(read >= id(2, 6), "{read} of {index}");
+    }
+}
+
 #[test]
 fn what_somebody_has_open_is_locked_for_all_others() {
     let directory = TempDir::new().unwrap();
