@@ -450,7 +450,7 @@ impl Leader {
         while let Some(k) = self.index.next_due(now.unix_ms, now.mono) {
             self.place(k, now);
         }
-        let survivors = self.tracker.survivors(now.mono).into_iter();
+        let survivors = self.tracker.survivors(now.mono, |s| self.watches.since(s).unwrap_or(now.mono)).into_iter();
         self.chores.extend(survivors.map(|k| Chore::Clear { k, blames_only: false }));
         self.look_for_newer_format(now.mono);
         if let Some(limit) = self.config.stop_timeout {
@@ -637,12 +637,17 @@ impl Leader {
         }
         // The least likely first.
         ready.sort_by_key(|(deaths, _)| deaths.count);
+        let tried = ready.iter().filter(|(deaths, _)| self.has_died_so(*deaths)).count();
         // At most half of the group's, so that the others show what happens without.
         let mut most = (self.index.taking().count() / 2).max(1).saturating_sub(self.tracker.busy(now.mono).len());
         for (session, room) in hosts {
             let left = max.saturating_sub(proposal.ops.len());
-            let batch = if most > 0 { self.tracker.batch().min(room).min(left) } else { 0 };
-            let mine: Vec<_> = ready.extract_if(.., |(_, k)| self.may_try(*k, session, now.mono)).take(batch).collect();
+            let Some(died_so) = ready.first().map(|(deaths, _)| self.has_died_so(*deaths)) else { break };
+            let batch = self.tracker.batch(died_so, tried);
+            let take = if most > 0 { batch.min(room).min(left) } else { 0 };
+            let fits =
+                |deaths: Deaths, k| self.has_died_so(deaths) == died_so && self.may_try(k, session, batch, now.mono);
+            let mine: Vec<_> = ready.extract_if(.., |(deaths, k)| fits(*deaths, *k)).take(take).collect();
             most -= usize::from(!mine.is_empty());
             for (deaths, k) in mine {
                 let Some(key) = self.index.key(k) else { continue };
@@ -707,10 +712,19 @@ impl Leader {
         self.index.was_there(session, deaths.token, given - self.tracker.long_enough())
     }
 
+    /// Whether a suspect's owner has died while it was tried apart.
+    fn has_died_so(&self, deaths: Deaths) -> bool {
+        self.config.quarantine.is_some_and(|quarantine| deaths.count > quarantine.suspect.saturating_add(1))
+    }
+
     /// Whether a suspect may be tried there: where that tells the most, of the nodes that have room.
-    fn may_try(&self, k: KeyIx, session: SessionId, now: Instant) -> bool {
+    fn may_try(&self, k: KeyIx, session: SessionId, batch: usize, now: Instant) -> bool {
         let deaths = self.index.deaths(k);
-        if self.tracker.batch() > 1 || !needs_lived(deaths) {
+        // What has died on trial is tried where nothing else can explain the next death: the others have lived by then.
+        if self.has_died_so(deaths) && self.tracker.aboard(session).next().is_some() {
+            return false;
+        }
+        if batch > 1 || !needs_lived(deaths) {
             return true;
         }
         let tells = |view: &SessionView| {
@@ -895,9 +909,10 @@ impl Leader {
 }
 
 /// Whether there is enough against a key to set it aside, where so many keys are `blamed` alone, itself included. Machines that
-/// die by themselves put the blame on one after the other, so each other one raises the bar.
+/// die by themselves put the blame on one after the other, so each other one but the first raises the bar: two keys that kill
+/// are no wonder.
 fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths, blamed: u32) -> bool {
-    let enough = |q: Quarantine| q.deaths.saturating_add(blamed.saturating_sub(1));
+    let enough = |q: Quarantine| q.deaths.saturating_add(blamed.saturating_sub(2));
     quarantine.is_some_and(|q| deaths.count >= q.suspect && deaths.alone >= enough(q))
 }
 
