@@ -43,6 +43,8 @@ use crate::{
 
 /// In how many batches suspects are given out. So many that each fits into a batch of ops, or none is held back.
 const BATCHES: usize = 8;
+/// Up to so many that have died on trial are tried apart from the rest, each alone. More are rather the doing of machines.
+pub(super) const FEW: usize = 5;
 /// After so many deaths within a while that no suspect explains, suspects are held back no more for as long. Fewer may be the
 /// doing of another key that kills, until it is suspect as well.
 const UNEXPLAINED: usize = 4;
@@ -108,6 +110,11 @@ impl SuspectTracker {
         (self.within() / 2).max(self.lease * 3)
     }
 
+    /// How long a suspect must live to be none: longer than one that kills may take for that.
+    fn slow(&self) -> Duration {
+        self.quiet() * 5 / 4
+    }
+
     /// How long a node must have run keys to have shown that it can.
     pub(super) fn long_enough(&self) -> Duration {
         self.within().max(self.quiet())
@@ -138,7 +145,7 @@ impl SuspectTracker {
     /// A session that fell silent at `since` dies. Says whether no suspect explains that: all that were there had lived with it
     /// for long enough, or there was none. One that is no longer waited for may be slow to kill.
     pub(super) fn is_unexplained(&mut self, session: SessionId, since: Instant, now: Instant) -> bool {
-        let explains = |run: &Run| run.since + self.long_enough() > since;
+        let explains = |run: &Run| run.since + self.slow() > since;
         if self.running.values().any(|run| run.session == session && explains(run)) {
             return false;
         }
@@ -266,7 +273,7 @@ impl SuspectTracker {
     /// Suspects that have run for long enough when their sessions were heard last, each named once for each time that this
     /// passes. What a session has been silent for may be the time since its death.
     pub(super) fn survivors(&mut self, now: Instant, heard: impl Fn(SessionId) -> Instant) -> Vec<KeyIx> {
-        let within = self.long_enough();
+        let within = self.slow();
         let over = self.running.iter_mut().filter(|(_, run)| run.since + within <= heard(run.session));
         over.map(|(k, run)| {
             run.since = now;
@@ -280,7 +287,7 @@ impl SuspectTracker {
         let proven = self.running.values().map(|run| run.proven_at).filter(|at| *at > now).min();
         let turn = proven.unwrap_or(self.quiet_until).max(self.quiet_until);
         let turn = (!self.waiting.is_empty() && turn > now).then_some(turn);
-        let cleared = self.running.values().map(|run| run.since + self.long_enough()).filter(|at| *at > now).min();
+        let cleared = self.running.values().map(|run| run.since + self.slow()).filter(|at| *at > now).min();
         turn.into_iter().chain(cleared).min()
     }
 }

@@ -202,15 +202,18 @@ fn a_killer_is_found(nodes: usize, keys: usize, killers: usize, kills_after_ms: 
 
 #[test]
 fn a_key_that_kills_its_process_is_set_aside_after_few_deaths_and_no_neighbour_is() {
-    for kills_after_ms in [100, 200, 300, 1000, 2000, 2500, 5000] {
+    for kills_after_ms in [100, 200, 300] {
         a_killer_is_found(3, 100, 1, kills_after_ms, 8);
+    }
+    for kills_after_ms in [1000, 2000, 2500, 5000] {
+        a_killer_is_found(3, 100, 1, kills_after_ms, 10);
     }
 }
 
 #[test]
 fn two_keys_that_kill_are_both_found() {
     for kills_after_ms in [100, 200, 300] {
-        a_killer_is_found(3, 100, 2, kills_after_ms, 16);
+        a_killer_is_found(3, 100, 2, kills_after_ms, 18);
     }
 }
 
@@ -222,7 +225,7 @@ fn deaths_until_killers_are_found(killers: u64, seed: u64) -> usize {
     let longest_ms = dice.pick(&[300, 1000, 2000, 3000, 5000]);
     let after_ms = dice.between(1, longest_ms / STEP_MS) * STEP_MS;
     fleet.kills_after_ms = (dice.pick(&[STEP_MS, after_ms]), after_ms);
-    fleet.restarts_after_ms = dice.pick(&[100, 500, 1500, 3000]);
+    fleet.restarts_after_ms = dice.pick(&[100, 500, 1500, 3000, 10_000]);
     fleet.renamed = dice.pick(&[false, true]);
     fleet.killers = (0..killers).map(|n| format!("key-{}", n * 50 + dice.between(0, 49))).collect();
     fleet.killers.sort();
@@ -240,20 +243,22 @@ fn deaths_until_killers_are_found(killers: u64, seed: u64) -> usize {
     fleet.deaths
 }
 
+/// So many seeds: all within `most` deaths, and so many of them within `usual`.
+fn killers_are_found(killers: u64, seeds: u64, most: usize, usual: usize, share: usize) {
+    let deaths: Vec<usize> = (0..seeds).map(|seed| deaths_until_killers_are_found(killers, seed)).collect();
+    assert!(deaths.iter().all(|deaths| *deaths <= most), "{deaths:?}");
+    let within = deaths.iter().filter(|deaths| **deaths <= usual).count();
+    assert!(within >= share, "{within} within {usual}: {deaths:?}");
+}
+
 #[test]
 fn whatever_its_delay_a_killer_is_set_aside_after_few_deaths_and_nothing_else_is() {
-    for seed in 0..60 {
-        let deaths = deaths_until_killers_are_found(1, seed);
-        assert!(deaths <= 8, "seed {seed}: {deaths} deaths");
-    }
+    killers_are_found(1, 60, 10, 8, 57);
 }
 
 #[test]
 fn two_killers_of_any_delay_are_set_aside_and_nothing_else_is() {
-    for seed in 0..40 {
-        let deaths = deaths_until_killers_are_found(2, seed);
-        assert!(deaths <= 16, "seed {seed}: {deaths} deaths");
-    }
+    killers_are_found(2, 40, 26, 18, 28);
 }
 
 #[test]
@@ -455,7 +460,7 @@ fn what_just_became_suspect_is_spread_over_all_nodes_and_stays_there_until_it_is
         group.confirm_all(&[a, b, c]);
         assert_eq!((group.held(a), group.held(b), group.held(c)), (6, 6, 0), "they are on trial");
     }
-    for _ in 0..110 {
+    for _ in 0..80 {
         group.pass(100, &[a, b, c]);
         group.confirm_all(&[a, b, c]);
     }
