@@ -18,6 +18,7 @@ mod token_ages;
 mod watch;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -450,7 +451,7 @@ impl Leader {
         while let Some(k) = self.index.next_due(now.unix_ms, now.mono) {
             self.place(k, now);
         }
-        let survivors = self.tracker.survivors(now.mono).into_iter();
+        let survivors = self.tracker.survivors(now.mono, |s| self.watches.since(s).unwrap_or(now.mono)).into_iter();
         self.chores.extend(survivors.map(|k| Chore::Clear { k, blames_only: false }));
         self.look_for_newer_format(now.mono);
         if let Some(limit) = self.config.stop_timeout {
@@ -635,14 +636,24 @@ impl Leader {
                 proposal.push(Op::Quarantine { term: self.term, key: key.clone() }, Subject::Key(k, key));
             }
         }
-        // The least likely first.
-        ready.sort_by_key(|(deaths, _)| deaths.count);
+        let quarantine = self.config.quarantine;
+        // The least likely first. Of those that have died alone the most likely: where two took turns, each would kill the
+        // nodes that the other needs as witnesses.
+        ready.sort_by_key(|(deaths, _)| (deaths.alone > 0, Reverse(deaths.alone), deaths.count));
+        let tried = ready.iter().filter(|(deaths, _)| has_died_so(quarantine, *deaths)).count();
+        let tried = if tried > suspects::FEW { 0 } else { tried };
+        let apart = |deaths| tried > 0 && has_died_so(quarantine, deaths);
         // At most half of the group's, so that the others show what happens without.
         let mut most = (self.index.taking().count() / 2).max(1).saturating_sub(self.tracker.busy(now.mono).len());
         for (session, room) in hosts {
             let left = max.saturating_sub(proposal.ops.len());
-            let batch = if most > 0 { self.tracker.batch().min(room).min(left) } else { 0 };
-            let mine: Vec<_> = ready.extract_if(.., |(_, k)| self.may_try(*k, session, now.mono)).take(batch).collect();
+            let Some(first_apart) = ready.first().map(|(deaths, _)| apart(*deaths)) else { break };
+            let batch = self.tracker.batch(first_apart, tried);
+            let take = if most > 0 { batch.min(room).min(left) } else { 0 };
+            // What is tried apart goes where nothing else can explain the next death: the others have lived by then.
+            let take = if first_apart && self.tracker.aboard(session).next().is_some() { 0 } else { take };
+            let fits = |deaths, k| apart(deaths) == first_apart && self.may_try(k, session, batch, now.mono);
+            let mine: Vec<_> = ready.extract_if(.., |(deaths, k)| fits(*deaths, *k)).take(take).collect();
             most -= usize::from(!mine.is_empty());
             for (deaths, k) in mine {
                 let Some(key) = self.index.key(k) else { continue };
@@ -708,9 +719,9 @@ impl Leader {
     }
 
     /// Whether a suspect may be tried there: where that tells the most, of the nodes that have room.
-    fn may_try(&self, k: KeyIx, session: SessionId, now: Instant) -> bool {
+    fn may_try(&self, k: KeyIx, session: SessionId, batch: usize, now: Instant) -> bool {
         let deaths = self.index.deaths(k);
-        if self.tracker.batch() > 1 || !needs_lived(deaths) {
+        if batch > 1 || !needs_lived(deaths) {
             return true;
         }
         let tells = |view: &SessionView| {
@@ -904,6 +915,11 @@ fn is_convicted(quarantine: Option<Quarantine>, deaths: Deaths, blamed: u32) -> 
 /// Whether the key has had a death more than those that made it suspect: it is tried apart from then on.
 fn is_to_be_tried(quarantine: Quarantine, deaths: Deaths) -> bool {
     deaths.count > quarantine.suspect
+}
+
+/// Whether a suspect's owner has died while it was tried apart.
+fn has_died_so(quarantine: Option<Quarantine>, deaths: Deaths) -> bool {
+    quarantine.is_some_and(|quarantine| deaths.count > quarantine.suspect.saturating_add(1))
 }
 
 /// Whether the next death alone counts only on a node that has shown that it can live. Every other one does: a machine that

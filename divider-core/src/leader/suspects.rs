@@ -42,7 +42,9 @@ use crate::{
 };
 
 /// In how many batches suspects are given out. So many that each fits into a batch of ops, or none is held back.
-const BATCHES: usize = 12;
+const BATCHES: usize = 8;
+/// Up to so many that have died on trial are tried apart from the rest, each alone. More are rather the doing of machines.
+pub(super) const FEW: usize = 5;
 /// After so many deaths within a while that no suspect explains, suspects are held back no more for as long. Fewer may be the
 /// doing of another key that kills, until it is suspect as well.
 const UNEXPLAINED: usize = 4;
@@ -58,8 +60,9 @@ pub(super) struct SuspectTracker {
     running: BTreeMap<KeyIx, Run>,
     /// No suspect is given out before.
     quiet_until: Instant,
-    /// How many are given out at a time; 0 until the first of them are.
-    batch: usize,
+    /// How many are given out at a time, of those that are tried for the first time and of those that have died so. None
+    /// until the first of them are.
+    batches: Option<[usize; 2]>,
     /// Deaths of late that no suspect explains.
     unexplained: Vec<Instant>,
     /// Nodes that died of late, and when.
@@ -87,7 +90,7 @@ impl SuspectTracker {
             waiting: BTreeSet::new(),
             running: BTreeMap::new(),
             quiet_until: Instant(0),
-            batch: 0,
+            batches: None,
             unexplained: Vec::new(),
             recent_deaths: BTreeMap::new(),
         }
@@ -100,11 +103,16 @@ impl SuspectTracker {
     /// How long the group must be quiet before a suspect is tried: long enough for machines that die by themselves to show.
     fn hush(&mut self, now: Instant) {
         self.quiet_until = now + self.quiet();
-        self.batch = 0;
+        self.batches = None;
     }
 
     fn quiet(&self) -> Duration {
         (self.within() / 2).max(self.lease * 3)
+    }
+
+    /// How long a suspect must live to be none: longer than one that kills may take for that.
+    fn slow(&self) -> Duration {
+        self.quiet() * 5 / 4
     }
 
     /// How long a node must have run keys to have shown that it can.
@@ -134,9 +142,11 @@ impl SuspectTracker {
         self.suspects.contains(&k) && self.isolates(now)
     }
 
-    /// A session that fell silent at `since` dies. Says whether no suspect explains that: none was on trial there.
+    /// A session that fell silent at `since` dies. Says whether no suspect explains that: all that were there had lived with it
+    /// for long enough, or there was none. One that is no longer waited for may be slow to kill.
     pub(super) fn is_unexplained(&mut self, session: SessionId, since: Instant, now: Instant) -> bool {
-        if self.running.values().any(|run| run.session == session && run.proven_at > since) {
+        let explains = |run: &Run| run.since + self.slow() > since;
+        if self.running.values().any(|run| run.session == session && explains(run)) {
             return false;
         }
         let remembered = self.remembered();
@@ -234,12 +244,16 @@ impl SuspectTracker {
     }
 
     /// Whether suspects may be given out now, a batch to a session.
-    pub(super) fn is_open(&mut self, now: Instant) -> bool {
-        let open = self.quiet_until <= now && !self.waiting.is_empty();
-        if open && self.batch == 0 {
-            self.batch = self.waiting.len().div_ceil(BATCHES);
-        }
-        open
+    pub(super) fn is_open(&self, now: Instant) -> bool {
+        self.quiet_until <= now && !self.waiting.is_empty()
+    }
+
+    /// How many of the waiting are given out at a time, those that have died on trial apart from the rest: a death among many
+    /// leaves few, which are not to be held up by the many.
+    pub(super) fn batch(&mut self, has_died_so: bool, tried: usize) -> usize {
+        let rest = self.waiting.len().saturating_sub(tried);
+        let batches = self.batches.get_or_insert([rest, tried].map(|waiting| waiting.div_ceil(BATCHES).max(1)));
+        batches[usize::from(has_died_so)]
     }
 
     pub(super) fn waiting(&self) -> impl Iterator<Item = KeyIx> {
@@ -251,19 +265,16 @@ impl SuspectTracker {
         (self.waiting.len(), self.quiet_until)
     }
 
-    pub(super) fn batch(&self) -> usize {
-        self.batch
-    }
-
     /// Sessions with a suspect aboard that has not proved itself yet.
     pub(super) fn busy(&self, now: Instant) -> BTreeSet<SessionId> {
         self.running.values().filter(|run| run.proven_at > now && !run.dealt).map(|run| run.session).collect()
     }
 
-    /// Suspects that have run for long enough, each named once for each time that this passes.
-    pub(super) fn survivors(&mut self, now: Instant) -> Vec<KeyIx> {
-        let within = self.quiet();
-        let over = self.running.iter_mut().filter(|(_, run)| run.since + within <= now);
+    /// Suspects that have run for long enough when their sessions were heard last, each named once for each time that this
+    /// passes. What a session has been silent for may be the time since its death.
+    pub(super) fn survivors(&mut self, now: Instant, heard: impl Fn(SessionId) -> Instant) -> Vec<KeyIx> {
+        let within = self.slow();
+        let over = self.running.iter_mut().filter(|(_, run)| run.since + within <= heard(run.session));
         over.map(|(k, run)| {
             run.since = now;
             *k
@@ -276,7 +287,7 @@ impl SuspectTracker {
         let proven = self.running.values().map(|run| run.proven_at).filter(|at| *at > now).min();
         let turn = proven.unwrap_or(self.quiet_until).max(self.quiet_until);
         let turn = (!self.waiting.is_empty() && turn > now).then_some(turn);
-        let cleared = self.running.values().map(|run| run.since + self.quiet()).min();
+        let cleared = self.running.values().map(|run| run.since + self.slow()).filter(|at| *at > now).min();
         turn.into_iter().chain(cleared).min()
     }
 }

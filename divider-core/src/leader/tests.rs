@@ -22,6 +22,8 @@ struct Group {
     beats: SessionBeats,
     leader: Leader,
     token_ages: TokenAges,
+    /// How many have joined, the boss not counted.
+    sessions: u128,
     now: Now,
     /// What each key was granted, in order.
     grants: HashMap<Key, Vec<(SessionId, Token)>>,
@@ -43,7 +45,7 @@ fn key(name: &str) -> Key {
 impl Group {
     fn new(config: NodeConfig) -> Self {
         let mut ledger = Ledger::new();
-        let boss = SessionId::fresh();
+        let boss = SessionId(uuid::Uuid::from_u128(u128::MAX));
         ledger.apply(&[join(boss, "boss", 0, None, Revision(0))], Token(0));
         let (term, _) = ledger.lead(boss, Term(0));
         let mut group = Self {
@@ -52,6 +54,7 @@ impl Group {
             boss,
             beats: SessionBeats::default(),
             token_ages: TokenAges::new(Duration::from_secs(10)),
+            sessions: 0,
             now: Now { mono: Instant(1 << 40), unix_ms: 1_000_000 },
             grants: HashMap::new(),
             proposed: Vec::new(),
@@ -92,7 +95,9 @@ impl Group {
     }
 
     fn session(&mut self, name: &str, affinity: u32, capacity: Option<u32>) -> SessionId {
-        let session = SessionId::fresh();
+        // Numbered, so that a run can be repeated.
+        self.sessions += 1;
+        let session = SessionId(uuid::Uuid::from_u128(self.sessions));
         self.apply(&[join(session, name, affinity, capacity, self.ledger.revision())]);
         session
     }

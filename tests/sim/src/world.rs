@@ -314,9 +314,14 @@ impl World {
                     continue;
                 };
                 let work = keys.iter().cloned().map(Work::from).collect();
-                let node = process.program.node.clone();
+                let (pid, node) = (process.program.pid, process.program.node.clone());
                 drop(process);
-                if node.add_work(work).await.is_ok() {
+                let declared = tokio::select! {
+                    biased;
+                    declared = node.add_work(work) => declared.is_ok(),
+                    () = world.is_cut_off(pid) => false,
+                };
+                if declared {
                     let mut state = world.state.lock();
                     state.declared.extend(keys);
                     state.declaring -= 1;
@@ -325,6 +330,22 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
+    }
+
+    /// Waits until a process is deaf and blind for good and without a session. It gets none any more, and what it is to declare
+    /// waits for one until the call's time limit: somebody else has to do it.
+    async fn is_cut_off(&self, pid: Pid) {
+        if self.plan.deaf != 2 {
+            std::future::pending::<()>().await;
+        }
+        let is_cut_off = || {
+            let state = self.state.lock();
+            let process = state.processes.get(&pid).filter(|_| state.deaf.is_some_and(|deaf| deaf.pid == pid));
+            process.is_some_and(|process| process.program.node.session().is_none())
+        };
+        while !is_cut_off() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) fn lasting(&self) -> Vec<Key> {

@@ -13,13 +13,31 @@ struct Process {
     starts_at: Instant,
 }
 
+/// A seeded generator.
+struct Dice(u64);
+
+impl Dice {
+    /// From the first to the last, both included.
+    fn between(&mut self, first: u64, last: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        first + (mixed ^ (mixed >> 31)) % (last - first + 1)
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.between(0, of.len() as u64 - 1) as usize]
+    }
+}
+
 /// Nodes over a group whose leader is one of them, so that it may die as well.
 struct Fleet {
     group: Group,
     processes: Vec<Process>,
     killers: Vec<String>,
-    /// From the start of a killer to the death.
-    kills_after_ms: u64,
+    /// From the start of a killer to the death: at least, and at most.
+    kills_after_ms: (u64, u64),
+    dice: Dice,
     /// How long a process takes to start again.
     restarts_after_ms: u64,
     /// A process that starts again has a new name.
@@ -47,7 +65,8 @@ impl Fleet {
             group,
             processes: (0..nodes).map(start).collect(),
             killers,
-            kills_after_ms: 300,
+            kills_after_ms: (300, 300),
+            dice: Dice(1),
             restarts_after_ms: 100,
             renamed: false,
             leads: None,
@@ -124,7 +143,8 @@ impl Fleet {
         for killer in &self.killers {
             let owner = self.group.owner(killer).map(|(session, _)| session);
             for process in self.processes.iter_mut().filter(|process| owner.is_some() && process.session == owner) {
-                process.dies_at.get_or_insert(now + Duration::from_millis(self.kills_after_ms));
+                let after_ms = self.dice.between(self.kills_after_ms.0, self.kills_after_ms.1);
+                process.dies_at.get_or_insert(now + Duration::from_millis(after_ms));
             }
         }
     }
@@ -170,7 +190,7 @@ impl Fleet {
 
 fn a_killer_is_found(nodes: usize, keys: usize, killers: usize, kills_after_ms: u64, most: usize) {
     let mut fleet = Fleet::new(nodes, keys, killers);
-    fleet.kills_after_ms = kills_after_ms;
+    fleet.kills_after_ms = (kills_after_ms, kills_after_ms);
     fleet.until_calm(keys);
     let mut aside = fleet.aside();
     aside.sort();
@@ -182,8 +202,11 @@ fn a_killer_is_found(nodes: usize, keys: usize, killers: usize, kills_after_ms: 
 
 #[test]
 fn a_key_that_kills_its_process_is_set_aside_after_few_deaths_and_no_neighbour_is() {
-    for kills_after_ms in [100, 200, 300, 2500] {
+    for kills_after_ms in [100, 200, 300] {
         a_killer_is_found(3, 100, 1, kills_after_ms, 8);
+    }
+    for kills_after_ms in [1000, 2000, 2500, 5000] {
+        a_killer_is_found(3, 100, 1, kills_after_ms, 10);
     }
 }
 
@@ -192,6 +215,50 @@ fn two_keys_that_kill_are_both_found() {
     for kills_after_ms in [100, 200, 300] {
         a_killer_is_found(3, 100, 2, kills_after_ms, 18);
     }
+}
+
+/// Three nodes, a hundred keys, and killers of any delay, the same each time or not. Says after how many deaths they were set
+/// aside.
+fn deaths_until_killers_are_found(killers: u64, seed: u64) -> usize {
+    let mut dice = Dice(seed);
+    let mut fleet = Fleet::new(3, 0, 0);
+    let longest_ms = dice.pick(&[300, 1000, 2000, 3000, 5000]);
+    let after_ms = dice.between(1, longest_ms / STEP_MS) * STEP_MS;
+    fleet.kills_after_ms = (dice.pick(&[STEP_MS, after_ms]), after_ms);
+    fleet.restarts_after_ms = dice.pick(&[100, 500, 1500, 3000, 10_000]);
+    fleet.renamed = dice.pick(&[false, true]);
+    fleet.killers = (0..killers).map(|n| format!("key-{}", n * 50 + dice.between(0, 49))).collect();
+    fleet.killers.sort();
+    fleet.dice = Dice(dice.between(0, u64::MAX - 1));
+    let case = format!("seed {seed}: {:?} kill after {:?} ms", fleet.killers, fleet.kills_after_ms);
+    let names: Vec<String> = (0..100).map(|n| format!("key-{n}")).collect();
+    for some in names.chunks(dice.pick(&[7, 33, 100])) {
+        fleet.group.add(&refs(some));
+        fleet.pass(dice.pick(&[100, 1000]));
+    }
+    assert!(fleet.is_calm_within(100, 6000), "{case}: after {} deaths {:?} are set aside", fleet.deaths, fleet.aside());
+    let mut aside = fleet.aside();
+    aside.sort();
+    assert_eq!(aside, fleet.killers, "{case}: only what kills is set aside");
+    fleet.deaths
+}
+
+/// So many seeds: all within `most` deaths, and so many of them within `usual`.
+fn killers_are_found(killers: u64, seeds: u64, most: usize, usual: usize, share: usize) {
+    let deaths: Vec<usize> = (0..seeds).map(|seed| deaths_until_killers_are_found(killers, seed)).collect();
+    assert!(deaths.iter().all(|deaths| *deaths <= most), "{deaths:?}");
+    let within = deaths.iter().filter(|deaths| **deaths <= usual).count();
+    assert!(within >= share, "{within} within {usual}: {deaths:?}");
+}
+
+#[test]
+fn whatever_its_delay_a_killer_is_set_aside_after_few_deaths_and_nothing_else_is() {
+    killers_are_found(1, 60, 10, 8, 57);
+}
+
+#[test]
+fn two_killers_of_any_delay_are_set_aside_and_nothing_else_is() {
+    killers_are_found(2, 40, 26, 18, 28);
 }
 
 #[test]
@@ -393,7 +460,7 @@ fn what_just_became_suspect_is_spread_over_all_nodes_and_stays_there_until_it_is
         group.confirm_all(&[a, b, c]);
         assert_eq!((group.held(a), group.held(b), group.held(c)), (6, 6, 0), "they are on trial");
     }
-    for _ in 0..60 {
+    for _ in 0..80 {
         group.pass(100, &[a, b, c]);
         group.confirm_all(&[a, b, c]);
     }
