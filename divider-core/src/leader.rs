@@ -591,10 +591,13 @@ impl Leader {
         }
     }
 
-    /// How many keys have had a death alone that is still held against them.
+    /// How many keys have had a death alone that is still held against them. A single one beside another that has had more
+    /// does not count: two keys that kill must not keep each other from being set aside.
     fn blamed(&self) -> u32 {
-        let blamed = self.tracker.suspects().filter(|k| self.index.deaths(*k).alone > 0);
-        u32::try_from(blamed.count()).unwrap_or(u32::MAX)
+        let alone = self.tracker.suspects().map(|k| self.index.deaths(k).alone).filter(|alone| *alone > 0);
+        let alone: Vec<_> = alone.collect();
+        let blamed = if alone.len() == 2 && alone.contains(&1) { 1 } else { alone.len() };
+        u32::try_from(blamed).unwrap_or(u32::MAX)
     }
 
     fn look_for_newer_format(&mut self, now: Instant) {

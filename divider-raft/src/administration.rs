@@ -44,7 +44,7 @@ impl RaftStore {
         self.call(Call::Leave { id }, TrafficClass::Calls, true).await.map(drop)
     }
 
-    /// Makes a learner a voter, whatever [`RaftConfig::voters`] says. Calling it again is safe.
+    /// Makes a learner a voter, whatever [`RaftConfig::voters`](crate::RaftConfig::voters) says. Calling it again is safe.
     ///
     /// # Errors
     /// As [`remove_member`](Self::remove_member).

@@ -119,7 +119,7 @@ impl<S: Store> NodeBuilder<S> {
         self
     }
 
-    /// Checks the configuration. Nothing is connected before [`Divider::start`].
+    /// Checks the configuration. Nothing is connected before [`Divider::start`](crate::Divider::start).
     ///
     /// # Errors
     /// [`ConfigError`] for the first contradiction.

@@ -213,7 +213,7 @@ fn a_key_that_kills_its_process_is_set_aside_after_few_deaths_and_no_neighbour_i
 #[test]
 fn two_keys_that_kill_are_both_found() {
     for kills_after_ms in [100, 200, 300] {
-        a_killer_is_found(3, 100, 2, kills_after_ms, 18);
+        a_killer_is_found(3, 100, 2, kills_after_ms, 16);
     }
 }
 
@@ -253,12 +253,12 @@ fn killers_are_found(killers: u64, seeds: u64, most: usize, usual: usize, share:
 
 #[test]
 fn whatever_its_delay_a_killer_is_set_aside_after_few_deaths_and_nothing_else_is() {
-    killers_are_found(1, 60, 10, 8, 57);
+    killers_are_found(1, 60, 9, 8, 58);
 }
 
 #[test]
 fn two_killers_of_any_delay_are_set_aside_and_nothing_else_is() {
-    killers_are_found(2, 40, 26, 18, 28);
+    killers_are_found(2, 40, 24, 16, 26);
 }
 
 #[test]
