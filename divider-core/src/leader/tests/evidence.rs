@@ -205,7 +205,7 @@ fn a_key_that_kills_its_process_is_set_aside_after_few_deaths_and_no_neighbour_i
     for kills_after_ms in [100, 200, 300] {
         a_killer_is_found(3, 100, 1, kills_after_ms, 8);
     }
-    for kills_after_ms in [1000, 2000, 2500, 5000] {
+    for kills_after_ms in [1000, 2000, 2500, 5000, 6000] {
         a_killer_is_found(3, 100, 1, kills_after_ms, 10);
     }
 }
