@@ -4,7 +4,7 @@ pub(crate) mod beats;
 mod checksum;
 pub(crate) mod compare;
 pub(crate) mod confirm;
-mod election_backoff;
+mod elections;
 pub(crate) mod inbound;
 pub(crate) mod log;
 mod network;

@@ -262,6 +262,8 @@ async fn a_batch_waits_for_its_turn_whatever_the_role_says_of_locks() {
     let store = std::sync::Arc::new(store(&server));
     store.open().await.unwrap();
     let mut other = PgConnection::connect(&server.url()).await.unwrap();
+    // What the role says holds for this connection too, and the store may be at work on the group.
+    sqlx::raw_sql("SET lock_timeout = 0").execute(&mut other).await.unwrap();
     let mut held = other.begin().await.unwrap();
     sqlx::raw_sql("SELECT FROM divider.groups FOR UPDATE").execute(&mut *held).await.unwrap();
     let batch = tokio::spawn({

@@ -11,16 +11,15 @@ use std::{
 };
 
 use openraft::{
-    ChangeMembers, CommittedLeaderId, Config, ServerState, SnapshotPolicy,
+    ChangeMembers, Config, ServerState, SnapshotPolicy,
     error::{ClientWriteError, RaftError},
-    raft::VoteRequest,
 };
 use tokio::time::Instant;
 
 use crate::{
     config::RaftConfig,
     consensus::{
-        election_backoff,
+        elections,
         log::Log,
         network, quorum, silence,
         state_machine::{StateMachine, StateMachineHandle},
@@ -30,12 +29,9 @@ use crate::{
     protocol::{
         command::{Command, Reply},
         peer::Peer,
-        types::{LogId, Types, Vote},
+        types::Types,
     },
 };
-
-/// No member: the vote of a term in which this one must not give it to anybody.
-const NOBODY: u64 = 0;
 
 /// Most bytes of the log, about, however few entries they are.
 const LOG_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 64 << 20 };
@@ -82,7 +78,7 @@ impl<E: std::error::Error> From<RaftError<u64, E>> for Refused {
 /// A running member. Clones are handles to the same one.
 #[derive(Clone)]
 pub(crate) struct Raft {
-    pub(super) raft: openraft::Raft<Types>,
+    raft: openraft::Raft<Types>,
     pub(super) id: u64,
     pub(super) log: Log,
     pub(super) quorum: quorum::Quorum,
@@ -106,7 +102,7 @@ impl Raft {
         pool: Arc<ConnectionPool>,
     ) -> Result<Self, Refused> {
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        // Most members do not tick alike, so that few stand for election at the same moment. See `election_backoff` for those who do.
+        // Most members do not tick alike, so that few stand for election at the same moment. See `elections` for those who do.
         let drawn = config.environment.draw().to_le_bytes()[0];
         let heartbeat = config.heartbeat - config.heartbeat.mul_f64(f64::from(drawn) / 2048.0);
         let settings = Config {
@@ -135,7 +131,12 @@ impl Raft {
         let raft = raft.map_err(|error| Refused::Unavailable(error.to_string()))?;
         tokio::spawn(quorum.clone().watch(raft.server_metrics(), config.election.1.mul_f64(1.5)));
         let raft = Self { raft, id, log, quorum, silence, ending: Arc::default() };
-        tokio::spawn(election_backoff::run(raft.clone(), config.election.1, config.environment.clone()));
+        tokio::spawn(elections::watch(
+            raft.raft.clone(),
+            raft.silence.clone(),
+            config.election.1,
+            config.environment.clone(),
+        ));
         tokio::spawn(raft.clone().bound_log());
         tokio::spawn(raft.clone().stop_with_log());
         Ok(raft)
@@ -289,24 +290,8 @@ impl Raft {
     }
 
     /// Stands for election, unless it leads. Only fails where Raft has stopped.
-    ///
-    /// It does so in a term in which nobody has asked for its vote. Raft takes over every newer term that it hears of;
-    /// openraft does not where it refuses its vote, for example to a log that is too short. Whoever asked in that term has
-    /// voted for itself, so the two would keep each other from winning.
     pub(crate) async fn stand(&self) -> bool {
-        let seen = self.raft.server_metrics().borrow().clone();
-        let asked = self.newest_asked();
-        if seen.state != ServerState::Leader && asked > seen.vote.leader_id().term {
-            let longest = LogId::new(CommittedLeaderId::new(asked, NOBODY), u64::MAX);
-            // Where it is refused, a leader has been heard of meanwhile, and no election is won anyway.
-            let _ = self.raft.vote(VoteRequest::new(Vote::new(asked, NOBODY), Some(longest))).await;
-        }
-        self.raft.trigger().elect().await.is_ok()
-    }
-
-    /// The newest term in which another member has asked for the vote of this one.
-    pub(super) fn newest_asked(&self) -> u64 {
-        self.silence.newest_asked()
+        elections::stand(&self.raft, &self.silence).await
     }
 
     /// For how long, at least, no renewal that any leader before this one counted was sent. `None` where that is not known.
