@@ -78,7 +78,7 @@ impl<E: std::error::Error> From<RaftError<u64, E>> for Refused {
 /// A running member. Clones are handles to the same one.
 #[derive(Clone)]
 pub(crate) struct Raft {
-    raft: openraft::Raft<Types>,
+    pub(super) raft: openraft::Raft<Types>,
     pub(super) id: u64,
     pub(super) log: Log,
     pub(super) quorum: quorum::Quorum,
