@@ -314,9 +314,9 @@ impl Fleet {
         self.said.lock().recorded.insert(id, Vec::new());
     }
 
-    /// Stops a process in its tracks.
+    /// Stops a process in its tracks. When this returns, none of its threads goes on.
     pub fn pause(&self, id: ProcessId) {
-        self.processes[id].signal(rustix::process::Signal::STOP);
+        self.processes[id].stop();
     }
 
     /// Lets it go on.

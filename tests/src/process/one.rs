@@ -14,7 +14,7 @@ use std::{
 
 use divider_examples::line::{Kind, Line};
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::{Said, Usage, binary};
 use crate::history::ProcessId;
@@ -93,6 +93,14 @@ impl Process {
 
     pub(super) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the process is there until it is waited for");
+    }
+
+    /// Suspends it, and waits until the last of its threads stands still: they do so one after the other.
+    pub(super) fn stop(&self) {
+        self.signal(Signal::STOP);
+        let which = WaitId::Pid(Pid::from_child(&self.child));
+        let what = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::io::retry_on_intr(|| waitid(which.clone(), what)).expect("the process is a child of this one");
     }
 
     pub(super) fn usage(&self) -> Usage {
